@@ -1,0 +1,165 @@
+"""The options of a job as one immutable value, with their ranges and the named presets.
+
+Pure: no I/O, no clock. It does not know models: options left at None take the model's own default later.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+from lipsync_engine.errors import ParameterError
+
+
+class LoopMode(StrEnum):
+    """What to show when the audio outlasts the video."""
+
+    PINGPONG = "pingpong"  # forward, backward, forward …
+    LOOP = "loop"  # from the start again
+    FREEZE = "freeze"  # hold the last frame
+    REMAP = "remap"  # stretch the video's time to the audio's
+
+
+class Tail(StrEnum):
+    """What to do with the rest of the video when the audio ends first."""
+
+    CUT = "cut"
+    KEEP = "keep"  # the rest follows untouched
+
+
+class Quality(StrEnum):
+    """The one lossy video encode of a job."""
+
+    DEFAULT = "default"  # visually transparent
+    LOSSLESS = "lossless"
+
+
+class FaceRule(StrEnum):
+    LARGEST = "largest"
+    LEFT = "left"
+    RIGHT = "right"
+    INDEX = "index"
+    POINT = "point"
+
+
+@dataclass(frozen=True, slots=True)
+class FaceChoice:
+    """Which person speaks.
+
+    Attributes:
+        rule: how to choose.
+        index: for INDEX, the position from left to right, counted from 0.
+        x, y: for POINT, displayed pixels of the source video.
+        time_s: for POINT, when that point lies on the face, seconds of the source video.
+    """
+
+    rule: FaceRule = FaceRule.LARGEST
+    index: int = 0
+    x: float = 0.0
+    y: float = 0.0
+    time_s: float = 0.0
+
+    @classmethod
+    def parse(cls, text: str) -> FaceChoice:
+        """Read `largest`, `left`, `right`, a number, or `X,Y@SECONDS`."""
+        if text in (FaceRule.LARGEST, FaceRule.LEFT, FaceRule.RIGHT):
+            return cls(rule=FaceRule(text))
+        if text.isascii() and text.isdigit():
+            return cls(rule=FaceRule.INDEX, index=int(text))
+        place, _, time = text.partition("@")
+        try:
+            x, y = (float(part) for part in place.split(","))
+            return cls(rule=FaceRule.POINT, x=x, y=y, time_s=float(time) if time else 0.0)
+        except ValueError:
+            raise ParameterError(
+                f"face={text!r} is not understood: use largest, left, right, a number counted from the left "
+                "(0 is the leftmost), or X,Y@SECONDS such as 640,300@1.5."
+            ) from None
+
+
+@dataclass(frozen=True, slots=True)
+class SyncParams:
+    """Everything a caller may choose about one job; frozen, so that it can name cached work.
+
+    Attributes:
+        num_inference_steps: denoising steps, 1-200; None: the model's default.
+        guidance_scale: weight of the audio guidance, 0-20 (1 and below: off); None: the model's default.
+        seed: of all random draws, 0 … 2**63-1.
+        fps: output frame rate; None keeps the source's.
+        loop_mode: when the audio is longer than the video.
+        tail: when the audio is shorter than the video.
+        face: which person speaks.
+        faces_file: JSON of per-frame boxes or landmarks; the detector is not used then.
+        face_mask: an image, white where the speaker's face is; it selects the face that it covers most.
+        matte: image or video, white where something stands before the mouth; there the source's pixels stay.
+        max_yaw_deg: a head turned further than this is left untouched, with a soft fade.
+        window_overlap: frames shared by neighbouring model windows, 0-12.
+        voice_gate: let the mouth rest where nobody speaks.
+        sample_posterior: draw VAE latents as the reference does instead of taking the mean.
+        reference_numerics: the reference's own mask edge, rounding, paste-back and loop rule.
+        quality: of the final encode.
+    """
+
+    num_inference_steps: int | None = None
+    guidance_scale: float | None = None
+    seed: int = 1247
+    fps: Fraction | None = None
+    loop_mode: LoopMode = LoopMode.PINGPONG
+    tail: Tail = Tail.CUT
+    face: FaceChoice = FaceChoice()
+    faces_file: Path | None = None
+    face_mask: Path | None = None
+    matte: Path | None = None
+    max_yaw_deg: float = 60.0
+    window_overlap: int = 4
+    voice_gate: bool = True
+    sample_posterior: bool = False
+    reference_numerics: bool = False
+    quality: Quality = Quality.DEFAULT
+
+    def __post_init__(self) -> None:
+        _require_range("num_inference_steps", self.num_inference_steps, 1, 200)
+        _require_range("guidance_scale", self.guidance_scale, 0.0, 20.0)
+        _require_range("seed", self.seed, 0, 2**63 - 1)
+        _require_range("fps", self.fps, 1, 240)
+        _require_range("max_yaw_deg", self.max_yaw_deg, 1.0, 90.0)
+        _require_range("window_overlap", self.window_overlap, 0, 12)
+
+    @classmethod
+    def preset(cls, name: str, **overrides: Any) -> SyncParams:
+        """A named preset with single options changed; None in `overrides` means "as the preset has it"."""
+        if name not in PRESETS:
+            raise ParameterError(f"preset={name!r} does not exist: use one of {', '.join(PRESETS)}.")
+        known = {field.name for field in dataclasses.fields(cls)}
+        if unknown := sorted(set(overrides) - known):
+            raise ParameterError(
+                f"Unknown option {', '.join(unknown)}; known are {', '.join(sorted(known))}."
+            )
+        chosen = {key: value for key, value in overrides.items() if value is not None}
+        return cls(**{**PRESETS[name], **chosen})
+
+
+PRESETS: Mapping[str, Mapping[str, Any]] = {
+    "default": {},
+    "lossless": {"quality": Quality.LOSSLESS},
+    "reference": {
+        "fps": Fraction(25),
+        "window_overlap": 0,
+        "voice_gate": False,
+        "sample_posterior": True,
+        "reference_numerics": True,
+    },
+}
+"""`default` is ours; `reference` repeats LatentSync's own choices so that its numbers can be compared."""
+
+
+def _require_range(name: str, value: float | Fraction | None, low: float, high: float) -> None:
+    if value is None:
+        return
+    if not low <= value <= high:  # also refuses NaN
+        raise ParameterError(f"{name}={value} is out of range: it must lie between {low} and {high}.")
