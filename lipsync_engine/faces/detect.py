@@ -40,5 +40,5 @@ class FaceDetector(Protocol):
     def name(self) -> str: ...
 
     def detect(self, image: NDArray[np.uint8]) -> list[Detection]:
-        """Faces in an RGB picture, uint8 (H, W, 3), in no particular order; an empty list if there are none."""
+        """Faces in an RGB picture, uint8 (H, W, 3), in no particular order; empty if there are none."""
         ...
