@@ -1,0 +1,153 @@
+"""Source order, windows and segments: promises checked on many shapes."""
+
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lipsync_engine import timeline
+from lipsync_engine.errors import ErrorCode, ParameterError
+from lipsync_engine.params import LoopMode, Tail
+
+
+def test_output_lasts_as_long_as_the_audio_to_the_frame() -> None:
+    assert timeline.audio_frames(9.6, Fraction(25)) == 240
+    assert timeline.audio_frames(9.601, Fraction(25)) == 241
+    assert timeline.audio_frames(1 / 3, Fraction(30)) == 10
+    assert timeline.audio_frames(10.01, Fraction(30000, 1001)) == 300
+    assert timeline.audio_frames(0.001, Fraction(25)) == 1
+
+
+def test_reference_length_matches_the_published_examples() -> None:
+    assert [timeline.reference_audio_frames(n) for n in (617, 1851, 10)] == [310, 927, 7]
+
+
+@pytest.mark.parametrize("fps", [Fraction(25), Fraction(30000, 1001), Fraction(60), Fraction(12)])
+def test_conform_is_the_identity_at_the_source_rate(fps: Fraction) -> None:
+    pts = np.arange(700) / float(fps)
+    assert timeline.conform(pts, fps, fps).tolist() == list(range(700))
+
+
+def test_conform_of_a_variable_rate_shows_each_frame_while_it_lasts() -> None:
+    pts = np.array([0.0, 0.04, 0.5, 0.52, 0.54])  # the second frame is held for 0.46 s
+    shown = timeline.conform(pts, Fraction(25), Fraction(50))
+    assert shown.tolist() == [0, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 2, 4]
+
+
+def test_conform_changes_rate_without_changing_duration() -> None:
+    pts = np.arange(300) / 30.0
+    shown = timeline.conform(pts, Fraction(25), Fraction(30))
+    assert len(shown) == 250
+    assert np.all(np.diff(shown) >= 1)
+    assert np.abs(pts[shown] - np.arange(250) / 25).max() <= 1 / 30
+
+
+@pytest.mark.parametrize(
+    ("mode", "expected"),
+    [
+        (LoopMode.PINGPONG, [0, 1, 2, 3, 2, 1, 0, 1, 2, 3]),
+        (LoopMode.LOOP, [0, 1, 2, 3, 0, 1, 2, 3, 0, 1]),
+        (LoopMode.FREEZE, [0, 1, 2, 3, 3, 3, 3, 3, 3, 3]),
+        (LoopMode.REMAP, [0, 0, 1, 1, 1, 2, 2, 3, 3, 3]),
+    ],
+)
+def test_loop_modes(mode: LoopMode, expected: list[int]) -> None:
+    assert timeline.source_order(4, 10, mode, Tail.CUT).tolist() == expected
+
+
+def test_reference_pingpong_repeats_the_end_frames() -> None:
+    order = timeline.source_order(3, 10, LoopMode.PINGPONG, Tail.CUT, repeat_ends=True)
+    assert order.tolist() == [0, 1, 2, 2, 1, 0, 0, 1, 2, 2]
+
+
+def test_one_frame_video_and_tails() -> None:
+    assert timeline.source_order(1, 4, LoopMode.PINGPONG, Tail.CUT).tolist() == [0, 0, 0, 0]
+    assert timeline.source_order(9, 4, LoopMode.PINGPONG, Tail.CUT).tolist() == [0, 1, 2, 3]
+    assert timeline.source_order(9, 4, LoopMode.PINGPONG, Tail.KEEP).tolist() == list(range(9))
+
+
+def test_phases_keep_the_model_near_25_fps() -> None:
+    expected = {
+        Fraction(10): 1,
+        Fraction(24): 1,
+        Fraction(25): 1,
+        Fraction(30): 1,
+        Fraction(50): 2,
+        Fraction(60): 2,
+    }
+    assert {fps: timeline.phases(fps) for fps in expected} == expected
+    for fps in (Fraction(48), Fraction(60000, 1001), Fraction(72), Fraction(100), Fraction(120)):
+        assert 20 <= fps / timeline.phases(fps) <= 31
+
+
+def test_runs_end_at_gaps_cuts_and_loop_restarts() -> None:
+    weight = np.array([1, 1, 0, 1, 1, 1, 1, 1, 1], dtype=np.float32)
+    shots = np.array([0, 0, 0, 0, 0, 1, 1, 1, 1])
+    order = np.array([0, 1, 2, 3, 4, 5, 6, 0, 1])
+    assert timeline.runs(weight, shots, order) == [(0, 2), (3, 5), (5, 7), (7, 9)]
+
+
+def test_reference_windows_follow_each_other_and_the_last_is_short() -> None:
+    windows = timeline.plan_windows([(0, 12)], 1, 8, 0)
+    assert [w.frames for w in windows] == [tuple(range(8)), tuple(range(8, 12))]
+    assert all(weight == 1.0 for w in windows for weight in w.weights)
+
+
+def test_overlapping_windows_are_all_full_and_blend_linearly() -> None:
+    windows = timeline.plan_windows([(10, 40)], 1, 16, 4)
+    assert [(w.frames[0], len(w.frames)) for w in windows] == [(10, 16), (22, 16), (24, 16)]
+    first, second, _ = windows
+    assert first.own == tuple(range(10, 22))
+    assert np.allclose(first.weights[:12], 1.0)
+    assert first.weights[12] == pytest.approx(0.8)
+    assert second.weights[0] == pytest.approx(0.2)
+
+
+def test_overlap_as_large_as_the_window_is_refused() -> None:
+    with pytest.raises(ParameterError) as raised:
+        timeline.plan_windows([(0, 9)], 1, 8, 8)
+    assert raised.value.code is ErrorCode.PARAMETER_INVALID
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    lengths=st.lists(st.tuples(st.integers(1, 130), st.integers(0, 9)), min_size=1, max_size=4),
+    n_phases=st.integers(1, 4),
+    window_frames=st.integers(2, 16),
+    overlap=st.integers(0, 12),
+    target_s=st.sampled_from([0.2, 1.0, 6.0]),
+)
+def test_every_frame_is_made_once_and_segments_stand_alone(
+    lengths: list[tuple[int, int]], n_phases: int, window_frames: int, overlap: int, target_s: float
+) -> None:
+    overlap = min(overlap, window_frames - 1)
+    stretches, position = [], 0
+    for length, gap in lengths:
+        stretches.append((position, position + length))
+        position += length + gap
+    active = sorted(i for start, stop in stretches for i in range(start, stop))
+    windows = timeline.plan_windows(stretches, n_phases, window_frames, overlap)
+
+    assert sorted(i for w in windows for i in w.own) == active
+    total = np.zeros(position)
+    for w in windows:
+        assert len(w.frames) <= window_frames
+        assert set(w.own) <= set(w.frames)
+        assert {b - a for a, b in zip(w.frames, w.frames[1:], strict=False)} <= {n_phases}
+        np.add.at(total, list(w.frames), w.weights)
+    assert np.allclose(total[active], 1.0)
+
+    segments = timeline.plan_segments(position, windows, Fraction(25), target_s)
+    assert [s.start for s in segments] == [0] + [s.stop for s in segments[:-1]]
+    assert segments[-1].stop == position
+    assert sorted(k for s in segments for k in s.windows) == list(range(len(windows)))
+    for s in segments:
+        made = {*s.lead, *s.windows}
+        for k in s.windows:
+            assert s.start <= windows[k].own[0]
+            assert windows[k].own[-1] < s.stop
+            for frame in windows[k].own:  # everything that a frame is blended from is at hand
+                assert {w.index for w in windows if frame in w.frames} <= {i for i in made if i <= k}
+        assert all(k < min(s.windows) for k in s.lead)
