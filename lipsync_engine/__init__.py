@@ -1,0 +1,49 @@
+"""Lip-sync for video: a video and a voice in, the same video with lips that speak that voice out.
+
+The public names load on first use, so that `import lipsync_engine` costs nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lipsync_engine.errors import ErrorCode, LipSyncError
+    from lipsync_engine.params import FaceChoice, LoopMode, Quality, SyncParams, Tail
+    from lipsync_engine.pipeline import LipSyncPipeline, SyncResult
+    from lipsync_engine.progress import Progress, Stage
+
+_HOME = {
+    "ErrorCode": "errors",
+    "FaceChoice": "params",
+    "LipSyncError": "errors",
+    "LipSyncPipeline": "pipeline",
+    "LoopMode": "params",
+    "Progress": "progress",
+    "Quality": "params",
+    "Stage": "progress",
+    "SyncParams": "params",
+    "SyncResult": "pipeline",
+    "Tail": "params",
+}
+
+__all__ = [
+    "ErrorCode",
+    "FaceChoice",
+    "LipSyncError",
+    "LipSyncPipeline",
+    "LoopMode",
+    "Progress",
+    "Quality",
+    "Stage",
+    "SyncParams",
+    "SyncResult",
+    "Tail",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)

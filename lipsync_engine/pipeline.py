@@ -1,0 +1,413 @@
+"""The story of a job: a video and a voice in, a lip-synced video out.
+
+`LipSyncPipeline` holds a loaded model and a face detector. Its `run` is a generator that yields progress, so
+that the caller owns progress bars and cancellation (closing the generator stops between frames and leaves no
+child and no half file). Work lies in a private folder named by everything that decides the result; a run that
+finds finished segments there goes on after them. It knows neither terminals nor HTTP.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import shutil
+import time
+from collections.abc import Generator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from fractions import Fraction
+from importlib.metadata import version
+from pathlib import Path
+from typing import Self
+
+import platformdirs
+import torch
+from filelock import FileLock, Timeout
+from pydantic import TypeAdapter
+
+from lipsync_engine import faces, media
+from lipsync_engine.device import choose_device
+from lipsync_engine.drawn_faces import DrawnFaceDetector
+from lipsync_engine.errors import ErrorCode, InputError, ParameterError, ResourceError
+from lipsync_engine.models import LipSyncModel, load_model
+from lipsync_engine.params import SyncParams
+from lipsync_engine.plan import Plan, analyse
+from lipsync_engine.progress import Meter, Progress, Stage
+from lipsync_engine.render import render
+from lipsync_engine.weights import WeightsStore
+
+STALE_AFTER_S = 7 * 24 * 3600
+"""Unfinished work older than this is removed when a new job starts."""
+
+
+@dataclass(frozen=True, slots=True)
+class StageSeconds:
+    """Wall-clock seconds that each stage took in this run."""
+
+    faces: float
+    audio: float
+    render: float
+    assemble: float
+
+
+@dataclass(frozen=True, slots=True)
+class SyncResult:
+    """What was made, and from what.
+
+    Attributes:
+        output: the finished video.
+        width, height: displayed size.
+        fps: frame rate.
+        frames: number of frames.
+        frames_without_face: of these, how many under the voice show the source untouched for want of a face.
+        segments: number of segments; `segments_resumed` of them came from an earlier, interrupted run.
+        analysis_cached: the face tracks came from an earlier job on the same video.
+        seed, num_inference_steps, guidance_scale, model, weights_sha256, device, dtype: what decided the
+            pixels.
+        seconds: per stage.
+    """
+
+    output: Path
+    width: int
+    height: int
+    fps: Fraction
+    frames: int
+    frames_without_face: int
+    segments: int
+    segments_resumed: int
+    analysis_cached: bool
+    seed: int
+    num_inference_steps: int
+    guidance_scale: float
+    model: str
+    weights_sha256: str
+    device: str
+    dtype: str
+    seconds: StageSeconds
+
+
+class LipSyncPipeline:
+    """A loaded model and a detector, ready for any number of jobs, one at a time.
+
+    Args:
+        model: from `lipsync_engine.models.load_model`.
+        detector: finds faces in single pictures.
+        cache_dir: for analyses and unfinished work; None: LIPSYNC_CACHE_DIR, else the user's cache folder.
+    """
+
+    def __init__(
+        self, model: LipSyncModel, detector: faces.FaceDetector, *, cache_dir: Path | None = None
+    ) -> None:
+        self.model = model
+        self.detector = detector
+        self._cache_dir = cache_dir or default_cache_dir()
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str = "tiny",
+        *,
+        device: str | None = None,
+        dtype: str | None = None,
+        detector: str | None = None,
+        weights_dir: Path | None = None,
+        cache_dir: Path | None = None,
+    ) -> Self:
+        """Load a model of the manifest.
+
+        Args:
+            name: as `lipsync weights list` shows it.
+            device: cuda, mps or cpu; None takes the best there is.
+            dtype: fp32, fp16 or bf16; None takes what suits the device.
+                detector: see `load_detector`; None takes the model's own.
+            weights_dir: where downloaded weights lie; None: LIPSYNC_WEIGHTS_DIR, else the user's cache
+                folder.
+            cache_dir: see the class.
+
+        Raises:
+            WeightsError: files are missing or do not fit; the message names the command that helps.
+            ResourceError: the device is not there.
+        """
+        store = WeightsStore(weights_dir)
+        chosen = choose_device(device, dtype)
+        model = load_model(name, device=chosen.device, dtype=chosen.dtype, store=store)
+        return cls(model, load_detector(detector or store.entry(name).detector, store), cache_dir=cache_dir)
+
+    def __call__(
+        self,
+        video: Path | str,
+        audio: Path | str,
+        output: Path | str,
+        params: SyncParams | None = None,
+        *,
+        output_audio: Path | str | None = None,
+    ) -> SyncResult:
+        """`run` without looking at its progress."""
+        steps = self.run(video, audio, output, params, output_audio=output_audio)
+        while True:
+            try:
+                next(steps)
+            except StopIteration as finished:
+                result: SyncResult = finished.value
+                return result
+
+    def run(
+        self,
+        video: Path | str,
+        audio: Path | str,
+        output: Path | str,
+        params: SyncParams | None = None,
+        *,
+        output_audio: Path | str | None = None,
+    ) -> Generator[Progress, None, SyncResult]:
+        """Make the video.
+
+        Args:
+            video: file with the person; its own sound is not used.
+            audio: file with the voice that drives the lips; any container with sound.
+            output: .mp4, .mov or .mkv to write; replaced only when the new one is complete.
+            params: options; None: the default preset.
+            output_audio: what is heard, where that is not `audio` (a mix with music, say).
+
+        Yields:
+            Progress of each stage.
+
+        Returns:
+            What was made.
+
+        Raises:
+            LipSyncError: with the code of what went wrong; nothing half-made is left behind.
+        """
+        params = params or SyncParams()
+        # 1. Look at the inputs and the output's place before any heavy work.
+        video_info = media.probe_video(Path(video))
+        voice = media.probe_audio(Path(audio))
+        heard = media.probe_audio(Path(output_audio)) if output_audio is not None else voice
+        video_hash = media.content_hash(video_info.path)
+        inputs = (video_info.path, voice.path, heard.path)
+        with (
+            _resource_errors(),
+            _unpublished(Path(output), inputs) as part,
+            self._work_folder(self._job_key(video_hash, voice.path, params)) as folder,
+        ):
+            seconds = dict.fromkeys(Stage, 0.0)
+
+            # 2. Analyse, or take the plan that an interrupted run has left.
+            plan = Plan.load(folder)
+            if plan is None:
+                analysis = analyse(
+                    video_info,
+                    voice,
+                    params,
+                    model=self.model,
+                    detector=self.detector,
+                    cache=faces.AnalysisCache(self._cache_dir / "analysis"),
+                    video_hash=video_hash,
+                    folder=folder,
+                )
+                plan = yield from _timed(analysis, seconds)
+
+            # 3. Render the segments that are not there yet.
+            files = [folder / f"segment-{segment.index:05d}.mkv" for segment in plan.segments]
+            missing = [segment for segment in plan.segments if not files[segment.index].exists()]
+            done = plan.n_frames - sum(segment.stop - segment.start for segment in missing)
+            meter = Meter(Stage.RENDER, plan.n_frames, resumed=done)
+            for segment in missing:
+                with closing(render(plan, segment, self.model, files[segment.index])) as frames:
+                    for count in frames:
+                        yield meter.at(done + count)
+                done += segment.stop - segment.start
+            seconds[Stage.RENDER] = meter.elapsed_s
+
+            # 4. Join them with the sound and publish.
+            meter = Meter(Stage.ASSEMBLE, 1)
+            yield meter.at(0)
+            media.assemble(files, part, video_info, plan.header.fps, params.quality, audio=heard.path)
+            part.replace(output)
+            yield meter.at(1)
+            seconds[Stage.ASSEMBLE] = meter.elapsed_s
+            shutil.rmtree(folder)
+        return self._result(plan, Path(output), len(files) - len(missing), seconds)
+
+    def _result(
+        self, plan: Plan, output: Path, segments_resumed: int, seconds: dict[Stage, float]
+    ) -> SyncResult:
+        info, params = self.model.info, plan.header.params
+        guidance = info.guidance_scale if params.guidance_scale is None else params.guidance_scale
+        return SyncResult(
+            output=output,
+            width=plan.header.video.format.width,
+            height=plan.header.video.format.height,
+            fps=plan.header.fps,
+            frames=plan.n_frames,
+            frames_without_face=plan.frames_without_face,
+            segments=len(plan.segments),
+            segments_resumed=segments_resumed,
+            analysis_cached=plan.header.analysis_cached,
+            seed=params.seed,
+            num_inference_steps=params.num_inference_steps or info.num_inference_steps,
+            guidance_scale=guidance,
+            model=info.name,
+            weights_sha256=info.weights_sha256,
+            device=str(self.model.device),
+            dtype=str(self.model.dtype).removeprefix("torch."),
+            seconds=StageSeconds(**{stage.value: seconds[stage] for stage in Stage}),
+        )
+
+    def _job_key(self, video_hash: str, voice: Path, params: SyncParams) -> str:
+        """Names everything that decides a job's pixels; equal keys may share finished segments."""
+        digest = hashlib.sha256()
+        given = [path for path in (params.faces_file, params.face_mask, params.matte) if path is not None]
+        for part in (
+            video_hash,
+            media.content_hash(voice),
+            *(media.content_hash(path) for path in given),
+            TypeAdapter(SyncParams).dump_json(params).decode(),
+            self.model.info.name,
+            self.model.info.weights_sha256,
+            f"{self.model.device.type} {self.model.dtype}",
+            self.detector.name,
+            version("lipsync-engine"),
+        ):
+            digest.update(part.encode() + b"\0")
+        return digest.hexdigest()[:32]
+
+    @contextmanager
+    def _work_folder(self, key: str) -> Generator[Path, None, None]:
+        """The job's private folder, locked; finished segments stay in it when the job is interrupted."""
+        jobs = self._cache_dir / "jobs"
+        jobs.mkdir(parents=True, exist_ok=True)
+        _sweep(jobs)
+        folder = jobs / key
+        try:
+            with FileLock(jobs / f"{key}.lock", blocking=False):
+                folder.mkdir(exist_ok=True)
+                _remove_unfinished(folder)
+                try:
+                    yield folder
+                except InputError:
+                    shutil.rmtree(folder)
+                    raise
+                finally:
+                    if folder.exists():
+                        _remove_unfinished(folder)
+                        if not any(folder.iterdir()):
+                            folder.rmdir()
+        except Timeout:
+            raise ResourceError(
+                ErrorCode.JOB_BUSY,
+                "The same job (same video, voice and options) is already running in another process: "
+                "wait for it or stop it.",
+            ) from None
+
+
+def default_cache_dir() -> Path:
+    """LIPSYNC_CACHE_DIR, else the user's cache folder."""
+    given = os.environ.get("LIPSYNC_CACHE_DIR")
+    return Path(given) if given else Path(platformdirs.user_cache_dir("lipsync"))
+
+
+def load_detector(name: str, store: WeightsStore) -> faces.FaceDetector:
+    """A face detector by name.
+
+    Args:
+        name: `yunet` (photographed people), `drawn` (our drawn presenters), or `landmarks106:PATH` with an
+            ONNX file of the 106-point model for those who hold its licence.
+        store: where detector weights come from.
+    """
+    if name == "yunet":
+        return faces.YuNetDetector(store.files("yunet")["detector"])
+    if name == "drawn":
+        return DrawnFaceDetector(store.files("tiny")["detector"])
+    kind, _, path = name.partition(":")
+    if kind == "landmarks106" and path:
+        return faces.Landmark106Detector(load_detector("yunet", store), Path(path))
+    raise ParameterError(f"detector={name!r} does not exist: use yunet, drawn or landmarks106:PATH.")
+
+
+def _timed(
+    steps: Generator[Progress, None, Plan], seconds: dict[Stage, float]
+) -> Generator[Progress, None, Plan]:
+    """Pass progress on and note how long each of its stages took."""
+    began = time.monotonic()
+    with closing(steps):
+        while True:
+            try:
+                progress = next(steps)
+            except StopIteration as finished:
+                plan: Plan = finished.value
+                return plan
+            now = time.monotonic()
+            seconds[progress.stage] += now - began
+            began = now
+            yield progress
+
+
+@contextmanager
+def _unpublished(output: Path, inputs: tuple[Path, ...]) -> Generator[Path, None, None]:
+    """A path next to `output` to write to; removed again unless it was renamed to `output`."""
+    if output.suffix.lower() not in media.OUTPUT_SUFFIXES:
+        known = ", ".join(sorted(media.OUTPUT_SUFFIXES))
+        raise ParameterError(f"The output's name must end in one of {known}; got {output.name!r}.")
+    if output.is_dir() or not output.parent.is_dir():
+        raise ResourceError(
+            ErrorCode.OUTPUT_NOT_WRITABLE,
+            f"{output.name!r} is a folder, or its folder does not exist: name a file in an existing folder.",
+        )
+    if output.exists() and any(output.samefile(path) for path in inputs):
+        raise ParameterError("The output would overwrite one of the inputs: choose another name.")
+    part = output.with_name(f".{output.stem}.{os.getpid()}.part{output.suffix}")
+    try:
+        part.touch()
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise
+        raise ResourceError(
+            ErrorCode.OUTPUT_NOT_WRITABLE,
+            f"The folder of {output.name!r} is not writable ({error.strerror}): choose another folder.",
+        ) from error
+    try:
+        yield part
+    finally:
+        part.unlink(missing_ok=True)
+
+
+@contextmanager
+def _resource_errors() -> Generator[None, None, None]:
+    """Turn a full disk and exhausted memory, wherever they show, into errors with a code."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise ResourceError(
+                ErrorCode.DISK_FULL,
+                "The disk is full: free some space or set LIPSYNC_CACHE_DIR to a larger disk, then run again.",
+            ) from error
+        raise
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        raise ResourceError(
+            ErrorCode.OUT_OF_MEMORY,
+            "Memory ran out: close other programs, use --dtype fp16, or a smaller model.",
+        ) from error
+
+
+def _remove_unfinished(folder: Path) -> None:
+    """Drop half-made files; without a finished segment nothing is worth keeping."""
+    if not (folder / "plan.json").exists() or not any(folder.glob("segment-?????.mkv")):
+        for path in folder.iterdir():
+            path.unlink()
+        return
+    for path in folder.glob("*.part*"):
+        path.unlink()
+
+
+def _sweep(jobs: Path) -> None:
+    """Remove work that nobody came back for."""
+    limit = time.time() - STALE_AFTER_S
+    for path in jobs.iterdir():
+        if path.stat().st_mtime < limit:
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)

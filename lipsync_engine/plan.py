@@ -1,0 +1,317 @@
+"""`analyse`: one pass over the picture and one over the voice, and from them the whole plan of a job.
+
+A `Plan` holds every decision: which source frame each output frame shows, where the speaker's face lies in
+it, how strongly it is replaced, what the model hears, and how the work is cut. With it any process can render
+any segment, in any order, to the same pictures. It lives in a folder, so that a job can go on after a crash.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Generator
+from contextlib import closing
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+from pydantic import TypeAdapter
+
+from lipsync_engine import audio, faces, media, timeline
+from lipsync_engine.composite import Compositor, ReferenceCompositor, SoftCompositor
+from lipsync_engine.errors import ErrorCode, FaceError
+from lipsync_engine.media import AudioInfo, VideoInfo
+from lipsync_engine.models import LipSyncModel, ModelInfo
+from lipsync_engine.params import SyncParams
+from lipsync_engine.progress import Meter, Progress, Stage
+from lipsync_engine.timeline import Segment, Window
+
+FloatArray = npt.NDArray[np.float32]
+
+IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp"})
+
+SEGMENT_S = 6.0
+"""Length of a segment: its lead window must cost little, and a crash must lose little."""
+
+ANALYSIS_MAX_SIDE = 960
+"""Faces are searched in frames scaled down to this longest side, pixels."""
+
+MATTE_SCAN_MAX_SIDE = 64
+"""Only the times of a matte video's frames are wanted before rendering."""
+
+TAIL_FADE_S = 0.2
+"""Where the video goes on after the voice, the generated mouth fades into the source's over this time."""
+
+
+@dataclass(frozen=True, slots=True)
+class PlanHeader:
+    """The part of a plan that is not arrays.
+
+    Attributes:
+        audio_frames: output frames that the voice lasts; later ones show the source untouched.
+        analysis_cached: the face tracks came from an earlier job on the same video.
+        matte: the matte where it is a video.
+    """
+
+    video: VideoInfo
+    audio: AudioInfo
+    params: SyncParams
+    model: ModelInfo
+    fps: Fraction
+    audio_frames: int
+    analysis_cached: bool
+    matte: VideoInfo | None
+
+
+@dataclass(frozen=True, slots=True)
+class PlanArrays:
+    """One row per decoded source frame (S) or per output frame (N).
+
+    Attributes:
+        pts_s: (S,) times of the decoded source frames.
+        matrices: (S, 2, 3) source frame → crop; NaN where there is no face.
+        order: (N,) source frame of each output frame.
+        shots: (N,) shot number.
+        weight: (N,) how much of the generated face shows; 0 = the frame stays as it is.
+        gate: (N,) 1 where somebody speaks, 0 where the mouth rests.
+        matte_pts_s: (K,) times of the matte's frames; empty without a matte video.
+    """
+
+    pts_s: npt.NDArray[np.float64]
+    matrices: npt.NDArray[np.float32]
+    order: npt.NDArray[np.int64]
+    shots: npt.NDArray[np.int64]
+    weight: npt.NDArray[np.float32]
+    gate: npt.NDArray[np.float32]
+    matte_pts_s: npt.NDArray[np.float64]
+
+
+_ARRAY_NAMES = ("pts_s", "matrices", "order", "shots", "weight", "gate", "matte_pts_s")
+
+
+class Plan:
+    """All decisions of a job. Windows and segments follow from the header and the arrays."""
+
+    def __init__(self, folder: Path, header: PlanHeader, arrays: PlanArrays) -> None:
+        self.folder, self.header, self.arrays = folder, header, arrays
+        self.windows: tuple[Window, ...] = timeline.plan_windows(
+            timeline.runs(arrays.weight, arrays.shots, arrays.order),
+            timeline.phases(header.fps),
+            header.model.window_frames,
+            min(header.params.window_overlap, header.model.window_frames - 1),
+        )
+        self.segments: tuple[Segment, ...] = timeline.plan_segments(
+            len(arrays.order), self.windows, header.fps, SEGMENT_S
+        )
+
+    @property
+    def n_frames(self) -> int:
+        return len(self.arrays.order)
+
+    @property
+    def frames_without_face(self) -> int:
+        """Output frames under the voice that stay untouched because no usable face was seen."""
+        return int(np.count_nonzero(self.arrays.weight[: self.header.audio_frames] == 0))
+
+    def features(self) -> audio.AudioFeatures:
+        return audio.AudioFeatures.open(_features_path(self.folder))
+
+    def mattes(self, order: npt.NDArray[np.int64]) -> Generator[FloatArray | None, None, None]:
+        """What stands in front of the face in each source frame of `order`: float32 (H, W) 0..1, or None."""
+        path, matte, video = self.header.params.matte, self.header.matte, self.header.video.format
+        if path is None:
+            yield from itertools.repeat(None, len(order))
+        elif matte is None:
+            still = media.read_mask(path, video.width, video.height).astype(np.float32) / 255.0
+            yield from itertools.repeat(still, len(order))
+        else:
+            times_s = self.arrays.pts_s[order] + 1e-3  # a matte frame of the same time is already on screen
+            shown = np.searchsorted(self.arrays.matte_pts_s, times_s, side="right") - 1
+            full_scale = np.float32(2**matte.format.bit_depth - 1)
+            with media.FrameReader(matte, self.arrays.matte_pts_s) as reader:
+                for frame in reader.read(np.maximum(shown, 0).tolist()):
+                    scaled = cv2.resize(frame.y, (video.width, video.height), interpolation=cv2.INTER_LINEAR)
+                    yield np.clip(scaled.astype(np.float32) / full_scale, 0.0, 1.0)
+
+    def save(self) -> None:
+        """Write the plan; `plan.json` appears last, so that it marks a complete one."""
+        np.savez(self.folder / "plan.npz", **{name: getattr(self.arrays, name) for name in _ARRAY_NAMES})
+        part = self.folder / "plan.json.part"
+        part.write_bytes(_header_adapter().dump_json(self.header))
+        part.replace(self.folder / "plan.json")
+
+    @classmethod
+    def load(cls, folder: Path) -> Plan | None:
+        """The complete plan in `folder`, or None."""
+        path = folder / "plan.json"
+        if not path.exists():
+            return None
+        header = _header_adapter().validate_json(path.read_bytes())
+        with np.load(folder / "plan.npz", allow_pickle=False) as arrays:
+            return cls(folder, header, PlanArrays(**{name: arrays[name] for name in _ARRAY_NAMES}))
+
+
+def compositor_for(params: SyncParams, model: LipSyncModel, video: VideoInfo) -> Compositor:
+    """The numerics that a job asked for."""
+    if params.reference_numerics:
+        return ReferenceCompositor(model.keep_mask)
+    return SoftCompositor(model.keep_mask, video.sample_aspect_ratio)
+
+
+def analyse(
+    video: VideoInfo,
+    voice: AudioInfo,
+    params: SyncParams,
+    *,
+    model: LipSyncModel,
+    detector: faces.FaceDetector,
+    cache: faces.AnalysisCache,
+    video_hash: str,
+    folder: Path,
+) -> Generator[Progress, None, Plan]:
+    """Read the clip and the voice once and decide everything.
+
+    Args:
+        video, voice: as probed.
+        params: the caller's options.
+        model: gives the audio encoder, the crop's geometry and the window.
+        detector: finds faces, unless `params.faces_file` gives them.
+        cache: of face tracks, by `video_hash`: a second voice on the same video skips detection.
+        folder: private to the job; plan and audio features are left in it.
+
+    Yields:
+        Progress of the two stages.
+
+    Raises:
+        MediaError: a file ends early or cannot be decoded.
+        FaceError: nobody to lip-sync.
+    """
+    # 1. The voice: log-mel on disk, then the encoder's hidden states.
+    features, mel = yield from _hear(voice, params, model, folder)
+
+    # 2. The faces: every frame once, scaled down.
+    tracks, cached = yield from _see(video, params, detector, cache, video_hash)
+    path = _speaker(tracks, params, video)
+
+    # 3. The timeline.
+    fps = params.fps or video.frame_rate
+    if params.reference_numerics:
+        n_audio = timeline.reference_audio_frames(features.length)
+    else:
+        n_audio = timeline.audio_frames(features.duration_s, fps)
+    shown = timeline.conform(tracks.pts_s, fps, video.frame_rate)
+    order = shown[
+        timeline.source_order(
+            len(shown), n_audio, params.loop_mode, params.tail, repeat_ends=params.reference_numerics
+        )
+    ]
+    weight = path.weight[order] * _tail_fade(len(order), n_audio, fps)
+    if not weight.any():
+        raise FaceError(
+            ErrorCode.FACE_NOT_FOUND,
+            "No usable face is visible while the voice speaks: use a longer or another part of the video, "
+            "or give the face with a faces file.",
+        )
+
+    # 4. When the mouth moves and when it rests.
+    times_s = np.arange(len(order)) / float(fps)
+    gate = audio.voice_activity(mel, times_s) if params.voice_gate else np.ones(len(order), dtype=np.float32)
+
+    # 5. What may stand in front of the mouth.
+    matte, matte_pts_s = _matte(params.matte)
+
+    plan = Plan(
+        folder,
+        PlanHeader(video, voice, params, model.info, fps, min(n_audio, len(order)), cached, matte),
+        PlanArrays(
+            pts_s=tracks.pts_s,
+            matrices=compositor_for(params, model, video).matrices(path.points),
+            order=order,
+            shots=path.shots[order].astype(np.int64),
+            weight=weight.astype(np.float32),
+            gate=gate,
+            matte_pts_s=matte_pts_s,
+        ),
+    )
+    plan.save()
+    return plan
+
+
+def _hear(
+    voice: AudioInfo, params: SyncParams, model: LipSyncModel, folder: Path
+) -> Generator[Progress, None, tuple[audio.AudioFeatures, audio.Mel]]:
+    writer = audio.MelWriter(folder / "mel")
+    with closing(media.read_audio(voice.path)) as samples:
+        for chunk in samples:
+            writer.add(chunk)
+    mel = writer.finish()
+    meter = Meter(Stage.AUDIO, 0)
+    steps = audio.encode(
+        mel, model.audio_encoder, _features_path(folder), reference=params.reference_numerics
+    )
+    while True:
+        try:
+            done, total = next(steps)
+        except StopIteration as finished:
+            return finished.value, mel
+        meter = meter if meter.total == total else Meter(Stage.AUDIO, total)
+        yield meter.at(done)
+
+
+def _see(
+    video: VideoInfo,
+    params: SyncParams,
+    detector: faces.FaceDetector,
+    cache: faces.AnalysisCache,
+    video_hash: str,
+) -> Generator[Progress, None, tuple[faces.FaceTracks, bool]]:
+    given = params.faces_file is not None
+    key = faces.analysis_key(video_hash, "given" if given else detector.name)
+    if (tracks := cache.get(key)) is not None:
+        return tracks, True
+    tracker = faces.FaceTracker(None if given else detector, video.format.width, video.format.height)
+    meter = Meter(Stage.FACES, round(video.duration_s * float(video.frame_rate)))
+    with closing(media.scan_frames(video, ANALYSIS_MAX_SIDE)) as frames:
+        for done, (pts_s, image) in enumerate(frames, start=1):
+            tracker.add(pts_s, image)
+            yield meter.at(done)
+    tracks = tracker.finish()
+    cache.put(key, tracks)
+    return tracks, False
+
+
+def _speaker(tracks: faces.FaceTracks, params: SyncParams, video: VideoInfo) -> faces.FacePath:
+    if params.faces_file is not None:
+        tracks = faces.load_faces_file(params.faces_file, tracks)
+    mask = None
+    if params.face_mask is not None:
+        mask = media.read_mask(params.face_mask, video.format.width, video.format.height)
+    return faces.choose_speaker(tracks, params.face, params.max_yaw_deg, mask=mask)
+
+
+def _matte(path: Path | None) -> tuple[VideoInfo | None, npt.NDArray[np.float64]]:
+    if path is None or path.suffix.lower() in IMAGE_SUFFIXES:
+        return None, np.empty(0)
+    info = media.probe_video(path)
+    return info, np.array([pts_s for pts_s, _ in media.scan_frames(info, MATTE_SCAN_MAX_SIDE)])
+
+
+def _tail_fade(n_frames: int, n_audio: int, fps: Fraction) -> FloatArray:
+    """1 under the voice, 0 after it; a raised cosine before the end where the video goes on."""
+    fade = np.ones(n_frames, dtype=np.float32)
+    if n_audio < n_frames:
+        fade[n_audio:] = 0.0
+        ramp = min(n_audio, max(1, round(TAIL_FADE_S * float(fps))))
+        position = (np.arange(ramp) + 1) / (ramp + 1)
+        fade[n_audio - ramp : n_audio] = 0.5 + 0.5 * np.cos(np.pi * position)
+    return fade
+
+
+def _features_path(folder: Path) -> Path:
+    return folder / "features"
+
+
+def _header_adapter() -> TypeAdapter[PlanHeader]:
+    return TypeAdapter(PlanHeader)

@@ -1,0 +1,293 @@
+"""`render`: one segment of a plan, from source frames to an encoded file.
+
+Three stages run at the same time, each in order: decode and crop (a thread), the model (the caller's thread),
+paste and encode (a thread). What a frame becomes depends on the plan alone: windows are denoised whole,
+blended in index order and decoded with a fixed group of frames, whichever segment or process asks for them.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections import deque
+from collections.abc import Generator, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from lipsync_engine import audio, media
+from lipsync_engine.composite import Compositor, Crop
+from lipsync_engine.frames import Frame
+from lipsync_engine.models import LipSyncModel
+from lipsync_engine.plan import Plan, compositor_for
+from lipsync_engine.safety import MouthCheck
+from lipsync_engine.timeline import Segment, Window
+
+T = TypeVar("T")
+FloatArray = npt.NDArray[np.float32]
+
+DECODE_AHEAD = 8
+"""Cropped frames that may wait for the model."""
+
+PASTE_BEHIND = 32
+"""Painted frames that may wait for the encoder."""
+
+
+def render(plan: Plan, segment: Segment, model: LipSyncModel, path: Path) -> Generator[int, None, None]:
+    """Make one segment file.
+
+    Args:
+        plan: of the job.
+        segment: one of `plan.segments`.
+        model: the one that the plan was made for.
+        path: of the finished file; it appears only when complete.
+
+    Yields:
+        Frames of this segment finished so far.
+
+    Raises:
+        OutputError: the generated mouths are not fit to be shown.
+        MediaError, ResourceError: decoding or encoding failed.
+    """
+    header = plan.header
+    part = path.with_name(f"{path.stem}.part{path.suffix}")
+    with (
+        media.SegmentWriter(part, header.video, header.fps, header.params.quality) as writer,
+        closing(rendered_frames(plan, segment, model)) as frames,
+    ):
+        for done, frame in enumerate(frames, start=1):
+            writer.write(frame)
+            yield done
+    part.replace(path)
+
+
+def rendered_frames(plan: Plan, segment: Segment, model: LipSyncModel) -> Generator[Frame, None, None]:
+    """The segment's finished pictures in output order, before any encoding."""
+    compositor = compositor_for(plan.header.params, model, plan.header.video)
+    windows = _Windows(plan, segment, model)
+    with (
+        closing(_Painter(compositor, MouthCheck(model.keep_mask))) as painter,
+        closing(_prefetch(_sources(plan, segment, compositor), DECODE_AHEAD)) as sources,
+    ):
+        for source in sources:
+            if segment.start <= source.number < segment.stop:
+                painter.expect(source)
+            for number, face in windows.add(source):
+                painter.paint(number, face)
+            yield from painter.finished(wait=False)
+        yield from painter.finished(wait=True)
+        painter.check.raise_if_unfit()
+
+
+# --- decode and crop ---
+
+
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """One output frame before its mouth is generated; without a crop it stays as it is."""
+
+    number: int
+    frame: Frame
+    crop: Crop | None
+    weight: float
+    matte: FloatArray | None
+
+
+def _sources(plan: Plan, segment: Segment, compositor: Compositor) -> Generator[_Source, None, None]:
+    """Every frame that the segment shows or whose face its windows see, in order."""
+    arrays, video = plan.arrays, plan.header.video
+    seen = {n for k in (*segment.lead, *segment.windows) for n in plan.windows[k].frames}
+    numbers = sorted(seen | set(range(segment.start, segment.stop)))
+    order = arrays.order[numbers]
+    with (
+        media.FrameReader(video, arrays.pts_s) as reader,
+        closing(plan.mattes(order)) as mattes,
+        closing(reader.read(order.tolist())) as frames,
+    ):
+        for number, frame, matte in zip(numbers, frames, mattes, strict=True):
+            crop = compositor.crop(frame, arrays.matrices[arrays.order[number]]) if number in seen else None
+            yield _Source(number, frame, crop, float(arrays.weight[number]), matte)
+
+
+def _prefetch(items: Generator[T, None, None], ahead: int) -> Generator[T, None, None]:
+    """The same items, made by a thread that runs at most `ahead` items in front."""
+    done: queue.Queue[tuple[T | None, BaseException | None]] = queue.Queue(maxsize=ahead)
+    stop = threading.Event()
+
+    def put(entry: tuple[T | None, BaseException | None]) -> bool:
+        while not stop.is_set():
+            try:
+                done.put(entry, timeout=0.1)
+            except queue.Full:
+                continue
+            return True
+        return False
+
+    def work() -> None:
+        with closing(items):
+            try:
+                for item in items:
+                    if not put((item, None)):
+                        return
+                put((None, None))
+            except BaseException as error:  # noqa: BLE001  (a thread boundary: raised again by the reader)
+                put((None, error))
+
+    thread = threading.Thread(target=work, name="decode-and-crop", daemon=True)
+    thread.start()
+    try:
+        while True:
+            item, error = done.get()
+            if error is not None:
+                raise error
+            if item is None:
+                return
+            yield item
+    finally:
+        stop.set()
+        thread.join()
+
+
+# --- the model ---
+
+
+class _Windows:
+    """Collects crops, denoises each window once all its frames are there, blends, decodes."""
+
+    def __init__(self, plan: Plan, segment: Segment, model: LipSyncModel) -> None:
+        self._plan, self._model = plan, model
+        self._inside = set(segment.windows)
+        self._pending = deque(plan.windows[k] for k in sorted((*segment.lead, *segment.windows)))
+        self._crops: dict[int, FloatArray] = {}
+        self._latents: dict[int, torch.Tensor] = {}
+        self._features = plan.features()
+        self._noise = model.initial_noise(plan.header.params.seed)
+
+    def add(self, source: _Source) -> Iterator[tuple[int, FloatArray]]:
+        """Take one more frame; give (number, float32 (R, R, 3) 0..255) of the faces that it completes."""
+        if source.crop is not None:
+            self._crops[source.number] = source.crop.face
+        while self._pending and self._pending[0].frames[-1] <= source.number:
+            window = self._pending.popleft()
+            self._latents[window.index] = self._denoise(window)
+            if window.index in self._inside:
+                yield from self._decode(window)
+            self._forget()
+
+    def _denoise(self, window: Window) -> torch.Tensor:
+        header, model = self._plan.header, self._model
+        stacked = np.stack([self._crops[n] for n in window.frames]).transpose(0, 3, 1, 2)
+        frames = np.asarray(window.frames)
+        heard = audio.conditioned_windows(
+            self._features,
+            frames / float(header.fps),
+            self._plan.arrays.gate[frames] if header.params.voice_gate else None,
+            model.info.audio_context,
+        )
+        return model.denoise(
+            torch.from_numpy(stacked / np.float32(127.5) - np.float32(1.0)),
+            heard,
+            noise=self._noise,
+            num_inference_steps=header.params.num_inference_steps or model.info.num_inference_steps,
+            guidance_scale=(
+                model.info.guidance_scale
+                if header.params.guidance_scale is None
+                else header.params.guidance_scale
+            ),
+            posterior_noise=self._posterior_noise(window),
+        )
+
+    def _posterior_noise(self, window: Window) -> tuple[torch.Tensor, torch.Tensor] | None:
+        params = self._plan.header.params
+        if not params.sample_posterior:
+            return None
+        state = np.random.SeedSequence([params.seed, window.index]).generate_state(1, np.uint64)[0]
+        generator = torch.Generator(self._noise.device).manual_seed(int(state) >> 1)
+        shape = (len(window.frames), self._noise.shape[1], *self._noise.shape[-2:])
+
+        def draw() -> torch.Tensor:
+            return torch.randn(shape, generator=generator, device=self._noise.device, dtype=self._noise.dtype)
+
+        return draw(), draw()
+
+    def _decode(self, window: Window) -> Iterator[tuple[int, FloatArray]]:
+        """The window's own frames, each blended from every window that saw it, in index order."""
+        mixed = []
+        for number in window.own:
+            total: torch.Tensor | None = None
+            for index, latents in self._latents.items():
+                other = self._plan.windows[index]
+                if other.frames[0] <= number <= other.frames[-1] and number in other.frames:
+                    position = other.frames.index(number)
+                    part = latents[position] * other.weights[position]
+                    total = part if total is None else total + part
+            if total is None:
+                raise AssertionError("a window always covers its own frames")
+            mixed.append(total)
+        decoded = self._model.decode(torch.stack(mixed))
+        faces = ((decoded.float() + 1.0) * 127.5).permute(0, 2, 3, 1).cpu().numpy()
+        yield from zip(window.own, faces, strict=True)
+
+    def _forget(self) -> None:
+        """Drop what no later window needs."""
+        first_own = min((w.own[0] for w in self._pending), default=None)
+        first_seen = min((w.frames[0] for w in self._pending), default=None)
+        self._latents = {
+            k: v
+            for k, v in self._latents.items()
+            if first_own is not None and self._plan.windows[k].frames[-1] >= first_own
+        }
+        self._crops = {k: v for k, v in self._crops.items() if first_seen is not None and k >= first_seen}
+
+
+# --- paste ---
+
+
+class _Painter:
+    """Pastes faces in a thread of its own and hands the frames back in order."""
+
+    def __init__(self, compositor: Compositor, check: MouthCheck) -> None:
+        self.check = check
+        self._compositor = compositor
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="paste")
+        self._expected: dict[int, _Source] = {}
+        self._order: deque[int] = deque()
+        self._ready: dict[int, Future[Frame] | Frame] = {}
+
+    def expect(self, source: _Source) -> None:
+        """Announce the next output frame."""
+        self._order.append(source.number)
+        if source.crop is None:
+            self._ready[source.number] = source.frame
+        else:
+            self._expected[source.number] = source
+
+    def paint(self, number: int, face: FloatArray) -> None:
+        """Start pasting the face of an announced frame."""
+        self._ready[number] = self._thread.submit(self._paste, self._expected.pop(number), face)
+
+    def _paste(self, source: _Source, face: FloatArray) -> Frame:
+        if source.crop is None:
+            raise AssertionError("only frames with a crop are painted")
+        self.check.add(source.number, face, source.crop.face)
+        return self._compositor.paste(source.frame, source.crop, face, source.weight, source.matte)
+
+    def finished(self, *, wait: bool) -> Iterator[Frame]:
+        """Frames that are done, in order; with `wait` all of them."""
+        while self._order and self._order[0] in self._ready:
+            entry = self._ready[self._order[0]]
+            if isinstance(entry, Future):
+                if not (wait or entry.done() or len(self._ready) > PASTE_BEHIND):
+                    return
+                entry = entry.result()
+            del self._ready[self._order.popleft()]
+            yield entry
+
+    def close(self) -> None:
+        self._thread.shutdown(wait=True, cancel_futures=True)
