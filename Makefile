@@ -16,7 +16,9 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	touch $@
 
 demo: setup
-	$(BIN)/python scripts/demo.py
+	mkdir -p demo_output
+	$(BIN)/lipsync sync demo/presenter.mp4 demo/voice.wav -o demo_output/result.mp4 \
+		--side-by-side demo_output/side_by_side.mp4
 
 test: setup lint
 	$(BIN)/python -m pytest -m "not slow and not gpu"

@@ -382,7 +382,7 @@ def _resource_errors() -> Generator[None, None, None]:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise ResourceError(
                 ErrorCode.DISK_FULL,
-                "The disk is full: free some space or set LIPSYNC_CACHE_DIR to a larger disk, then run again.",
+                "The disk is full: free some space or set LIPSYNC_CACHE_DIR to a larger one; run again then.",
             ) from error
         raise
     except (MemoryError, torch.OutOfMemoryError) as error:

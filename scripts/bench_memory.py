@@ -1,0 +1,119 @@
+"""Peak memory against length: the same job on a short and on a long 1080p video.
+
+The whole pipeline runs as in a real job (hardened decoders, face tracking, audio features, windows, paste,
+x264, assembly), except that a stand-in takes the U-Net's and VAE's place: it hands the source's own face
+back, so that the long run takes minutes instead of hours. Its tensors have the size of real ones at 256 px.
+
+    python scripts/bench_memory.py --short-s 30 --long-s 600
+
+Prints a table, writes JSON with --json, and exits with 1 when the long run's peak is over 1.10 times the
+short's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+LIMIT = 1.10
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--short-s", type=int, default=30)
+    parser.add_argument("--long-s", type=int, default=600)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--run", nargs=2, metavar=("VIDEO", "AUDIO"), help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.run:
+        print(json.dumps(run_job(*map(Path, arguments.run))))
+        return 0
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        for seconds in (arguments.short_s, arguments.long_s):
+            video, voice = make_input(Path(folder), seconds)
+            command = [sys.executable, __file__, "--run", str(video), str(voice)]
+            text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+            rows.append({"input_s": seconds} | json.loads(text.splitlines()[-1]))
+    print(f"{'input':>8} {'frames':>7} {'peak, program':>14} {'peak, FFmpeg child':>19} {'wall clock':>11}")
+    for row in rows:
+        print(
+            f"{row['input_s']:>6} s {row['frames']:>7} {row['peak_mib']:>10.0f} MiB "
+            f"{row['child_peak_mib']:>15.0f} MiB {row['wall_s']:>9.0f} s"
+        )
+    ratio = max(rows[1][key] / rows[0][key] for key in ("peak_mib", "child_peak_mib"))
+    print(f"long / short: {ratio:.3f} (limit {LIMIT}); stand-in model, everything else real")
+    if arguments.json:
+        arguments.json.write_text(json.dumps({"rows": rows, "ratio": ratio, "limit": LIMIT}, indent=1) + "\n")
+    return 0 if ratio <= LIMIT else 1
+
+
+def make_input(folder: Path, seconds: int) -> tuple[Path, Path]:
+    """The demo's presenter in a 1080p frame and its voice, both repeated to the wanted length."""
+    from lipsync_engine import media
+
+    video, voice = folder / f"{seconds}.mp4", folder / f"{seconds}.wav"
+    ffmpeg = [str(media.find_ffmpeg()), "-v", "error", "-y", "-stream_loop", "-1"]
+    fit = "scale=1080:1080,pad=1920:1080:420:0:gray,fps=25"
+    subprocess.run(
+        [*ffmpeg, "-i", str(ROOT / "demo/presenter.mp4"), "-t", str(seconds), "-an", "-vf", fit]
+        + ["-c:v", "libx264", "-preset", "veryfast", str(video)],  # noqa: RUF005  (two readable halves)
+        check=True,
+    )
+    subprocess.run([*ffmpeg, "-i", str(ROOT / "demo/voice.wav"), "-t", str(seconds), str(voice)], check=True)
+    return video, voice
+
+
+def run_job(video: Path, voice: Path) -> dict[str, float]:
+    """One job in this process; its peaks in MiB."""
+    import dataclasses
+
+    import numpy as np
+    import torch
+
+    from lipsync_engine.models import LipSyncModel, load_model
+    from lipsync_engine.models.latentsync.mask import fixed_mask
+    from lipsync_engine.pipeline import LipSyncPipeline, load_detector
+    from lipsync_engine.weights import WeightsStore
+
+    class StandIn:
+        """Hands the source's own face back; as large in memory as a model at 256 px."""
+
+        def __init__(self, real: LipSyncModel) -> None:
+            self.info = dataclasses.replace(real.info, name="stand-in", resolution=256)
+            self.device, self.dtype = real.device, real.dtype
+            self.audio_encoder = real.audio_encoder
+            self.keep_mask = fixed_mask(256).astype(np.float32)
+
+        def initial_noise(self, seed: int) -> torch.Tensor:
+            return torch.zeros(1, 4, 1, 32, 32)
+
+        def denoise(self, faces: torch.Tensor, audio: torch.Tensor, **options: object) -> torch.Tensor:
+            return faces
+
+        def decode(self, latents: torch.Tensor) -> torch.Tensor:
+            return latents
+
+    store = WeightsStore()
+    model = StandIn(load_model("tiny", device=torch.device("cpu"), dtype=torch.float32, store=store))
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory() as cache:
+        pipeline = LipSyncPipeline(model, load_detector("drawn", store), cache_dir=Path(cache))
+        result = pipeline(video, voice, Path(cache) / "out.mp4")
+    return {
+        "frames": result.frames,
+        "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "child_peak_mib": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024,
+        "wall_s": time.monotonic() - began,
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())
