@@ -294,6 +294,8 @@ class LipSyncPipeline:
                         _remove_unfinished(folder)
                         if not any(folder.iterdir()):
                             folder.rmdir()
+                    # While the lock is held; whoever opened this very file finds it unlinked and tries again.
+                    (jobs / f"{key}.lock").unlink(missing_ok=True)
         except Timeout:
             raise ResourceError(
                 ErrorCode.JOB_BUSY,

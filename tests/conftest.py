@@ -1,0 +1,80 @@
+"""What the whole-system tests share: small real media, the real command in a process of its own, the tiny model."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+DEMO_VIDEO = ROOT / "demo" / "presenter.mp4"
+DEMO_VOICE = ROOT / "demo" / "voice.wav"
+SHARED = ROOT.parent / "shared"
+
+Ffmpeg = Callable[..., None]
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="session")
+def ffmpeg() -> Ffmpeg:
+    """Call the same FFmpeg binary that the engine uses: `ffmpeg("-i", …, output)`."""
+    from lipsync_engine import media
+
+    def run(*arguments: object) -> None:
+        command = [str(media.find_ffmpeg()), "-v", "error", "-y", *map(str, arguments)]
+        subprocess.run(command, check=True, timeout=120)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def clip(tmp_path_factory: pytest.TempPathFactory, ffmpeg: Ffmpeg) -> Path:
+    """Two seconds of the drawn presenter, small, 25 fps."""
+    path = tmp_path_factory.mktemp("clip") / "clip.mp4"
+    ffmpeg("-i", DEMO_VIDEO, "-t", 2, "-an", "-vf", "scale=320:-2", "-crf", 12, path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def voice(tmp_path_factory: pytest.TempPathFactory, ffmpeg: Ffmpeg) -> Path:
+    """One and a half seconds of the demo's voice."""
+    path = tmp_path_factory.mktemp("voice") / "voice.wav"
+    ffmpeg("-i", DEMO_VOICE, "-t", 1.5, path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def real_media() -> Path:
+    """The folder with the real clip and speech; skips where it is not at hand."""
+    folder = SHARED / "media"
+    if not folder.is_dir():
+        pytest.skip(f"real media not found at {folder}")
+    return folder
+
+
+@pytest.fixture()
+def cache_dir(tmp_path: Path) -> Path:
+    return tmp_path / "cache"
+
+
+@pytest.fixture()
+def environment(cache_dir: Path) -> dict[str, str]:
+    """For processes under test: a cache of their own, few threads."""
+    return {**os.environ, "LIPSYNC_CACHE_DIR": str(cache_dir), "OMP_NUM_THREADS": "2", "COLUMNS": "200"}
+
+
+@pytest.fixture()
+def lipsync(environment: Mapping[str, str]) -> Run:
+    """The real command: `lipsync("sync", video, audio, "-o", out)`."""
+
+    def run(*arguments: object, timeout_s: float = 180) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "lipsync_engine.cli", *map(str, arguments)]
+        return subprocess.run(
+            command, env=dict(environment), capture_output=True, text=True, timeout=timeout_s, check=False
+        )
+
+    return run

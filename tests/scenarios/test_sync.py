@@ -1,0 +1,267 @@
+"""The main job through the real command and the library, on the drawn presenter."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lipsync_engine import LipSyncPipeline, LoopMode, Stage, SyncParams, Tail, media, timeline
+from lipsync_engine.plan import Plan
+from lipsync_engine.render import rendered_frames
+
+Ffmpeg = Callable[..., None]
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="module")
+def pipeline(tmp_path_factory: pytest.TempPathFactory) -> LipSyncPipeline:
+    return LipSyncPipeline.from_pretrained(
+        "tiny", device="cpu", cache_dir=tmp_path_factory.mktemp("pipeline_cache")
+    )
+
+
+def luma(path: Path) -> np.ndarray:
+    """All frames' luma, (N, H, W)."""
+    info = media.probe_video(path)
+    pts_s = np.array([pts for pts, _ in media.scan_frames(info, 64)])
+    with media.FrameReader(info, pts_s) as reader:
+        return np.stack([frame.y for frame in reader.read(range(len(pts_s)))])
+
+
+def test_the_command_makes_a_video_and_a_comparison(
+    clip: Path, voice: Path, tmp_path: Path, lipsync: Run, cache_dir: Path
+) -> None:
+    output, both = tmp_path / "out.mp4", tmp_path / "both.mp4"
+    done = lipsync("sync", clip, voice, "-o", output, "--side-by-side", both)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert str(output) in done.stdout
+    assert "0 without a usable face" in done.stdout
+
+    source, made = media.probe_video(clip), media.probe_video(output)
+    assert (made.format.width, made.format.height) == (source.format.width, source.format.height)
+    assert made.frame_rate == source.frame_rate
+    frames = luma(output)
+    assert len(frames) == timeline.audio_frames(media.probe_audio(voice).duration_s, made.frame_rate)
+
+    # Lips changed, the rest did not.
+    before = luma(clip)[: len(frames)].astype(np.float64)
+    difference = np.abs(frames - before).max(axis=0)
+    top = difference[: difference.shape[0] // 4]
+    assert np.mean((frames[:, :60] - before[:, :60]) ** 2) < 255**2 / 10**4.5
+    assert difference.max() > 40
+    assert top.max() < 12
+    assert media.probe_video(both).format.width >= source.format.width
+    assert list((cache_dir / "jobs").iterdir()) == []
+
+
+def test_same_seed_same_frames_other_seed_other_frames(
+    clip: Path, voice: Path, tmp_path: Path, pipeline: LipSyncPipeline
+) -> None:
+    runs = [pipeline(clip, voice, tmp_path / f"{i}.mp4", SyncParams(seed=s)) for i, s in enumerate((5, 5, 6))]
+    first, second, other = (result.output.read_bytes() for result in runs)
+    assert first == second
+    assert first != other
+    assert runs[1].analysis_cached
+    assert runs[0].weights_sha256 == runs[2].weights_sha256
+    assert len(runs[0].weights_sha256) == 64
+
+
+def test_progress_tells_stage_and_position(
+    clip: Path, voice: Path, tmp_path: Path, pipeline: LipSyncPipeline
+) -> None:
+    reports = list(pipeline.run(clip, voice, tmp_path / "out.mp4", SyncParams(seed=11)))
+    assert [stage for stage in Stage if any(r.stage is stage for r in reports)] == [
+        r for i, r in enumerate(r.stage for r in reports) if i == 0 or r is not reports[i - 1].stage
+    ]
+    rendering = [r for r in reports if r.stage is Stage.RENDER]
+    assert [r.done for r in rendering] == sorted(r.done for r in rendering)
+    assert rendering[-1].done == rendering[-1].total
+
+
+def test_closing_the_generator_leaves_nothing(
+    clip: Path, voice: Path, tmp_path: Path, pipeline: LipSyncPipeline
+) -> None:
+    steps = pipeline.run(clip, voice, tmp_path / "out.mp4", SyncParams(seed=12))
+    assert any(report.stage is Stage.RENDER for report in steps)  # stops at the first
+    steps.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture(scope="module")
+def planned(
+    clip: Path,
+    voice: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    ffmpeg: Ffmpeg,
+    pipeline: LipSyncPipeline,
+) -> Plan:
+    """A plan of three segments."""
+    from lipsync_engine import faces
+    from lipsync_engine.plan import analyse
+
+    folder = tmp_path_factory.mktemp("planned")
+    long_voice = folder / "voice.wav"
+    ffmpeg("-stream_loop", -1, "-i", voice, "-t", 15.5, long_voice)
+    steps = analyse(
+        media.probe_video(clip),
+        media.probe_audio(long_voice),
+        SyncParams(num_inference_steps=1, guidance_scale=1.0),
+        model=pipeline.model,
+        detector=pipeline.detector,
+        cache=faces.AnalysisCache(folder / "analysis"),
+        video_hash=media.content_hash(clip),
+        folder=folder,
+    )
+    while True:
+        try:
+            next(steps)
+        except StopIteration as finished:
+            plan = finished.value
+            assert len(plan.segments) >= 2
+            return plan
+
+
+DIGEST_SEGMENT = """
+import hashlib, json, sys
+from pathlib import Path
+from lipsync_engine import LipSyncPipeline
+from lipsync_engine.plan import Plan
+from lipsync_engine.render import rendered_frames
+plan = Plan.load(Path(sys.argv[1]))
+model = LipSyncPipeline.from_pretrained("tiny", device="cpu").model
+digests = {}
+for index in map(int, sys.argv[2:]):
+    digest = hashlib.sha256()
+    for frame in rendered_frames(plan, plan.segments[index], model):
+        for plane in (frame.y, frame.u, frame.v):
+            digest.update(plane.tobytes())
+    digests[index] = digest.hexdigest()
+print(json.dumps(digests))
+"""
+
+
+def test_segments_do_not_depend_on_order_or_process(planned: Plan) -> None:
+    def digests(*order: int) -> dict[str, str]:
+        command = [sys.executable, "-c", DIGEST_SEGMENT, str(planned.folder), *map(str, order)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=True)
+        found: dict[str, str] = json.loads(done.stdout.splitlines()[-1])
+        return found
+
+    indices = [segment.index for segment in planned.segments]
+    forward = digests(*indices)
+    backward = digests(*reversed(indices))
+    alone = digests(indices[-1])
+    assert forward == backward
+    assert alone[str(indices[-1])] == forward[str(indices[-1])]
+    assert len(set(forward.values())) == len(indices)
+
+
+def test_seams_are_no_rougher_than_the_rest(planned: Plan, pipeline: LipSyncPipeline) -> None:
+    """Mean frame difference where windows meet, against inside windows, in the generated region."""
+    frames = [f for s in planned.segments for f in rendered_frames(planned, s, pipeline.model)]
+    source = luma(planned.header.video.path)
+    order = planned.arrays.order
+    # What generation adds: the source's own motion is taken out by comparing generated minus source.
+    delta = np.stack([f.y.astype(np.float32) - source[order[i]] for i, f in enumerate(frames)])
+    mouth = np.abs(delta).mean(axis=0) > 1.0
+    steps = np.abs(np.diff(delta[:, mouth], axis=0)).mean(axis=1)
+    borders = {w.own[0] for w in planned.windows} - {0}
+    at_border = np.mean([steps[b - 1] for b in borders])
+    inside = np.mean([step for i, step in enumerate(steps) if i + 1 not in borders])
+    print(f"frame difference at window borders {at_border:.3f}, inside {inside:.3f}")
+    assert at_border <= 1.05 * inside
+
+
+@pytest.mark.parametrize(
+    ("params", "seconds", "frames"),
+    [
+        (SyncParams(loop_mode=LoopMode.LOOP, seed=20), 2.6, 65),
+        (SyncParams(loop_mode=LoopMode.FREEZE, seed=21), 2.6, 65),
+        (SyncParams(loop_mode=LoopMode.REMAP, seed=22), 2.6, 65),
+        (SyncParams(tail=Tail.KEEP, seed=23), 1.0, 50),
+        (SyncParams(fps=Fraction(12), seed=24), 1.0, 12),
+        (SyncParams(fps=Fraction(50), seed=25), 1.0, 50),
+    ],
+    ids=["loop", "freeze", "remap", "keep", "12fps", "50fps"],
+)
+def test_lengths_and_rates(
+    params: SyncParams,
+    seconds: float,
+    frames: int,
+    clip: Path,
+    voice: Path,
+    tmp_path: Path,
+    ffmpeg: Ffmpeg,
+    pipeline: LipSyncPipeline,
+) -> None:
+    sound = tmp_path / "sound.wav"
+    ffmpeg("-stream_loop", -1, "-i", voice, "-t", seconds, sound)
+    result = pipeline(clip, sound, tmp_path / "out.mp4", params)
+    made = luma(result.output)
+    assert result.frames == len(made) == frames
+    if params.tail is Tail.KEEP:  # after the voice the source goes on untouched
+        assert np.abs(made[30:].astype(int) - luma(clip)[30:frames]).mean() < 2.0
+
+
+def test_one_frame_and_silence_work(
+    clip: Path, tmp_path: Path, ffmpeg: Ffmpeg, pipeline: LipSyncPipeline
+) -> None:
+    still, silence = tmp_path / "still.mp4", tmp_path / "silence.wav"
+    ffmpeg("-i", clip, "-frames:v", 1, still)
+    ffmpeg("-f", "lavfi", "-i", "anullsrc=r=44100", "-t", 0.8, silence)
+    result = pipeline(still, silence, tmp_path / "out.mp4")
+    assert result.frames == 20
+    made = luma(result.output).astype(int)
+    assert np.abs(np.diff(made, axis=0)).mean() < 1.0  # a mouth at rest does not move
+
+
+def test_heard_and_driving_audio_may_differ(
+    clip: Path, voice: Path, tmp_path: Path, ffmpeg: Ffmpeg, pipeline: LipSyncPipeline
+) -> None:
+    mix = tmp_path / "mix.m4a"
+    ffmpeg("-f", "lavfi", "-i", "sine=f=300:r=48000", "-t", 1.5, "-ac", 2, mix)
+    result = pipeline(clip, voice, tmp_path / "out.mp4", output_audio=mix)
+    sound = media.probe_audio(result.output)
+    assert (sound.codec, sound.sample_rate, sound.channels) == ("aac", 48000, 2)
+
+
+def test_names_with_anything_in_them(
+    clip: Path, voice: Path, tmp_path: Path, pipeline: LipSyncPipeline
+) -> None:
+    folder = tmp_path / 'it\'s a "folder"\n%d ünï 中文'
+    folder.mkdir()
+    video, sound = folder / "-in put;'.mp4", folder / "voice: [1].wav"
+    video.write_bytes(clip.read_bytes())
+    sound.write_bytes(voice.read_bytes())
+    result = pipeline(video, sound, folder / "out 'x'.mp4", SyncParams(seed=31))
+    assert result.frames == 38
+
+
+def test_a_matte_keeps_the_sources_pixels(
+    clip: Path, voice: Path, tmp_path: Path, ffmpeg: Ffmpeg, pipeline: LipSyncPipeline
+) -> None:
+    matte = tmp_path / "matte.png"
+    ffmpeg("-f", "lavfi", "-i", "color=white:s=320x320", "-frames:v", 1, matte)
+    result = pipeline(clip, voice, tmp_path / "out.mp4", SyncParams(matte=matte, seed=32))
+    made = luma(result.output).astype(float)
+    assert np.mean((made - luma(clip)[: len(made)]) ** 2) < 255**2 / 10**4.5
+
+
+def test_probe_and_doctor(clip: Path, voice: Path, lipsync: Run) -> None:
+    shown = lipsync("probe", clip)
+    assert shown.returncode == 0, shown.stderr
+    assert "h264" in shown.stdout
+    assert "25 fps" in shown.stdout
+    assert "pcm_s16le" in lipsync("probe", voice).stdout
+    health = lipsync("doctor")
+    assert health.returncode == 0, health.stderr
+    for word in ("device", "ffmpeg", "weights", "tiny", "latentsync-1.6"):
+        assert re.search(rf"^\s*{re.escape(word)}", health.stdout, re.MULTILINE), word
