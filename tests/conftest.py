@@ -1,4 +1,4 @@
-"""What the whole-system tests share: small real media, the real command in a process of its own, the tiny model."""
+"""What the whole-system tests share: small real media, the real command, the tiny model."""
 
 from __future__ import annotations
 
@@ -56,18 +56,18 @@ def real_media() -> Path:
     return folder
 
 
-@pytest.fixture()
+@pytest.fixture
 def cache_dir(tmp_path: Path) -> Path:
     return tmp_path / "cache"
 
 
-@pytest.fixture()
+@pytest.fixture
 def environment(cache_dir: Path) -> dict[str, str]:
     """For processes under test: a cache of their own, few threads."""
     return {**os.environ, "LIPSYNC_CACHE_DIR": str(cache_dir), "OMP_NUM_THREADS": "2", "COLUMNS": "200"}
 
 
-@pytest.fixture()
+@pytest.fixture
 def lipsync(environment: Mapping[str, str]) -> Run:
     """The real command: `lipsync("sync", video, audio, "-o", out)`."""
 

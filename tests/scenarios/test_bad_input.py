@@ -29,7 +29,7 @@ def files_under(folder: Path) -> list[str]:
     return sorted(name for name in found if not name.startswith("analysis/"))
 
 
-@pytest.fixture()
+@pytest.fixture
 def outbox(tmp_path: Path) -> Path:
     folder = tmp_path / "out"
     folder.mkdir()
@@ -185,7 +185,7 @@ def test_bad_options(option: tuple[str, str], outbox: Path, clip: Path, voice: P
     assert files_under(outbox) == []
 
 
-@pytest.fixture()
+@pytest.fixture
 def tiny_disk(tmp_path: Path) -> Iterator[Path]:
     """A real file system of 1 MiB."""
     folder = tmp_path / "tiny_disk"
