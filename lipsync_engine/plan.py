@@ -247,16 +247,16 @@ def _hear(
         for chunk in samples:
             writer.add(chunk)
     mel = writer.finish()
-    meter = Meter(Stage.AUDIO, 0)
     steps = audio.encode(
         mel, model.audio_encoder, _features_path(folder), reference=params.reference_numerics
     )
+    meter: Meter | None = None
     while True:
         try:
             done, total = next(steps)
         except StopIteration as finished:
             return finished.value, mel
-        meter = meter if meter.total == total else Meter(Stage.AUDIO, total)
+        meter = meter or Meter(Stage.AUDIO, total)
         yield meter.at(done)
 
 

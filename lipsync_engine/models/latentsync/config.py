@@ -1,7 +1,7 @@
 """What a LatentSync checkpoint needs to be rebuilt: dimensions of the U-Net and settings of a run.
 
-The published YAML/JSON names many fields that the two released checkpoints leave at one value; those are checked
-and not carried. It does not know tensors.
+The published YAML/JSON names many fields that the two released checkpoints leave at one value; those are
+checked and not carried. It does not know tensors.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from lipsync_engine.errors import ErrorCode, WeightsError
 
 @dataclass(frozen=True, slots=True)
 class UNetConfig:
-    """Dimensions of `LatentSyncUNet`; the defaults are those of LatentSync 1.5 and 1.6 (parity pack section 1).
+    """Dimensions of `LatentSyncUNet`; the defaults are those of LatentSync 1.5 and 1.6 (parity pack section
+    1).
 
     Attributes:
         in_channels, out_channels: latent channels in (noise 4, mask 1, masked 4, reference 4) and out.
@@ -56,8 +57,8 @@ class UNetConfig:
             if name in fields and _plain(fields[name]) != expected:
                 raise WeightsError(
                     ErrorCode.WEIGHTS_ARCHITECTURE,
-                    f"The model's configuration has {name}={fields[name]!r}, but only {expected!r} is supported: "
-                    "use weights of LatentSync 1.5 or 1.6.",
+                    f"The model's configuration has {name}={fields[name]!r}, but only {expected!r} is "
+                    "supported: use weights of LatentSync 1.5 or 1.6.",
                 )
         motion = bool(fields.get("use_motion_module", False))
         kwargs = fields.get("motion_module_kwargs") or {}

@@ -1,12 +1,13 @@
 """LatentSync's audio-conditioned video U-Net, 1.5 and 1.6 alike: one file that reads top to bottom.
 
-It predicts the noise of a short window of latents. Per frame it sees 13 channels (noisy latents, mask, masked face,
-reference face) and hears 50 audio tokens through cross-attention. Frames of a window see each other in two places:
-the residual blocks' group norms, whose statistics pool over all frames, and the motion modules, which attend over
-time. Attention heads, not head size, are what `attention_head_dim` counts in the published configuration.
+It predicts the noise of a short window of latents. Per frame it sees 13 channels (noisy latents, mask, masked
+face, reference face) and hears 50 audio tokens through cross-attention. Frames of a window see each other in
+two places: the residual blocks' group norms, whose statistics pool over all frames, and the motion modules,
+which attend over time. Attention heads, not head size, are what `attention_head_dim` counts in the published
+configuration.
 
-Shapes: B batch, F frames, C channels, H x W latent pixels; activations are (B, C, F, H, W). Facts and key names:
-parity pack sections 1 and 2. It knows neither schedulers nor guidance nor files.
+Shapes: B batch, F frames, C channels, H x W latent pixels; activations are (B, C, F, H, W). Facts and key
+    names: parity pack sections 1 and 2. It knows neither schedulers nor guidance nor files.
 """
 
 from __future__ import annotations
@@ -164,7 +165,7 @@ class TemporalTransformer(nn.Module):
         nn.init.zeros_(self.proj_out.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        batch, _, frames, height, width = x.shape
+        batch, _, _, height, width = x.shape
         y = per_frame(self.norm, x)
         tokens = self.proj_in(y.permute(0, 3, 4, 2, 1).flatten(0, 2))  # (B*H*W, F, C)
         for block in self.transformer_blocks:
