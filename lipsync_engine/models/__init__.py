@@ -1,0 +1,101 @@
+"""Model families: what a lip-sync model must offer, and a lazy registry of those that exist.
+
+A new family is one folder and one line in `FAMILIES`. Nothing here knows video files or command lines.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, cast
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from lipsync_engine.weights import ModelEntry, WeightsStore
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """What a caller must know about a loaded model.
+
+    Attributes:
+        name, family: as in the manifest.
+        resolution: side R of the square face crop, pixels.
+        window_frames: frames that the model sees together.
+        audio_context: steps of 40 ms before and after a frame that it hears.
+        num_inference_steps, guidance_scale: its defaults.
+        weights_sha256: one hash over all its files.
+    """
+
+    name: str
+    family: str
+    resolution: int
+    window_frames: int
+    audio_context: tuple[int, int]
+    num_inference_steps: int
+    guidance_scale: float
+    weights_sha256: str
+
+
+class LipSyncModel(Protocol):
+    """A loaded model. Faces are float32 (F, 3, R, R) in [-1, 1], F from 1 to `info.window_frames`."""
+
+    info: ModelInfo
+    device: torch.device
+    dtype: torch.dtype
+    audio_encoder: nn.Module
+    keep_mask: npt.NDArray[np.float32]
+
+    def initial_noise(self, seed: int) -> Tensor:
+        """The start of every window of a job: (1, C, 1, h, w) on the model's device in its dtype."""
+
+    def denoise(
+        self,
+        faces: Tensor,
+        audio: Tensor,
+        *,
+        noise: Tensor,
+        num_inference_steps: int,
+        guidance_scale: float,
+        posterior_noise: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor:
+        """Latents (F, C, h, w) of the generated faces.
+
+        Args:
+            faces: what the source shows.
+            audio: (F, T, D) tokens that each frame hears.
+            noise: from `initial_noise`.
+            num_inference_steps: evaluations of the network.
+            guidance_scale: above 1 the network also runs without sound, and the difference is enlarged.
+            posterior_noise: (F, C, h, w) draws for the masked and the reference faces; None takes the mean.
+        """
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Faces (F, 3, R, R) from latents (F, C, h, w); not clamped."""
+
+
+Loader = Callable[[ModelEntry, Mapping[str, Path], str, torch.device, torch.dtype], LipSyncModel]
+
+FAMILIES: Mapping[str, tuple[str, str]] = {
+    "latentsync": ("lipsync_engine.models.latentsync.model", "load"),
+}
+"""Family → (module, function); imported on first use."""
+
+
+def load_model(
+    name: str, *, device: torch.device, dtype: torch.dtype, store: WeightsStore
+) -> LipSyncModel:
+    """Load a model of the manifest.
+
+    Raises:
+        WeightsError: unknown name, missing or damaged files, or files of another architecture.
+    """
+    entry = store.entry(name)
+    module, function = FAMILIES[entry.family]
+    load = cast(Loader, getattr(importlib.import_module(module), function))
+    return load(entry, store.files(name), store.weights_sha256(name), device, dtype)

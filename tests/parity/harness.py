@@ -1,0 +1,69 @@
+"""A parity pack: a folder whose `pack.json` lists checks; nothing here knows file names, shapes or counts."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import json
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+KINDS = Path(__file__).parent / "kinds"
+
+
+@dataclass(frozen=True, slots=True)
+class Measure:
+    """A worst difference and the most that it may be."""
+
+    name: str
+    value: float
+    limit: float
+
+    @property
+    def holds(self) -> bool:
+        return self.value <= self.limit  # False for NaN
+
+
+Check = Callable[[Path, Mapping[str, Any]], list[Measure]]
+
+
+def load_kind(kind: str) -> ModuleType:
+    """The module `kinds/<kind>.py`; an unknown kind is an error, not a skipped check."""
+    path = KINDS / f"{kind}.py"
+    if not kind.isidentifier() or not path.exists():
+        raise LookupError(f"pack.json names the kind {kind!r}, for which there is no check")
+    spec = importlib.util.spec_from_file_location(f"parity_kind_{kind}", path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def checks(pack: Path) -> list[dict[str, Any]]:
+    return json.loads((pack / "pack.json").read_text())["checks"]
+
+
+def run(pack: Path, spec: Mapping[str, Any]) -> list[Measure]:
+    return load_kind(spec["kind"]).check(pack, spec)
+
+
+def tensors(pack: Path, name: str) -> dict[str, Tensor]:
+    """A safetensors file; half precision becomes float32, as the pack asks."""
+    return {k: v.float() if v.dtype == torch.float16 else v for k, v in load_file(pack / name).items()}
+
+
+def difference(ours: Tensor | np.ndarray, stored: Tensor | np.ndarray) -> np.ndarray:
+    """Absolute differences in float64; shapes must agree."""
+    a, b = (np.asarray(value).astype(np.float64) for value in (ours, stored))
+    if a.shape != b.shape:
+        raise ValueError(f"shapes differ: ours {a.shape}, stored {b.shape}")
+    return np.abs(a - b)

@@ -1,0 +1,43 @@
+"""Kind `align`: landmarks → points → matrices with the carried-over offset, and the crops."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from harness import Measure, difference
+
+from lipsync_engine import align
+
+
+def check(pack: Path, spec: Mapping[str, Any]) -> list[Measure]:
+    limits = spec["limits"]
+    measures = []
+    with np.load(pack / spec["io"]) as io:
+        points = align.reference_points(io["landmarks106"])
+        measures.append(Measure("points", difference(points, io["landmarks3"]).max(), 0.0))
+        for name in sorted(io.files):
+            if not (found := re.fullmatch(r"crop_(\d+)", name)):
+                continue
+            size = int(found[1])
+            worst = difference(align.template_points(size), io[f"template_{size}"]).max()
+            measures.append(Measure(f"template {size}", worst, limits["matrix_max"]))
+            matrices = align.reference_matrices(points, size)
+            worst = difference(matrices, io[f"matrices_{size}"]).max()
+            measures.append(Measure(f"matrices {size}", worst, limits["matrix_max"]))
+            single = np.stack([align.solve_matrix(three, size) for three in points])
+            worst = difference(single, io[f"matrices_nosmooth_{size}"]).max()
+            measures.append(Measure(f"matrices without smoothing {size}", worst, limits["matrix_max"]))
+            for stored, index in zip(io[name], io[f"crop_index_{size}"], strict=False):
+                crop = align.reference_crop(io["frame"], io[f"matrices_{size}"][index], size)
+                worst = difference(crop.transpose(2, 0, 1), stored)
+                label = f"crop {size} of frame {index}"
+                measures.append(Measure(f"{label} max", worst.max(), limits["crop_max"]))
+                measures.append(
+                    Measure(f"{label} differing", np.mean(worst > 0), limits["crop_fraction_differing"])
+                )
+                measures.append(Measure(f"{label} over 1", np.mean(worst > 1), limits["crop_fraction_over_1"]))
+    return measures
