@@ -54,6 +54,58 @@ class RunConfig:
     scheduler: Mapping[str, Any] = field(default_factory=lambda: dict(REFERENCE_SCHEDULER))
 
 
+@dataclass(frozen=True, slots=True)
+class DenoiseInputs:
+    """What a window is generated from; latents are (1, C, F, h, w).
+
+    Attributes:
+        mask: (1, 1, F, h, w), 1 = keep.
+        masked_latents, reference_latents: of the masked and of the whole faces.
+        audio: (F, T, D).
+    """
+
+    mask: Tensor
+    masked_latents: Tensor
+    reference_latents: Tensor
+    audio: Tensor
+
+
+@torch.inference_mode()
+def denoise_latents(
+    unet: LatentSyncUNet,
+    run: RunConfig,
+    inputs: DenoiseInputs,
+    *,
+    noise: Tensor,
+    num_inference_steps: int,
+    guidance_scale: float,
+) -> Tensor:
+    """The sampling loop: from one noise (1, C, 1, h, w), the same for every frame, to clean latents (1, C, F, h, w).
+
+    Guidance above 1 doubles the batch: first the same picture without sound, then with it (parity pack section 3).
+    """
+    # 1. What does not change over the steps.
+    fixed = torch.cat([inputs.mask, inputs.masked_latents, inputs.reference_latents], dim=1)
+    audio = inputs.audio
+    guided = guidance_scale > 1.0
+    if guided:
+        fixed = fixed.expand(2, -1, -1, -1, -1)
+        audio = torch.cat([torch.zeros_like(audio), audio])
+
+    # 2. The steps.
+    scheduler = DDIMScheduler(**run.scheduler)
+    scheduler.set_timesteps(num_inference_steps, device=noise.device)
+    latents = noise.expand(-1, -1, fixed.shape[2], -1, -1) * scheduler.init_noise_sigma
+    for timestep in scheduler.timesteps:
+        sample = torch.cat([latents.expand(len(fixed), -1, -1, -1, -1), fixed], dim=1)
+        predicted = unet(sample, timestep, audio)
+        if guided:
+            silent, heard = predicted.chunk(2)
+            predicted = silent + guidance_scale * (heard - silent)
+        latents = scheduler.step(predicted, timestep, latents, eta=0.0).prev_sample
+    return latents
+
+
 class LatentSync:
     """See `LipSyncModel`.
 
@@ -97,37 +149,22 @@ class LatentSync:
         guidance_scale: float,
         posterior_noise: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
-        # 1. What does not change over the steps: mask, masked face, reference face; (1, C, F, h, w).
         masked = (faces.double() * self._pixel_mask).to(faces.dtype)  # the product in float64, as the reference
         noise_masked, noise_reference = posterior_noise or (None, None)
-        frames = faces.shape[0]
-        fixed = torch.cat(
-            [
-                self._latent_mask.expand(1, 1, frames, -1, -1),
-                self.encode(masked, noise_masked),
-                self.encode(faces, noise_reference),
-            ],
-            dim=1,
+        inputs = DenoiseInputs(
+            mask=self._latent_mask.expand(1, 1, len(faces), -1, -1),
+            masked_latents=self.encode(masked, noise_masked),
+            reference_latents=self.encode(faces, noise_reference),
+            audio=audio.to(self.device, self.dtype),
         )
-
-        # 2. Guidance: the same picture without sound comes first.
-        audio = audio.to(self.device, self.dtype)
-        guided = guidance_scale > 1.0
-        if guided:
-            audio = torch.cat([torch.zeros_like(audio), audio])
-            fixed = fixed.expand(2, -1, -1, -1, -1)
-
-        # 3. From the same noise for every frame to clean latents.
-        scheduler = DDIMScheduler(**self._run.scheduler)
-        scheduler.set_timesteps(num_inference_steps, device=self.device)
-        latents = noise.expand(-1, -1, frames, -1, -1) * scheduler.init_noise_sigma
-        for timestep in scheduler.timesteps:
-            sample = torch.cat([latents.expand(len(fixed), -1, -1, -1, -1), fixed], dim=1)
-            predicted = self._unet(sample, timestep, audio)
-            if guided:
-                silent, heard = predicted.chunk(2)
-                predicted = silent + guidance_scale * (heard - silent)
-            latents = scheduler.step(predicted, timestep, latents, eta=0.0).prev_sample
+        latents = denoise_latents(
+            self._unet,
+            self._run,
+            inputs,
+            noise=noise,
+            num_inference_steps=num_inference_steps,
+            guidance_scale=guidance_scale,
+        )
         return latents[0].transpose(0, 1)
 
     @torch.inference_mode()
