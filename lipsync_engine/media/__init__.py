@@ -1,0 +1,32 @@
+"""The only owner of FFmpeg: what a file is, frames and samples out of it, finished frames into a file.
+
+    run      the child process: limits, timers, never left behind
+    probe    a look at a file, and why it cannot be used
+    decode   frames and samples, in bounded memory
+    encode   segments, joining, comparison
+
+It knows neither faces nor models.
+"""
+
+from lipsync_engine.media.decode import FrameReader, read_audio, read_mask, scan_frames
+from lipsync_engine.media.encode import OUTPUT_SUFFIXES, SegmentWriter, assemble, side_by_side
+from lipsync_engine.media.probe import AudioInfo, VideoInfo, content_hash, probe_audio, probe_video
+from lipsync_engine.media.run import find_ffmpeg, ffmpeg_version
+
+__all__ = [
+    "OUTPUT_SUFFIXES",
+    "AudioInfo",
+    "FrameReader",
+    "SegmentWriter",
+    "VideoInfo",
+    "assemble",
+    "content_hash",
+    "ffmpeg_version",
+    "find_ffmpeg",
+    "probe_audio",
+    "probe_video",
+    "read_audio",
+    "read_mask",
+    "scan_frames",
+    "side_by_side",
+]
