@@ -209,7 +209,7 @@ class LipSyncPipeline:
                 plan = yield from _timed(analysis, seconds)
 
             # 3. Render the segments that are not there yet.
-            files = [folder / f"segment-{segment.index:05d}.mkv" for segment in plan.segments]
+            files = [folder / f"segment-{segment.index:05d}.mp4" for segment in plan.segments]
             missing = [segment for segment in plan.segments if not files[segment.index].exists()]
             done = plan.n_frames - sum(segment.stop - segment.start for segment in missing)
             meter = Meter(Stage.RENDER, plan.n_frames, resumed=done)
@@ -396,7 +396,7 @@ def _resource_errors() -> Generator[None, None, None]:
 
 def _remove_unfinished(folder: Path) -> None:
     """Drop half-made files; without a finished segment nothing is worth keeping."""
-    if not (folder / "plan.json").exists() or not any(folder.glob("segment-?????.mkv")):
+    if not (folder / "plan.json").exists() or not any(folder.glob("segment-?????.mp4")):
         for path in folder.iterdir():
             path.unlink()
         return

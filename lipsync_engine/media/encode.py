@@ -57,7 +57,7 @@ class SegmentWriter:
     """Encodes frames to one segment file.
 
     Args:
-        path: .mkv to write; removed again when the block is left by an error.
+        path: .mp4 to write; removed again when the block is left by an error.
         info: source, whose size, pixel shape and colour tags the segment has.
         fps: frame rate.
         quality: of the encode.
@@ -88,6 +88,7 @@ class SegmentWriter:
             flags="+bitexact+cgop",
             fflags="+bitexact",
             map_metadata=-1,
+            video_track_timescale=fps.numerator,
             **ENCODER[quality],
         )
         self._child = Child(stream, writes=True, loglevel="error")
@@ -158,19 +159,18 @@ def assemble(
     listing = segments[0].with_name("segments.txt")
     listing.write_text("".join(f"file 'file:{path.resolve()}'\n".replace("\\", "") for path in segments))
     joined = ffmpeg.input(file_url(listing), format="concat", safe=0, protocol_whitelist="file")
-    tick = Fraction(1, 1) / fps
-    scale = tick.denominator
     options: dict[str, Any] = {
         "c:v": "copy",
         # Containers round times; here every frame lasts the same number of ticks again.
-        "bsf:v": f"setts=pts=round(PTS*TB*{_rate(fps)})*{tick.numerator}"
-        f":dts=round(DTS*TB*{_rate(fps)})*{tick.numerator}:duration={tick.numerator}:time_base=1/{scale}",
+        "bsf:v": f"setts=pts=round(PTS*TB*{_rate(fps)})*{fps.denominator}"
+        f":dts=round(DTS*TB*{_rate(fps)})*{fps.denominator}"
+        f":duration={fps.denominator}:time_base=1/{fps.numerator}",
         "map_metadata": -1,
         "map_chapters": -1,
         "fflags": "+bitexact",
     }
     if output.suffix.lower() in (".mp4", ".mov"):
-        options |= {"movflags": "+faststart", "video_track_timescale": scale}
+        options |= {"movflags": "+faststart", "video_track_timescale": fps.numerator}
     streams = [joined["v:0"]]
     if audio is not None:
         sound = untrusted(audio, AUDIO_FORMATS)

@@ -50,7 +50,7 @@ def wait_for(what: Callable[[], bool], process: subprocess.Popen[str]) -> None:
 
 
 def finished_segments(cache_dir: Path) -> dict[str, tuple[int, int]]:
-    found = cache_dir.glob("jobs/*/segment-?????.mkv")
+    found = cache_dir.glob("jobs/*/segment-?????.mp4")
     return {path.name: (path.stat().st_mtime_ns, path.stat().st_size) for path in found}
 
 
