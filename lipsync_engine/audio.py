@@ -1,19 +1,26 @@
-"""From samples to what the model hears: log-mel, Whisper hidden states, the tokens of each video frame, and when
+"""From samples to what the model hears: log-mel, Whisper hidden states, the tokens of each frame, and when
 somebody speaks.
 
-Everything streams: samples come in chunks, log-mel and hidden states lie on disk, so memory does not grow with the
-length. Numbers: parity pack section 5. It does not know containers or codecs.
+Everything streams: samples come in chunks, log-mel and hidden states lie on disk, so memory does not grow
+with the length. It does not know containers, codecs or pictures.
 
-Hidden states come at 50 Hz, `n_layer + 1` of them per step (the input of the first block, then each block's output; no
-final norm). Whisper reads pieces of 30 s. The reference cuts the sound into independent pieces, which puts a seam every
-30 s, and fills the last one with a value that is not silence. Our default reads overlapping pieces, blends them where
-they overlap and fills with silence.
+Hidden states come at 50 Hz, n_layer + 1 of them per step: the input of the first block, then each block's
+output, no final norm (parity pack, section 5). Whisper reads pieces of 30 s and knows the position of a step
+in its piece, so the same sound gives different states in different pieces; with the pack's random weights
+their cosine is about 0.6. LatentSync cuts the sound into independent pieces, which puts that jump into the
+mouth every 30 s, and fills the last piece with a value that is not silence.
+
+Our default reads overlapping pieces and fades from one to the next over 2 s, where both have 4 s more of true
+sound on either side. A step then moves at most a 64th of the way between the pieces: its cosine with the
+same step had the fade stood still is above 0.999. The last piece ends in silence. A sound of up to 30 s is
+one piece, which differs from the reference in that silence only.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
-from collections.abc import Callable, Generator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,28 +33,34 @@ from whisper.audio import HOP_LENGTH, N_FFT, SAMPLE_RATE, mel_filters
 from whisper.model import AudioEncoder
 
 FloatArray = npt.NDArray[np.float32]
+IntArray = npt.NDArray[np.int64]
+BoolArray = npt.NDArray[np.bool_]
 
-STEPS_PER_S = 50
-"""Hidden states per second; each covers two mel frames."""
+SAMPLES_PER_S: int = SAMPLE_RATE
+MEL_PER_S = SAMPLES_PER_S // HOP_LENGTH
+STEPS_PER_S = MEL_PER_S // 2
+"""Hidden states per second: the encoder's second convolution halves the rate."""
 
-MEL_PER_S = SAMPLE_RATE // HOP_LENGTH
-PIECE_MEL = 3000
-PIECE_STEPS = PIECE_MEL // 2
+PIECE_STEPS = 1500
+"""What Whisper reads at once: 30 s."""
 
 STRIDE_STEPS = 1000
-"""Our pieces begin every 20 s, so that neighbours share 10 s."""
+"""Our pieces begin every 20 s, so neighbours share 10 s."""
 
 BLEND_STEPS = 100
-"""In the middle of what they share, two pieces are blended over 2 s; on either side each has 4 s more of context."""
+"""In the middle of what two pieces share, one fades into the other."""
 
 BLOCK_MEL = 3000
-"""Mel frames computed at a time."""
+"""Mel frames computed or read at a time. Blocks lie at fixed places: any chunks give the same bits."""
 
-MIN_SAMPLES = 2 * N_FFT
-"""Shorter sounds are filled with silence up to this, which gives Whisper's STFT something to stand on."""
+MIN_SAMPLES = 2 * HOP_LENGTH
+"""One hidden state; a shorter sound is filled with silence up to this."""
 
 REST_LOG_MEL = -10.0
-"""log10 of the smallest power that the mel can show."""
+"""log10 of the smallest power that Whisper's mel can show."""
+
+RANGE_LOG_MEL = 8.0
+"""Whisper shows nothing further than this below the peak of the whole file."""
 
 
 # --- log-mel ---
@@ -58,11 +71,11 @@ class Mel:
     """Log-mel of a whole file, on disk.
 
     Attributes:
-        path: float32 (frames, n_mels), log10 power before Whisper's normalisation.
+        path: float32 (frames, n_mels), log10 power, not yet limited and scaled.
         frames: T, 100 per second.
         n_mels: bands.
-        n_samples: of the sound at 16 kHz.
-        peak: largest value of the whole file; the normalisation stands on it.
+        n_samples: of the sound at 16 kHz, as given.
+        peak: largest value of the whole file; Whisper's scale hangs on it.
     """
 
     path: Path
@@ -73,14 +86,14 @@ class Mel:
 
     @property
     def duration_s(self) -> float:
-        return self.n_samples / SAMPLE_RATE
+        return self.n_samples / SAMPLES_PER_S
 
     @property
     def silence(self) -> float:
-        """What the normalised log-mel shows where there is no sound."""
-        return (max(REST_LOG_MEL, self.peak - 8.0) + 4.0) / 4.0
+        """The value of every band where this file is silent, on Whisper's scale."""
+        return float(self._scaled(np.full(1, REST_LOG_MEL, dtype=np.float32))[0])
 
-    def raw(self, start: int, stop: int) -> FloatArray:
+    def power(self, start: int, stop: int) -> FloatArray:
         """(n, n_mels) log10 power of frames [start, stop), clipped to what there is."""
         start, stop = max(0, start), min(self.frames, stop)
         count = max(0, stop - start) * self.n_mels
@@ -88,125 +101,181 @@ class Mel:
         return rows.reshape(-1, self.n_mels)
 
     def read(self, start: int, stop: int) -> FloatArray:
-        """(n_mels, n) normalised as Whisper does it: at most 8 below the peak, then (x + 4) / 4."""
-        return (np.maximum(self.raw(start, stop).T, self.peak - 8.0) + 4.0) / 4.0
+        """(n_mels, n) of frames [start, stop) on Whisper's scale, clipped to what there is.
+
+        Equal to openai-whisper's `log_mel_spectrogram` of the whole file.
+        """
+        return self._scaled(self.power(start, stop).T)
+
+    def _scaled(self, power: FloatArray) -> FloatArray:
+        limited = np.maximum(power, np.float32(self.peak - RANGE_LOG_MEL))
+        return (limited + np.float32(4.0)) / np.float32(4.0)
 
 
 class MelWriter:
-    """Takes samples in chunks of any length and leaves the same log-mel as one pass over the whole would.
+    """Takes samples in chunks of any length; leaves the log-mel of the whole.
+
+    Frame t is centred on sample 160 t; the sound is mirrored at both of its ends, as `torch.stft` does it.
 
     Args:
         path: file to write.
-        n_mels: bands that the encoder wants.
+        n_mels: bands that the encoder wants, 80 or 128.
     """
 
     def __init__(self, path: Path, n_mels: int = 80) -> None:
         self._path, self._n_mels = path, n_mels
-        self._file = path.open("wb")
         self._filters = mel_filters("cpu", n_mels)
         self._window = torch.hann_window(N_FFT)
-        self._samples = np.zeros(0, dtype=np.float32)  # from the start of the next frame's window on
-        self._n_samples = 0
+        # One block's samples, from N_FFT / 2 before the centre of its first frame on.
+        self._buffer = np.zeros((BLOCK_MEL - 1) * HOP_LENGTH + N_FFT, dtype=np.int16)
+        self._filled = N_FFT // 2
         self._frames = 0
+        self._n_samples = 0
         self._peak = -np.inf
-        self._begun = False
+        path.write_bytes(b"")
 
     def add(self, samples: npt.NDArray[np.int16]) -> None:
-        """Mono 16 kHz samples that follow the last ones."""
-        chunk = samples.astype(np.float32) / np.float32(32768.0)
-        self._n_samples += len(chunk)
-        self._samples = np.concatenate([self._samples, chunk])
-        self._begin()
-        self._write_blocks(last=False)
+        """The samples that follow the last ones: int16 (n,), mono, 16 kHz."""
+        if samples.dtype != np.int16 or samples.ndim != 1:
+            raise TypeError(f"samples must be int16 (n,), not {samples.dtype} {samples.shape}")
+        self._n_samples += len(samples)
+        self._fill(samples)
 
     def finish(self) -> Mel:
         """No more samples."""
         n_samples = self._n_samples
         if n_samples < MIN_SAMPLES:
-            self.add(np.zeros(MIN_SAMPLES - n_samples, dtype=np.int16))
-        self._write_blocks(last=True)
-        self._file.close()
-        return Mel(self._path, self._frames, self._n_mels, n_samples, float(self._peak))
+            self._fill(np.zeros(MIN_SAMPLES - n_samples, dtype=np.int16))
+        # Whisper drops the frame that is centred on the end.
+        if left := max(n_samples, MIN_SAMPLES) // HOP_LENGTH - self._frames:
+            sound = self._buffer[: self._filled]
+            mirrored = np.concatenate([sound, sound[-2 : -2 - N_FFT // 2 : -1]])
+            self._write(mirrored[: (left - 1) * HOP_LENGTH + N_FFT])
+        return Mel(self._path, self._frames, self._n_mels, n_samples, self._peak)
 
-    def _begin(self) -> None:
-        """The first window reaches before the file: the sound is mirrored there."""
-        half = N_FFT // 2
-        if not self._begun and len(self._samples) > half:
-            self._samples = np.concatenate([self._samples[half:0:-1], self._samples])
-            self._begun = True
+    def _fill(self, samples: npt.NDArray[np.int16]) -> None:
+        at = 0
+        while at < len(samples):
+            taken = samples[at : at + len(self._buffer) - self._filled]
+            self._buffer[self._filled : self._filled + len(taken)] = taken
+            self._filled += len(taken)
+            at += len(taken)
+            if self._filled == len(self._buffer):
+                self._write(self._buffer)
+                rest = self._buffer[BLOCK_MEL * HOP_LENGTH :]
+                self._buffer[: len(rest)] = rest
+                self._filled = len(rest)
 
-    def _write_blocks(self, *, last: bool) -> None:
-        if not self._begun:
-            return
-        half = N_FFT // 2
-        if last:  # the last window reaches beyond the file
-            self._samples = np.concatenate([self._samples, self._samples[-2 : -half - 2 : -1]])
-        total = self._n_samples // HOP_LENGTH  # whisper drops the frame centred on the end
-        while True:
-            ready = (len(self._samples) - N_FFT) // HOP_LENGTH + 1 if len(self._samples) >= N_FFT else 0
-            count = min(BLOCK_MEL, ready)
-            if last:
-                count = min(count, total - self._frames)
-            if count <= 0 or (not last and ready < BLOCK_MEL):
-                return
-            block = torch.from_numpy(self._samples[: (count - 1) * HOP_LENGTH + N_FFT])
-            spectrum = torch.stft(block, N_FFT, HOP_LENGTH, window=self._window, center=False, return_complex=True)
-            mel = torch.clamp(self._filters @ (spectrum.abs() ** 2), min=1e-10).log10().T
-            self._file.write(mel.contiguous().numpy().tobytes())
-            self._peak = max(self._peak, float(mel.max()))
-            self._frames += count
-            self._samples = self._samples[count * HOP_LENGTH :]
+    def _write(self, sound: npt.NDArray[np.int16]) -> None:
+        if self._frames == 0:
+            half = N_FFT // 2
+            sound[:half] = sound[2 * half : half : -1]
+        waveform = torch.from_numpy(sound.astype(np.float32) / np.float32(32768.0))
+        spectrum = torch.stft(
+            waveform, N_FFT, HOP_LENGTH, window=self._window, center=False, return_complex=True
+        )
+        mel = torch.clamp(self._filters @ (spectrum.abs() ** 2), min=10.0**REST_LOG_MEL).log10()
+        with self._path.open("ab") as file:
+            file.write(mel.T.contiguous().numpy().tobytes())
+        self._peak = max(self._peak, float(mel.max()))
+        self._frames += mel.shape[1]
 
 
 # --- hidden states ---
 
 
 @dataclass(frozen=True, slots=True)
+class _Pieces:
+    """How a file's steps are covered by pieces, and what each step is blended from."""
+
+    length: int
+    reference: bool
+
+    @property
+    def stride(self) -> int:
+        return PIECE_STEPS if self.reference else STRIDE_STEPS
+
+    @property
+    def blend(self) -> int:
+        return 0 if self.reference else BLEND_STEPS
+
+    @property
+    def lead(self) -> int:
+        """Steps at the start of a piece that the piece before says."""
+        return (PIECE_STEPS - self.stride - self.blend) // 2
+
+    @property
+    def count(self) -> int:
+        return 1 + max(0, -(-(self.length - PIECE_STEPS) // self.stride))
+
+    def span(self, piece: int) -> tuple[int, int]:
+        """[start, stop): the steps that are new with this piece, its fade from the one before included."""
+        start = 0 if piece == 0 else piece * self.stride + self.lead
+        stop = self.length if piece == self.count - 1 else (piece + 1) * self.stride + self.lead
+        return start, stop
+
+    def newest(self, steps: IntArray) -> tuple[IntArray, FloatArray]:
+        """For each step the last piece that says it, and that piece's weight; the one before has the rest."""
+        piece = np.clip((steps - self.lead) // self.stride, 0, self.count - 1)
+        into = steps - piece * self.stride - self.lead + 0.5
+        rise = np.ones(len(steps))
+        fading = (piece > 0) & (into < self.blend)
+        rise[fading] = 0.5 - 0.5 * np.cos(np.pi * into[fading] / self.blend)
+        return piece, rise.astype(np.float32)
+
+
+@dataclass(frozen=True, slots=True)
 class AudioFeatures:
-    """Hidden states of a whole file, on disk, and those of silence at the same positions in a piece.
+    """Hidden states of a whole file, on disk, and those of silence at the same places in a piece.
 
     Attributes:
-        path: float32 (length, layers, dim); next to it `.json` with these fields and `.silence` with one piece.
+        path: float32 (length, layers, dim). Next to it `.json` with the other fields, written last, and
+            `.silence` with one silent piece.
         length: L, 50 per second.
         layers, dim: states per step, and their width.
-        pieces: how many overlapping pieces they were blended from; 0 for the reference's independent pieces.
         n_samples: of the sound at 16 kHz.
+        reference: cut into independent pieces as LatentSync does it.
     """
 
     path: Path
     length: int
     layers: int
     dim: int
-    pieces: int
     n_samples: int
+    reference: bool
 
     @classmethod
     def open(cls, path: Path) -> AudioFeatures:
-        return cls(path, **json.loads(path.with_suffix(".json").read_text()))
+        """What `encode` left at `path`, in this or another process."""
+        return cls(path, **json.loads(_header_path(path).read_text()))
 
     @property
     def duration_s(self) -> float:
-        return self.n_samples / SAMPLE_RATE
+        return self.n_samples / SAMPLES_PER_S
 
     def rows(self, start: int, stop: int) -> FloatArray:
-        """(n, layers, dim) of steps [start, stop); steps outside the file repeat its ends."""
-        low, high = (min(max(step, 0), self.length - 1) for step in (start, stop - 1))
-        size = self.layers * self.dim
-        stored = np.fromfile(self.path, np.float32, count=(high - low + 1) * size, offset=4 * low * size)
-        steps = np.clip(np.arange(start, stop), 0, self.length - 1) - low
-        return stored.reshape(-1, self.layers, self.dim)[steps]
+        """float32 (stop - start, layers, dim); steps outside the file repeat its first or last."""
+        return self._gather(self.path, self.length, self._inside(start, stop))
 
     def silent_rows(self, start: int, stop: int) -> FloatArray:
-        """The same steps if nothing sounded: the encoder knows positions, so silence differs by position."""
-        piece = np.fromfile(self.path.with_suffix(".silence"), np.float32)
-        piece = piece.reshape(PIECE_STEPS, self.layers, self.dim)
-        steps = np.clip(np.arange(start, stop), 0, self.length - 1)
-        if self.pieces == 0:
-            return piece[steps % PIECE_STEPS]
-        newer, weight = _placement(steps, self.pieces)
-        late = piece[steps - newer * STRIDE_STEPS]
-        early = piece[np.minimum(steps - np.maximum(newer - 1, 0) * STRIDE_STEPS, PIECE_STEPS - 1)]
-        return late * weight[:, None, None] + early * (1 - weight[:, None, None])
+        """The same steps had nothing sounded: the encoder knows positions, so silence differs by position."""
+        steps = self._inside(start, stop)
+        pieces = _Pieces(self.length, self.reference)
+        piece, weight = pieces.newest(steps)
+        at = steps - piece * pieces.stride
+        silence = _silence_path(self.path)
+        late = self._gather(silence, PIECE_STEPS, at)
+        if np.all(weight == 1.0):
+            return late
+        early = self._gather(silence, PIECE_STEPS, np.minimum(at + pieces.stride, PIECE_STEPS - 1))
+        return _blended(early, late, weight)
+
+    def _inside(self, start: int, stop: int) -> IntArray:
+        return np.clip(np.arange(start, stop), 0, self.length - 1)
+
+    def _gather(self, path: Path, length: int, steps: IntArray) -> FloatArray:
+        # Mapped for this one look only: pages of a long file do not pile up in the resident memory.
+        return np.asarray(np.memmap(path, np.float32, "r", shape=(length, self.layers, self.dim))[steps])
 
 
 def encode(
@@ -216,9 +285,9 @@ def encode(
 
     Args:
         mel: of the file.
-        encoder: openai-whisper's, on any device in any dtype.
+        encoder: openai-whisper's, on any device, in any dtype.
         path: where the states go.
-        reference: independent 30 s pieces, the last filled with 0.0 as the reference does it.
+        reference: independent pieces, the last filled with 0.0, as LatentSync does it.
 
     Yields:
         (pieces done, pieces in all).
@@ -226,63 +295,58 @@ def encode(
     Returns:
         The states, readable from `path` by any process.
     """
-    length = max(1, mel.frames // 2)
-    stride = PIECE_STEPS if reference else STRIDE_STEPS
-    pieces = 1 + max(0, -(-(length - PIECE_STEPS) // stride))
+    pieces = _Pieces(mel.frames // 2, reference)
     fill = 0.0 if reference else mel.silence
-    held: FloatArray | None = None  # the part of the last piece that the next one may be blended with
+    fading: FloatArray | None = None  # what the piece before says about the start of this one's span
     with path.open("wb") as file:
-        for k in range(pieces):
-            start = k * stride
-            states = _hidden_states(encoder, mel.read(2 * start, 2 * start + PIECE_MEL), fill)
-            stop = length if k == pieces - 1 else start + (stride if reference else stride + _BLEND_STOP)
-            begin = start if reference or k == 0 else start + _BLEND_START
-            part = states[begin - start : stop - start]
-            if held is not None:
-                rising = ((np.arange(len(held)) + 0.5) / BLEND_STEPS).astype(np.float32)[:, None, None]
-                part[: len(held)] = part[: len(held)] * rising + held * (1 - rising)
-            if not reference and k < pieces - 1:
-                part, held = part[:-BLEND_STEPS], part[-BLEND_STEPS:].copy()
-            file.write(np.ascontiguousarray(part).tobytes())
-            yield k + 1, pieces
-    silence = _hidden_states(encoder, np.full((mel.n_mels, PIECE_MEL), mel.silence, np.float32), fill)
-    silence.tofile(path.with_suffix(".silence"))
-    features = AudioFeatures(
-        path, length, silence.shape[1], silence.shape[2], 0 if reference else pieces, mel.n_samples
-    )
-    fields = {name: getattr(features, name) for name in ("length", "layers", "dim", "pieces", "n_samples")}
-    path.with_suffix(".json").write_text(json.dumps(fields))
+        for piece in range(pieces.count):
+            begin = piece * pieces.stride
+            states = _hidden_states(encoder, mel.read(2 * begin, 2 * (begin + PIECE_STEPS)), fill)
+            start, stop = pieces.span(piece)
+            said = states[start - begin : stop - begin]
+            if fading is not None:
+                _, weight = pieces.newest(np.arange(start, start + len(fading)))
+                said[: len(fading)] = _blended(fading, said[: len(fading)], weight)
+            fading = states[stop - begin : stop - begin + pieces.blend].copy()
+            file.write(said.tobytes())
+            yield piece + 1, pieces.count
+    silent = np.full((mel.n_mels, 2 * PIECE_STEPS), mel.silence, dtype=np.float32)
+    states = _hidden_states(encoder, silent, fill)
+    _silence_path(path).write_bytes(states.tobytes())
+    _, layers, dim = states.shape
+    features = AudioFeatures(path, pieces.length, layers, dim, mel.n_samples, reference)
+    header = {field.name: getattr(features, field.name) for field in dataclasses.fields(features)[1:]}
+    _header_path(path).write_text(json.dumps(header))
     return features
 
 
-_BLEND_START = (PIECE_STEPS - STRIDE_STEPS - BLEND_STEPS) // 2
-_BLEND_STOP = _BLEND_START + BLEND_STEPS
+def _header_path(path: Path) -> Path:
+    return path.with_name(path.name + ".json")
 
 
-def _placement(
-    steps: npt.NDArray[np.int64], pieces: int
-) -> tuple[npt.NDArray[np.int64], FloatArray]:
-    """(the newest piece that a step was taken from, its weight against the piece before)."""
-    newer = np.clip((steps - _BLEND_START) // STRIDE_STEPS, 0, pieces - 1)
-    into = steps - newer * STRIDE_STEPS - _BLEND_START
-    weight = np.where(newer > 0, np.clip((into + 0.5) / BLEND_STEPS, 0.0, 1.0), 1.0)
-    return newer, weight.astype(np.float32)
+def _silence_path(path: Path) -> Path:
+    return path.with_name(path.name + ".silence")
+
+
+def _blended(early: FloatArray, late: FloatArray, weight: FloatArray) -> FloatArray:
+    share = weight[:, None, None]
+    mixed: FloatArray = late * share + early * (np.float32(1.0) - share)
+    return mixed
 
 
 @torch.inference_mode()
 def _hidden_states(encoder: AudioEncoder, mel: FloatArray, fill: float) -> FloatArray:
-    """(n_mels, up to 3000) → float32 (1500, n_layer + 1, n_state)."""
+    """(n_mels, up to 3000) → float32 (1500, n_layer + 1, n_state); what is missing on the right is `fill`."""
     weight = encoder.conv1.weight
-    padded = np.pad(mel, ((0, 0), (0, PIECE_MEL - mel.shape[1])), constant_values=fill)
-    x = torch.from_numpy(padded.astype(np.float32))[None].to(weight.device, weight.dtype)
+    piece = np.pad(mel, ((0, 0), (0, 2 * PIECE_STEPS - mel.shape[1])), constant_values=fill)
+    x = torch.from_numpy(piece)[None].to(weight.device, weight.dtype)
     x = functional.gelu(encoder.conv1(x))
     x = functional.gelu(encoder.conv2(x)).transpose(1, 2)
-    x = x + encoder.positional_embedding.to(x.dtype)
+    x = (x + encoder.positional_embedding).to(x.dtype)
     states = [x]
     for block in encoder.blocks:
-        x = block(x)
-        states.append(x)
-    stacked: FloatArray = torch.cat(states).transpose(0, 1).float().cpu().numpy()
+        states.append(block(states[-1]))
+    stacked: FloatArray = torch.cat(states).transpose(0, 1).float().cpu().contiguous().numpy()
     return stacked
 
 
@@ -294,72 +358,94 @@ def frame_windows(
 ) -> Tensor:
     """Audio tokens around each frame.
 
+    A frame at time t stands on step round(50 t) and hears steps -2 left … 2 (right + 1) - 1 around it; steps
+    outside the file repeat its first or last. Tokens are time-major: layers x step + layer (parity pack,
+    section 5).
+
     Args:
+        features: of the whole file.
         times_s: (F,) when the frames are shown.
-        context: 40 ms steps before and after.
+        context: (left, right), in frames of 40 ms.
 
     Returns:
-        float32 (F, 2 * (left + right + 1) * layers, dim): time-major, layers inside (parity pack section 5).
+        float32 (F, 2 (left + right + 1) layers, dim): (F, 50, 384) for LatentSync.
     """
-    return _gather(features.rows, features, times_s, context)
+    windows = [features.rows(*span) for span in _spans(times_s, context)]
+    return torch.from_numpy(np.stack(windows)).flatten(1, 2)
 
 
 def conditioned_windows(
     features: AudioFeatures,
     times_s: npt.ArrayLike,
-    gate: npt.NDArray[np.float32] | None,
+    gate: FloatArray | None,
     context: tuple[int, int] = (2, 2),
 ) -> Tensor:
-    """`frame_windows` that fade to the tokens of silence where `gate` (F,) falls to 0; None leaves them."""
+    """`frame_windows` that turn into the tokens of silence where nobody speaks.
+
+    Frame by frame gate x heard + (1 - gate) x silent, where "silent" is what the encoder says about silence
+    at the same places in the same pieces. The gate's smooth ramps close and open the mouth without a jump.
+
+    Args:
+        gate: (F,) from `voice_activity`; None leaves the tokens as they are.
+
+    Returns:
+        As `frame_windows`.
+    """
     heard = frame_windows(features, times_s, context)
     if gate is None or np.all(gate == 1.0):
         return heard
-    silent = _gather(features.silent_rows, features, times_s, context)
-    open_ = torch.from_numpy(np.asarray(gate, dtype=np.float32))[:, None, None]
-    return heard * open_ + silent * (1.0 - open_)
+    silent = torch.from_numpy(np.stack([features.silent_rows(*span) for span in _spans(times_s, context)]))
+    share = torch.from_numpy(np.asarray(gate, dtype=np.float32))[:, None, None]
+    return heard * share + silent.flatten(1, 2) * (1.0 - share)
 
 
-def _gather(
-    rows: Callable[[int, int], FloatArray],
-    features: AudioFeatures,
-    times_s: npt.ArrayLike,
-    context: tuple[int, int],
-) -> Tensor:
+def _spans(times_s: npt.ArrayLike, context: tuple[int, int]) -> Iterator[tuple[int, int]]:
     left, right = context
-    centres = np.rint(np.asarray(times_s, dtype=np.float64) * STEPS_PER_S).astype(np.int64)
-    first, count = -2 * left, 2 * (left + right + 1)
-    low = int(centres.min()) + first
-    block = rows(low, int(centres.max()) + first + count)
-    windows = [block[c + first - low : c + first - low + count] for c in centres]
-    return torch.from_numpy(np.stack(windows)).reshape(len(centres), count * features.layers, features.dim)
+    for centre in np.rint(np.asarray(times_s, dtype=np.float64) * STEPS_PER_S).astype(int).tolist():
+        yield centre - 2 * left, centre + 2 * (right + 1)
 
 
 # --- voice activity ---
 
-SPEECH_HZ = (150.0, 4500.0)
-MIN_CONTRAST_DB = 8.0
-"""Speech stands out from what else is heard by at least this; less is a hum."""
+LOWEST_SPEECH_HZ = 100.0
+"""Below lie mains hum and rumble."""
 
-MAX_CONTRAST_DB = 45.0
-"""In a clean recording what lies this far under the voice is rest, however silent the room."""
+N_GROUPS = 6
+"""Mel bands are summed into groups, each with its own noise floor, so that a hum hides only its group."""
 
-MIN_LEVEL_DB = -70.0
-"""Below this nothing is heard at all."""
+SMOOTH_MEL = 5
+"""Frames of the running mean of each group's power: noise flickers, phonemes last longer."""
 
-FILL_GAP_S = 0.32
-"""Closures inside words and between close words do not rest the mouth."""
+FLOOR_CELL_MEL = 50
+FLOOR_REACH_CELLS = 10
+FLOOR_PERCENTILE = 20.0
+"""Noise floor: the 20th percentile of each half second, the lowest of these within 5 s on either side."""
 
-MIN_SPEECH_S = 0.05
-LOOK_AHEAD_S = 0.10
-HANGOVER_S = 0.12
+ONSET_DB, KEEP_DB = 11.0, 6.0
+"""Mean height of the two clearest groups over their floors: a stretch over KEEP that reaches ONSET speaks."""
+
+DEPTH_DB = 40.0
+"""What lies further than this under the file's loud frames is rest, however silent the recording."""
+
+AUDIBLE_DB = -60.0
+"""Softer frames (white noise under about -78 dBFS) cannot be heard, and do not tell how loud the voice is."""
+
+MIN_SPEECH_S = 0.06
+LOOK_AHEAD_S, HANGOVER_S = 0.10, 0.12
+"""Lips move before the sound and close after it."""
+
 RAMP_S = 0.14
-"""Lips move before the sound and close after it; the gate rises and falls smoothly."""
+FILL_GAP_S = LOOK_AHEAD_S + HANGOVER_S + 2 * RAMP_S
+"""A shorter gap, as in words and between close ones, leaves no time to close the mouth and open it again."""
 
 
 def voice_activity(mel: Mel, times_s: npt.ArrayLike) -> FloatArray:
-    """How much each moment is speech: 1 where somebody speaks, 0 in rest, smooth between.
+    """How much each moment is speech: 1 from 0.1 s before a sound to 0.12 s after it, 0 in rest.
 
-    Energy in the speech band against a noise floor that follows the recording, with hysteresis, closures filled.
+    Between lie raised cosines of 0.14 s.
+
+    A sound counts when it stands out of the steady noise around it in some part of the spectrum; so music
+    with a beat counts as speech, a hum does not.
 
     Args:
         mel: of the whole file.
@@ -368,67 +454,71 @@ def voice_activity(mel: Mel, times_s: npt.ArrayLike) -> FloatArray:
     Returns:
         float32 (F,).
     """
-    energy = _speech_energy_db(mel)
-    speech = _speech_frames(energy)
-    ramp = np.hanning(round(RAMP_S * MEL_PER_S) + 2)
-    padded = np.pad(speech.astype(np.float64), len(ramp), mode="edge")
-    smooth = np.convolve(padded, ramp / ramp.sum(), mode="same")[len(ramp) : -len(ramp)]
-    moments = np.asarray(times_s, dtype=np.float64) * MEL_PER_S
-    gate = np.interp(moments, np.arange(len(smooth)), smooth, right=0.0)
-    return gate.astype(np.float32)
+    times = np.asarray(times_s, dtype=np.float64)
+    stretches = np.array(_speech_stretches(mel), dtype=np.float64).reshape(-1, 2) / MEL_PER_S
+    if len(stretches) == 0:
+        return np.zeros(len(times), dtype=np.float32)
+    starts, stops = stretches[:, 0] - LOOK_AHEAD_S, stretches[:, 1] + HANGOVER_S
+    following = np.searchsorted(starts, times, side="right")
+    until_next = np.append(starts, np.inf)[following] - times
+    since_last = times - np.insert(stops, 0, -np.inf)[following]
+    distance = np.clip(np.minimum(until_next, since_last), 0.0, RAMP_S)
+    gate: FloatArray = (0.5 + 0.5 * np.cos(np.pi * distance / RAMP_S)).astype(np.float32)
+    return gate
 
 
-def _speech_energy_db(mel: Mel) -> FloatArray:
-    """(T,) power in the speech band, decibels."""
-    centres = 700 * (10 ** (np.linspace(0, 2840.02, mel.n_mels + 2)[1:-1] / 2595) - 1)  # good enough to pick bands
-    bands = (centres >= SPEECH_HZ[0]) & (centres <= SPEECH_HZ[1])
-    parts = [
-        10 * np.log10(np.mean(10.0 ** mel.raw(start, start + BLOCK_MEL)[:, bands], axis=1))
-        for start in range(0, mel.frames, BLOCK_MEL)
-    ]
-    return np.concatenate(parts).astype(np.float32)
+def _speech_stretches(mel: Mel) -> list[tuple[int, int]]:
+    """[start, stop) mel frames of every stretch of speech."""
+    # 1. How loud, and how much of it is always there.
+    loudest, cells = [], []
+    for _, levels in _group_levels(mel):
+        loudest.append(levels.max(axis=1))
+        parts = np.split(levels, range(FLOOR_CELL_MEL, len(levels), FLOOR_CELL_MEL))
+        cells += [np.percentile(part, FLOOR_PERCENTILE, axis=0) for part in parts]
+    audible = np.concatenate(loudest)
+    audible = audible[audible > AUDIBLE_DB]
+    if len(audible) == 0:
+        return []
+    loud_db = np.percentile(audible, 95)
+    padded = np.pad(np.stack(cells), ((FLOOR_REACH_CELLS, FLOOR_REACH_CELLS), (0, 0)), mode="edge")
+    floors = np.lib.stride_tricks.sliding_window_view(padded, 2 * FLOOR_REACH_CELLS + 1, axis=0).min(axis=-1)
+    floors = np.maximum(floors, loud_db - DEPTH_DB - ONSET_DB)
 
+    # 2. How far each frame stands out of that.
+    clear = np.zeros(mel.frames, dtype=np.float32)
+    centres = (np.arange(len(floors)) + 0.5) * FLOOR_CELL_MEL
+    for start, levels in _group_levels(mel):
+        frames = np.arange(start, start + len(levels))
+        floor = np.stack([np.interp(frames, centres, floors[:, group]) for group in range(N_GROUPS)], axis=1)
+        clear[frames] = np.sort(levels - floor, axis=1)[:, -2:].mean(axis=1)
 
-def _speech_frames(energy: FloatArray) -> npt.NDArray[np.bool_]:
-    level = max(float(np.percentile(energy, 95)), MIN_LEVEL_DB)
-    floor = np.clip(_noise_floor(energy), level - MAX_CONTRAST_DB, level)
-    contrast = level - floor
-    high = floor + np.maximum(6.0, 0.40 * contrast)
-    low = floor + np.maximum(3.5, 0.25 * contrast)
-    sure = (energy > high) & (contrast >= MIN_CONTRAST_DB) & (energy > MIN_LEVEL_DB)
-    maybe = energy > low
-    speech = np.zeros(len(energy), dtype=bool)
-    for start, stop in _stretches(maybe):  # hysteresis: what is loud enough once stays until it is soft
-        speech[start:stop] = sure[start:stop].any()
+    # 3. Stretches: hysteresis, then no clicks, then no holes.
+    speech = np.zeros(mel.frames, dtype=bool)
+    for start, stop in _stretches(clear > KEEP_DB):
+        speech[start:stop] = stop - start >= MIN_SPEECH_S * MEL_PER_S and clear[start:stop].max() > ONSET_DB
     for start, stop in _stretches(~speech):
-        if start > 0 and stop < len(speech) and stop - start < FILL_GAP_S * MEL_PER_S:
-            speech[start:stop] = True
-    for start, stop in _stretches(speech):
-        if stop - start < MIN_SPEECH_S * MEL_PER_S:
-            speech[start:stop] = False
-    wide = np.zeros_like(speech)
-    for start, stop in _stretches(speech):
-        wide[max(0, start - round(LOOK_AHEAD_S * MEL_PER_S)) : stop + round(HANGOVER_S * MEL_PER_S)] = True
-    return wide
+        inside = start > 0 and stop < len(speech)
+        speech[start:stop] = inside and stop - start < FILL_GAP_S * MEL_PER_S
+    return _stretches(speech)
 
 
-def _noise_floor(energy: FloatArray, block: int = 10, reach: int = 50) -> FloatArray:
-    """What is heard in the softest tenth of ten seconds around each frame."""
-    blocks = np.array([part.mean() for part in np.array_split(energy, max(1, len(energy) // block))])
-    padded = np.pad(blocks, reach, mode="reflect" if len(blocks) > reach else "edge")
-    floors = np.concatenate(
-        [
-            np.percentile(
-                np.lib.stride_tricks.sliding_window_view(padded[i : i + 4096 + 2 * reach], 2 * reach + 1), 10, axis=1
-            )
-            for i in range(0, len(blocks), 4096)
-        ]
-    )
-    places = (np.arange(len(blocks)) + 0.5) * len(energy) / len(blocks)
-    return np.interp(np.arange(len(energy)), places, floors).astype(np.float32)
+def _group_levels(mel: Mel) -> Iterator[tuple[int, FloatArray]]:
+    """(first frame, (n, N_GROUPS) decibels), block by block."""
+    peaks_hz = mel_filters("cpu", mel.n_mels).argmax(dim=1).numpy() * (SAMPLES_PER_S / N_FFT)
+    first = int(np.searchsorted(peaks_hz, LOWEST_SPEECH_HZ))
+    reach = SMOOTH_MEL // 2
+    for start in range(0, mel.frames, BLOCK_MEL):
+        stop = min(start + BLOCK_MEL, mel.frames)
+        power = 10.0 ** mel.power(start - reach, stop + reach)[:, first:]
+        groups = np.stack([part.sum(axis=1) for part in np.array_split(power, N_GROUPS, axis=1)], axis=1)
+        missing = (reach - min(reach, start), reach - min(reach, mel.frames - stop))
+        groups = np.pad(groups, (missing, (0, 0)), mode="edge")
+        smooth = np.lib.stride_tricks.sliding_window_view(groups, SMOOTH_MEL, axis=0).mean(axis=-1)
+        levels: FloatArray = 10.0 * np.log10(smooth)
+        yield start, levels
 
 
-def _stretches(flags: npt.NDArray[np.bool_]) -> list[tuple[int, int]]:
+def _stretches(flags: BoolArray) -> list[tuple[int, int]]:
     """[start, stop) of every run of True."""
-    edges = np.flatnonzero(np.diff(np.concatenate([[False], flags, [False]]).astype(np.int8)))
-    return [(int(a), int(b)) for a, b in edges.reshape(-1, 2)]
+    edges = np.flatnonzero(np.diff(flags, prepend=False, append=False))
+    return [(int(start), int(stop)) for start, stop in edges.reshape(-1, 2)]
