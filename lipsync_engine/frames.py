@@ -1,31 +1,28 @@
 """One decoded picture as the planes that the decoder gave, and the way from a region to RGB and back.
 
-The pipeline never converts a whole frame: only the face region becomes RGB, and only what changes there is added
-back to the planes, so everything else reaches the encoder bit for bit. Pure: no I/O; it knows neither files nor faces.
-
-Formulas: ITU-R BT.601, BT.709 and BT.2020 (non-constant luminance). Chroma of 4:2:0 is sited as MPEG-2 has it: level
-with the left luma sample horizontally, between two luma lines vertically.
+The pipeline never converts a whole frame: only the face region becomes RGB, and only what a change in RGB
+means is added to the planes, so everything else reaches the encoder bit for bit.
+Pure: no I/O. It knows neither files nor faces.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, cast
+from typing import Any
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 
 Box = tuple[int, int, int, int]
-"""x0, y0, x1, y1; right and bottom exclusive."""
+"""x0, y0, x1, y1 in luma pixels; right and bottom are exclusive."""
 
-FloatArray = npt.NDArray[np.float32]
 Plane = npt.NDArray[Any]
+FloatArray = npt.NDArray[np.float32]
 
 
 class Matrix(StrEnum):
-    """Luma weights of a colour space."""
+    """How luma and chroma were made from R'G'B'."""
 
     BT601 = "bt601"
     BT709 = "bt709"
@@ -40,12 +37,23 @@ class Chroma(StrEnum):
     C444 = "444"
 
 
-_RED_BLUE = {Matrix.BT601: (0.299, 0.114), Matrix.BT709: (0.2126, 0.0722), Matrix.BT2020: (0.2627, 0.0593)}
+_KR_KB = {
+    Matrix.BT601: (0.299, 0.114),
+    Matrix.BT709: (0.2126, 0.0722),
+    Matrix.BT2020: (0.2627, 0.0593),
+}
+"""Luma weights of red and blue: BT.601-7 2.5.1, BT.709-6 3.2, BT.2020-2 table 4 (non-constant luminance)."""
 
 
 @dataclass(frozen=True, slots=True)
 class FrameFormat:
-    """Size and meaning of a frame's planes."""
+    """Size and sample format of a planar YUV picture.
+
+    Attributes:
+        width, height: luma pixels, as displayed.
+        bit_depth: 8 or 10; above 8 samples are 16-bit little-endian.
+        matrix, full_range: what the sample values mean.
+    """
 
     width: int
     height: int
@@ -56,20 +64,20 @@ class FrameFormat:
 
     @property
     def pix_fmt(self) -> str:
-        """FFmpeg's name."""
-        deep = "" if self.bit_depth == 8 else f"{self.bit_depth}le"
-        return f"yuv{self.chroma}p{deep}"
+        """FFmpeg's name of the pixel format."""
+        return f"yuv{self.chroma}p" + ("" if self.bit_depth == 8 else f"{self.bit_depth}le")
 
     @property
     def steps(self) -> tuple[int, int]:
-        """Luma samples per chroma sample, (horizontally, vertically)."""
+        """Luma pixels per chroma sample, (horizontally, vertically)."""
         return {Chroma.C420: (2, 2), Chroma.C422: (2, 1), Chroma.C444: (1, 1)}[self.chroma]
 
     @property
     def plane_shapes(self) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:
-        sx, sy = self.steps
-        small = (-(-self.height // sy), -(-self.width // sx))
-        return (self.height, self.width), small, small
+        """(rows, columns) of Y, U and V; chroma of odd sizes is rounded up."""
+        step_x, step_y = self.steps
+        chroma = (-(-self.height // step_y), -(-self.width // step_x))
+        return (self.height, self.width), chroma, chroma
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -77,12 +85,12 @@ class FrameFormat:
 
     @property
     def frame_bytes(self) -> int:
-        return sum(h * w for h, w in self.plane_shapes) * self.dtype.itemsize
+        return sum(rows * columns for rows, columns in self.plane_shapes) * self.dtype.itemsize
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Frame:
-    """Planes as the decoder gave them, luma (H, W) and two chroma planes."""
+    """One picture. The planes are not to be written to; a change makes a new `Frame`."""
 
     format: FrameFormat
     y: Plane
@@ -90,131 +98,156 @@ class Frame:
     v: Plane
 
     @classmethod
-    def from_bytes(cls, form: FrameFormat, data: bytes | bytearray | memoryview) -> Frame:
-        """View raw planar data."""
-        samples = np.frombuffer(data, dtype=form.dtype)
-        planes, start = [], 0
-        for height, width in form.plane_shapes:
-            planes.append(samples[start : start + height * width].reshape(height, width))
-            start += height * width
-        return cls(form, *planes)
+    def from_bytes(cls, format: FrameFormat, buffer: bytes | bytearray | memoryview | Plane) -> Frame:
+        """Planes over `buffer` without a copy: Y, U, V one after the other, rows without padding.
+
+        Raises:
+            ValueError: the buffer has another size than `format.frame_bytes`.
+        """
+        samples = np.frombuffer(buffer, dtype=format.dtype)
+        shapes = format.plane_shapes
+        sizes = [rows * columns for rows, columns in shapes]
+        if samples.size != sum(sizes):
+            raise ValueError(
+                f"A {format.pix_fmt} frame has {format.frame_bytes} bytes, got {samples.nbytes}."
+            )
+        y, u, v = np.split(samples, np.cumsum(sizes)[:2])
+        return cls(format, y.reshape(shapes[0]), u.reshape(shapes[1]), v.reshape(shapes[2]))
 
     def planes(self) -> tuple[Plane, Plane, Plane]:
         return self.y, self.u, self.v
 
+    def to_bytes(self) -> bytes:
+        """The layout that `from_bytes` reads."""
+        return b"".join(plane.tobytes() for plane in self.planes())
+
 
 def region_to_rgb(frame: Frame, box: Box) -> FloatArray:
-    """Part of a frame as float32 (h, w, 3) RGB 0..255, unrounded and unclipped.
+    """The pixels of `box` as R'G'B'.
+
+    Chroma is interpolated bilinearly; horizontally its samples sit on the even luma columns, vertically
+    halfway between two rows for 4:2:0 (the siting that video codecs assume when nothing else is said).
 
     Args:
-        box: inside the frame; left and top must be even where chroma is subsampled.
-    """
-    x0, y0, x1, y1 = box
-    luma = frame.y[y0:y1, x0:x1].astype(np.float32)
-    blue, red = (_chroma_full(plane, frame.format, box) for plane in (frame.u, frame.v))
-    return _rgb(luma, blue, red, frame.format)
+        box: inside the picture.
 
-
-def blend_region(frame: Frame, box: Box, rgb: FloatArray, weight: FloatArray) -> Frame:
-    """A frame that shows `rgb` in a region as strongly as `weight` says.
-
-    Only differences are added to the planes: where `weight` is 0, or `rgb` is what the frame shows already, samples
-    stay as they are, to the bit.
-
-    Args:
-        box: as for `region_to_rgb`.
-        rgb: float32 (h, w, 3), 0..255, clipped here.
-        weight: float32 (h, w), 0..1.
+    Returns:
+        float32 (h, w, 3), clipped to 0..255 whatever the bit depth.
     """
     x0, y0, x1, y1 = box
     form = frame.format
-    change = (np.clip(rgb, 0.0, 255.0) - region_to_rgb(frame, box)) * weight[..., None]
-    luma, blue, red = _yuv_change(change, form)
-    sx, sy = form.steps
-    chroma_box = (x0 // sx, y0 // sy, -(-x1 // sx), -(-y1 // sy))
-    return Frame(
-        form,
-        _added(frame.y, box, luma, form),
-        _added(frame.u, chroma_box, _chroma_small(blue, form), form),
-        _added(frame.v, chroma_box, _chroma_small(red, form), form),
+    step_x, step_y = form.steps
+    luma_zero, luma_unit, chroma_zero, chroma_unit = _levels(form)
+    luma = (frame.y[y0:y1, x0:x1].astype(np.float32) - luma_zero) / luma_unit
+    blue, red = (
+        (_upsampled(plane, (x0, x1), (y0, y1), step_x, step_y) - chroma_zero) / chroma_unit
+        for plane in (frame.u, frame.v)
     )
+    kr, kb = _KR_KB[form.matrix]
+    rgb = np.empty((*luma.shape, 3), dtype=np.float32)
+    rgb[..., 0] = luma + np.float32(2 * (1 - kr)) * red
+    rgb[..., 2] = luma + np.float32(2 * (1 - kb)) * blue
+    green = luma - np.float32(kr) * rgb[..., 0] - np.float32(kb) * rgb[..., 2]
+    rgb[..., 1] = green / np.float32(1 - kr - kb)
+    return np.clip(rgb, 0.0, 255.0, out=rgb)
 
 
-def _added(plane: Plane, box: Box, change: FloatArray, form: FrameFormat) -> Plane:
+def blend_region(frame: Frame, box: Box, rgb: FloatArray, weight: FloatArray) -> Frame:
+    """Mix `rgb` into `box`: own * (1 - weight) + rgb * weight.
+
+    Only the difference to the region's own RGB is converted, averaged down to the chroma grid and added.
+    So samples keep their exact value where `weight` is 0 or `rgb` equals `region_to_rgb(frame, box)`.
+
+    Args:
+        frame: not modified.
+        box: inside the picture.
+        rgb: (h, w, 3), 0..255.
+        weight: (h, w), 0..1.
+    """
+    if not weight.any():
+        return frame
     x0, y0, x1, y1 = box
-    result = plane.copy()
-    part = plane[y0:y1, x0:x1].astype(np.float32) + change
-    result[y0:y1, x0:x1] = np.clip(np.rint(part), 0, 2**form.bit_depth - 1).astype(form.dtype)
-    return result
+    form = frame.format
+    step_x, step_y = form.steps
+    _, luma_unit, _, chroma_unit = _levels(form)
+    kr, kb = _KR_KB[form.matrix]
+    change = (rgb - region_to_rgb(frame, box)) * weight[..., None]
+    luma = change @ np.array([kr, 1 - kr - kb, kb], dtype=np.float32)
+    blue = (change[..., 2] - luma) * np.float32(chroma_unit / (2 * (1 - kb)))
+    red = (change[..., 0] - luma) * np.float32(chroma_unit / (2 * (1 - kr)))
+
+    y = _added(frame.y, luma * np.float32(luma_unit), x0, y0, form.bit_depth)
+    blue, red = (_on_even_pixels(delta, box, form) for delta in (blue, red))
+    u, v = (
+        _added(plane, _downsampled(delta, step_x, step_y), x0 // step_x, y0 // step_y, form.bit_depth)
+        for plane, delta in ((frame.u, blue), (frame.v, red))
+    )
+    return Frame(form, y, u, v)
 
 
-def _scales(form: FrameFormat) -> tuple[float, float, float, float]:
-    """(luma offset, luma range, chroma middle, chroma range) in samples."""
-    unit = float(2 ** (form.bit_depth - 8))
+def _on_even_pixels(delta: FloatArray, box: Box, form: FrameFormat) -> FloatArray:
+    """Extend a difference to whole chroma samples: nothing changes outside the box, the picture's edge repeats."""
+    x0, y0, x1, y1 = box
+    step_x, step_y = form.steps
+    missing_x, missing_y = -x1 % step_x, -y1 % step_y
+    at_edge = ((0, missing_y if y1 == form.height else 0), (0, missing_x if x1 == form.width else 0))
+    inside = (
+        (y0 % step_y, missing_y - at_edge[0][1]),
+        (x0 % step_x, missing_x - at_edge[1][1]),
+    )
+    return np.pad(np.pad(delta, at_edge, mode="edge"), inside)
+
+
+def _levels(form: FrameFormat) -> tuple[float, float, float, float]:
+    """Sample value of black, samples per RGB level, sample value of no colour, samples per level of colour.
+
+    RGB levels are 1/255 of the whole. Limited range puts 219 (luma) and 224 (chroma) steps of an 8-bit sample
+    on it (BT.709-6 table 4); deeper samples have more steps per 8-bit one.
+    """
+    steps = 2.0 ** (form.bit_depth - 8)
     if form.full_range:
-        top = float(2**form.bit_depth - 1)
-        return 0.0, top, 128.0 * unit, top
-    return 16.0 * unit, 219.0 * unit, 128.0 * unit, 224.0 * unit
+        unit = (2**form.bit_depth - 1) / 255
+        return 0.0, unit, 128 * steps, unit
+    return 16 * steps, 219 * steps / 255, 128 * steps, 224 * steps / 255
 
 
-def _rgb(luma: FloatArray, blue: FloatArray, red: FloatArray, form: FrameFormat) -> FloatArray:
-    low, span, middle, chroma_span = _scales(form)
-    kr, kb = _RED_BLUE[form.matrix]
-    y = (luma - low) * np.float32(255.0 / span)
-    cb = (blue - middle) * np.float32(255.0 / chroma_span)
-    cr = (red - middle) * np.float32(255.0 / chroma_span)
-    r = y + np.float32(2 * (1 - kr)) * cr
-    b = y + np.float32(2 * (1 - kb)) * cb
-    g = (y - np.float32(kr) * r - np.float32(kb) * b) * np.float32(1 / (1 - kr - kb))
-    return np.dstack([r, g, b])
+def _upsampled(
+    plane: Plane, columns: tuple[int, int], rows: tuple[int, int], step_x: int, step_y: int
+) -> FloatArray:
+    """Chroma at luma positions. Only the touched rows and columns are read."""
+    left, right, x_share = _taps(columns, step_x, 0.0, plane.shape[1])
+    above, below, y_share = _taps(rows, step_y, 0.5 if step_y == 2 else 0.0, plane.shape[0])
+    first_row, first_column = above[0], left[0]
+    part = plane[first_row : below[-1] + 1, first_column : right[-1] + 1].astype(np.float32)
+    wide = part[:, left - first_column] * (1 - x_share) + part[:, right - first_column] * x_share
+    y_share = y_share[:, None]
+    return np.asarray(wide[above - first_row] * (1 - y_share) + wide[below - first_row] * y_share)
 
 
-def _yuv_change(change: FloatArray, form: FrameFormat) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """A difference of RGB as differences of samples; linear, so that offsets play no part."""
-    _, span, _, chroma_span = _scales(form)
-    kr, kb = _RED_BLUE[form.matrix]
-    r, g, b = change[..., 0], change[..., 1], change[..., 2]
-    y = np.float32(kr) * r + np.float32(1 - kr - kb) * g + np.float32(kb) * b
-    to_chroma = np.float32(chroma_span / 255.0)
-    cb = (b - y) * np.float32(1 / (2 * (1 - kb))) * to_chroma
-    cr = (r - y) * np.float32(1 / (2 * (1 - kr))) * to_chroma
-    return y * np.float32(span / 255.0), cb, cr
+def _taps(
+    span: tuple[int, int], step: int, offset: float, size: int
+) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp], FloatArray]:
+    """For each luma position of `span`: the two chroma samples around it and the second one's share."""
+    position = (np.arange(*span, dtype=np.float32) - np.float32(offset)) / np.float32(step)
+    first = np.floor(position).astype(np.intp)
+    share = (position - first).astype(np.float32)
+    return np.clip(first, 0, size - 1), np.clip(first + 1, 0, size - 1), share
 
 
-def _chroma_full(plane: Plane, form: FrameFormat, box: Box) -> FloatArray:
-    """Chroma at every luma pixel of a region, bilinear."""
-    x0, y0, x1, y1 = box
-    sx, sy = form.steps
-    if sx == sy == 1:
-        return plane[y0:y1, x0:x1].astype(np.float32)
-    # One more sample on each side gives the interpolation its neighbours; the frame's border repeats.
-    height, width = plane.shape
-    rows = np.clip(np.arange(y0 // sy - 1, -(-y1 // sy) + 1), 0, height - 1)
-    columns = np.clip(np.arange(x0 // sx - 1, -(-x1 // sx) + 1), 0, width - 1)
-    samples = plane[rows[:, None], columns].astype(np.float32)
-    # Luma pixel x lies at (x - x0) / sx + 1 in `samples`; vertically 4:2:0 samples sit half a line lower.
-    shift_y = 0.25 if sy == 2 else 0.0
-    to_samples = np.array([[1 / sx, 0.0, 1.0], [0.0, 1 / sy, 1.0 - shift_y]])
-    return cast(
-        FloatArray,
-        cv2.warpAffine(
-            samples,
-            to_samples,
-            (x1 - x0, y1 - y0),
-            flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
-            borderMode=cv2.BORDER_REPLICATE,
-        ),
-    )
+def _downsampled(delta: FloatArray, step_x: int, step_y: int) -> FloatArray:
+    """Averages at the chroma samples' places: 1-2-1 across columns, 1-1 across rows; edges repeat."""
+    if step_y == 2:
+        delta = (delta[0::2] + delta[1::2]) * np.float32(0.5)
+    if step_x == 2:
+        before = np.concatenate((delta[:, :1], delta[:, 1:-1:2]), axis=1)
+        delta = np.float32(0.25) * (before + delta[:, 1::2]) + np.float32(0.5) * delta[:, 0::2]
+    return delta
 
 
-def _chroma_small(full: FloatArray, form: FrameFormat) -> FloatArray:
-    """Differences averaged down to the chroma grid: [1 2 1] / 4 across (left-sited), two lines down."""
-    sx, sy = form.steps
-    if sx == 1:
-        return full
-    height, width = full.shape
-    padded = np.pad(full, ((0, height % sy), (0, width % sx)), mode="edge")
-    across = cv2.filter2D(
-        padded, -1, np.array([[0.25, 0.5, 0.25]], dtype=np.float32), borderType=cv2.BORDER_REPLICATE
-    )[:, ::2]
-    return across if sy == 1 else 0.5 * (across[::2] + across[1::2])
+def _added(plane: Plane, delta: FloatArray, x0: int, y0: int, bit_depth: int) -> Plane:
+    """A copy of `plane` with `delta` added at (x0, y0); rows and columns beyond the plane are dropped."""
+    changed = plane.copy()
+    part = changed[y0 : y0 + delta.shape[0], x0 : x0 + delta.shape[1]]
+    moved = np.rint(part + delta[: part.shape[0], : part.shape[1]])
+    part[...] = np.clip(moved, 0, 2**bit_depth - 1)
+    return changed
