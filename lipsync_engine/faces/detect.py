@@ -1,15 +1,22 @@
 """Finding faces in one picture: the protocol and what a detector answers.
 
-A detector sees single RGB pictures in whatever size it is given; it does not know time, tracks or files.
+A detector sees single RGB pictures in whatever size it is given; it does not know time, tracks or videos.
 """
 
 from __future__ import annotations
 
+import hashlib
+import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
+
+from lipsync_engine.align import alignment_points
+from lipsync_engine.errors import ErrorCode, WeightsError
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,3 +49,118 @@ class FaceDetector(Protocol):
     def detect(self, image: NDArray[np.uint8]) -> list[Detection]:
         """Faces in an RGB picture, uint8 (H, W, 3), in no particular order; empty if there are none."""
         ...
+
+
+# --- photographed people: YuNet ---
+
+MIN_SCORE = 0.6
+NMS_OVERLAP = 0.3
+
+BROW_UP = 0.33
+BROW_OUT = 0.05
+"""From an eye to its brow's centre, in distances between the eyes: up along the face, and outward."""
+
+NOSE_DEPTH = 0.48
+"""How far the nose tip stands before the plane of the eyes, in distances between the eyes (about 30 mm of 63 mm)."""
+
+
+class YuNetDetector:
+    """OpenCV's FaceDetectorYN with the YuNet model (MIT licence).
+
+    Its five points become the three that crops are aligned by: the brow centres lie over the eyes by fixed shares
+    of the distance between the eyes, along the face's own axes; the nose is the nose tip.
+
+    Args:
+        model: `face_detection_yunet_2023mar.onnx`.
+    """
+
+    name = "yunet-2023mar-1"
+
+    def __init__(self, model: Path) -> None:
+        self._net = cv2.FaceDetectorYN.create(str(model), "", (320, 320), MIN_SCORE, NMS_OVERLAP)
+
+    def detect(self, image: NDArray[np.uint8]) -> list[Detection]:
+        height, width = image.shape[:2]
+        self._net.setInputSize((width, height))
+        rows = self._net.detect(cv2.cvtColor(image, cv2.COLOR_RGB2BGR))[1]
+        return [] if rows is None else [_from_yunet(row.astype(np.float32)) for row in rows]
+
+
+def _from_yunet(row: NDArray[np.float32]) -> Detection:
+    """x, y, w, h, five points (image-left eye, image-right eye, nose, both mouth corners), score."""
+    x, y, w, h = row[:4]
+    left_eye, right_eye, nose, left_mouth, right_mouth = row[4:14].reshape(5, 2)
+    between = right_eye - left_eye
+    distance = np.float32(max(float(np.linalg.norm(between)), 1e-3))
+    across = between / distance
+    up = (left_eye + right_eye - left_mouth - right_mouth) / 2
+    up = up / np.float32(max(float(np.linalg.norm(up)), 1e-3))
+    points = np.stack(
+        [
+            left_eye + distance * (BROW_UP * up - BROW_OUT * across),
+            right_eye + distance * (BROW_UP * up + BROW_OUT * across),
+            nose,
+        ]
+    ).astype(np.float32)
+    aside = float(np.dot(nose - (left_eye + right_eye) / 2, across)) / float(distance)
+    # The head's roll leaves the nose on the axis between eyes and mouth; only what lies beside it is yaw.
+    drop = float(np.dot(nose - (left_eye + right_eye) / 2, up)) / float(distance)
+    lean = aside - drop * float(np.dot(up, across))
+    yaw_deg = math.degrees(math.atan2(lean, NOSE_DEPTH))
+    return Detection(np.array([x, y, x + w, y + h], dtype=np.float32), float(row[14]), points, yaw_deg)
+
+
+# --- 106 landmarks, for those who hold the licence ---
+
+LANDMARK_SIDE = 192
+LANDMARK_MARGIN = 1.5
+
+
+class Landmark106Detector:
+    """Refines another detector's boxes with a 106-point ONNX model (insightface `2d106det` form).
+
+    Args:
+        boxes: finds the faces.
+        model: ONNX file, input (1, 3, 192, 192) RGB 0..255, output (1, 212) in [-1, 1].
+
+    Raises:
+        WeightsError: onnxruntime is not installed, or the file is not such a model.
+    """
+
+    def __init__(self, boxes: FaceDetector, model: Path) -> None:
+        try:
+            import onnxruntime
+        except ImportError:
+            raise WeightsError(
+                ErrorCode.WEIGHTS_MISSING,
+                "The 106-point detector needs onnxruntime: pip install 'lipsync-engine[landmarks106]'.",
+            ) from None
+        try:
+            self._session = onnxruntime.InferenceSession(str(model), providers=["CPUExecutionProvider"])
+        except Exception as error:  # noqa: BLE001  (onnxruntime's own errors have no common base)
+            raise WeightsError(
+                ErrorCode.WEIGHTS_ARCHITECTURE, f"{model.name} is not an ONNX model that can be read."
+            ) from error
+        self._boxes = boxes
+        digest = hashlib.sha256(model.read_bytes()).hexdigest()[:12]
+        self.name = f"landmarks106-{digest}-{boxes.name}"
+
+    def detect(self, image: NDArray[np.uint8]) -> list[Detection]:
+        return [self._refine(image, found) for found in self._boxes.detect(image)]
+
+    def _refine(self, image: NDArray[np.uint8], found: Detection) -> Detection:
+        side = float(np.max(found.box[2:] - found.box[:2])) * LANDMARK_MARGIN
+        scale = LANDMARK_SIDE / max(side, 1.0)
+        centre = (found.box[:2] + found.box[2:]) / 2
+        shift = LANDMARK_SIDE / 2 - centre * scale
+        crop = cv2.warpAffine(
+            image, np.array([[scale, 0, shift[0]], [0, scale, shift[1]]]), (LANDMARK_SIDE, LANDMARK_SIDE)
+        )
+        fed = {self._session.get_inputs()[0].name: crop.transpose(2, 0, 1)[None].astype(np.float32)}
+        marks = np.asarray(self._session.run(None, fed)[0], dtype=np.float32).reshape(1, -1, 2)
+        if marks.shape[1] != 106:
+            raise WeightsError(
+                ErrorCode.WEIGHTS_ARCHITECTURE, f"The landmark model gives {marks.shape[1]} points, not 106."
+            )
+        full = ((marks + 1) * (LANDMARK_SIDE / 2) - shift) / scale
+        return Detection(found.box, found.score, alignment_points(full)[0], found.yaw_deg)

@@ -1,0 +1,355 @@
+"""From all faces to the one that speaks: chosen, cleaned, smoothed, with its fades.
+
+The path has a row for every decoded frame. Where no usable face is seen its weight is 0 and the frame stays as it is;
+next to such gaps, and where the head turns too far, the weight rises and falls softly. At shot cuts and at the clip's
+ends nothing fades: a cut hides the change. Anything else that later covers a face lowers the weight the same way.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lipsync_engine.align import alignment_points
+from lipsync_engine.errors import ErrorCode, FaceError, ParameterError
+from lipsync_engine.faces.track import FaceTracks, Track
+from lipsync_engine.params import FaceChoice, FaceRule
+
+FloatArray = NDArray[np.float32]
+
+SIGNIFICANT_SHARE = 0.2
+"""A face counts for left, right and numbers when it is seen in this share of the shot."""
+
+SAME_PERSON_SIZE = 1.5
+SAME_PERSON_DISTANCE = 1.0
+"""A later track of the shot continues the chosen one when its size and place (in face sizes) are this near."""
+
+MAX_GAP_S = 0.4
+FADE_S = 0.2
+YAW_FADE_DEG = 8.0
+SMOOTH_S = 0.12
+"""Width of the local quadratic fit: a nod of 1 Hz keeps 97 % of its size, detector noise shrinks 2.5 times."""
+
+OUTLIER_SIZE = 0.15
+"""A point further than this, in face sizes, from the median of five frames is a misdetection."""
+
+MASK_COVER = 0.2
+
+BOX_POINTS = np.array([[0.27, 0.27], [0.73, 0.27], [0.50, 0.52]], dtype=np.float32)
+"""Where the alignment points lie in a face box, for boxes given without points; measured on YuNet's boxes."""
+
+MAX_FILE_BYTES = 64 * 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class FacePath:
+    """The speaker's face in every decoded frame.
+
+    Attributes:
+        points: float32 (N, 3, 2) left brow, right brow, nose in full-size pixels; NaN where nothing is known.
+        weight: float32 (N,) how much of a generated face may show; 0 leaves the frame.
+        shots: int64 (N,).
+    """
+
+    points: FloatArray
+    weight: FloatArray
+    shots: NDArray[np.int64]
+
+
+def choose_speaker(
+    tracks: FaceTracks, choice: FaceChoice, max_yaw_deg: float, *, mask: NDArray[np.uint8] | None = None
+) -> FacePath:
+    """Follow the person asked for.
+
+    The rule is applied in every shot anew; a point names a face in its own shot, in the others the largest is taken.
+
+    Args:
+        tracks: of the whole clip.
+        choice: the rule.
+        max_yaw_deg: heads turned further fade out.
+        mask: uint8 (H, W), white over the speaker; overrides `choice`.
+
+    Raises:
+        FaceError: FACE_NOT_FOUND, or FACE_CHOICE_UNMATCHED saying how many faces there are.
+    """
+    if not tracks.tracks:
+        raise FaceError(
+            ErrorCode.FACE_NOT_FOUND,
+            "No face was found in the video. Use a video where the face is at least 50 pixels wide and turned to the "
+            "camera; for cartoons try --detector drawn or give the face with --faces-file.",
+        )
+    n = len(tracks.pts_s)
+    points = np.full((n, 3, 2), np.nan, dtype=np.float32)
+    weight = np.zeros(n, dtype=np.float32)
+    matched = False
+    most = 0
+    for shot in np.unique(tracks.shots):
+        frames = np.flatnonzero(tracks.shots == shot)
+        present = [track for track in tracks.tracks if tracks.shots[track.frames[0]] == shot]
+        most = max(most, len(_significant(present, len(frames))))
+        chosen = _choose(present, len(frames), choice, mask, tracks.pts_s, frames)
+        if chosen is None:
+            continue
+        matched = True
+        person = [chosen, *_continuations(chosen, present)]
+        first, last = int(frames[0]), int(frames[-1]) + 1
+        points[first:last], weight[first:last] = _follow(person, tracks.pts_s[first:last], first, max_yaw_deg)
+    if not matched:
+        raise FaceError(
+            ErrorCode.FACE_CHOICE_UNMATCHED,
+            f"The face asked for was not found; at most {most} face(s) are seen together. Faces are counted from the "
+            "left, starting at 0.",
+        )
+    return FacePath(points, weight, tracks.shots)
+
+
+def load_faces_file(path: Path, tracks: FaceTracks) -> FaceTracks:
+    """Faces given by the user instead of a detector, for cartoons say.
+
+    The file: `{"frames": [{"frame": 0, "box": [x0, y0, x1, y1]}, …]}`, in decoded frames counted from 0 and displayed
+    pixels. Instead of a box an entry may give `"points": [[x, y] * 3]` (left brow, right brow, nose) or
+    `"landmarks106": [[x, y] * 106]`. Frames that are not listed follow the rules for gaps.
+
+    Args:
+        path: of the file.
+        tracks: times and shots of the clip.
+
+    Raises:
+        ParameterError: what is wrong in the file, and where.
+    """
+    if not path.is_file() or path.stat().st_size > MAX_FILE_BYTES:
+        raise ParameterError(f"faces_file={path.name!r} is not a file of at most {MAX_FILE_BYTES >> 20} MiB.")
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8"))["frames"]
+        rows = sorted((_entry(entry, len(tracks.pts_s)) for entry in entries), key=lambda row: row[0])
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise ParameterError(f"faces_file={path.name!r} is not understood: {error}.") from error
+    if not rows or len({number for number, _, _ in rows}) < len(rows):
+        raise ParameterError(f"faces_file={path.name!r} lists no frame, or one frame twice.")
+    found = []
+    for shot in np.unique(tracks.shots[[number for number, _, _ in rows]]):
+        here = [row for row in rows if tracks.shots[row[0]] == shot]
+        found.append(
+            Track(
+                len(found),
+                np.array([number for number, _, _ in here], dtype=np.int64),
+                np.stack([box for _, box, _ in here]),
+                np.stack([points for _, _, points in here]),
+                np.ones(len(here), dtype=np.float32),
+                np.zeros(len(here), dtype=np.float32),
+            )
+        )
+    return FaceTracks(tracks.width, tracks.height, tracks.pts_s, tracks.shots, tuple(found))
+
+
+def _entry(entry: Any, n_frames: int) -> tuple[int, FloatArray, FloatArray]:
+    number = entry["frame"]
+    if not isinstance(number, int) or not 0 <= number < n_frames:
+        raise ValueError(f"frame {number!r} is not one of the {n_frames} frames of the video")
+    if "box" in entry:
+        box = _numbers(entry["box"], (4,), number)
+        if box[2] <= box[0] or box[3] <= box[1]:
+            raise ValueError(f"the box of frame {number} is empty")
+        return number, box, box[:2] + BOX_POINTS * (box[2:] - box[:2])
+    if "points" in entry:
+        points = _numbers(entry["points"], (3, 2), number)
+    else:
+        points = alignment_points(_numbers(entry["landmarks106"], (106, 2), number)[None])[0]
+    centre, size = points.mean(axis=0), 2.2 * np.linalg.norm(points[1] - points[0])
+    return number, np.concatenate([centre - size / 2, centre + size / 2]).astype(np.float32), points
+
+
+def _numbers(value: Any, shape: tuple[int, ...], number: int) -> FloatArray:
+    array = np.asarray(value, dtype=np.float32)
+    if array.shape != shape or not np.isfinite(array).all() or np.abs(array).max() > 1e6:
+        raise ValueError(f"frame {number} needs {' x '.join(map(str, shape))} finite pixel positions")
+    return array
+
+
+# --- choice ---
+
+
+def _area(track: Track) -> float:
+    sides = np.maximum(track.boxes[:, 2:] - track.boxes[:, :2], 0)
+    return float(np.prod(sides, axis=1).sum())
+
+
+def _mean_x(track: Track) -> float:
+    return float(track.boxes[:, [0, 2]].mean())
+
+
+def _significant(present: Sequence[Track], n_frames: int) -> list[Track]:
+    """Faces seen long enough, from left to right."""
+    seen = [track for track in present if len(track.frames) >= SIGNIFICANT_SHARE * n_frames]
+    return sorted(seen, key=_mean_x)
+
+
+def _choose(
+    present: Sequence[Track],
+    n_frames: int,
+    choice: FaceChoice,
+    mask: NDArray[np.uint8] | None,
+    pts_s: NDArray[np.float64],
+    frames: NDArray[np.int64],
+) -> Track | None:
+    if not present:
+        return None
+    if mask is not None:
+        covered = max(present, key=lambda track: _cover(track, mask))
+        return covered if _cover(covered, mask) >= MASK_COVER else None
+    largest = max(present, key=_area)
+    row = _significant(present, n_frames) or [largest]
+    match choice.rule:
+        case FaceRule.LARGEST:
+            return largest
+        case FaceRule.LEFT:
+            return row[0]
+        case FaceRule.RIGHT:
+            return row[-1]
+        case FaceRule.INDEX:
+            return row[choice.index] if choice.index < len(row) else None
+        case FaceRule.POINT:
+            number = int(np.clip(np.searchsorted(pts_s, choice.time_s + 1e-6) - 1, 0, len(pts_s) - 1))
+            return _at_point(present, number, choice) if frames[0] <= number <= frames[-1] else largest
+
+
+def _at_point(present: Sequence[Track], number: int, choice: FaceChoice) -> Track | None:
+    def distance(track: Track) -> float:
+        """In face sizes, at the track's frame nearest to the moment."""
+        box = track.boxes[np.abs(track.frames - number).argmin()]
+        size = max(1.0, float(np.max(box[2:] - box[:2])))
+        return float(np.hypot(*((box[:2] + box[2:]) / 2 - (choice.x, choice.y)))) / size
+
+    nearest = min(present, key=distance)
+    return nearest if distance(nearest) <= 1.0 else None
+
+
+def _cover(track: Track, mask: NDArray[np.uint8]) -> float:
+    """Share of the face's box that is white, on average."""
+    shares = []
+    for box in track.boxes:
+        x0, y0, x1, y1 = (max(0, int(v)) for v in box)
+        part = mask[y0:y1, x0:x1]
+        shares.append(float(part.mean()) / 255.0 if part.size else 0.0)
+    return float(np.mean(shares))
+
+
+def _continuations(chosen: Track, present: Sequence[Track]) -> list[Track]:
+    """Other tracks of the shot that are the same person, lost from sight and seen again."""
+    taken = set(chosen.frames.tolist())
+    found = []
+    for track in sorted(present, key=lambda t: abs(int(t.frames[0]) - int(chosen.frames[0]))):
+        if track is chosen or taken & set(track.frames.tolist()):
+            continue
+        boxes = [chosen.boxes[np.abs(chosen.frames - end).argmin()] for end in track.frames[[0, -1]]]
+        sizes = [float(np.sqrt(np.prod(box[2:] - box[:2]))) for box in (*boxes, track.boxes[0], track.boxes[-1])]
+        away = min(
+            float(np.hypot(*((a[:2] + a[2:]) / 2 - (b[:2] + b[2:]) / 2)))
+            for a, b in zip(boxes, track.boxes[[0, -1]], strict=True)
+        )
+        if max(sizes) / min(sizes) <= SAME_PERSON_SIZE and away <= SAME_PERSON_DISTANCE * max(sizes):
+            found.append(track)
+            taken |= set(track.frames.tolist())
+    return found
+
+
+# --- path ---
+
+
+def _follow(
+    person: Sequence[Track], pts_s: NDArray[np.float64], first: int, max_yaw_deg: float
+) -> tuple[FloatArray, FloatArray]:
+    """Points and weight of one person through one shot."""
+    numbers = np.concatenate([track.frames for track in person]) - first
+    order = np.argsort(numbers)
+    numbers = numbers[order]
+    points = np.concatenate([track.points for track in person])[order]
+    yaw = np.concatenate([track.yaw_deg for track in person])[order]
+    good = _inliers(points)
+    numbers, points, yaw = numbers[good], points[good], yaw[good]
+
+    times = pts_s[numbers]
+    known = np.zeros(len(pts_s), dtype=bool)
+    known[numbers] = True
+    for a, b in zip(numbers[:-1], numbers[1:], strict=True):
+        if pts_s[b] - pts_s[a] <= MAX_GAP_S:
+            known[a:b] = True
+    # A face that appears late or leaves early in the shot by less than the gap is held there.
+    if pts_s[numbers[0]] - pts_s[0] <= MAX_GAP_S:
+        known[: numbers[0]] = True
+    if pts_s[-1] - pts_s[numbers[-1]] <= MAX_GAP_S:
+        known[numbers[-1] :] = True
+
+    flat = points.reshape(len(points), 6).astype(np.float64)
+    smooth = np.full((len(pts_s), 6), np.nan)
+    for start, stop in _stretches(known):
+        inside = (numbers >= start) & (numbers < stop)
+        smooth[start:stop] = _local_quadratic(times[inside], flat[inside], pts_s[start:stop])
+
+    turned = np.interp(pts_s, times, np.abs(yaw))
+    fade = np.clip((max_yaw_deg - turned) / YAW_FADE_DEG, 0.0, 1.0)
+    weight = _gap_fade(known & (fade > 0), pts_s) * fade * fade * (3 - 2 * fade)
+    return smooth.reshape(-1, 3, 2).astype(np.float32), weight.astype(np.float32)
+
+
+def _inliers(points: FloatArray) -> NDArray[np.bool_]:
+    """False for single frames whose points jump away and back."""
+    if len(points) < 5:
+        return np.ones(len(points), dtype=bool)
+    padded = np.pad(points, ((2, 2), (0, 0), (0, 0)), mode="edge")
+    median = np.median(np.stack([padded[i : i + len(points)] for i in range(5)]), axis=0)
+    size = 2.2 * np.linalg.norm(median[:, 1] - median[:, 0], axis=1)
+    away = np.linalg.norm(points - median, axis=2).max(axis=1)
+    return np.asarray(away <= OUTLIER_SIZE * np.maximum(size, 1.0))
+
+
+def _local_quadratic(
+    times: NDArray[np.float64], values: NDArray[np.float64], at: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Weighted quadratic fits around each moment: symmetric, so without lag (Savitzky-Golay on uneven times)."""
+    result = np.empty((len(at), values.shape[1]))
+    low = np.searchsorted(times, at - 4 * SMOOTH_S)
+    high = np.searchsorted(times, at + 4 * SMOOTH_S, side="right")
+    for i, moment in enumerate(at):
+        rows = slice(low[i], high[i])
+        dt = (times[rows] - moment) / SMOOTH_S
+        if len(dt) == 0:
+            result[i] = values[np.abs(times - moment).argmin()]
+            continue
+        gauss = np.exp(-0.5 * dt * dt)
+        # Beyond the last sample a parabola runs away: there the fit is a constant.
+        inside = dt[0] <= 0 <= dt[-1]
+        degree = min(2 if inside else 0, len(dt) - 1)
+        base = dt[:, None] ** np.arange(degree + 1)
+        weighted = base * gauss[:, None]
+        normal = weighted.T @ base + 1e-9 * np.eye(degree + 1)
+        result[i] = np.linalg.solve(normal, weighted.T @ values[rows])[0]
+    return result
+
+
+def _gap_fade(known: NDArray[np.bool_], pts_s: NDArray[np.float64]) -> NDArray[np.float64]:
+    """0 in gaps, a raised cosine next to them; the shot's own ends do not fade."""
+    weight = known.astype(np.float64)
+    tick = float(np.median(np.diff(pts_s))) if len(pts_s) > 1 else FADE_S
+    for start, stop in _stretches(known):
+        times = pts_s[start:stop]
+        if start > 0:
+            weight[start:stop] = np.minimum(weight[start:stop], _rise(times - times[0] + tick))
+        if stop < len(known):
+            weight[start:stop] = np.minimum(weight[start:stop], _rise(times[-1] - times + tick))
+    return weight
+
+
+def _rise(distance_s: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.asarray(0.5 - 0.5 * np.cos(np.pi * np.clip(distance_s / FADE_S, 0.0, 1.0)))
+
+
+def _stretches(flags: NDArray[np.bool_]) -> list[tuple[int, int]]:
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], flags, [False]]).astype(np.int8)))
+    return [(int(a), int(b)) for a, b in edges.reshape(-1, 2)]

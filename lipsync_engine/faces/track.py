@@ -1,0 +1,248 @@
+"""One pass over a clip: every face in every frame, who is who, and where shots begin.
+
+Tracks never cross a cut. Only detections are kept, so memory does not grow with the pictures. It does not know which
+person will speak, nor files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from lipsync_engine.faces.detect import Detection, FaceDetector
+
+FORMAT = 1
+MAX_MISSING_S = 1.0
+"""A face that comes back near where it was within this time is the same person."""
+
+MIN_FACE_PX = 24.0
+"""Smaller faces, in full-size pixels, are not worth replacing."""
+
+MAX_COST = 1.2
+CUT_BINS = 16
+CUT_MIN = 0.30
+CUT_RATIO = 4.0
+"""A cut: the histogram distance to the last picture is above CUT_MIN and CUT_RATIO times what was usual before."""
+
+
+@dataclass(frozen=True, slots=True)
+class Track:
+    """One face through one shot, unsmoothed, in full-size pixels.
+
+    Attributes:
+        track_id: unique in the clip.
+        frames: int64 (K,) decoded frame numbers, ascending, gaps allowed.
+        boxes: float32 (K, 4); points: float32 (K, 3, 2); scores, yaw_deg: float32 (K,).
+    """
+
+    track_id: int
+    frames: NDArray[np.int64]
+    boxes: NDArray[np.float32]
+    points: NDArray[np.float32]
+    scores: NDArray[np.float32]
+    yaw_deg: NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class FaceTracks:
+    """All faces of a clip.
+
+    Attributes:
+        width, height: full size, pixels.
+        pts_s: float64 (N,) frame times.
+        shots: int64 (N,) shot number of each frame.
+    """
+
+    width: int
+    height: int
+    pts_s: NDArray[np.float64]
+    shots: NDArray[np.int64]
+    tracks: tuple[Track, ...]
+
+    def save(self, path: Path) -> None:
+        """Write as .npz; the file appears complete or not at all."""
+        lengths = np.array([len(track.frames) for track in self.tracks], dtype=np.int64)
+        part = path.with_name(f"{path.name}.part")
+        with part.open("wb") as file:
+            np.savez_compressed(
+                file,
+                format=np.array(FORMAT),
+                size=np.array([self.width, self.height]),
+                pts_s=self.pts_s,
+                shots=self.shots,
+                ids=np.array([track.track_id for track in self.tracks], dtype=np.int64),
+                lengths=lengths,
+                **{name: _joined(self.tracks, name) for name in _SHAPES},
+            )
+        part.replace(path)
+
+    @classmethod
+    def load(cls, path: Path) -> FaceTracks:
+        """
+        Raises:
+            ValueError: not such a file, or of another format.
+        """
+        with np.load(path, allow_pickle=False) as stored:
+            if int(stored["format"]) != FORMAT:
+                raise ValueError("face tracks of another format")
+            cuts = np.cumsum(stored["lengths"])[:-1]
+            parts = {name: np.split(stored[name], cuts) for name in _SHAPES}
+            tracks = tuple(
+                Track(int(track_id), *(parts[name][i] for name in _SHAPES))
+                for i, track_id in enumerate(stored["ids"])
+            )
+            width, height = (int(side) for side in stored["size"])
+            return cls(width, height, stored["pts_s"], stored["shots"], tracks)
+
+
+_SHAPES = {"frames": (), "boxes": (4,), "points": (3, 2), "scores": (), "yaw_deg": ()}
+
+
+def _joined(tracks: Sequence[Track], name: str) -> NDArray[np.generic]:
+    dtype = np.int64 if name == "frames" else np.float32
+    if not tracks:
+        return np.zeros((0, *_SHAPES[name]), dtype)
+    return np.concatenate([getattr(track, name) for track in tracks])
+
+
+@dataclass(slots=True)
+class _Open:
+    """A track that may still grow."""
+
+    track_id: int
+    last_s: float
+    box: NDArray[np.float32]
+    velocity: NDArray[np.float32] = field(default_factory=lambda: np.zeros(2, np.float32))
+    seen: list[tuple[int, Detection]] = field(default_factory=list)
+
+
+class FaceTracker:
+    """Takes pictures in order, gives tracks at the end.
+
+    Args:
+        detector: None where faces will be given: only times and shots are noted then.
+        width, height: full size of the video; pictures may be scaled down.
+    """
+
+    def __init__(self, detector: FaceDetector | None, width: int, height: int) -> None:
+        self._detector, self._width, self._height = detector, width, height
+        self._pts_s: list[float] = []
+        self._shots: list[int] = []
+        self._open: list[_Open] = []
+        self._closed: list[_Open] = []
+        self._next_id = 0
+        self._histogram: NDArray[np.float32] | None = None
+        self._usual = 0.05
+
+    def add(self, pts_s: float, image: NDArray[np.uint8]) -> None:
+        """The next picture, uint8 (h, w, 3) RGB."""
+        number = len(self._pts_s)
+        if self._cut(image):
+            self._close(self._open)
+            self._shots.append(self._shots[-1] + 1)
+        else:
+            self._shots.append(self._shots[-1] if self._shots else 0)
+        self._pts_s.append(pts_s)
+        if self._detector is None:
+            return
+        scale = np.float32(self._width / image.shape[1])
+        found = [
+            Detection(d.box * scale, d.score, d.points * scale, d.yaw_deg)
+            for d in self._detector.detect(image)
+        ]
+        found = [d for d in found if min(d.box[2] - d.box[0], d.box[3] - d.box[1]) >= MIN_FACE_PX]
+        self._match(number, pts_s, found)
+
+    def finish(self) -> FaceTracks:
+        """No more pictures."""
+        self._close(self._open)
+        tracks = []
+        for grown in sorted(self._closed, key=lambda track: track.track_id):
+            numbers, detections = zip(*grown.seen, strict=True)
+            tracks.append(
+                Track(
+                    grown.track_id,
+                    np.array(numbers, dtype=np.int64),
+                    np.array([d.box for d in detections], dtype=np.float32),
+                    np.array([d.points for d in detections], dtype=np.float32),
+                    np.array([d.score for d in detections], dtype=np.float32),
+                    np.array([d.yaw_deg for d in detections], dtype=np.float32),
+                )
+            )
+        return FaceTracks(
+            self._width,
+            self._height,
+            np.array(self._pts_s, dtype=np.float64),
+            np.array(self._shots, dtype=np.int64),
+            tuple(tracks),
+        )
+
+    def _match(self, number: int, pts_s: float, found: list[Detection]) -> None:
+        """Pair faces with tracks, cheapest pair first."""
+        lost = [track for track in self._open if pts_s - track.last_s > MAX_MISSING_S]
+        self._close(lost)
+        pairs = sorted(
+            (cost, i, j)
+            for i, track in enumerate(self._open)
+            for j, detection in enumerate(found)
+            if (cost := _cost(track, detection, pts_s)) <= MAX_COST
+        )
+        used_tracks: set[int] = set()
+        used_faces: set[int] = set()
+        for _, i, j in pairs:
+            if i not in used_tracks and j not in used_faces:
+                used_tracks.add(i)
+                used_faces.add(j)
+                _extend(self._open[i], number, pts_s, found[j])
+        for j, detection in enumerate(found):
+            if j not in used_faces:
+                track = _Open(self._next_id, pts_s, detection.box)
+                track.seen.append((number, detection))
+                self._next_id += 1
+                self._open.append(track)
+
+    def _close(self, tracks: list[_Open]) -> None:
+        self._closed += tracks
+        self._open = [track for track in self._open if track not in tracks] if tracks is not self._open else []
+
+    def _cut(self, image: NDArray[np.uint8]) -> bool:
+        small = cv2.resize(image, (64, 64), interpolation=cv2.INTER_AREA)
+        cells = small.reshape(2, 32, 2, 32, 3).transpose(0, 2, 1, 3, 4).reshape(4, -1, 3) // (256 // CUT_BINS)
+        histogram = np.stack(
+            [np.bincount(cell[:, c], minlength=CUT_BINS) for cell in cells for c in range(3)]
+        ).astype(np.float32)
+        histogram /= histogram.sum(axis=1, keepdims=True)
+        before, self._histogram = self._histogram, histogram
+        if before is None:
+            return False
+        distance = float(0.5 * np.abs(histogram - before).sum(axis=1).mean())
+        cut = distance > max(CUT_MIN, CUT_RATIO * self._usual)
+        if not cut:
+            self._usual = 0.9 * self._usual + 0.1 * distance
+        return cut
+
+
+def _centre(box: NDArray[np.float32]) -> NDArray[np.float32]:
+    return (box[:2] + box[2:]) / 2
+
+
+def _cost(track: _Open, detection: Detection, pts_s: float) -> float:
+    """Distance from where the track should be now, in face sizes, plus the change of size."""
+    size = float(np.sqrt(np.prod(np.maximum(track.box[2:] - track.box[:2], 1.0))))
+    new_size = float(np.sqrt(np.prod(np.maximum(detection.box[2:] - detection.box[:2], 1.0))))
+    expected = _centre(track.box) + track.velocity * np.float32(pts_s - track.last_s)
+    distance = float(np.linalg.norm(_centre(detection.box) - expected)) / size
+    return distance + abs(np.log(new_size / size))
+
+
+def _extend(track: _Open, number: int, pts_s: float, detection: Detection) -> None:
+    gone = max(pts_s - track.last_s, 1e-3)
+    moved = (_centre(detection.box) - _centre(track.box)) / np.float32(gone)
+    track.velocity = np.float32(0.7) * track.velocity + np.float32(0.3) * moved
+    track.box, track.last_s = detection.box, pts_s
+    track.seen.append((number, detection))
