@@ -12,7 +12,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,8 +26,9 @@ from huggingface_hub.file_download import http_get
 from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
 from tqdm import tqdm  # type: ignore[import-untyped]
 
-from lipsync_engine.errors import ErrorCode, ResourceError, WeightsError
+from lipsync_engine.errors import ErrorCode, WeightsError
 from lipsync_engine.weights.manifest import FileEntry
+from lipsync_engine.weights.store import OnBytes, disk_fault
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +48,7 @@ class Announced:
     tag: str
 
 
-def download(file: FileEntry, folder: Path, on_bytes: Callable[[str, int, int], None]) -> Path:
+def download(file: FileEntry, folder: Path, on_bytes: OnBytes) -> Path:
     """Fetch a file into `folder`; what an earlier run left there is continued.
 
     HF_ENDPOINT names a mirror of the hub, HF_TOKEN opens gated repositories, HF_HUB_OFFLINE forbids the
@@ -91,13 +92,7 @@ def _named_faults(file: FileEntry, host: str, folder: Path) -> Iterator[None]:
     except (httpx2.HTTPError, ConnectionError) as error:
         raise _failed(file, host, str(error) or type(error).__name__) from error
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise _disk_full(folder) from error
-        raise ResourceError(
-            ErrorCode.OUTPUT_NOT_WRITABLE,
-            f"{folder} cannot be written ({error.strerror or error}): set LIPSYNC_WEIGHTS_DIR to a folder "
-            "that can.",
-        ) from error
+        raise disk_fault(error, folder) from error
 
 
 def _ask(file: FileEntry, url: str, host: str) -> Announced:
@@ -127,16 +122,14 @@ def _is_sha256(tag: str) -> bool:
     return len(tag) == 64 and set(tag) <= set("0123456789abcdef")
 
 
-def _transfer(
-    file: FileEntry, announced: Announced, part: Path, on_bytes: Callable[[str, int, int], None]
-) -> None:
+def _transfer(file: FileEntry, announced: Announced, part: Path, on_bytes: OnBytes) -> None:
     part.parent.mkdir(parents=True, exist_ok=True)
     have = part.stat().st_size if part.exists() else 0
     if announced.size is not None and have > announced.size:
         part.unlink()
         have = 0
     if announced.size is not None and announced.size - have > shutil.disk_usage(part.parent).free:
-        raise _disk_full(part.parent)
+        raise disk_fault(OSError(errno.ENOSPC, "No space left"), part.parent)
 
     class Report(tqdm):  # type: ignore[misc]
         """The progress bar that `http_get` wants; it draws nothing."""
@@ -181,11 +174,4 @@ def _failed(file: FileEntry, host: str, why: str) -> WeightsError:
         f"{file.name} could not be downloaded from {host} ({why}). Run the same command again to go on "
         "where it stopped, set HF_ENDPOINT to a mirror, or copy the files here and run `lipsync weights "
         "import FOLDER`.",
-    )
-
-
-def _disk_full(folder: Path) -> ResourceError:
-    return ResourceError(
-        ErrorCode.DISK_FULL,
-        f"{folder} has no room for the model: free space there, or set LIPSYNC_WEIGHTS_DIR to a larger disk.",
     )

@@ -7,6 +7,7 @@ against the record made when the file was first taken (`NAME.sha256` beside it, 
 
 from __future__ import annotations
 
+import errno
 import glob
 import hashlib
 import json
@@ -350,11 +351,7 @@ class WeightsStore:
             lock = FileLock(path.with_name(f".{path.name}.lock"))
             lock.acquire()
         except OSError as error:
-            raise ResourceError(
-                ErrorCode.OUTPUT_NOT_WRITABLE,
-                f"{path.parent} cannot be written ({error.strerror}): set LIPSYNC_WEIGHTS_DIR to a folder that "
-                "can.",
-            ) from error
+            raise disk_fault(error, path.parent) from error
         try:
             yield
         finally:
@@ -367,12 +364,29 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def disk_fault(error: OSError, folder: Path) -> ResourceError:
+    """What a fault of the disk means to the user."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return ResourceError(
+            ErrorCode.DISK_FULL,
+            f"{folder} has no room for the model: free space there, or set LIPSYNC_WEIGHTS_DIR to a larger disk.",
+        )
+    return ResourceError(
+        ErrorCode.OUTPUT_NOT_WRITABLE,
+        f"{folder} cannot be used ({error.strerror or error}): set LIPSYNC_WEIGHTS_DIR to a writable folder.",
+    )
+
+
 def _link_or_copy(source: Path, part: Path) -> Path:
     part.unlink(missing_ok=True)
     try:
         os.link(source.resolve(), part)
     except OSError:  # another disk, or a file system without links
-        shutil.copyfile(source, part)
+        try:
+            shutil.copyfile(source, part)
+        except OSError as error:
+            part.unlink(missing_ok=True)
+            raise disk_fault(error, part.parent) from error
     return part
 
 

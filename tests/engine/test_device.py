@@ -1,0 +1,90 @@
+"""Device and dtype: what is chosen on which hardware, and what is refused with advice."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from lipsync_engine.device import Hardware, choose_device
+from lipsync_engine.errors import ErrorCode, ParameterError, ResourceError
+
+NOTHING = Hardware()
+NO_DRIVER = Hardware(cuda_build=True)
+APPLE = Hardware(mps=True)
+HOPPER = Hardware(cuda=(("H100", (9, 0)), ("H100", (9, 0))), cuda_build=True)
+TURING = Hardware(cuda=(("T4", (7, 5)),), cuda_build=True)
+VOLTA = Hardware(cuda=(("V100", (7, 0)),), cuda_build=True)
+
+
+@pytest.fixture(autouse=True)
+def _no_setting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LIPSYNC_DEVICE", raising=False)
+
+
+@pytest.mark.parametrize(
+    ("hardware", "device", "dtype", "reason"),
+    [
+        (HOPPER, "cuda:0", torch.float16, "H100"),
+        (TURING, "cuda:0", torch.float16, "T4"),
+        (VOLTA, "cuda:0", torch.float32, "V100"),
+        (APPLE, "mps", torch.float32, "Apple"),
+        (NO_DRIVER, "cpu", torch.float32, "no CUDA device is visible"),
+        (NOTHING, "cpu", torch.float32, "build of PyTorch"),
+    ],
+)
+def test_the_best_there_is(hardware: Hardware, device: str, dtype: torch.dtype, reason: str) -> None:
+    choice = choose_device(None, None, hardware=hardware)
+    assert (str(choice.device), choice.dtype) == (device, dtype)
+    assert reason in choice.reason
+
+
+def test_this_machine_has_something() -> None:
+    choice = choose_device(None, None)
+    assert torch.zeros(2, device=choice.device, dtype=choice.dtype).sum().item() == 0
+    assert choice.reason
+
+
+def test_a_request_is_followed() -> None:
+    choice = choose_device("cuda:1", "bf16", hardware=HOPPER)
+    assert (str(choice.device), choice.dtype) == ("cuda:1", torch.bfloat16)
+    assert str(choose_device("cuda", None, hardware=HOPPER).device) == "cuda:0"
+    assert str(choose_device("cpu", None, hardware=HOPPER).device) == "cpu"
+    assert choose_device("cpu", "fp16", hardware=NOTHING).dtype is torch.float16
+
+
+def test_the_environment_decides_only_where_nothing_was_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LIPSYNC_DEVICE", "cpu")
+    choice = choose_device(None, None, hardware=HOPPER)
+    assert str(choice.device) == "cpu"
+    assert "LIPSYNC_DEVICE" in choice.reason
+    assert str(choose_device("cuda", None, hardware=HOPPER).device) == "cuda:0"
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype", "hardware", "advice"),
+    [
+        ("cuda", None, NOTHING, "install its CUDA build"),
+        ("cuda", None, NO_DRIVER, "nvidia-smi"),
+        ("cuda:2", None, HOPPER, "cuda:0 … cuda:1"),
+        ("mps", None, HOPPER, "cpu or cuda"),
+        ("cuda", "bf16", TURING, "use fp16 or fp32"),
+    ],
+)
+def test_what_is_not_there(device: str, dtype: str | None, hardware: Hardware, advice: str) -> None:
+    with pytest.raises(ResourceError, match=advice) as caught:
+        choose_device(device, dtype, hardware=hardware)
+    assert caught.value.code is ErrorCode.DEVICE_UNAVAILABLE
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype"), [("gpu", None), ("cuda:-1", None), ("cuda:x", None), ("", "fp8"), ("cpu", "float16")]
+)
+def test_names_that_do_not_exist(device: str, dtype: str | None) -> None:
+    with pytest.raises(ParameterError, match="does not exist"):
+        choose_device(device, dtype, hardware=HOPPER)
+
+
+def test_importing_it_starts_no_gpu() -> None:
+    code = "import lipsync_engine.device, torch; raise SystemExit(torch.cuda.is_initialized())"
+    assert subprocess.run([sys.executable, "-c", code], timeout=60, check=False).returncode == 0
