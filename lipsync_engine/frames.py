@@ -166,7 +166,7 @@ def blend_region(frame: Frame, box: Box, rgb: FloatArray, weight: FloatArray) ->
     """
     if not weight.any():
         return frame
-    x0, y0, x1, y1 = box
+    x0, y0 = box[:2]
     form = frame.format
     step_x, step_y = form.steps
     _, luma_unit, _, chroma_unit = _levels(form)
@@ -186,7 +186,7 @@ def blend_region(frame: Frame, box: Box, rgb: FloatArray, weight: FloatArray) ->
 
 
 def _on_even_pixels(delta: FloatArray, box: Box, form: FrameFormat) -> FloatArray:
-    """Extend a difference to whole chroma samples: nothing changes outside the box, the picture's edge repeats."""
+    """Extend to whole chroma samples: nothing changes outside the box, the picture's edge repeats."""
     x0, y0, x1, y1 = box
     step_x, step_y = form.steps
     missing_x, missing_y = -x1 % step_x, -y1 % step_y
