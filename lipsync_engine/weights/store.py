@@ -369,7 +369,8 @@ def disk_fault(error: OSError, folder: Path) -> ResourceError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return ResourceError(
             ErrorCode.DISK_FULL,
-            f"{folder} has no room for the model: free space there, or set LIPSYNC_WEIGHTS_DIR to a larger disk.",
+            f"{folder} has no room for the model: free space there, or set LIPSYNC_WEIGHTS_DIR to a larger "
+            "disk.",
         )
     return ResourceError(
         ErrorCode.OUTPUT_NOT_WRITABLE,
