@@ -27,7 +27,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 from whisper.audio import HOP_LENGTH, N_FFT, SAMPLE_RATE, mel_filters
 from whisper.model import AudioEncoder
@@ -285,7 +285,8 @@ def encode(
 
     Args:
         mel: of the file.
-        encoder: openai-whisper's, on any device, in any dtype.
+        encoder: openai-whisper's, on any device, in any dtype; its norms are put into float32, in which
+            Whisper computes them.
         path: where the states go.
         reference: independent pieces, the last filled with 0.0, as LatentSync does it.
 
@@ -295,6 +296,9 @@ def encode(
     Returns:
         The states, readable from `path` by any process.
     """
+    for module in encoder.modules():
+        if isinstance(module, nn.LayerNorm):
+            module.float()
     pieces = _Pieces(mel.frames // 2, reference)
     fill = 0.0 if reference else mel.silence
     fading: FloatArray | None = None  # what the piece before says about the start of this one's span
@@ -430,7 +434,9 @@ DEPTH_DB = 40.0
 AUDIBLE_DB = -60.0
 """Softer frames (white noise under about -78 dBFS) cannot be heard, and do not tell how loud the voice is."""
 
-MIN_SPEECH_S = 0.06
+MIN_SPEECH_S = 0.08
+"""Longer than a click fills after smoothing."""
+
 LOOK_AHEAD_S, HANGOVER_S = 0.10, 0.12
 """Lips move before the sound and close after it."""
 
