@@ -248,7 +248,9 @@ def _continuations(chosen: Track, present: Sequence[Track]) -> list[Track]:
         if track is chosen or taken & set(track.frames.tolist()):
             continue
         boxes = [chosen.boxes[np.abs(chosen.frames - end).argmin()] for end in track.frames[[0, -1]]]
-        sizes = [float(np.sqrt(np.prod(box[2:] - box[:2]))) for box in (*boxes, track.boxes[0], track.boxes[-1])]
+        sizes = [
+            float(np.sqrt(np.prod(box[2:] - box[:2]))) for box in (*boxes, track.boxes[0], track.boxes[-1])
+        ]
         away = min(
             float(np.hypot(*((a[:2] + a[2:]) / 2 - (b[:2] + b[2:]) / 2)))
             for a, b in zip(boxes, track.boxes[[0, -1]], strict=True)

@@ -208,7 +208,9 @@ class FaceTracker:
 
     def _close(self, tracks: list[_Open]) -> None:
         self._closed += tracks
-        self._open = [track for track in self._open if track not in tracks] if tracks is not self._open else []
+        self._open = (
+            [track for track in self._open if track not in tracks] if tracks is not self._open else []
+        )
 
     def _cut(self, image: NDArray[np.uint8]) -> bool:
         small = cv2.resize(image, (64, 64), interpolation=cv2.INTER_AREA)
