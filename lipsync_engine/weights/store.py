@@ -106,7 +106,7 @@ class WeightsStore:
         reports = self.status(name)
         for state in (FileState.MISSING, FileState.TRUNCATED, FileState.CHANGED, FileState.PRESENT):
             if found := [report.path.name for report in reports if report.state is state]:
-                return f"{state}: {', '.join(found)}"
+                return f"{state}: {found[0] if len(found) == 1 else f'{len(found)} of {len(reports)} files'}"
         return "ready"
 
     def files(self, name: str) -> dict[str, Path]:

@@ -144,6 +144,7 @@ def test_missing_files_name_the_commands(store: WeightsStore) -> None:
     assert "`lipsync weights pull new`" in error.message
     assert "`lipsync weights import PATH`" in error.message
     assert {report.state for report in store.status("new")} == {FileState.MISSING}
+    assert store.summary("new") == "missing: 3 of 3 files"
 
 
 def test_a_shortened_file_is_refused(store: WeightsStore, folder: Path) -> None:
