@@ -165,6 +165,9 @@ def test_a_few_words_in_a_long_silence(tmp_path: Path) -> None:
     sound, words, _ = speech(np.random.default_rng(1))
     short = sound[: round(words[0][1] * RATE)]
     long = np.concatenate([np.zeros(100 * RATE), short, np.zeros(50 * RATE)])
+    rustle = np.random.default_rng(0).standard_normal(RATE // 2) * 3e-5  # -90 dBFS
+    for second in range(2, 90, 8):
+        long[second * RATE : second * RATE + len(rustle)] = rustle
     said = inside([(100 + words[0][0], 100 + words[0][1])])
     check(long, said, [(0.0, 101.0), (100 + words[0][1], 150.0)], tmp_path / "mel")
 
