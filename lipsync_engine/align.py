@@ -39,8 +39,9 @@ ANTIALIAS = 0.4
 """Sigma of the blur before shrinking n-fold, in units of sqrt(n² - 1): as soft as a bicubic reduction. 0.5
 costs 3 dB when a face smaller than R comes back into its picture; a third lets fine detail flicker."""
 
-MARGIN_PX = 6
-"""Pixels around the crop that a region keeps for interpolation, besides the reach of the blur."""
+MARGIN_PX = 8
+"""Pixels around the crop that a region keeps for the filters; even a face 20 times too large for R reads less
+than half a level beyond them."""
 
 RAMP = 1 / 32
 """Width of the soft edge around the generated part, as a share of R: the mask's distance from the border."""
@@ -130,9 +131,8 @@ def face_region(matrix: FloatArray, resolution: int, width: int, height: int) ->
     back = cv2.invertAffineTransform(_to_square(matrix, resolution))
     low, high = -0.5, resolution - 0.5
     corners = np.array([[x, y, 1.0] for x in (low, high) for y in (low, high)]) @ back.T
-    blur = 4 * ANTIALIAS * np.maximum(1.0, _row_norms(back))  # OpenCV cuts a Gaussian at four sigma
-    x0, y0 = (corners.min(axis=0) - MARGIN_PX - blur).tolist()
-    x1, y1 = (corners.max(axis=0) + MARGIN_PX + blur).tolist()
+    x0, y0 = (corners.min(axis=0) - MARGIN_PX).tolist()
+    x1, y1 = (corners.max(axis=0) + MARGIN_PX).tolist()
     (left, right), (top, bottom) = _even_span(x0, x1, width), _even_span(y0, y1, height)
     return left, top, right, bottom
 
