@@ -21,7 +21,7 @@ from rich.progress import BarColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
 from rich.table import Table
 
-from lipsync_engine.errors import EXIT_STATUS, ErrorCode, LipSyncError, ParameterError
+from lipsync_engine.errors import EXIT_STATUS, ErrorCode, LipSyncError, ParameterError, WeightsError
 from lipsync_engine.params import PRESETS, FaceChoice, LoopMode, SyncParams, Tail
 from lipsync_engine.progress import Progress, Stage
 
@@ -140,6 +140,7 @@ def probe(path: Annotated[Path, typer.Argument(help="Video or audio file.")]) ->
     from lipsync_engine import media
 
     table = Table(show_header=False, box=None)
+    sound: media.AudioInfo | None
     try:
         video = media.probe_video(path)
     except LipSyncError as error:
@@ -225,12 +226,23 @@ def weights_verify(
     ] = None,
 ) -> None:
     """Hash the files again and compare with the manifest."""
-    from lipsync_engine.weights import WeightsStore
+    from lipsync_engine.weights import FileState, WeightsStore
 
+    failures = {
+        FileState.MISSING: ErrorCode.WEIGHTS_MISSING,
+        FileState.TRUNCATED: ErrorCode.WEIGHTS_TRUNCATED,
+        FileState.CHANGED: ErrorCode.WEIGHTS_HASH_MISMATCH,
+    }
     store = WeightsStore()
+    wrong: ErrorCode | None = None
     for entry_name in [name] if name else [entry.name for entry in store.entries()]:
         for report in store.verify(entry_name):
+            if name is None and report.state is FileState.MISSING:
+                continue
             out.print(f"{entry_name}  {report.path.name}  {report.state}", soft_wrap=True)
+            wrong = wrong or failures.get(report.state)
+    if wrong is not None:
+        raise WeightsError(wrong, "Some files are not what the manifest says: pull or import them again.")
 
 
 @weights_app.command("import")

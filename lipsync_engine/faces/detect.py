@@ -68,8 +68,10 @@ SEARCH_SIDE = 640
 """Faces are searched with the picture scaled down to this longest side."""
 
 LOOKS = ((128, 1.6), (160, 1.6), (192, 1.6), (192, 2.0))
-"""Each face found is looked at again in crops of these sides, this many face sizes wide. YuNet's points depend on
-where a face falls on its grid by some percent of the face; the mean of several looks is steadier and less biased."""
+"""Each face found is looked at again in crops of these sides, this many face sizes wide. YuNet's points
+depend on where a face falls on its grid by some percent of the face; the mean of several looks is steadier
+and less biased.
+"""
 
 MAX_LOOKED_AT = 6
 
@@ -77,8 +79,8 @@ MAX_LOOKED_AT = 6
 class YuNetDetector:
     """OpenCV's FaceDetectorYN with the YuNet model (MIT licence).
 
-    Its five points become the three that crops are aligned by: the brow centres lie over the eyes by fixed shares
-    of the distance between the eyes, along the face's own axes; the nose is the nose tip.
+    Its five points become the three that crops are aligned by: the brow centres lie over the eyes by fixed
+        shares of the distance between the eyes, along the face's own axes; the nose is the nose tip.
 
     Args:
         model: `face_detection_yunet_2023mar.onnx`.

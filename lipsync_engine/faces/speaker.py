@@ -1,8 +1,10 @@
 """From all faces to the one that speaks: chosen, cleaned, smoothed, with its fades.
 
-The path has a row for every decoded frame. Where no usable face is seen its weight is 0 and the frame stays as it is;
-next to such gaps, and where the head turns too far, the weight rises and falls softly. At shot cuts and at the clip's
-ends nothing fades: a cut hides the change. Anything else that later covers a face lowers the weight the same way.
+The path has a row for every decoded frame. Where no usable face is seen its weight is 0 and the frame stays
+as it is; next to such gaps, and where the head turns too far, the weight rises and falls softly. At shot cuts
+and at the clip's
+ends nothing fades: a cut hides the change. Anything else that later covers a face lowers the weight the same
+    way.
 """
 
 from __future__ import annotations
@@ -67,7 +69,8 @@ def choose_speaker(
 ) -> FacePath:
     """Follow the person asked for.
 
-    The rule is applied in every shot anew; a point names a face in its own shot, in the others the largest is taken.
+    The rule is applied in every shot anew; a point names a face in its own shot, in the others the largest is
+    taken.
 
     Args:
         tracks: of the whole clip.
@@ -112,9 +115,9 @@ def choose_speaker(
 def load_faces_file(path: Path, tracks: FaceTracks) -> FaceTracks:
     """Faces given by the user instead of a detector, for cartoons say.
 
-    The file: `{"frames": [{"frame": 0, "box": [x0, y0, x1, y1]}, …]}`, in decoded frames counted from 0 and displayed
-    pixels. Instead of a box an entry may give `"points": [[x, y] * 3]` (left brow, right brow, nose) or
-    `"landmarks106": [[x, y] * 106]`. Frames that are not listed follow the rules for gaps.
+    The file: `{"frames": [{"frame": 0, "box": [x0, y0, x1, y1]}, …]}`, in decoded frames counted from 0 and
+        displayed pixels. Instead of a box an entry may give `"points": [[x, y] * 3]` (left brow, right brow,
+        nose) or `"landmarks106": [[x, y] * 106]`. Frames that are not listed follow the rules for gaps.
 
     Args:
         path: of the file.
@@ -132,7 +135,7 @@ def load_faces_file(path: Path, tracks: FaceTracks) -> FaceTracks:
         raise ParameterError(f"faces_file={path.name!r} is not understood: {error}.") from error
     if not rows or len({number for number, _, _ in rows}) < len(rows):
         raise ParameterError(f"faces_file={path.name!r} lists no frame, or one frame twice.")
-    found = []
+    found: list[Track] = []
     for shot in np.unique(tracks.shots[[number for number, _, _ in rows]]):
         here = [row for row in rows if tracks.shots[row[0]] == shot]
         found.append(

@@ -1,11 +1,12 @@
 """One pass over a clip: every face in every frame, who is who, and where shots begin.
 
-Tracks never cross a cut. Only detections are kept, so memory does not grow with the pictures. It does not know which
-person will speak, nor files.
+Tracks never cross a cut. Only detections are kept, so memory does not grow with the pictures. It does not
+know which person will speak, nor files.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -77,7 +78,11 @@ class FaceTracks:
                 shots=self.shots,
                 ids=np.array([track.track_id for track in self.tracks], dtype=np.int64),
                 lengths=lengths,
-                **{name: _joined(self.tracks, name) for name in _SHAPES},
+                frames=_joined(self.tracks, "frames"),
+                boxes=_joined(self.tracks, "boxes"),
+                points=_joined(self.tracks, "points"),
+                scores=_joined(self.tracks, "scores"),
+                yaw_deg=_joined(self.tracks, "yaw_deg"),
             )
         part.replace(path)
 
@@ -230,7 +235,7 @@ class FaceTracker:
 
 
 def _centre(box: NDArray[np.float32]) -> NDArray[np.float32]:
-    return (box[:2] + box[2:]) / 2
+    return (box[:2] + box[2:]) * np.float32(0.5)
 
 
 def _cost(track: _Open, detection: Detection, pts_s: float) -> float:
@@ -239,7 +244,7 @@ def _cost(track: _Open, detection: Detection, pts_s: float) -> float:
     new_size = float(np.sqrt(np.prod(np.maximum(detection.box[2:] - detection.box[:2], 1.0))))
     expected = _centre(track.box) + track.velocity * np.float32(pts_s - track.last_s)
     distance = float(np.linalg.norm(_centre(detection.box) - expected)) / size
-    return distance + abs(np.log(new_size / size))
+    return distance + abs(math.log(new_size / size))
 
 
 def _extend(track: _Open, number: int, pts_s: float, detection: Detection) -> None:

@@ -87,9 +87,7 @@ FAMILIES: Mapping[str, tuple[str, str]] = {
 """Family → (module, function); imported on first use."""
 
 
-def load_model(
-    name: str, *, device: torch.device, dtype: torch.dtype, store: WeightsStore
-) -> LipSyncModel:
+def load_model(name: str, *, device: torch.device, dtype: torch.dtype, store: WeightsStore) -> LipSyncModel:
     """Load a model of the manifest.
 
     Raises:

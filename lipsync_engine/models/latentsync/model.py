@@ -1,7 +1,7 @@
 """LatentSync put together: U-Net, VAE, Whisper encoder and scheduler behind the `LipSyncModel` protocol.
 
-Numbers: parity pack sections 3 and 4. It does not know files of video or sound, windows of a job, or how a face
-gets back into its frame.
+Numbers: parity pack sections 3 and 4. It does not know files of video or sound, windows of a job, or how a
+    face gets back into its frame.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler
+from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 from whisper.model import AudioEncoder
 
@@ -80,9 +81,11 @@ def denoise_latents(
     num_inference_steps: int,
     guidance_scale: float,
 ) -> Tensor:
-    """The sampling loop: from one noise (1, C, 1, h, w), the same for every frame, to clean latents (1, C, F, h, w).
+    """The sampling loop: from one noise (1, C, 1, h, w), the same for every frame, to clean latents (1, C, F,
+    h, w).
 
-    Guidance above 1 doubles the batch: first the same picture without sound, then with it (parity pack section 3).
+    Guidance above 1 doubles the batch: first the same picture without sound, then with it (parity pack
+        section 3).
     """
     # 1. What does not change over the steps.
     fixed = torch.cat([inputs.mask, inputs.masked_latents, inputs.reference_latents], dim=1)
@@ -95,7 +98,7 @@ def denoise_latents(
     # 2. The steps.
     scheduler = DDIMScheduler(**run.scheduler)
     scheduler.set_timesteps(num_inference_steps, device=noise.device)
-    latents = noise.expand(-1, -1, fixed.shape[2], -1, -1) * scheduler.init_noise_sigma
+    latents: Tensor = noise.expand(-1, -1, fixed.shape[2], -1, -1) * scheduler.init_noise_sigma
     for timestep in scheduler.timesteps:
         sample = torch.cat([latents.expand(len(fixed), -1, -1, -1, -1), fixed], dim=1)
         predicted = unet(sample, timestep, audio)
@@ -149,7 +152,9 @@ class LatentSync:
         guidance_scale: float,
         posterior_noise: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
-        masked = (faces.double() * self._pixel_mask).to(faces.dtype)  # the product in float64, as the reference
+        masked = (faces.double() * self._pixel_mask).to(
+            faces.dtype
+        )  # the product in float64, as the reference
         noise_masked, noise_reference = posterior_noise or (None, None)
         inputs = DenoiseInputs(
             mask=self._latent_mask.expand(1, 1, len(faces), -1, -1),
@@ -171,7 +176,7 @@ class LatentSync:
     def encode(self, faces: Tensor, noise: Tensor | None) -> Tensor:
         """Scaled latents (1, C, F, h, w) of faces (F, 3, R, R): the posterior's mean, or a sample with `noise`."""
         posterior = self._vae.encode(faces.to(self.device, self.dtype)).latent_dist
-        sample = posterior.mean
+        sample: Tensor = posterior.mean
         if noise is not None:
             sample = sample + posterior.std * noise.to(sample)
         return (sample * self._run.vae_scaling_factor).transpose(0, 1)[None]
@@ -187,11 +192,10 @@ def load(
 ) -> LatentSync:
     """Build on the meta device, assign verified weights strictly.
 
-    Roles: `unet`, `vae`, `vae_config`, `whisper`; optional `unet_config`, `whisper_config`, `model_config`, without
-    which the published architecture and settings are taken.
+    Roles: `unet`, `vae`, `vae_config`, `whisper`; optional `unet_config`, `whisper_config`, `model_config`,
+        without which the published architecture and settings are taken.
     """
-    run_fields = _json(files["model_config"]) if "model_config" in files else {}
-    run = RunConfig(**{k: tuple(v) if k == "audio_context" else v for k, v in run_fields.items()})
+    run = _run_config(files["model_config"]) if "model_config" in files else RunConfig()
     unet_fields = _json(files["unet_config"]) if "unet_config" in files else None
     unet_config = UNetConfig.from_published(unet_fields) if unet_fields is not None else UNetConfig()
 
@@ -230,14 +234,28 @@ def load(
         guidance_scale=run.guidance_scale,
         weights_sha256=sha256,
     )
-    ready = [module.to(device, dtype).eval().requires_grad_(False) for module in (unet, vae, encoder)]
-    return LatentSync(info, *ready, run)
+    for module in (unet, vae):
+        module.to(device, dtype)
+    encoder.to(device, torch.float32)  # cheap, and hidden states lose accuracy in half precision
+    for module in (unet, vae, encoder):
+        module.eval().requires_grad_(False)
+    return LatentSync(info, unet, vae, encoder, run)
+
+
+def _run_config(path: Path) -> RunConfig:
+    try:
+        return TypeAdapter(RunConfig).validate_python(_json(path))
+    except ValidationError as error:
+        raise WeightsError(
+            ErrorCode.WEIGHTS_ARCHITECTURE, f"{path.name} is not understood: {error.errors()[0]['msg']}."
+        ) from error
 
 
 def _json(path: Path) -> dict[str, Any]:
     fields = json.loads(path.read_text())
     if not isinstance(fields, dict):
         raise WeightsError(
-            ErrorCode.WEIGHTS_ARCHITECTURE, f"{path.name} is not a JSON object: import the model's files again."
+            ErrorCode.WEIGHTS_ARCHITECTURE,
+            f"{path.name} is not a JSON object: import the model's files again.",
         )
     return fields

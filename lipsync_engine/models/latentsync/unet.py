@@ -30,7 +30,8 @@ def per_frame(layer: nn.Module, x: Tensor) -> Tensor:
     """Apply a 2-D layer to each frame of (B, C, F, H, W)."""
     batch = x.shape[0]
     y: Tensor = layer(x.transpose(1, 2).flatten(0, 1))
-    return y.unflatten(0, (batch, -1)).transpose(1, 2)
+    frames: Tensor = y.unflatten(0, (batch, -1)).transpose(1, 2)
+    return frames
 
 
 # --- attention ---
@@ -96,7 +97,8 @@ class SpatialTransformer(nn.Module):
         for block in self.transformer_blocks:
             tokens = block(tokens, audio)
         y = self.proj_out(tokens.transpose(1, 2).unflatten(2, y.shape[-2:]))
-        return x + y.unflatten(0, (x.shape[0], -1)).transpose(1, 2)
+        out: Tensor = x + y.unflatten(0, (x.shape[0], -1)).transpose(1, 2)
+        return out
 
 
 # --- motion ---
@@ -171,7 +173,8 @@ class TemporalTransformer(nn.Module):
         for block in self.transformer_blocks:
             tokens = block(tokens)
         y = self.proj_out(tokens).unflatten(0, (batch, height, width))
-        return x + y.permute(0, 4, 3, 1, 2)
+        out: Tensor = x + y.permute(0, 4, 3, 1, 2)
+        return out
 
 
 class MotionModule(nn.Module):
