@@ -40,7 +40,7 @@ def test_the_latent_mask_counts(resolution: int, zeros: int, ones: int) -> None:
 
 @pytest.mark.parametrize(("resolution", "highest"), [(64, 0.5), (128, 0.2), (256, 0.05), (512, 0.02)])
 def test_the_soft_edge_fades_out_before_the_crop_ends(resolution: int, highest: float) -> None:
-    """The mask leaves a thirtieth of R beside the cheeks: next to the border the ramp is almost at its end."""
+    """The mask leaves a thirtieth of R beside the cheeks: next to the border little of the ramp is left."""
     mask = fixed_mask(resolution).astype(np.float32)
     weight = align.soft_mask(mask)
     assert (weight[mask < 0.5] == 1).all()
