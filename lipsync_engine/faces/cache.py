@@ -19,7 +19,7 @@ def analysis_key(video_hash: str, detector_name: str) -> str:
 
 
 class AnalysisCache:
-    """A folder of face tracks, the least recently used removed beyond `MAX_BYTES`. Safe for several processes."""
+    """A folder of face tracks, the least recently used removed beyond MAX_BYTES; safe for many processes."""
 
     def __init__(self, root: Path) -> None:
         self._root = root

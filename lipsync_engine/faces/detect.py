@@ -61,7 +61,7 @@ BROW_OUT = 0.05
 """From an eye to its brow's centre, in distances between the eyes: up along the face, and outward."""
 
 NOSE_DEPTH = 0.48
-"""How far the nose tip stands before the plane of the eyes, in distances between the eyes (about 30 mm of 63 mm)."""
+"""How far the nose tip stands before the eyes' plane, in distances between the eyes (30 of 63 mm)."""
 
 
 SEARCH_SIDE = 640
@@ -183,7 +183,7 @@ class Landmark106Detector:
             ) from None
         try:
             self._session = onnxruntime.InferenceSession(str(model), providers=["CPUExecutionProvider"])
-        except Exception as error:  # noqa: BLE001  (onnxruntime's own errors have no common base)
+        except Exception as error:  # onnxruntime's own errors have no common base
             raise WeightsError(
                 ErrorCode.WEIGHTS_ARCHITECTURE, f"{model.name} is not an ONNX model that can be read."
             ) from error

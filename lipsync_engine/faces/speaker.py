@@ -9,6 +9,7 @@ ends nothing fades: a cut hides the change. Anything else that later covers a fa
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -30,13 +31,13 @@ SIGNIFICANT_SHARE = 0.2
 
 SAME_PERSON_SIZE = 1.5
 SAME_PERSON_DISTANCE = 1.0
-"""A later track of the shot continues the chosen one when its size and place (in face sizes) are this near."""
+"""A later track of the shot continues the chosen one when size and place (in face sizes) are this near."""
 
 MAX_GAP_S = 0.4
 FADE_S = 0.2
 YAW_FADE_DEG = 8.0
 SMOOTH_S = 0.12
-"""Width of the local quadratic fit: a nod of 1 Hz keeps 97 % of its size, detector noise shrinks 2.5 times."""
+"""Width of the local quadratic fit: a nod of 1 Hz keeps 97 %, detector noise shrinks 2.5 times."""
 
 OUTLIER_SIZE = 0.15
 """A point further than this, in face sizes, from the median of five frames is a misdetection."""
@@ -84,8 +85,8 @@ def choose_speaker(
     if not tracks.tracks:
         raise FaceError(
             ErrorCode.FACE_NOT_FOUND,
-            "No face was found in the video. Use a video where the face is at least 50 pixels wide and turned to the "
-            "camera; for cartoons try --detector drawn or give the face with --faces-file.",
+            "No face was found in the video. Use a video where the face is at least 50 pixels wide and turned "
+            "to the camera; for cartoons try --detector drawn or give the face with --faces-file.",
         )
     n = len(tracks.pts_s)
     points = np.full((n, 3, 2), np.nan, dtype=np.float32)
@@ -106,8 +107,8 @@ def choose_speaker(
     if not matched:
         raise FaceError(
             ErrorCode.FACE_CHOICE_UNMATCHED,
-            f"The face asked for was not found; at most {most} face(s) are seen together. Faces are counted from the "
-            "left, starting at 0.",
+            f"The face asked for was not found; at most {most} face(s) are seen together. Faces are counted "
+            "from the left, starting at 0.",
         )
     return FacePath(points, weight, tracks.shots)
 
@@ -282,7 +283,7 @@ def _follow(
     times = pts_s[numbers]
     known = np.zeros(len(pts_s), dtype=bool)
     known[numbers] = True
-    for a, b in zip(numbers[:-1], numbers[1:], strict=True):
+    for a, b in itertools.pairwise(numbers):
         if pts_s[b] - pts_s[a] <= MAX_GAP_S:
             known[a:b] = True
     # A face that appears late or leaves early in the shot by less than the gap is held there.
@@ -317,7 +318,7 @@ def _inliers(points: FloatArray) -> NDArray[np.bool_]:
 def _local_quadratic(
     times: NDArray[np.float64], values: NDArray[np.float64], at: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """Weighted quadratic fits around each moment: symmetric, so without lag (Savitzky-Golay on uneven times)."""
+    """Weighted quadratic fits around each moment: symmetric, so without lag (Savitzky, Golay)."""
     result = np.empty((len(at), values.shape[1]))
     low = np.searchsorted(times, at - 4 * SMOOTH_S)
     high = np.searchsorted(times, at + 4 * SMOOTH_S, side="right")

@@ -28,7 +28,7 @@ MAX_COST = 1.2
 CUT_BINS = 16
 CUT_MIN = 0.30
 CUT_RATIO = 4.0
-"""A cut: the histogram distance to the last picture is above CUT_MIN and CUT_RATIO times what was usual before."""
+"""A cut: the histogram's distance to the last picture is above CUT_MIN and CUT_RATIO times the usual."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -45,7 +45,7 @@ REFERENCE_SCALING_FACTOR = 0.18215
 
 @dataclass(frozen=True, slots=True)
 class RunConfig:
-    """Settings that belong to a set of weights; the defaults are those published with LatentSync 1.5 and 1.6."""
+    """Settings that belong to a set of weights; the defaults are LatentSync 1.5's and 1.6's."""
 
     window_frames: int = 16
     audio_context: tuple[int, int] = (2, 2)
@@ -174,7 +174,7 @@ class LatentSync:
 
     @torch.inference_mode()
     def encode(self, faces: Tensor, noise: Tensor | None) -> Tensor:
-        """Scaled latents (1, C, F, h, w) of faces (F, 3, R, R): the posterior's mean, or a sample with `noise`."""
+        """Scaled latents (1, C, F, h, w) of faces (F, 3, R, R): the posterior's mean, or a sample."""
         posterior = self._vae.encode(faces.to(self.device, self.dtype)).latent_dist
         sample: Tensor = posterior.mean
         if noise is not None:
@@ -215,8 +215,9 @@ def load(
     if dims.n_audio_state != unet_config.cross_attention_dim:
         raise WeightsError(
             ErrorCode.WEIGHTS_ARCHITECTURE,
-            f"The U-Net hears tokens of width {unet_config.cross_attention_dim}, but the Whisper encoder gives "
-            f"{dims.n_audio_state}: use whisper-tiny (384) or whisper-small (768), as the U-Net was trained with.",
+            f"The U-Net hears tokens of width {unet_config.cross_attention_dim}, but the Whisper encoder "
+            f"gives {dims.n_audio_state}: use whisper-tiny (384) or whisper-small (768), whichever the U-Net was "
+            "trained with.",
         )
     with torch.device("meta"):
         encoder = AudioEncoder(
