@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import ctypes
 import ctypes.util
+import functools
 import math
 import subprocess
 import tempfile
@@ -406,10 +407,16 @@ _CALLBACK = ctypes.CFUNCTYPE(
 _PHONEME_EVENT, _RETRIEVAL, _PHONEME_EVENTS, _UTF8 = 7, 1, 1, 1
 
 
+@functools.cache
+def _espeak() -> tuple[Any, int]:
+    """(library, sample rate); it can be set up once in a process."""
+    library = ctypes.CDLL(ctypes.util.find_library("espeak-ng"))
+    return library, library.espeak_Initialize(_RETRIEVAL, 0, None, _PHONEME_EVENTS)
+
+
 def speak(text: str, voice: str, wav: Path, *, rate: int = 150) -> list[tuple[float, str]]:
     """espeak-ng's speech as a file, and its visemes with their true start times, seconds."""
-    library = ctypes.CDLL(ctypes.util.find_library("espeak-ng"))
-    sample_rate = library.espeak_Initialize(_RETRIEVAL, 0, None, _PHONEME_EVENTS)
+    library, sample_rate = _espeak()
     samples: list[bytes] = []
     events: list[tuple[float, str]] = []
 
