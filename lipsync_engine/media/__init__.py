@@ -11,7 +11,7 @@ It knows neither faces nor models.
 from lipsync_engine.media.decode import FrameReader, read_audio, read_mask, scan_frames
 from lipsync_engine.media.encode import OUTPUT_SUFFIXES, SegmentWriter, assemble, side_by_side
 from lipsync_engine.media.probe import AudioInfo, VideoInfo, content_hash, probe_audio, probe_video
-from lipsync_engine.media.run import find_ffmpeg, ffmpeg_version
+from lipsync_engine.media.run import ffmpeg_version, find_ffmpeg
 
 __all__ = [
     "OUTPUT_SUFFIXES",

@@ -1,16 +1,17 @@
 """Frames and samples out of files, in bounded memory.
 
-A frame is named by its place among the frames that decode, whose exact times one pass (`scan_frames`) finds. Later
-reads start the decoder at a time between two frames, so that the first picture out is exactly the one asked for,
-whatever the frame rate does.
+A frame is named by its place among the frames that decode; one pass (`scan_frames`) finds their exact times.
+A later read starts the decoder between two of these times and checks by its own report that the first picture
+out is the one asked for, whatever the frame rate, the edit list or the group of pictures do.
 """
 
 from __future__ import annotations
 
+import itertools
+import queue
 import re
-from collections import deque
 from collections.abc import Generator, Iterator, Sequence
-from itertools import groupby, pairwise
+from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -21,19 +22,25 @@ import numpy.typing as npt
 
 from lipsync_engine.errors import ErrorCode, MediaError
 from lipsync_engine.frames import Frame
-from lipsync_engine.media.probe import VideoInfo, check_input
+from lipsync_engine.media.probe import CUT_OFF, VideoInfo, check_input, image_refused
 from lipsync_engine.media.run import AUDIO_FORMATS, LIMITS, VIDEO_FORMATS, Child, last_words, untrusted
 
-SAMPLE_CHUNK = 1 << 17
+IMAGE_FORMATS = "png_pipe,jpeg_pipe,webp_pipe,bmp_pipe"
 
-BACKWARD_CHUNK = 24
-"""Frames decoded at a time when they are wanted in reverse."""
+SAMPLE_CHUNK_BYTES = 1 << 17
+
+BACKWARD_BYTES = 192 << 20
+"""Frames that are wanted in reverse are decoded forward in pieces of this size: the larger the piece, the
+less often a group of pictures is decoded again."""
 
 SKIP_FORWARD = 48
 """A gap up to this many frames is decoded and dropped; beyond it the decoder starts anew."""
 
-MIN_SCANNED = 0.85
-"""A file whose pictures end before this share of its stated duration is cut off."""
+LEAD_S = (0.0, 3.0, 30.0)
+"""How long before the wanted frame the decoder starts, tried in turn; then it starts with the file."""
+
+MISSING_S, MISSING_SHARE = 0.5, 0.02
+"""A file that says itself that it is cut off is refused where more than this much of it is missing."""
 
 
 def scan_frames(info: VideoInfo, max_side: int) -> Generator[tuple[float, npt.NDArray[np.uint8]], None, None]:
@@ -44,53 +51,47 @@ def scan_frames(info: VideoInfo, max_side: int) -> Generator[tuple[float, npt.ND
         max_side: the pictures are scaled down to this longest side.
 
     Yields:
-        (time in seconds from the file's start, uint8 (h, w, 3) RGB).
+        (seconds from the file's start, never falling; uint8 (h, w, 3) RGB).
 
     Raises:
-        MediaError: MEDIA_TRUNCATED when the file ends long before its stated duration, MEDIA_FAILED.
+        MediaError: MEDIA_TRUNCATED when the file ends long before its stated duration, MEDIA_TOO_LARGE,
+            MEDIA_TIMEOUT, MEDIA_FAILED.
     """
-    scale = min(1.0, max_side / max(info.format.width, info.format.height))
-    width, height = (max(2, round(side * scale)) for side in (info.format.width, info.format.height))
-    times: deque[float] = deque()
-
-    def note(line: str) -> None:
-        if "showinfo" in line and (found := re.search(r"\] n: *\d+ pts:.* pts_time:(-?[\d.]+)", line)):
-            times.append(float(found[1]))
-
-    picture = untrusted(info.path, VIDEO_FORMATS)["V:0"]
-    stream = ffmpeg.output(
-        picture,
-        "pipe:",
-        format="rawvideo",
-        pix_fmt="rgb24",
-        fps_mode="passthrough",
-        vf=f"showinfo=checksum=0,scale={width}:{height}:flags=area",
+    form = info.format
+    scale = min(1.0, max_side / max(form.width, form.height))
+    width, height = (max(2, round(side * scale)) for side in (form.width, form.height))
+    picture = (
+        _timed_picture(info)
+        .filter("scale", width, height, flags="bilinear", in_color_matrix=form.matrix, in_range=_range(info))
+        .filter("format", "rgb24")
     )
-    last_s = 0.0
-    with Child(stream, reads=True, on_line=note) as child:
-        # A frame's line is written before its picture, but read by another thread: keep pictures until it is there.
-        waiting: deque[bytearray] = deque()
-        while (data := child.read(width * height * 3)) is not None:
-            waiting.append(data)
-            while waiting and times:
-                last_s = times.popleft()
-                yield last_s, np.frombuffer(waiting.popleft(), np.uint8).reshape(height, width, 3)
-        child.finish(LIMITS.stall_s)
+    last_s, count = 0.0, 0
+    with _FrameChild(info, picture, width * height * 3) as child:
+        while (got := child.next()) is not None:
+            pts_s, data = got
+            last_s = max(last_s, pts_s) if pts_s is not None else last_s + float(1 / info.frame_rate)
+            if last_s > LIMITS.max_duration_s:
+                raise MediaError(
+                    ErrorCode.MEDIA_TOO_LARGE,
+                    f"{info.path.name!r} is longer than {LIMITS.max_duration_s / 3600:.0f} hours: cut it.",
+                )
+            count += 1
+            yield last_s, np.frombuffer(data, np.uint8).reshape(height, width, 3)
+        child.end()
         messages = child.messages
-        while waiting and times:
-            last_s = times.popleft()
-            yield last_s, np.frombuffer(waiting.popleft(), np.uint8).reshape(height, width, 3)
     ended_s = last_s + float(1 / info.frame_rate)
-    if "partial file" in messages or ended_s < MIN_SCANNED * info.duration_s - 1.0:
+    missing_s = info.duration_s - ended_s
+    cut_off = any(text in messages for text in CUT_OFF)
+    if not count or (cut_off and missing_s > max(MISSING_S, MISSING_SHARE * info.duration_s)):
         raise MediaError(
             ErrorCode.MEDIA_TRUNCATED,
-            f"{info.path.name!r} breaks off at {ended_s:.1f} s of {info.duration_s:.1f} s: it was probably not "
-            "copied completely.",
+            f"{info.path.name!r} breaks off after {ended_s if count else 0:.1f} of {info.duration_s:.1f} s: "
+            "it was probably not copied completely; copy it again.",
         )
 
 
 class FrameReader:
-    """Frames by number, in any order.
+    """Frames by number, in any order. A context manager.
 
     Args:
         info: from `probe_video`.
@@ -98,73 +99,92 @@ class FrameReader:
     """
 
     def __init__(self, info: VideoInfo, pts_s: npt.NDArray[np.float64]) -> None:
-        self._info, self._pts_s = info, pts_s
-        self._child: Child | None = None
-        self._next = 0
+        self._info = info
+        self._pts_s = np.asarray(pts_s, dtype=np.float64)
+        self._child: _FrameChild | None = None
+        self._next = 0  # number of the frame that the child gives next
+        self._checked = True  # by its time
 
     def read(self, indices: Sequence[int]) -> Generator[Frame, None, None]:
-        """Exactly these frames; a frame asked for several times in a row is decoded once.
+        """Exactly these frames; neighbours that are the same frame are the same object.
+
+        Runs that go backward are decoded forward in pieces of bounded size.
 
         Raises:
+            IndexError: no such frame.
             MediaError: MEDIA_FAILED when a frame that was there before does not decode again.
         """
+        if indices and not 0 <= min(indices) <= max(indices) < len(self._pts_s):
+            raise IndexError(f"frame numbers must lie in 0..{len(self._pts_s) - 1}")
+        piece = max(8, BACKWARD_BYTES // self._info.format.frame_bytes)
         for backward, numbers in _monotone(indices):
             if not backward:
                 yield from self._forward(numbers)
                 continue
-            for start in range(0, len(numbers), BACKWARD_CHUNK):
-                chunk = numbers[start : start + BACKWARD_CHUNK]
-                yield from reversed(list(self._forward(chunk[::-1])))
+            for start in range(0, len(numbers), piece):
+                frames = list(self._forward(numbers[start : start + piece][::-1]))
+                while frames:
+                    yield frames.pop()
+
+    def close(self) -> None:
+        """End the decoder."""
+        if self._child is not None:
+            self._child.close()
+            self._child = None
 
     def _forward(self, numbers: Sequence[int]) -> Iterator[Frame]:
-        for number, same in groupby(numbers):
-            frame = self._decode(number)
+        for number, same in itertools.groupby(numbers):
+            frame = Frame.from_bytes(self._info.format, self._decode(number))
             for _ in same:
                 yield frame
 
-    def _decode(self, number: int) -> Frame:
-        form = self._info.format
-        if self._child is None or not self._next <= number <= self._next + SKIP_FORWARD:
-            self._start(number)
-        if self._child is None:
-            raise AssertionError("a started reader has a child")
-        data: bytearray | None = None
-        while self._next <= number:
-            data = self._child.read(form.frame_bytes)
-            if data is None:
-                self._child.finish(LIMITS.stall_s)
-                reason = last_words(self._child.messages)
-                raise MediaError(
-                    ErrorCode.MEDIA_FAILED,
-                    f"Frame {number} of {self._info.path.name!r} does not decode ({reason}): re-encode the video.",
-                )
-            self._next += 1
-        if data is None:
-            raise AssertionError("the wanted frame lies ahead of the reader")
-        return Frame.from_bytes(form, data)
-
-    def _start(self, number: int) -> None:
-        """Decode from `number` on: seek to a time after the frame before and not after this one."""
-        self.close()
-        options = {}
-        if number > 0:
-            before, at = self._pts_s[number - 1], self._pts_s[number]
-            options["ss"] = f"{(before + at) / 2:.6f}"
-        form = self._info.format
-        stream = ffmpeg.output(
-            untrusted(self._info.path, VIDEO_FORMATS, **options)["V:0"],
-            "pipe:",
-            format="rawvideo",
-            pix_fmt=form.pix_fmt,
-            fps_mode="passthrough",
+    def _decode(self, number: int) -> bytearray:
+        if self._child is not None and self._next <= number <= self._next + SKIP_FORWARD:
+            data = self._advance(self._child, number)
+            if data is not None:
+                return data
+        for lead_s in (*LEAD_S, None):
+            self.close()
+            self._child = child = self._start(number, lead_s)
+            data = self._advance(child, number)
+            if data is not None:
+                return data
+        reason = last_words(child.messages)
+        raise MediaError(
+            ErrorCode.MEDIA_FAILED,
+            f"Frame {number} of {self._info.path.name!r} did not decode a second time ({reason}): re-encode "
+            "the video as mp4.",
         )
-        self._child = Child(stream, reads=True, loglevel="error")
-        self._next = number
 
-    def close(self) -> None:
-        if self._child is not None:
-            self._child.kill()
-            self._child = None
+    def _start(self, number: int, lead_s: float | None) -> _FrameChild:
+        """A decoder whose first picture is frame `number`, or one at most `lead_s` before it."""
+        form, pts_s = self._info.format, self._pts_s
+        first = 0 if lead_s is None else int(np.searchsorted(pts_s, pts_s[number] - lead_s))
+        seek = {} if first == 0 else {"ss": f"{(pts_s[first - 1] + pts_s[first]) / 2:.9f}"}
+        self._next, self._checked = first, lead_s is not None
+        same = {
+            f"{side}_{what}": value
+            for side in ("in", "out")
+            for what, value in (("range", _range(self._info)), ("color_matrix", form.matrix))
+        }
+        # Leaves planes that have this format already as they are, and holds the size where a file changes it.
+        picture = (
+            _timed_picture(self._info, **seek)
+            .filter("scale", form.width, form.height, flags="bicubic+accurate_rnd+full_chroma_int", **same)
+            .filter("format", form.pix_fmt)
+        )
+        return _FrameChild(self._info, picture, form.frame_bytes)
+
+    def _advance(self, child: _FrameChild, number: int) -> bytearray | None:
+        """Frame `number` from a decoder that stands at or before it; None where it gives other frames."""
+        while (got := child.next()) is not None:
+            pts_s, data = got
+            if self._checked and (pts_s is None or abs(pts_s - self._pts_s[self._next]) > 1e-6):
+                return None
+            self._next += 1
+            if self._next == number + 1:
+                return data
+        return None
 
     def __enter__(self) -> Self:
         return self
@@ -178,67 +198,160 @@ class FrameReader:
         self.close()
 
 
-def _monotone(indices: Sequence[int]) -> Iterator[tuple[bool, list[int]]]:
-    """Split into stretches that never fall (False) or never rise (True)."""
-    stretch: list[int] = []
-    direction = 0
-    for previous, index in pairwise([*indices[:1], *indices]):
-        turn = (index > previous) - (index < previous)
-        if stretch and turn and direction and turn != direction:
-            yield direction < 0, stretch
-            stretch, direction = [], 0
-        direction = direction or turn
-        stretch.append(index)
-    if stretch:
-        yield direction < 0, stretch
-
-
 def read_audio(path: Path, sample_rate: int = 16000) -> Generator[npt.NDArray[np.int16], None, None]:
     """Mono samples of a file's first sound track, in chunks.
 
+    Time runs from the file's start: where the track begins later or pauses, there is silence, so that the
+    samples stay level with the same track copied into a result.
+
     Raises:
-        MediaError: MEDIA_NO_AUDIO when nothing can be decoded.
+        MediaError: MEDIA_NO_AUDIO when nothing can be decoded, MEDIA_TOO_LARGE, MEDIA_TIMEOUT, MEDIA_FAILED.
     """
+    limit_bytes = round(LIMITS.max_duration_s * sample_rate) * 2
     stream = ffmpeg.output(
-        untrusted(path, AUDIO_FORMATS)["a:0"], "pipe:", format="s16le", ac=1, ar=sample_rate
+        untrusted(path, AUDIO_FORMATS)["a:0"].filter(
+            "aresample", sample_rate, **{"async": 1, "first_pts": 0}
+        ),
+        "pipe:1",
+        format="s16le",
+        ac=1,
     )
-    rest, heard = b"", False
-    with Child(stream, reads=True, loglevel="error") as child:
-        while data := child.read_some(SAMPLE_CHUNK):
+    rest, total = b"", 0
+    with Child(stream, reads=True, cpu_s=LIMITS.work_cpu_s(LIMITS.max_duration_s)) as child:
+        while data := child.read_some(SAMPLE_CHUNK_BYTES):
+            total += len(data)
+            if total > limit_bytes:
+                raise MediaError(
+                    ErrorCode.MEDIA_TOO_LARGE,
+                    f"{path.name!r} is longer than {LIMITS.max_duration_s / 3600:.0f} hours: cut it.",
+                )
             data = rest + data
-            rest = data[len(data) // 2 * 2 :]
-            heard = True
-            yield np.frombuffer(data[: len(data) // 2 * 2], np.int16)
-        child.finish(LIMITS.stall_s)
-        messages = child.messages
-    if not heard:
+            whole = len(data) // 2 * 2
+            rest = data[whole:]
+            if whole:
+                yield np.frombuffer(data[:whole], "<i2")
+        error = child.failure(child.finish(), f"The sound of {path.name!r} cannot be decoded ({{reason}}).")
+        reason = last_words(child.messages)
+    if total < 2:
         raise MediaError(
             ErrorCode.MEDIA_NO_AUDIO,
-            f"No sound of {path.name!r} can be decoded ({last_words(messages)}): give another file.",
+            f"No sound of {path.name!r} can be decoded ({reason}): give another file.",
         )
+    if error is not None:
+        raise error
 
 
 def read_mask(path: Path, width: int, height: int) -> npt.NDArray[np.uint8]:
     """A mask image as uint8 (height, width), scaled to that size.
 
     Raises:
-        MediaError: it is no image, or too large.
+        InputError, MediaError: it is no image, or too large.
     """
     check_input(path)
     stream = ffmpeg.output(
-        untrusted(path, "png_pipe,jpeg_pipe,webp_pipe,bmp_pipe")["v:0"],
-        "pipe:",
+        untrusted(path, IMAGE_FORMATS)["v:0"]
+        .filter("scale", width, height, flags="bilinear", out_range="pc")
+        .filter("format", "gray"),
+        "pipe:1",
         format="rawvideo",
-        pix_fmt="gray",
-        vf=f"scale={width}:{height}:flags=bilinear:out_range=full",
         **{"frames:v": 1},
     )
-    with Child(stream, reads=True, cpu_s=LIMITS.probe_cpu_s, loglevel="error") as child:
+    with Child(stream, reads=True, cpu_s=LIMITS.probe_cpu_s) as child:
         data = child.read(width * height)
         child.finish(LIMITS.probe_wall_s)
         messages = child.messages
     if data is None:
-        code = ErrorCode.MEDIA_TOO_LARGE if "max pixel count" in messages else ErrorCode.MEDIA_NOT_RECOGNISED
-        raise MediaError(code, f"{path.name!r} is not a png, jpeg, webp or bmp image of a usable size.")
+        raise image_refused(path, messages)
     return np.frombuffer(data, np.uint8).reshape(height, width)
 
+
+class _FrameChild:
+    """A decoder that gives (time, picture) pairs: pictures on its output, their times among its messages."""
+
+    def __init__(self, info: VideoInfo, picture: ffmpeg.nodes.FilterableStream, frame_bytes: int) -> None:
+        self._path, self._frame_bytes = info.path, frame_bytes
+        self._times: queue.SimpleQueue[float | None] = queue.SimpleQueue()
+        self._base = Fraction(1)
+        stream = ffmpeg.output(picture, "pipe:1", format="rawvideo", fps_mode="passthrough")
+        stream = stream.global_args("-copyts", "-start_at_zero")
+        cpu_s = LIMITS.work_cpu_s(info.duration_s)
+        self._child = Child(stream, reads=True, cpu_s=cpu_s, loglevel="info", on_line=self._note)
+
+    def next(self) -> tuple[float | None, bytearray] | None:
+        """The next picture and its time in seconds from the file's start (None where the file tells no time);
+        None at the end.
+
+        Raises:
+            MediaError: MEDIA_TIMEOUT.
+        """
+        data = self._child.read(self._frame_bytes)
+        if data is None:
+            return None
+        try:
+            return self._times.get(timeout=LIMITS.stall_s), data  # it was said before the picture was written
+        except queue.Empty:
+            raise MediaError(
+                ErrorCode.MEDIA_FAILED,
+                "FFmpeg did not tell the frames' times: version 5.1 or later is needed.",
+            ) from None
+
+    def end(self) -> None:
+        """Wait for the end after the last picture.
+
+        Raises:
+            MediaError, ResourceError: it ended with an error.
+        """
+        sentence = f"{self._path.name!r} cannot be decoded ({{reason}}): re-encode it as mp4."
+        error = self._child.failure(self._child.finish(), sentence)
+        if error is not None:
+            raise error
+
+    @property
+    def messages(self) -> str:
+        return self._child.messages
+
+    def close(self) -> None:
+        self._child.kill()
+
+    def _note(self, line: str) -> None:
+        if found := re.match(r"\[Parsed_showinfo_\d+ @ \w+\] \[info\] (.*)", line):
+            if base := re.match(r"config in time_base: (\d+)/(\d+)", found[1]):
+                self._base = Fraction(int(base[1]), int(base[2]))
+            elif frame := re.match(r"n: *\d+ pts: *(-?\d+|NOPTS)", found[1]):
+                self._times.put(None if frame[1] == "NOPTS" else float(int(frame[1]) * self._base))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def _timed_picture(info: VideoInfo, **options: str) -> ffmpeg.nodes.FilterableStream:
+    """The picture track, upright, with every frame's time among the messages."""
+    picture = untrusted(info.path, VIDEO_FORMATS, **options)["V:0"]
+    return picture.filter("sidedata", mode="delete").filter("showinfo", checksum=0)
+
+
+def _range(info: VideoInfo) -> str:
+    return "pc" if info.format.full_range else "tv"
+
+
+def _monotone(indices: Sequence[int]) -> Iterator[tuple[bool, list[int]]]:
+    """Split into runs that never fall (False) or never rise (True)."""
+    run: list[int] = []
+    direction = 0
+    for index in indices:
+        turn = (index > run[-1]) - (index < run[-1]) if run else 0
+        if turn and direction and turn != direction:
+            yield direction < 0, run
+            run, direction = [], 0
+        direction = direction or turn
+        run.append(index)
+    if run:
+        yield direction < 0, run

@@ -1,11 +1,12 @@
 """Finished frames into files: segments, the joined result with the user's own sound, and a comparison.
 
-The picture is encoded once. Segments are joined by copying their packets. Threads are fixed and nothing of the machine
-enters the files, so the same frames give the same bytes everywhere.
+The picture is encoded once. Segments are joined by copying their packets. Threads are fixed and nothing of
+the machine enters the files, so the same frames give the same bytes everywhere.
 """
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -13,48 +14,62 @@ from types import TracebackType
 from typing import Any, Self
 
 import ffmpeg
+import numpy as np
 
-from lipsync_engine.errors import ErrorCode, MediaError, ResourceError
-from lipsync_engine.frames import Frame
-from lipsync_engine.media.probe import VideoInfo, probe_audio
+from lipsync_engine.errors import ParameterError
+from lipsync_engine.frames import Chroma, Frame
+from lipsync_engine.media.probe import AudioInfo, VideoInfo, probe_audio, probe_video
 from lipsync_engine.media.run import (
     AUDIO_FORMATS,
-    LIMITS,
     VIDEO_FORMATS,
     Child,
     file_url,
-    full_disk,
-    last_words,
-    run,
+    output_failure,
+    removed_on_error,
     untrusted,
+    write_file,
 )
 from lipsync_engine.params import Quality
 
 OUTPUT_SUFFIXES = frozenset({".mp4", ".mov", ".mkv"})
 
 ENCODER: dict[Quality, dict[str, Any]] = {
-    Quality.DEFAULT: {"crf": 12, "preset": "veryfast"},
+    Quality.DEFAULT: {"crf": 12, "preset": "faster"},
     Quality.LOSSLESS: {"qp": 0, "preset": "veryfast"},
 }
 """libx264 settings; both are measured in docs/log.md."""
 
 ENCODER_THREADS = 4
 
+KEY_FRAME_S = 2.0
+"""Distance of key frames: players seek to them."""
+
+REORDERED_FRAMES = 2
+"""Frames by which libx264 (with its pyramid of B-frames) sends pictures early."""
+
+MIN_TIMESCALE = 10_000
+"""Ticks per second of a track, at least: finer than any player rounds."""
+
+_MP4_AUDIO = {"aac", "mp3", "ac3", "eac3", "alac"}
+_PCM = {"pcm_s16le", "pcm_s24le", "pcm_s32le", "pcm_f32le"}
+
 COPIED_AUDIO = {
-    ".mp4": {"aac", "mp3", "ac3", "eac3", "alac", "opus", "flac"},
-    ".mov": {"aac", "mp3", "ac3", "eac3", "alac", "pcm_s16le", "pcm_s24le", "pcm_f32le"},
-    ".mkv": {"aac", "mp3", "ac3", "eac3", "alac", "opus", "flac", "vorbis", "pcm_s16le", "pcm_s24le", "pcm_f32le"},
+    ".mp4": _MP4_AUDIO | {"opus", "flac"},
+    ".mov": _MP4_AUDIO | _PCM,
+    ".mkv": _MP4_AUDIO | _PCM | {"opus", "flac", "vorbis"},
 }
 """Sound that each container takes as it is."""
 
-AAC_MAX_RATE = 96000
-AAC_BITRATE_PER_CHANNEL = 128_000
+AAC_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000, 64000, 88200, 96000)
+AAC_BITRATE = 256_000
+AAC_MAX_BITS_PER_SAMPLE = 5
+"""Per channel; the format's own ceiling is 6."""
 
-COMPARISON_WIDTH = 640
+COMPARISON_WIDTH, COMPARISON_GAP = 1280, 8
 
 
 class SegmentWriter:
-    """Encodes frames to one segment file.
+    """Encodes frames to one segment file. A context manager; the file is complete when it is left.
 
     Args:
         path: .mp4 to write; removed again when the block is left by an error.
@@ -66,51 +81,48 @@ class SegmentWriter:
     def __init__(self, path: Path, info: VideoInfo, fps: Fraction, quality: Quality) -> None:
         self._path = path
         form = info.format
+        step_x, step_y = form.steps
+        # H.264 has no odd sizes with subsampled colour.
+        chroma = Chroma.C444 if form.width % step_x or form.height % step_y else form.chroma
         picture = ffmpeg.input(
-            "pipe:",
+            "pipe:0",
             format="rawvideo",
             pix_fmt=form.pix_fmt,
             video_size=(form.width, form.height),
             framerate=_rate(fps),
         )
-        sx, sy = form.steps
-        odd = form.width % sx or form.height % sy  # H.264 has no odd sizes with subsampled colour
-        pixels = form.pix_fmt if not odd else f"yuv444p{'' if form.bit_depth == 8 else '10le'}"
-        if form.bit_depth > 10:
-            pixels = pixels.replace("12le", "10le")
         stream = ffmpeg.output(
-            picture,
+            _tagged(picture, info),
             file_url(path),
+            format="mp4",
             vcodec="libx264",
-            pix_fmt=pixels,
+            pix_fmt=form.pix_fmt.replace(form.chroma, chroma, 1),
             threads=ENCODER_THREADS,
-            vf=_meaning(info),
-            flags="+bitexact+cgop",
+            g=round(KEY_FRAME_S * fps),
+            flags="+cgop",
             fflags="+bitexact",
             map_metadata=-1,
-            video_track_timescale=fps.numerator,
+            video_track_timescale=_timescale(fps),
             **ENCODER[quality],
         )
-        self._child = Child(stream, writes=True, loglevel="error")
+        self._child = Child(stream, writes=True, memory_bytes=0)
 
     def write(self, frame: Frame) -> None:
         """Append a frame.
 
         Raises:
-            ResourceError: DISK_FULL. MediaError: MEDIA_FAILED.
+            ResourceError: DISK_FULL, OUTPUT_NOT_WRITABLE. MediaError: MEDIA_FAILED, MEDIA_TIMEOUT.
         """
         try:
             for plane in frame.planes():
-                self._child.write(memoryview(plane if plane.flags.c_contiguous else plane.copy()))
+                self._child.write(np.ascontiguousarray(plane).data)
         except BrokenPipeError:
-            self._child.finish(LIMITS.stall_s)
-            raise self._failure() from None
+            self._end(self._child.finish() or 1)
 
-    def _failure(self) -> Exception:
-        messages = self._child.messages
-        return full_disk(messages) or MediaError(
-            ErrorCode.MEDIA_FAILED, f"The result could not be encoded ({last_words(messages)})."
-        )
+    def _end(self, status: int) -> None:
+        error = output_failure(self._child, status, self._path, "The result could not be encoded ({reason}).")
+        if error is not None:
+            raise error
 
     def __enter__(self) -> Self:
         return self
@@ -121,17 +133,12 @@ class SegmentWriter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        try:
-            if error is None and self._child.finish(LIMITS.stall_s) != 0:
-                error = self._failure()
-                raise error
-        except BaseException:
-            error = error or MediaError(ErrorCode.MEDIA_FAILED, "The result could not be encoded.")
-            raise
-        finally:
-            self._child.kill()
-            if error is not None:
-                self._path.unlink(missing_ok=True)
+        with self._child:
+            if error is None:
+                with removed_on_error(self._path):
+                    self._end(self._child.finish(watch=self._path))
+                return
+        self._path.unlink(missing_ok=True)
 
 
 def assemble(
@@ -145,113 +152,142 @@ def assemble(
 ) -> None:
     """Join segments and add the sound.
 
+    Every frame lasts the same number of ticks (Matroska rounds times to milliseconds). Nothing of the sound
+    is cut, no tags of the source are taken over.
+
     Args:
         segments: files of `SegmentWriter`, in order.
-        output: file to write; its suffix names the container.
+        output: file to write, none of the inputs; its suffix names the container.
         info: the source.
         fps: of the segments.
         quality: LOSSLESS keeps sound that must be re-encoded lossless as well.
-        audio: file whose sound is heard, copied packet for packet where the container allows; None: silent.
+        audio: file whose first sound track is heard, copied packet for packet where the container allows;
+            None: silent.
 
     Raises:
-        ResourceError: DISK_FULL. MediaError: MEDIA_FAILED.
+        ResourceError: DISK_FULL, OUTPUT_NOT_WRITABLE. MediaError: MEDIA_FAILED, MEDIA_TIMEOUT.
     """
-    listing = segments[0].with_name("segments.txt")
-    listing.write_text("".join(f"file 'file:{path.resolve()}'\n".replace("\\", "") for path in segments))
-    joined = ffmpeg.input(file_url(listing), format="concat", safe=0, protocol_whitelist="file")
+    _refuse_overwriting(output, (info.path, *segments, *([] if audio is None else [audio])))
+    suffix = output.suffix.lower()
+    tick = _timescale(fps) // fps.numerator * fps.denominator
     options: dict[str, Any] = {
         "c:v": "copy",
-        # Containers round times; here every frame lasts the same number of ticks again.
-        "bsf:v": f"setts=pts=round(PTS*TB*{_rate(fps)})*{fps.denominator}"
-        f":dts=round(DTS*TB*{_rate(fps)})*{fps.denominator}"
-        f":duration={fps.denominator}:time_base=1/{fps.numerator}",
+        "bsf:v": f"setts=pts=round(PTS*TB*{_rate(fps)})*{tick}:dts=(N-{REORDERED_FRAMES})*{tick}"
+        f":duration={tick}:time_base=1/{_timescale(fps)}",
         "map_metadata": -1,
         "map_chapters": -1,
         "fflags": "+bitexact",
+        "max_interleave_delta": 0,
     }
-    if output.suffix.lower() in (".mp4", ".mov"):
-        options |= {"movflags": "+faststart", "video_track_timescale": fps.numerator}
-    streams = [joined["v:0"]]
-    if audio is not None:
-        sound = untrusted(audio, AUDIO_FORMATS)
-        streams.append(sound["a:0"])
-        options |= _audio_options(audio, output.suffix.lower(), quality)
-    try:
-        run(
-            ffmpeg.output(*streams, file_url(output), **options),
-            failed=lambda messages: MediaError(
-                ErrorCode.MEDIA_FAILED, f"The result could not be put together ({last_words(messages)})."
-            ),
+    if suffix != ".mkv":
+        options |= {"movflags": "+faststart", "video_track_timescale": _timescale(fps)}
+    # Links with plain names: the list's own syntax cannot name every file.
+    with tempfile.TemporaryDirectory(prefix="lipsync-join-") as folder:
+        names = [f"{number}.mp4" for number in range(len(segments))]
+        for name, segment in zip(names, segments, strict=True):
+            Path(folder, name).symlink_to(segment.absolute())
+        listing = Path(folder, "list")
+        listing.write_text("".join(f"file {name}\n" for name in names))
+        joined = ffmpeg.input(
+            file_url(listing),
+            format="concat",
+            auto_convert=0,
+            protocol_whitelist="file",
+            format_whitelist=f"concat,{VIDEO_FORMATS}",
         )
-    except (MediaError, ResourceError):
-        output.unlink(missing_ok=True)
-        raise
-    finally:
-        listing.unlink(missing_ok=True)
-
-
-def _audio_options(audio: Path, suffix: str, quality: Quality) -> dict[str, Any]:
-    info = probe_audio(audio)
-    if info.codec in COPIED_AUDIO[suffix]:
-        return {"c:a": "copy"}
-    if quality is Quality.LOSSLESS:
-        return {"c:a": "alac" if suffix != ".mkv" else "flac"}
-    options: dict[str, Any] = {"c:a": "aac", "b:a": AAC_BITRATE_PER_CHANNEL * max(1, info.channels)}
-    if info.sample_rate > AAC_MAX_RATE:
-        options["ar"] = AAC_MAX_RATE
-    return options
+        streams = [joined["v:0"]]
+        if audio is not None:
+            streams.append(untrusted(audio, AUDIO_FORMATS)["a:0"])
+            options |= _audio_options(probe_audio(audio), suffix, quality)
+        write_file(
+            ffmpeg.output(*streams, file_url(output), **options),
+            output,
+            "The result could not be put together ({reason}).",
+        )
 
 
 def side_by_side(before: Path, after: Path, output: Path, n_frames: int) -> None:
-    """Source and result next to each other, with the result's sound.
+    """Source and result next to each other, at most 1280 pixels wide, with the result's sound.
 
     Args:
         before: the source, shown from its start; its last frame stays when it is shorter.
         after: the result.
-        output: file to write.
+        output: file to write, none of the inputs.
         n_frames: length of the result.
+
+    Raises:
+        ResourceError: DISK_FULL, OUTPUT_NOT_WRITABLE. MediaError: an input cannot be used, MEDIA_FAILED.
     """
-    left = untrusted(before, VIDEO_FORMATS)["V:0"]
-    result = untrusted(after, VIDEO_FORMATS)
-    shown = (
-        _small(left).filter("tpad", stop=-1, stop_mode="clone"),
-        _small(result["V:0"]).filter("pad", "iw+8", "ih", 8, 0, color="white"),
+    _refuse_overwriting(output, (before, after))
+    result = probe_video(after)
+    shape = result.sample_aspect_ratio
+    scale = min(1.0, (COMPARISON_WIDTH - COMPARISON_GAP) / 2 / float(result.format.width * shape))
+    width = max(2, round(result.format.width * shape * Fraction(scale) / 2) * 2)
+    height = max(2, round(result.format.height * scale / 2) * 2)
+    sources = [untrusted(path, VIDEO_FORMATS) for path in (before, after)]
+    left, right = (
+        source["V:0"]
+        .filter("scale", width, height, flags="bicubic")
+        .filter("setsar", 1)
+        .filter("fps", _rate(result.frame_rate))
+        .filter("format", "yuv420p")
+        for source in sources
     )
-    stacked = ffmpeg.filter(shown, "hstack", inputs=2, shortest=1)
-    run(
-        ffmpeg.output(
-            stacked,
-            result["a:0"],
-            file_url(output),
-            vcodec="libx264",
-            crf=18,
-            preset="veryfast",
-            pix_fmt="yuv420p",
-            **{"c:a": "copy", "frames:v": n_frames, "movflags": "+faststart"},
-        ),
-        failed=lambda messages: ResourceError(
-            ErrorCode.OUTPUT_NOT_WRITABLE,
-            f"The comparison {output.name!r} could not be written ({last_words(messages)}).",
-        ),
+    left = left.filter("tpad", stop=-1, stop_mode="clone").filter(
+        "pad", width + COMPARISON_GAP, height, 0, 0, color="white"
+    )
+    stacked = ffmpeg.filter((left, right), "hstack", inputs=2, shortest=1)
+    options = {"frames:v": n_frames, "threads": ENCODER_THREADS, "map_metadata": -1, "movflags": "+faststart"}
+    streams = [stacked]
+    if result.audio is not None:
+        streams.append(sources[1]["a:0"])
+        options |= _audio_options(result.audio, output.suffix.lower(), Quality.DEFAULT)
+    write_file(
+        ffmpeg.output(*streams, file_url(output), vcodec="libx264", crf=18, preset="veryfast", **options),
+        output,
+        "The comparison could not be made ({reason}).",
     )
 
 
-def _small(picture: Any) -> Any:
-    return picture.filter("scale", f"min(iw,{COMPARISON_WIDTH})", -2).filter("setsar", 1)
+def _refuse_overwriting(output: Path, inputs: Sequence[Path]) -> None:
+    if output.suffix.lower() not in OUTPUT_SUFFIXES:
+        raise ParameterError(f"{output.name!r} must end in one of {', '.join(sorted(OUTPUT_SUFFIXES))}.")
+    if output.exists() and any(path.exists() and output.samefile(path) for path in inputs):
+        raise ParameterError(f"{output.name!r} is one of the inputs: choose another name.")
+
+
+def _audio_options(info: AudioInfo, suffix: str, quality: Quality) -> dict[str, Any]:
+    if info.codec in COPIED_AUDIO[suffix]:
+        return {"c:a": "copy"}
+    if quality is Quality.LOSSLESS:
+        return {"c:a": "flac" if suffix == ".mkv" else "alac"}
+    rate = next((rate for rate in AAC_RATES if rate >= info.sample_rate), AAC_RATES[-1])
+    wanted = AAC_BITRATE * max(1, info.channels // 2)
+    return {
+        "c:a": "aac",
+        "b:a": min(wanted, AAC_MAX_BITS_PER_SAMPLE * rate * info.channels),
+        "ar": rate,
+    }
+
+
+def _tagged(picture: Any, info: VideoInfo) -> Any:
+    """Tell the encoder what the raw samples mean: pixel shape and colour tags."""
+    named = {
+        "colorspace": info.color_space,
+        "color_primaries": info.color_primaries,
+        "color_trc": info.color_transfer,
+        "range": info.color_range,
+    }
+    tags = {key: value for key, value in named.items() if value is not None}
+    shape = info.sample_aspect_ratio
+    picture = picture.filter("setsar", f"{shape.numerator}/{shape.denominator}")
+    return picture.filter("setparams", **tags) if tags else picture
 
 
 def _rate(fps: Fraction) -> str:
     return f"{fps.numerator}/{fps.denominator}"
 
 
-def _meaning(info: VideoInfo) -> str:
-    """Filters that tell the encoder what the raw samples mean: pixel shape and colour tags."""
-    named = {
-        "colorspace": info.color_space,
-        "color_primaries": info.color_primaries,
-        "color_trc": info.color_transfer,
-        "range": "pc" if info.format.full_range else info.color_range,
-    }
-    tags = ":".join(f"{k}={v}" for k, v in named.items() if v is not None and v != "gbr")
-    shape = f"setsar={info.sample_aspect_ratio.numerator}/{info.sample_aspect_ratio.denominator}"
-    return f"{shape},setparams={tags}" if tags else shape
+def _timescale(fps: Fraction) -> int:
+    """Ticks per second, of which a frame takes a whole number."""
+    return fps.numerator * -(-MIN_TIMESCALE // fps.numerator)

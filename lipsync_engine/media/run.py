@@ -1,29 +1,35 @@
 """FFmpeg as a child process: found, limited, watched, and never left behind.
 
-Every file from outside is opened with a list of allowed protocols and formats, a pixel limit, resource limits on the
-process, a session of its own, and a timer for the moment when it no longer moves. It knows no video.
+Every file from outside is opened with a list of allowed protocols and formats, a pixel limit, resource limits
+on the process, a session of its own, and a timer for the moment when it no longer moves. It knows no video.
 """
 
 from __future__ import annotations
 
-import errno
+import fcntl
+import functools
 import os
-import resource
+import re
 import selectors
 import shutil
 import signal
 import subprocess
+import sys
 import threading
+import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import IO, Any, Self
 
 import ffmpeg
 
-from lipsync_engine.errors import ErrorCode, MediaError, ResourceError
+from lipsync_engine.errors import ErrorCode, LipSyncError, MediaError, ResourceError
+from lipsync_engine.media.launch import NOT_STARTED
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +39,8 @@ class MediaLimits:
     Attributes:
         max_pixels: of one picture (8K).
         max_duration_s: of video or audio.
-        memory_bytes: address space of an FFmpeg child.
-        probe_cpu_s, probe_wall_s: of a look at a file.
+        memory_bytes: address space of a child that reads it.
+        probe_cpu_s, probe_wall_s: of a look at it.
         stall_s: a child that neither takes nor gives data this long is stopped.
     """
 
@@ -45,13 +51,31 @@ class MediaLimits:
     probe_wall_s: float = 30.0
     stall_s: float = 60.0
 
+    def work_cpu_s(self, duration_s: float) -> int:
+        """CPU seconds for reading a whole file: far above the slowest honest decode, but not for ever."""
+        return round(600 + 300 * min(duration_s, self.max_duration_s))
+
 
 LIMITS = MediaLimits()
 
 VIDEO_FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm"
 AUDIO_FORMATS = f"{VIDEO_FORMATS},wav,w64,aiff,caf,mp3,aac,flac,ogg,amr"
 
-TAIL_LINES = 60
+PIPE_BYTES = 1 << 20
+"""A frame crosses the pipe in a few steps instead of dozens (Linux; elsewhere the system's own size)."""
+
+_KEPT_LINES, _LINE_BYTES = 40, 4096
+
+_NO_SPACE = ("No space left on device", "Disk quota exceeded", "File too large")
+_NOT_WRITABLE = ("Permission denied", "Read-only file system", "Is a directory", "No such file")
+_CONSEQUENCES = (
+    "Error opening",
+    "Error submitting",
+    "Error sending",
+    "Task finished",
+    "Terminating",
+    "Conversion",
+)
 
 
 def find_ffmpeg() -> Path:
@@ -60,27 +84,42 @@ def find_ffmpeg() -> Path:
     Raises:
         ResourceError: FFMPEG_MISSING.
     """
-    given = os.environ.get("LIPSYNC_FFMPEG")
-    if given is None and (found := shutil.which("ffmpeg")) is not None:
-        return Path(found)
-    if given is None:
-        import imageio_ffmpeg
-
-        try:
-            return Path(imageio_ffmpeg.get_ffmpeg_exe())
-        except RuntimeError as error:
+    if given := os.environ.get("LIPSYNC_FFMPEG"):
+        if (found := shutil.which(given)) is None:
             raise ResourceError(
-                ErrorCode.FFMPEG_MISSING, "No FFmpeg was found: install it, or set LIPSYNC_FFMPEG to its path."
-            ) from error
-    if not os.access(given, os.X_OK):
-        raise ResourceError(ErrorCode.FFMPEG_MISSING, "LIPSYNC_FFMPEG does not name a program that can be run.")
-    return Path(given)
+                ErrorCode.FFMPEG_MISSING,
+                "LIPSYNC_FFMPEG does not name a program that can run: correct it.",
+            )
+        return Path(found).absolute()
+    if (found := shutil.which("ffmpeg")) is not None:
+        return Path(found).absolute()
+    import imageio_ffmpeg
+
+    try:
+        return Path(imageio_ffmpeg.get_ffmpeg_exe())
+    except RuntimeError as error:
+        raise ResourceError(
+            ErrorCode.FFMPEG_MISSING, "No FFmpeg was found: install it, or set LIPSYNC_FFMPEG to its path."
+        ) from error
 
 
 def ffmpeg_version() -> str:
     """First line of `ffmpeg -version`, without the copyright."""
-    done = subprocess.run([find_ffmpeg(), "-version"], capture_output=True, text=True, timeout=30, check=False)
-    return done.stdout.split(" Copyright")[0].strip()
+    return ask("-version").split(" Copyright")[0].strip()
+
+
+@functools.cache
+def ask(question: str) -> str:
+    """What FFmpeg answers about itself, e.g. to `-pix_fmts`."""
+    done = subprocess.run(
+        [find_ffmpeg(), "-hide_banner", "-nostdin", question],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    return done.stdout
 
 
 def untrusted(path: Path, formats: str, **options: Any) -> Any:
@@ -96,7 +135,7 @@ def untrusted(path: Path, formats: str, **options: Any) -> Any:
 
 def file_url(path: Path) -> str:
     """Absolute, so that no name can look like an option or a protocol."""
-    return f"file:{path.resolve()}"
+    return f"file:{path.absolute()}"
 
 
 class Child:
@@ -105,7 +144,7 @@ class Child:
     Args:
         stream: built by ffmpeg-python.
         reads, writes: whether the caller takes its standard output and feeds its standard input.
-        cpu_s: CPU seconds that it may use; None for long work, which the stall timer watches.
+        memory_bytes, cpu_s: limits; memory as LIMITS says unless given, 0 = none where its input is our own.
         on_line: called with every line of its messages, from a thread.
     """
 
@@ -115,60 +154,54 @@ class Child:
         *,
         reads: bool = False,
         writes: bool = False,
-        cpu_s: int | None = None,
-        loglevel: str = "info",
+        memory_bytes: int | None = None,
+        cpu_s: int = 0,
+        loglevel: str = "error",
         on_line: Callable[[str], None] | None = None,
     ) -> None:
-        quiet = ["-hide_banner", "-nostats", "-loglevel", loglevel, *([] if writes else ["-nostdin"])]
-        self._process = subprocess.Popen(
-            [str(find_ffmpeg()), *quiet, *ffmpeg.get_args(stream, overwrite_output=True)],
-            stdin=subprocess.PIPE if writes else subprocess.DEVNULL,
-            stdout=subprocess.PIPE if reads else subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            start_new_session=True,
-            close_fds=True,
-        )
-        self._limit(cpu_s)
-        self._tail: deque[str] = deque(maxlen=TAIL_LINES)
+        general = ["-hide_banner", "-nostats", "-nostdin", "-loglevel", f"level+{loglevel}"]
+        arguments = ffmpeg.get_args(stream, overwrite_output=True)
+        self._names = {url: Path(url).name for url in arguments if url.startswith("file:")}
+        self._first: list[str] = []
+        self._last: deque[str] = deque(maxlen=_KEPT_LINES)
         self._on_line = on_line
-        self._listener = threading.Thread(target=self._listen, name="ffmpeg-messages", daemon=True)
-        self._listener.start()
+        memory_bytes = LIMITS.memory_bytes if memory_bytes is None else memory_bytes
+        self._process = _spawn([str(find_ffmpeg()), *general, *arguments], reads, writes, memory_bytes, cpu_s)
         self._selector = selectors.DefaultSelector()
-        if reads and self._process.stdout is not None:
-            self._selector.register(self._process.stdout, selectors.EVENT_READ)
-        if writes and self._process.stdin is not None:
-            os.set_blocking(self._process.stdin.fileno(), False)
-            self._selector.register(self._process.stdin, selectors.EVENT_WRITE)
-
-    def _limit(self, cpu_s: int | None) -> None:
-        if not hasattr(resource, "prlimit"):  # not on every system; the other guards stay
-            return
+        self._listener = threading.Thread(target=self._listen, name="ffmpeg-messages", daemon=True)
         try:
-            resource.prlimit(self._process.pid, resource.RLIMIT_AS, (LIMITS.memory_bytes,) * 2)
-            resource.prlimit(self._process.pid, resource.RLIMIT_CORE, (0, 0))
-            if cpu_s is not None:
-                resource.prlimit(self._process.pid, resource.RLIMIT_CPU, (cpu_s, cpu_s))
-        except ProcessLookupError:
-            return
+            self._listener.start()
+            if self._process.stdout is not None:
+                _widen(self._process.stdout)
+                self._selector.register(self._process.stdout, selectors.EVENT_READ)
+            if self._process.stdin is not None:
+                _widen(self._process.stdin)
+                os.set_blocking(self._process.stdin.fileno(), False)
+                self._selector.register(self._process.stdin, selectors.EVENT_WRITE)
+        except BaseException:
+            self.kill()
+            raise
 
     def _listen(self) -> None:
-        if self._process.stderr is None:
-            return
-        for raw in self._process.stderr:
-            line = raw[:4096].decode(errors="replace").rstrip()
+        stderr = self._process.stderr
+        while stderr is not None and (raw := stderr.readline(_LINE_BYTES)):
+            line = raw.decode(errors="replace").rstrip()
             if self._on_line is not None:
                 self._on_line(line)
-            if "showinfo" not in line:
-                self._tail.append(line)
+            if "[Parsed_" not in line:
+                (self._first if len(self._first) < _KEPT_LINES else self._last).append(line)
 
     @property
     def messages(self) -> str:
-        """Its last lines, once it has ended."""
+        """Its first and last lines, once it has ended; paths are reduced to names."""
         self._listener.join(timeout=5)
-        return "\n".join(self._tail)
+        text = "\n".join((*self._first, *self._last))
+        for url, name in self._names.items():
+            text = text.replace(url, name).replace(url.removeprefix("file:"), name)
+        return text
 
     def read(self, size: int) -> bytearray | None:
-        """Exactly `size` bytes, or None at a clean end (less than `size` left counts as the end).
+        """Exactly `size` bytes, or None when less than that came before the end.
 
         Raises:
             MediaError: MEDIA_TIMEOUT when nothing comes for `stall_s`.
@@ -177,8 +210,7 @@ class Child:
         view = memoryview(buffer)
         got = 0
         while got < size:
-            self._wait_until_ready()
-            count = os.readv(self._selector_file(), [view[got:]])
+            count = os.readv(self._ready(), [view[got:]])
             if count == 0:
                 return None
             got += count
@@ -186,66 +218,100 @@ class Child:
 
     def read_some(self, size: int) -> bytes:
         """Up to `size` bytes; empty at the end."""
-        self._wait_until_ready()
-        return os.read(self._selector_file(), size)
+        return os.read(self._ready(), size)
 
-    def write(self, data: bytes | memoryview) -> None:
+    def write(self, data: memoryview) -> None:
         """All of `data`.
 
         Raises:
-            BrokenPipeError: the child has ended; `finish` says why.
+            BrokenPipeError: the child has ended; `failure` says why.
+            MediaError: MEDIA_TIMEOUT when it takes nothing for `stall_s`.
         """
-        view = memoryview(data).cast("B")
+        view = data.cast("B")
         sent = 0
         while sent < len(view):
-            self._wait_until_ready()
-            sent += os.write(self._selector_file(), view[sent:])
+            with suppress(BlockingIOError):
+                sent += os.write(self._ready(), view[sent:])
 
-    def _selector_file(self) -> int:
-        return next(iter(self._selector.get_map().values())).fd
+    def _ready(self) -> int:
+        ready = self._selector.select(LIMITS.stall_s)
+        if not ready:
+            raise self._stalled()
+        return ready[0][0].fd
 
-    def _wait_until_ready(self) -> None:
-        if not self._selector.select(LIMITS.stall_s):
-            self.kill()
-            raise MediaError(
-                ErrorCode.MEDIA_TIMEOUT,
-                f"Decoding or encoding stood still for {LIMITS.stall_s:.0f} s: the file is damaged or the disk hangs.",
-            )
+    def _stalled(self) -> MediaError:
+        self.kill()
+        return MediaError(
+            ErrorCode.MEDIA_TIMEOUT,
+            f"FFmpeg stood still for {LIMITS.stall_s:.0f} s: the file is damaged, or the disk hangs.",
+        )
 
-    def finish(self, timeout_s: float | None = None) -> int:
+    def finish(self, timeout_s: float | None = None, watch: Path | None = None) -> int:
         """Close its input and wait for its end.
 
+        Args:
+            timeout_s: how long it may take [stall_s]; with `watch`, how long that file may stay unchanged.
+            watch: the file that it writes.
+
         Returns:
-            Its exit status.
+            Its exit status; negative: the signal that ended it.
 
         Raises:
             MediaError: MEDIA_TIMEOUT.
         """
-        if self._process.stdin is not None:
-            self._process.stdin.close()
-        try:
-            return self._process.wait(timeout_s)
-        except subprocess.TimeoutExpired:
-            self.kill()
-            raise MediaError(
+        if self._process.stdin is not None and not self._process.stdin.closed:
+            self._selector.unregister(self._process.stdin)
+            with suppress(BrokenPipeError):
+                self._process.stdin.close()
+        timeout_s = LIMITS.stall_s if timeout_s is None else timeout_s
+        limit, seen = time.monotonic() + timeout_s, _state(watch)
+        while True:
+            try:
+                return self._process.wait(min(1.0, timeout_s))
+            except subprocess.TimeoutExpired:
+                if (now := _state(watch)) != seen:
+                    limit, seen = time.monotonic() + timeout_s, now
+                if time.monotonic() > limit:
+                    raise self._stalled() from None
+
+    def failure(self, status: int, sentence: str) -> LipSyncError | None:
+        """The error that an exit status means; None for success.
+
+        Args:
+            status: from `finish`.
+            sentence: for MEDIA_FAILED; "{reason}" stands for FFmpeg's own words.
+        """
+        if status == 0:
+            return None
+        messages = self.messages
+        if any(text in messages for text in _NO_SPACE) or status == -signal.SIGXFSZ:
+            return ResourceError(
+                ErrorCode.DISK_FULL,
+                "The disk is full: free some space, or set LIPSYNC_CACHE_DIR to a larger disk.",
+            )
+        if status == NOT_STARTED:
+            return ResourceError(
+                ErrorCode.FFMPEG_MISSING,
+                f"FFmpeg could not be started ({last_words(messages)}): install it, or set LIPSYNC_FFMPEG.",
+            )
+        if "Cannot allocate memory" in messages or status == -signal.SIGKILL:
+            return ResourceError(
+                ErrorCode.OUT_OF_MEMORY, "FFmpeg ran out of memory: use a smaller video or a larger machine."
+            )
+        if status == -signal.SIGXCPU:
+            return MediaError(
                 ErrorCode.MEDIA_TIMEOUT,
-                "Looking at the file took too long: it is damaged, or made to be slow. Re-encode it first.",
-            ) from None
+                "Reading the file took far too much work: re-encode it as mp4.",
+            )
+        return MediaError(ErrorCode.MEDIA_FAILED, sentence.format(reason=last_words(messages)))
 
     def kill(self) -> None:
-        """End it and everything that it started, now."""
-        if self._process.poll() is None:
-            try:
-                os.killpg(self._process.pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
-            self._process.wait()
+        """End it now, whatever it does."""
+        _kill(self._process)
         for pipe in (self._process.stdin, self._process.stdout):
-            if pipe is not None and not pipe.closed:
-                try:
+            if pipe is not None:
+                with suppress(BrokenPipeError):
                     pipe.close()
-                except BrokenPipeError:
-                    pass
         self._selector.close()
 
     def __enter__(self) -> Self:
@@ -261,30 +327,111 @@ class Child:
         self._listener.join(timeout=5)
 
 
-def run(stream: Any, *, failed: Callable[[str], Exception], loglevel: str = "error") -> None:
-    """Run a child that needs no data from us to its end.
+def write_file(stream: Any, output: Path, sentence: str) -> None:
+    """Run a child that makes `output` from files alone; on any error nothing is left of it.
 
     Args:
-        failed: makes the error from its messages, unless the disk was full.
+        sentence: as for `Child.failure`.
     """
-    with Child(stream, loglevel=loglevel) as child:
-        status = child.finish()
-        messages = child.messages
-    if status != 0:
-        raise full_disk(messages) or failed(messages)
+    with removed_on_error(output), Child(stream) as child:
+        error = output_failure(child, child.finish(watch=output), output, sentence)
+        if error is not None:
+            raise error
 
 
-def full_disk(messages: str) -> ResourceError | None:
-    """The error for a full disk, where the messages speak of one."""
-    if os.strerror(errno.ENOSPC) in messages:
-        return ResourceError(
-            ErrorCode.DISK_FULL,
-            "The disk is full: free some space or set LIPSYNC_CACHE_DIR to a larger one; run again then.",
-        )
-    return None
+def output_failure(child: Child, status: int, output: Path, sentence: str) -> LipSyncError | None:
+    """Like `Child.failure`, knowing that `output` may not be writable."""
+    error = child.failure(status, sentence)
+    if isinstance(error, MediaError) and error.code is ErrorCode.MEDIA_FAILED:
+        about_output = [line for line in child.messages.splitlines() if "rror opening output" in line]
+        reason = next((text for text in _NOT_WRITABLE if any(text in line for line in about_output)), None)
+        if reason is not None:
+            return ResourceError(
+                ErrorCode.OUTPUT_NOT_WRITABLE,
+                f"{output.name!r} cannot be written ({reason}): choose another folder.",
+            )
+    return error
+
+
+@contextmanager
+def removed_on_error(path: Path) -> Generator[None, None, None]:
+    """Whatever ends the block early, `path` is not left half written."""
+    try:
+        yield
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
 
 
 def last_words(messages: str) -> str:
-    """The end of FFmpeg's messages in one line, without paths."""
-    lines = [line.split("] ", 1)[-1] for line in messages.splitlines() if "file:" not in line and line.strip()]
-    return lines[-1] if lines else "no reason given"
+    """What FFmpeg named as the reason: its first error that is not a consequence of another."""
+    lines = [line for line in messages.splitlines() if "[error]" in line or "[fatal]" in line]
+    causes = [line for line in lines if not any(text in line for text in _CONSEQUENCES)]
+    for line in causes or lines:
+        return re.sub(r"^(\[[^\]]*\] )+", "", line)[:200]
+    return "no reason given"
+
+
+def _state(path: Path | None) -> tuple[int, int] | None:
+    if path is None:
+        return None
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return None
+    return status.st_size, status.st_mtime_ns
+
+
+# --- starting and ending processes ---
+
+
+def _spawn(
+    command: list[str], reads: bool, writes: bool, memory_bytes: int, cpu_s: int
+) -> subprocess.Popen[bytes]:
+    launcher = Path(__file__).with_name("launch.py")
+    limits = [str(number) for number in (os.getpid(), memory_bytes, cpu_s)]
+    # Few malloc arenas, so that the limit on address space measures memory and not reservations.
+    environment = {**os.environ, "MALLOC_ARENA_MAX": "4"}
+    environment.pop("FFREPORT", None)  # would write logs next to the user's files
+
+    def start() -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            [sys.executable, "-I", "-S", str(launcher), *limits, *command],
+            stdin=subprocess.PIPE if writes else subprocess.DEVNULL,
+            stdout=subprocess.PIPE if reads else subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            env=environment,
+            start_new_session=True,
+        )
+
+    started = _starter(os.getpid()).submit(start)
+    try:
+        return started.result()
+    except BaseException:
+        started.add_done_callback(_kill_started)
+        raise
+
+
+def _widen(pipe: IO[bytes]) -> None:
+    if hasattr(fcntl, "F_SETPIPE_SZ"):
+        with suppress(OSError):  # over the user's quota of pipe memory: slower, nothing else
+            fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
+
+
+@functools.cache
+def _starter(pid: int) -> ThreadPoolExecutor:
+    """The thread that starts children: Linux ends a child together with the thread that started it, so that
+    must not be one that comes and goes. One per process, as threads do not survive a fork."""
+    return ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"ffmpeg-starter-{pid}")
+
+
+def _kill_started(started: Future[subprocess.Popen[bytes]]) -> None:
+    if not started.cancelled() and started.exception() is None:
+        _kill(started.result())
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    if process.poll() is None:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
