@@ -412,7 +412,7 @@ def _measured_duration(path: Path) -> float:
 
 def _rotation(look: _Look) -> int:
     for line in look.lines:
-        if found := re.search(r"displaymatrix: rotation of (-?\d+(?:\.\d+)?) degrees", line):
+        if found := re.search(r"display ?matrix: rotation of (-?\d+(?:\.\d+)?) deg", line, re.IGNORECASE):
             return round(float(found[1])) % 360
     return 0
 
