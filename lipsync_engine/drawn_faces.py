@@ -23,7 +23,6 @@ SIDES = (128, 256)
 """The picture's longest side in each look; a face should be 24 to 110 pixels wide in one of them."""
 
 MIN_SCORE = 0.5
-MAX_OVERLAP = 0.3
 BOX = np.array([[-0.48, -0.44], [0.48, 0.70]], dtype=np.float32)
 """A face's box around the middle of the eyes and brows, in face widths; the brows are 0.4 widths apart."""
 
@@ -82,7 +81,7 @@ class DrawnFaceDetector:
         found.sort(key=lambda d: d.score, reverse=True)
         kept: list[Detection] = []
         for face in found:
-            if all(_overlap(face.box, other.box) < MAX_OVERLAP for other in kept):
+            if not any(_same(face.box, other.box) for other in kept):
                 kept.append(face)
         return kept
 
@@ -110,7 +109,11 @@ def _faces(grid: NDArray[np.float32], scale: np.float32) -> list[Detection]:
     return faces
 
 
-def _overlap(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
-    sides = np.minimum(a[2:], b[2:]) - np.maximum(a[:2], b[:2])
-    shared = float(np.prod(np.maximum(sides, 0)))
-    return shared / (float(np.prod(a[2:] - a[:2]) + np.prod(b[2:] - b[:2])) - shared)
+def _same(a: NDArray[np.float32], b: NDArray[np.float32]) -> bool:
+    """One box holds the other's middle: the same face seen at another size."""
+    return _holds(a, b) or _holds(b, a)
+
+
+def _holds(box: NDArray[np.float32], other: NDArray[np.float32]) -> bool:
+    middle = (other[:2] + other[2:]) / 2
+    return bool(np.all(middle > box[:2]) and np.all(middle < box[2:]))

@@ -64,7 +64,7 @@ def make_input(folder: Path, seconds: int) -> tuple[Path, Path]:
     fit = "scale=1080:1080,pad=1920:1080:420:0:gray,fps=25"
     subprocess.run(
         [*ffmpeg, "-i", str(ROOT / "demo/presenter.mp4"), "-t", str(seconds), "-an", "-vf", fit]
-        + ["-c:v", "libx264", "-preset", "veryfast", str(video)],  # noqa: RUF005  (two readable halves)
+        + ["-c:v", "libx264", "-preset", "veryfast", str(video)],
         check=True,
     )
     subprocess.run([*ffmpeg, "-i", str(ROOT / "demo/voice.wav"), "-t", str(seconds), str(voice)], check=True)

@@ -1,8 +1,8 @@
 """Drawn presenters: parametric 2-D faces that talk, with their ground truth.
 
-One seed is one identity. A pose says where the head is, whether the eyes are open and what the mouth does; `draw`
-turns both into a picture. `make_clip` speaks a text with espeak-ng (needed only to make data) and drives the mouth
-with its phonemes.
+One seed is one identity. A pose says where the head is, whether the eyes are open and what the mouth does;
+`draw` turns both into a picture. `make_clip` speaks a text with espeak-ng (needed only to make data) and
+drives the mouth with its phonemes.
 
     python scripts/presenter.py --seed 3 --text "Hello, and welcome." clip.mp4
 """

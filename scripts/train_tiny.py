@@ -2,8 +2,8 @@
 
     python scripts/train_tiny.py --work-dir build/train_tiny
 
-Each stage leaves its checkpoint in the work folder and is skipped when that is complete, so a stopped run goes on.
-espeak-ng is needed to make the speech. What was tried is in docs/log.md.
+Each stage leaves its checkpoint in the work folder and is skipped when that is complete, so a stopped run
+goes on. espeak-ng is needed to make the speech. What was tried is in docs/log.md.
 """
 
 from __future__ import annotations
@@ -17,12 +17,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import presenter
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 from whisper.model import AudioEncoder
@@ -42,19 +41,19 @@ WHISPER = dict(
     n_vocab=64, n_text_ctx=8, n_text_state=64, n_text_head=4, n_text_layer=1,
 )  # fmt: skip
 VAE = dict(
-    in_channels=3, out_channels=3, latent_channels=4, layers_per_block=1, norm_num_groups=8, sample_size=RESOLUTION,
-    block_out_channels=[24, 48, 64], scaling_factor=1.0,
+    in_channels=3, out_channels=3, latent_channels=4, layers_per_block=1, norm_num_groups=8,
+    sample_size=RESOLUTION, block_out_channels=[24, 48, 64], scaling_factor=1.0,
     down_block_types=["DownEncoderBlock2D"] * 3, up_block_types=["UpDecoderBlock2D"] * 3,
 )  # fmt: skip
 UNET = dict(
-    in_channels=13, out_channels=4, block_out_channels=[32, 64, 64, 64], layers_per_block=1, attention_head_dim=4,
-    cross_attention_dim=64, norm_num_groups=16, norm_eps=1e-5, use_motion_module=True,
+    in_channels=13, out_channels=4, block_out_channels=[32, 64, 64, 64], layers_per_block=1,
+    attention_head_dim=4, cross_attention_dim=64, norm_num_groups=16, norm_eps=1e-5, use_motion_module=True,
     motion_module_kwargs=dict(num_attention_heads=4, temporal_position_encoding_max_len=24),
 )  # fmt: skip
 SCHEDULER = dict(
-    num_train_timesteps=1000, beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False,
-    prediction_type="v_prediction", timestep_spacing="trailing", rescale_betas_zero_snr=True, steps_offset=1,
-    set_alpha_to_one=True,
+    num_train_timesteps=1000, beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear",
+    clip_sample=False, prediction_type="v_prediction", timestep_spacing="trailing", rescale_betas_zero_snr=True,
+    steps_offset=1, set_alpha_to_one=True,
 )  # fmt: skip
 
 SENTENCES = [
@@ -356,7 +355,7 @@ def sample_window(clip: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor, Tens
 def export(
     work: Path, detector: nn.Module, vae: nn.Module, unet: nn.Module, encoder: nn.Module, scale: float
 ) -> None:
-    """Half-precision safetensors (positional tables in full) and JSON next to them; manifest lines on stdout."""
+    """Half-precision safetensors (positional tables in full) and JSON; manifest lines go to stdout."""
     folder = ROOT / "weights" / "tiny"
     folder.mkdir(parents=True, exist_ok=True)
     encoder_state = {f"encoder.{k}": v for k, v in encoder.state_dict().items()}
