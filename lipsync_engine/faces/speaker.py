@@ -85,7 +85,7 @@ def choose_speaker(
     if not tracks.tracks:
         raise FaceError(
             ErrorCode.FACE_NOT_FOUND,
-            "No face was found in the video. Use a video where the face is at least 50 pixels wide and turned "
+            "No face was found in the video. Use a video where the face is at least 50 px wide and turned "
             "to the camera; for cartoons try --detector drawn or give the face with --faces-file.",
         )
     n = len(tracks.pts_s)

@@ -1,4 +1,4 @@
-"""Makes `harness` importable for the kinds, finds the pack, prints the table of worst differences at the end."""
+"""Makes `harness` importable, finds the pack, prints the table of worst differences at the end."""
 
 from __future__ import annotations
 

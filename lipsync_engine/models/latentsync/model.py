@@ -216,8 +216,8 @@ def load(
         raise WeightsError(
             ErrorCode.WEIGHTS_ARCHITECTURE,
             f"The U-Net hears tokens of width {unet_config.cross_attention_dim}, but the Whisper encoder "
-            f"gives {dims.n_audio_state}: use whisper-tiny (384) or whisper-small (768), whichever the U-Net was "
-            "trained with.",
+            f"gives {dims.n_audio_state}: use whisper-tiny (384) or whisper-small (768), whichever the "
+            "U-Net was trained with.",
         )
     with torch.device("meta"):
         encoder = AudioEncoder(

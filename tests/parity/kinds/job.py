@@ -1,6 +1,7 @@
 """Kind `job`: a whole small job with the pieces that the `reference` preset uses.
 
-From the sound: the number and order of output frames and what each hears. From the landmarks: the matrices. From the
+From the sound: the number and order of output frames and what each hears. From the landmarks: the matrices.
+    From the
 stored faces, matrices and noise: windows, denoising, the keep-region put back, and the paste into the frames.
 """
 
@@ -29,7 +30,9 @@ def check(pack: Path, spec: Mapping[str, Any]) -> list[Measure]:
     whisper = load_kind("whisper")
     encoder = whisper.load(pack, spec["whisper"])
     resolution, window, fps = int(io["resolution"]), int(io["num_frames"]), float(io["fps"])
-    info = ModelInfo("pack", "latentsync", resolution, window, (2, 2), int(io["steps"]), float(io["guidance"]), "")
+    info = ModelInfo(
+        "pack", "latentsync", resolution, window, (2, 2), int(io["steps"]), float(io["guidance"]), ""
+    )
     model = LatentSync(
         info,
         load_kind("unet").load(pack, spec["unet"]),
