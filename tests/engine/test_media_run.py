@@ -1,0 +1,316 @@
+"""Children are limited, watched and never left behind: real processes, real signals."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from fractions import Fraction
+from pathlib import Path
+
+import ffmpeg as builder
+import numpy as np
+import pytest
+
+from lipsync_engine import media
+from lipsync_engine.errors import ErrorCode, LipSyncError
+from lipsync_engine.frames import Frame
+from lipsync_engine.media import run
+from lipsync_engine.params import Quality
+
+Ffmpeg = Callable[..., None]
+
+ENDLESS = "testsrc2=s=320x240:r=25"
+
+
+@pytest.fixture
+def clip(tmp_path: Path, ffmpeg: Ffmpeg) -> Path:
+    """Large enough that a decoder cannot run to its end into a pipe's buffer."""
+    path = tmp_path / "clip.mp4"
+    ffmpeg("-f", "lavfi", "-i", ENDLESS, "-t", 4, "-preset", "ultrafast", path)
+    return path
+
+
+def children_of(text: Path) -> list[int]:
+    """Running FFmpeg processes whose command line has `text`."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and int(entry.name) != os.getpid():
+            try:
+                command = (entry / "cmdline").read_bytes()
+                zombie = b") Z " in (entry / "stat").read_bytes()
+            except OSError:
+                continue
+            if str(text).encode() in command and b"ffmpeg" in command.split(b"\0")[0] and not zombie:
+                found.append(int(entry.name))
+    return found
+
+
+def wait_until(what: Callable[[], bool], limit_s: float = 10.0) -> None:
+    limit = time.monotonic() + limit_s
+    while not what():
+        assert time.monotonic() < limit, "it never happened"
+        os.sched_yield()
+
+
+def fake_ffmpeg(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: str) -> None:
+    """A program in the place of FFmpeg; `$REAL` is the real one."""
+    program = tmp_path / "fake-ffmpeg"
+    program.write_text(f'#!/bin/sh\nREAL="{media.find_ffmpeg()}"\n{body}\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("LIPSYNC_FFMPEG", str(program))
+
+
+# --- nobody is left behind ---
+
+
+def test_closing_ends_the_decoder(clip: Path, tmp_path: Path) -> None:
+    info = media.probe_video(clip)
+    scan = media.scan_frames(info, 320)
+    next(scan)
+    assert len(children_of(tmp_path)) == 1
+    scan.close()
+    assert children_of(tmp_path) == []
+
+    with media.FrameReader(info, np.arange(100) / 25) as reader:
+        frames = reader.read(range(100))
+        next(frames)
+        frames.close()
+        assert len(children_of(tmp_path)) == 1  # it may be asked to go on
+    assert children_of(tmp_path) == []
+
+    def interrupted() -> None:
+        with media.FrameReader(info, np.arange(100) / 25) as reader:
+            next(reader.read(range(100)))
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert children_of(tmp_path) == []
+
+
+def test_an_error_ends_the_encoder_and_removes_its_file(clip: Path, tmp_path: Path) -> None:
+    info = media.probe_video(clip)
+    path = tmp_path / "segment.mp4"
+    frame = Frame.from_bytes(info.format, bytes(info.format.frame_bytes))
+
+    def interrupted() -> None:
+        with media.SegmentWriter(path, info, Fraction(25), Quality.DEFAULT) as writer:
+            for _ in range(60):
+                writer.write(frame)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert not path.exists()
+    assert children_of(tmp_path) == []
+
+
+PARENT = """
+import sys, numpy as np, ffmpeg, threading
+from fractions import Fraction
+from pathlib import Path
+from lipsync_engine import media
+from lipsync_engine.frames import Frame
+from lipsync_engine.media import run
+from lipsync_engine.params import Quality
+clip, folder, what = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
+info = media.probe_video(clip)
+if what == "decoder":
+    frames = media.FrameReader(info, np.arange(100) / 25).read(range(100))
+    next(frames)
+elif what == "encoder":
+    writer = media.SegmentWriter(folder / "segment.mp4", info, Fraction(25), Quality.DEFAULT)
+    writer.write(Frame.from_bytes(info.format, bytes(info.format.frame_bytes)))
+else:  # reads and writes files only: no pipe tells it that nobody is there any more
+    endless = ffmpeg.input("testsrc2=s=320x240:r=25", format="lavfi", re=None)
+    stream = ffmpeg.output(endless, run.file_url(folder / "long.mp4"), t=600)
+    threading.Thread(target=run.write_file, args=(stream, folder / "long.mp4", ""), daemon=True).start()
+    while not (folder / "long.mp4").exists():
+        pass
+print("ready", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the kernel's help is Linux's")
+@pytest.mark.parametrize("what", ["decoder", "encoder", "file to file"])
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_no_child_outlives_its_parent(what: str, number: signal.Signals, clip: Path, tmp_path: Path) -> None:
+    parent = subprocess.Popen(
+        [sys.executable, "-c", PARENT, str(clip), str(tmp_path), what],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    with parent:
+        assert parent.stdout is not None
+        assert parent.stdout.readline() == b"ready\n"
+        wait_until(lambda: len(children_of(tmp_path)) == 1)
+        parent.send_signal(number)
+        parent.wait(10)
+        wait_until(lambda: children_of(tmp_path) == [])
+
+
+def test_a_child_outlives_the_thread_that_asked_for_it(clip: Path, tmp_path: Path) -> None:
+    """The kernel ends children with the thread that started them: that must not be the caller's."""
+    info = media.probe_video(clip)
+    made: list[media.SegmentWriter] = []
+    path = tmp_path / "segment.mp4"
+
+    def start() -> None:
+        made.append(media.SegmentWriter(path, info, Fraction(25), Quality.DEFAULT))
+
+    thread = threading.Thread(target=start)
+    thread.start()
+    thread.join()
+    with made[0] as writer:
+        for _ in range(30):
+            writer.write(Frame.from_bytes(info.format, bytes(info.format.frame_bytes)))
+    assert media.probe_video(path).duration_s == pytest.approx(1.2)
+
+
+# --- limits ---
+
+
+def test_limits_hold_in_the_child(clip: Path) -> None:
+    stream = run.untrusted(clip, run.VIDEO_FORMATS)["V:0"]
+    raw = builder.output(stream, "pipe:1", format="rawvideo")
+    with run.Child(raw, reads=True, memory_bytes=3 << 30, cpu_s=77) as child:
+        child.read(100)
+        limits = Path(f"/proc/{child._process.pid}/limits").read_text()
+        assert os.getsid(child._process.pid) == child._process.pid
+    rows = {line[:26].strip(): line[26:].split()[:2] for line in limits.splitlines()}
+    assert rows["Max address space"] == [str(3 << 30)] * 2
+    assert rows["Max cpu time"] == ["77", "77"]
+    assert rows["Max core file size"] == ["0", "0"]
+
+
+def test_whitelists_stand_before_every_input_from_outside(
+    clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All commands of a whole job, as the child sees them."""
+    log = tmp_path / "log"
+    fake_ffmpeg(tmp_path, monkeypatch, f'printf "%s\\n" "$@" END >> "{log}"\nexec "$REAL" "$@"')
+    info = media.probe_video(clip)
+    pts_s = np.array([pts for pts, _ in media.scan_frames(info, 32)])
+    part = tmp_path / "part.mp4"
+    with (
+        media.FrameReader(info, pts_s) as reader,
+        media.SegmentWriter(part, info, Fraction(25), Quality.DEFAULT) as writer,
+    ):
+        for frame in reader.read(range(10, 14)):
+            writer.write(frame)
+    media.assemble([part], tmp_path / "out.mp4", info, Fraction(25), Quality.DEFAULT, audio=None)
+    media.side_by_side(clip, tmp_path / "out.mp4", tmp_path / "both.mp4", 4)
+    commands = [text.split("\n") for text in log.read_text().split("\nEND\n")[:-1]]
+    inputs = 0
+    for words in commands:
+        assert "-nostdin" in words
+        start = 0
+        for position, word in enumerate(words):
+            if word == "-i" and words[position + 1].startswith("file:"):
+                options = words[start:position]
+                assert options[options.index("-protocol_whitelist") + 1] == "file"
+                allowed = options[options.index("-format_whitelist") + 1].split(",")
+                assert set(allowed) <= {*run.AUDIO_FORMATS.split(","), "concat"}
+                if "concat" not in allowed:
+                    assert options[options.index("-max_pixels") + 1] == str(run.LIMITS.max_pixels)
+                inputs += 1
+            if word == "-i":
+                start = position + 2
+    assert inputs >= 7
+
+
+def test_a_child_that_stands_still_is_ended(
+    clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    info = media.probe_video(clip)
+    monkeypatch.setattr(run, "LIMITS", dataclasses.replace(run.LIMITS, stall_s=0.3))
+    fake_ffmpeg(tmp_path, monkeypatch, f"# {tmp_path}\nexec sleep 60")
+    frame = Frame.from_bytes(info.format, bytes(info.format.frame_bytes))
+
+    def encode() -> None:
+        with media.SegmentWriter(tmp_path / "a.mp4", info, Fraction(25), Quality.DEFAULT) as writer:
+            for _ in range(100):
+                writer.write(frame)
+
+    def join() -> None:
+        run.write_file(
+            builder.output(builder.input("x"), run.file_url(tmp_path / "b.mp4")),
+            tmp_path / "b.mp4",
+            "{reason}",
+        )
+
+    for work in (lambda: next(media.scan_frames(info, 64)), encode, join):
+        with pytest.raises(LipSyncError) as caught:
+            work()
+        assert caught.value.code is ErrorCode.MEDIA_TIMEOUT
+
+
+def test_endless_messages_are_held_in_bounds(
+    clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line = 'echo "[error] line $i of many, all of them long enough" >&2'
+    chatter = f"i=0; while [ $i -lt 3000 ]; do {line}; i=$((i+1)); done"
+    fake_ffmpeg(tmp_path, monkeypatch, f"{chatter}\nhead -c 300000 /dev/zero | tr '\\0' x >&2\nexit 3")
+    with run.Child(builder.output(builder.input("x"), "-", format="null")) as child:
+        error = child.failure(child.finish(), "It failed ({reason}).")
+        assert len(child.messages) < 200_000
+    assert error is not None
+    assert error.code is ErrorCode.MEDIA_FAILED
+    assert error.message == "It failed (line 0 of many, all of them long enough)."
+
+
+@pytest.mark.parametrize(
+    ("body", "code"),
+    [
+        (
+            'echo "[error] av_interleaved_write_frame(): No space left on device" >&2; exit 1',
+            ErrorCode.DISK_FULL,
+        ),
+        ("kill -XCPU $$", ErrorCode.MEDIA_TIMEOUT),
+        ("kill -KILL $$", ErrorCode.OUT_OF_MEMORY),
+        ('echo "[error] Cannot allocate memory" >&2; exit 1', ErrorCode.OUT_OF_MEMORY),
+        ("exit 1", ErrorCode.MEDIA_FAILED),
+    ],
+)
+def test_what_an_end_means(
+    body: str, code: ErrorCode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_ffmpeg(tmp_path, monkeypatch, body)
+    output = tmp_path / "x.mp4"
+    output.touch()
+    with pytest.raises(LipSyncError) as caught:
+        run.write_file(builder.output(builder.input("x"), run.file_url(output)), output, "No ({reason}).")
+    assert caught.value.code is code
+    assert not output.exists()
+
+
+def test_a_program_that_cannot_run(clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = tmp_path / "broken-ffmpeg"
+    broken.write_bytes(b"\x7fELF and no more")
+    broken.chmod(0o755)
+    monkeypatch.setenv("LIPSYNC_FFMPEG", str(broken))
+    with pytest.raises(LipSyncError) as caught:
+        run.write_file(builder.output(builder.input("x"), "file:y.mp4"), tmp_path / "y.mp4", "{reason}")
+    assert caught.value.code is ErrorCode.FFMPEG_MISSING
+
+
+def test_finding_ffmpeg(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = media.find_ffmpeg()
+    (tmp_path / "ffmpeg").symlink_to(real)
+    monkeypatch.delenv("LIPSYNC_FFMPEG", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert media.find_ffmpeg() == tmp_path / "ffmpeg"
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert "imageio_ffmpeg" in str(media.find_ffmpeg())
+    monkeypatch.setenv("LIPSYNC_FFMPEG", str(tmp_path / "ffmpeg"))
+    assert media.find_ffmpeg() == tmp_path / "ffmpeg"
+    assert media.ffmpeg_version().startswith("ffmpeg version")
