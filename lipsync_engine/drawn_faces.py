@@ -66,7 +66,7 @@ class DrawnFaceDetector:
         with torch.device("meta"):
             self._net = FaceNet()
         load_strict(self._net, read_checkpoint(weights))
-        self._net.eval()
+        self._net.float().eval()
 
     @torch.inference_mode()
     def detect(self, image: NDArray[np.uint8]) -> list[Detection]:

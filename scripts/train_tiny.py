@@ -368,6 +368,7 @@ def export(
     for name, state in states.items():
         half = {k: (v if k.endswith(".pe") else v.half()).contiguous() for k, v in state.items()}
         save_file(half, folder / f"{name}.safetensors")
+        (folder / f"{name}.safetensors").chmod(0o644)
     run = dict(
         window_frames=16,
         num_inference_steps=4,

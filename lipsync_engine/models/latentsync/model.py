@@ -207,8 +207,10 @@ def load(
         for name, table in unet.state_dict().items()
         if name.endswith("pos_encoder.pe")
     }
-    load_strict(unet, keys.unet(read_checkpoint(files["unet"])), recomputable=tables)
-    load_strict(vae, keys.vae(read_checkpoint(files["vae"])))
+    load_strict(
+        unet, _cast(keys.unet(read_checkpoint(files["unet"])), dtype), recomputable=_cast(tables, dtype)
+    )
+    load_strict(vae, _cast(keys.vae(read_checkpoint(files["vae"])), dtype))
 
     whisper = read_checkpoint(files["whisper"])
     dims = keys.whisper_dims(whisper, _json(files["whisper_config"]) if "whisper_config" in files else None)
@@ -223,7 +225,8 @@ def load(
         encoder = AudioEncoder(
             dims.n_mels, dims.n_audio_ctx, dims.n_audio_state, dims.n_audio_head, dims.n_audio_layer
         )
-    load_strict(encoder, keys.whisper_encoder(whisper))
+    # Cheap, and hidden states lose accuracy in half precision: the encoder stays in float32.
+    load_strict(encoder, _cast(keys.whisper_encoder(whisper), torch.float32))
 
     info = ModelInfo(
         name=entry.name,
@@ -235,12 +238,13 @@ def load(
         guidance_scale=run.guidance_scale,
         weights_sha256=sha256,
     )
-    for module in (unet, vae):
-        module.to(device, dtype)
-    encoder.to(device, torch.float32)  # cheap, and hidden states lose accuracy in half precision
     for module in (unet, vae, encoder):
-        module.eval().requires_grad_(False)
+        module.to(device).eval().requires_grad_(False)
     return LatentSync(info, unet, vae, encoder, run)
+
+
+def _cast(state: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+    return {name: tensor.to(dtype) for name, tensor in state.items()}
 
 
 def _run_config(path: Path) -> RunConfig:

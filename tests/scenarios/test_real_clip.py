@@ -1,0 +1,62 @@
+"""The real clip and the real speech through the real command, with YuNet imported from a folder."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lipsync_engine import media
+
+SHARED = Path(__file__).parents[3] / "shared"
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def luma_and_times(path: Path) -> tuple[list[np.ndarray], np.ndarray]:
+    info = media.probe_video(path)
+    pts_s = np.array([pts for pts, _ in media.scan_frames(info, 64)])
+    with media.FrameReader(info, pts_s) as reader:
+        return [frame.y for frame in reader.read(range(0, len(pts_s), 5))], pts_s
+
+
+def test_the_real_clip_speaks_the_real_speech(
+    real_media: Path, tmp_path: Path, environment: dict[str, str], lipsync: Run
+) -> None:
+    detector = SHARED / "weights"
+    if not detector.is_dir():
+        pytest.skip(f"no detector at {detector}")
+    environment["LIPSYNC_WEIGHTS_DIR"] = str(tmp_path / "weights")
+    imported = lipsync("weights", "import", detector)
+    assert imported.returncode == 0, imported.stderr
+
+    clip, output = real_media / "talking_person_1080x1920_25fps.mp4", tmp_path / "out.mp4"
+    done = lipsync("sync", clip, real_media / "speech_10s.wav", "-o", output, "--detector", "yunet")
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "0 without a usable face" in done.stdout
+
+    source, made = media.probe_video(clip), media.probe_video(output)
+    assert (made.format.width, made.format.height) == (1080, 1920)
+    assert made.frame_rate == source.frame_rate
+    assert (made.color_space, made.color_range) == (source.color_space, source.color_range)
+    before, _ = luma_and_times(clip)
+    after, pts_s = luma_and_times(output)
+    assert len(pts_s) == 240  # 9.6 s of speech
+    assert np.allclose(np.diff(pts_s), 0.04, atol=1e-6)
+
+    # Outside the face crop the pixels are the source's; inside the mouth they are not.
+    outside = np.ones((1920, 1080), dtype=bool)
+    outside[500:900, 400:800] = False
+    errors = [
+        np.mean((b[outside].astype(float) - a[outside]) ** 2) for b, a in zip(before, after, strict=False)
+    ]
+    psnr = 10 * np.log10(255**2 / np.mean(errors))
+    mouth = [
+        np.abs(b[700:820, 500:680].astype(float) - a[700:820, 500:680]).mean()
+        for b, a in zip(before, after, strict=False)
+    ]
+    print(f"PSNR outside the face {psnr:.1f} dB, mean change in it {np.mean(mouth):.1f} levels")
+    assert psnr > 45
+    assert np.mean(mouth) > 1.0
