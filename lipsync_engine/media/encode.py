@@ -16,7 +16,7 @@ from typing import Any, Self
 import ffmpeg
 import numpy as np
 
-from lipsync_engine.errors import ParameterError
+from lipsync_engine.errors import ErrorCode, MediaError, ParameterError
 from lipsync_engine.frames import Chroma, Frame
 from lipsync_engine.media.probe import AudioInfo, VideoInfo, probe_audio, probe_video
 from lipsync_engine.media.run import (
@@ -199,11 +199,13 @@ def assemble(
         if audio is not None:
             streams.append(untrusted(audio, AUDIO_FORMATS)["a:0"])
             options |= _audio_options(probe_audio(audio), suffix, quality)
-        write_file(
-            ffmpeg.output(*streams, file_url(output), **options),
-            output,
-            "The result could not be put together ({reason}).",
-        )
+        with removed_on_error(output):
+            made = ffmpeg.output(*streams, file_url(output), **options)
+            messages = write_file(made, output, "The result could not be put together ({reason}).")
+            if "Impossible to open" in messages:
+                raise MediaError(
+                    ErrorCode.MEDIA_FAILED, "A finished segment is damaged or missing: render it again."
+                )
 
 
 def side_by_side(before: Path, after: Path, output: Path, n_frames: int) -> None:

@@ -327,16 +327,20 @@ class Child:
         self._listener.join(timeout=5)
 
 
-def write_file(stream: Any, output: Path, sentence: str) -> None:
+def write_file(stream: Any, output: Path, sentence: str) -> str:
     """Run a child that makes `output` from files alone; on any error nothing is left of it.
 
     Args:
         sentence: as for `Child.failure`.
+
+    Returns:
+        Its messages; FFmpeg counts some losses of input as success.
     """
     with removed_on_error(output), Child(stream) as child:
         error = output_failure(child, child.finish(watch=output), output, sentence)
         if error is not None:
             raise error
+        return child.messages
 
 
 def output_failure(child: Child, status: int, output: Path, sentence: str) -> LipSyncError | None:

@@ -158,22 +158,13 @@ def test_no_child_outlives_its_parent(what: str, number: signal.Signals, clip: P
         wait_until(lambda: children_of(tmp_path) == [])
 
 
-def test_a_child_outlives_the_thread_that_asked_for_it(clip: Path, tmp_path: Path) -> None:
-    """The kernel ends children with the thread that started them: that must not be the caller's."""
-    info = media.probe_video(clip)
-    made: list[media.SegmentWriter] = []
-    path = tmp_path / "segment.mp4"
-
-    def start() -> None:
-        made.append(media.SegmentWriter(path, info, Fraction(25), Quality.DEFAULT))
-
-    thread = threading.Thread(target=start)
+def test_a_child_outlives_the_thread_that_asked_for_it(clip: Path) -> None:
+    """Linux ends children with the thread that started them: that must not be the caller's."""
+    frames = media.scan_frames(media.probe_video(clip), 320)
+    thread = threading.Thread(target=next, args=(frames,))
     thread.start()
     thread.join()
-    with made[0] as writer:
-        for _ in range(30):
-            writer.write(Frame.from_bytes(info.format, bytes(info.format.frame_bytes)))
-    assert media.probe_video(path).duration_s == pytest.approx(1.2)
+    assert len(list(frames)) == 99
 
 
 # --- limits ---
