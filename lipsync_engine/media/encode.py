@@ -37,8 +37,8 @@ ENCODER: dict[Quality, dict[str, Any]] = {
     Quality.DEFAULT: {"crf": 11, "preset": "faster", "tune": "psnr"},
     Quality.LOSSLESS: {"qp": 0, "preset": "veryfast"},
 }
-"""libx264 settings. The default stays above 45 dB in every plane under a camera's grain too: there psychovisual
-tuning, which trades likeness for liveliness, costs more bits and 1 dB."""
+"""libx264 settings. The default stays above 45 dB in every plane under a camera's grain too; psychovisual
+tuning, which trades likeness for liveliness, would cost bits and 1 dB there."""
 
 ENCODER_THREADS = 4
 

@@ -161,8 +161,18 @@ def test_same_frames_same_bytes_whatever_the_machine(
 # --- joining ---
 
 
-@pytest.mark.parametrize("suffix", ["mp4", "mov", "mkv"])
-@pytest.mark.parametrize("rate", ["25", "24000/1001", "60000/1001", "12", "2983/100"])
+@pytest.mark.parametrize(
+    ("rate", "suffix"),
+    [
+        ("25", "mp4"),
+        ("24000/1001", "mp4"),
+        ("60000/1001", "mp4"),
+        ("12", "mp4"),
+        ("2983/100", "mp4"),
+        ("30000/1001", "mov"),
+        ("30000/1001", "mkv"),
+    ],
+)
 def test_joined_frames_and_times_are_exact(rate: str, suffix: str, tmp_path: Path, ffmpeg: Ffmpeg) -> None:
     fps = Fraction(rate)
     path = source(tmp_path, ffmpeg, n=40)
@@ -210,12 +220,13 @@ def test_a_segment_that_is_missing_or_broken_is_noticed(tmp_path: Path, ffmpeg: 
         assert not output.exists()
 
 
-@pytest.fixture
-def segment(tmp_path: Path, ffmpeg: Ffmpeg) -> tuple[Path, media.VideoInfo]:
+@pytest.fixture(scope="module")
+def segment(tmp_path_factory: pytest.TempPathFactory, ffmpeg: Ffmpeg) -> tuple[Path, media.VideoInfo]:
     """One second of picture."""
-    path = source(tmp_path, ffmpeg, n=25)
+    folder = tmp_path_factory.mktemp("segment")
+    path = source(folder, ffmpeg, n=25)
     info = media.probe_video(path)
-    return encode(tmp_path / "segment.mp4", info, frames_of(path), Fraction(25)), info
+    return encode(folder / "segment.mp4", info, frames_of(path), Fraction(25)), info
 
 
 def joined(
@@ -467,11 +478,11 @@ def test_the_real_clip(tmp_path: Path) -> None:
     assert len(pts_s) == 250
     path = tmp_path / "part.mp4"
     with media.FrameReader(info, pts_s) as reader:
-        frames = list(reader.read(range(115, 130)))
+        frames = list(reader.read(range(20, 30)))
         random = np.random.default_rng(1)
-        for k in random.integers(115, 130, 3):
+        for k in random.integers(20, 30, 3):
             again = next(reader.read([int(k)]))
-            assert again.to_bytes() == frames[int(k) - 115].to_bytes()
+            assert again.to_bytes() == frames[int(k) - 20].to_bytes()
     encode(path, info, frames, info.frame_rate)
     for before, after in zip(frames, frames_of(path), strict=True):
         for plane, other in zip(before.planes(), after.planes(), strict=True):
