@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import presenter
 import torch
@@ -136,7 +137,7 @@ def optimiser(net: nn.Module, rate: float, seconds: float) -> tuple[torch.optim.
 def train_detector(net: FaceNet, seconds: float) -> Iterator[str]:
     rng = np.random.default_rng(SEED)
     chosen, tick = optimiser(net, 2e-3, seconds)
-    pool = [detector_sample(rng) for _ in range(1200)]
+    pool = [detector_sample(rng) for _ in range(1800)]
     while tick():
         batch = [pool[i] for i in rng.integers(len(pool), size=32)]
         x = torch.stack(
@@ -164,6 +165,8 @@ def detector_sample(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """A picture of 128 x 128 with a presenter, or none, and what the net should say."""
     side, n = 128, 128 // STRIDE
     grid = np.zeros((8, n, n), np.float32)
+    if rng.random() < 0.3:
+        return clutter(rng, side), grid
     pose = random_pose(rng, (0.18, 0.85), spread=0.32)
     image = presenter.draw(presenter.Identity.from_seed(int(rng.integers(10**6))), pose, side)
     if rng.random() < 0.2:  # without the face: shuffle the picture's blocks
@@ -184,6 +187,33 @@ def detector_sample(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     cells = np.stack([xs, ys])
     grid[2:] = ((points[:, :, None, None] - cells[None]) / size).reshape(6, n, n)
     return image, grid
+
+
+def clutter(rng: np.random.Generator, side: int) -> np.ndarray:
+    """A picture of bars, discs, boxes and ramps that is nobody."""
+    ramp = (
+        np.linspace(0, 1, side)[:, None, None]
+        if rng.random() < 0.5
+        else np.linspace(0, 1, side)[None, :, None]
+    )
+    ends = rng.uniform(0, 255, (2, 3))
+    image = np.ascontiguousarray(np.broadcast_to(ends[0] + ramp * (ends[1] - ends[0]), (side, side, 3)))
+    if rng.random() < 0.4:
+        bars = rng.uniform(0, 255, (int(rng.integers(3, 12)), 3))
+        image[:] = np.repeat(bars, -(-side // len(bars)), axis=0)[:side][None]
+    for _ in range(int(rng.integers(0, 14))):
+        colour, (x, y) = rng.uniform(0, 255, 3).tolist(), rng.integers(0, side, 2)
+        match int(rng.integers(3)):
+            case 0:
+                cv2.ellipse(
+                    image, (int(x), int(y)), tuple(rng.integers(3, 40, 2).tolist()), 0, 0, 360, colour, -1
+                )
+            case 1:
+                w, h = rng.integers(3, 60, 2)
+                cv2.rectangle(image, (int(x), int(y)), (int(x + w), int(y + h)), colour, -1)
+            case _:
+                cv2.line(image, (int(x), int(y)), tuple(rng.integers(0, side, 2).tolist()), colour, 3)
+    return np.clip(image + rng.normal(0, rng.uniform(0, 12), image.shape), 0, 255).astype(np.uint8)
 
 
 def random_pose(
