@@ -87,7 +87,7 @@ class DrawnFaceDetector:
 
 
 def _faces(grid: NDArray[np.float32], scale: np.float32) -> list[Detection]:
-    score = 1 / (1 + np.exp(-grid[0]))
+    score = torch.from_numpy(grid[0]).sigmoid().numpy()
     peak = score == cv2.dilate(score, np.ones((3, 3), np.uint8))
     faces = []
     for row, column in np.argwhere(peak & (score > MIN_SCORE)):
