@@ -21,7 +21,14 @@ from rich.progress import BarColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
 from rich.table import Table
 
-from lipsync_engine.errors import EXIT_STATUS, ErrorCode, LipSyncError, ParameterError, WeightsError
+from lipsync_engine.errors import (
+    EXIT_STATUS,
+    Cancelled,
+    ErrorCode,
+    LipSyncError,
+    ParameterError,
+    WeightsError,
+)
 from lipsync_engine.params import PRESETS, FaceChoice, LoopMode, SyncParams, Tail
 from lipsync_engine.progress import Progress, Stage
 
@@ -257,15 +264,12 @@ def weights_import(path: Annotated[Path, typer.Argument(help="File or folder wit
 def main() -> NoReturn:
     """Entry point: runs the command and turns errors into one line and an exit status."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
-    signal.signal(signal.SIGTERM, _interrupt)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _cancel)
     try:
         app(standalone_mode=False)
     except LipSyncError as error:
         _fail(error.code, error.message)
-    except KeyboardInterrupt:
-        _fail(
-            ErrorCode.CANCELLED, "Stopped; finished segments are kept, the same command goes on from there."
-        )
     except typer.Exit as stop:
         sys.exit(stop.exit_code)
     except typer.Abort:
@@ -278,8 +282,8 @@ def main() -> NoReturn:
     sys.exit(0)
 
 
-def _interrupt(signum: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
+def _cancel(signum: int, frame: FrameType | None) -> None:
+    raise Cancelled
 
 
 def _fail(code: ErrorCode, message: str) -> NoReturn:

@@ -155,4 +155,6 @@ class Cancelled(LipSyncError):  # noqa: N818  (a request that was honoured, not 
     """The caller asked to stop."""
 
     def __init__(self) -> None:
-        super().__init__(ErrorCode.CANCELLED, "Stopped on request; finished segments are kept.")
+        super().__init__(
+            ErrorCode.CANCELLED, "Stopped on request; the same job goes on after its finished segments."
+        )

@@ -186,10 +186,11 @@ class LipSyncPipeline:
         heard = media.probe_audio(Path(output_audio)) if output_audio is not None else voice
         video_hash = media.content_hash(video_info.path)
         inputs = (video_info.path, voice.path, heard.path)
+        key = self._job_key(video_hash, voice.path, params)
         with (
             _resource_errors(),
-            _unpublished(Path(output), inputs) as part,
-            self._work_folder(self._job_key(video_hash, voice.path, params)) as folder,
+            _unpublished(Path(output), inputs, key) as part,
+            self._work_folder(key) as folder,
         ):
             seconds = dict.fromkeys(Stage, 0.0)
 
@@ -347,8 +348,11 @@ def _timed(
 
 
 @contextmanager
-def _unpublished(output: Path, inputs: tuple[Path, ...]) -> Generator[Path, None, None]:
-    """A path next to `output` to write to; removed again unless it was renamed to `output`."""
+def _unpublished(output: Path, inputs: tuple[Path, ...], key: str) -> Generator[Path, None, None]:
+    """A path next to `output` to write to; removed again unless it was renamed to `output`.
+
+    It is named by the job, so that a run after a crash finds and removes what the crash has left.
+    """
     if output.suffix.lower() not in media.OUTPUT_SUFFIXES:
         known = ", ".join(sorted(media.OUTPUT_SUFFIXES))
         raise ParameterError(f"The output's name must end in one of {known}; got {output.name!r}.")
@@ -359,9 +363,10 @@ def _unpublished(output: Path, inputs: tuple[Path, ...]) -> Generator[Path, None
         )
     if output.exists() and any(output.samefile(path) for path in inputs):
         raise ParameterError("The output would overwrite one of the inputs: choose another name.")
-    part = output.with_name(f".{output.stem}.{os.getpid()}.part{output.suffix}")
+    part = output.with_name(f".{output.stem}.{key[:8]}.part{output.suffix}")
     try:
         part.touch()
+        part.unlink()
     except OSError as error:
         if error.errno == errno.ENOSPC:
             raise
