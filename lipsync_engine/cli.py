@@ -122,6 +122,10 @@ def sync(
     # Before the model loads, which can take long: is there anything to work on?
     media.probe_video(video)
     media.probe_audio(audio)
+    if model == "tiny" and detector not in (None, "drawn"):
+        err.print(
+            "[yellow]warning[/yellow]: tiny knows drawn presenters only; on real people it paints nonsense."
+        )
     pipeline = LipSyncPipeline.from_pretrained(model, device=device, dtype=dtype, detector=detector)
     with _bars() as bars:
         tasks: dict[Stage, TaskID] = {}
