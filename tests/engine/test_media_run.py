@@ -112,7 +112,8 @@ def test_an_error_ends_the_encoder_and_removes_its_file(clip: Path, tmp_path: Pa
 
 
 PARENT = """
-import sys, numpy as np, ffmpeg, threading
+import signal, sys, numpy as np, ffmpeg, threading
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job inherits "ignore"
 from fractions import Fraction
 from pathlib import Path
 from lipsync_engine import media
