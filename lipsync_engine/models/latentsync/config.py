@@ -1,22 +1,29 @@
-"""What a LatentSync checkpoint needs to be rebuilt: dimensions of the U-Net and settings of a run.
+"""What a set of LatentSync weights says about itself: dimensions of the U-Net and settings of a run.
 
-The published YAML/JSON names many fields that the two released checkpoints leave at one value; those are
-checked and not carried. It does not know tensors.
+The published configuration names many fields that the released weights leave at one value; those are checked
+and not carried. It does not know tensors or files.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
 
 from lipsync_engine.errors import ErrorCode, WeightsError
 
+MOTION_NORM_GROUPS = 32
+"""Groups of the motion modules' norm, whatever `norm_num_groups` says (parity pack 2.3)."""
 
-@dataclass(frozen=True, slots=True)
+_STRICT = ConfigDict(extra="forbid")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class UNetConfig:
-    """Dimensions of `LatentSyncUNet`; the defaults are those of LatentSync 1.5 and 1.6 (parity pack section
-    1).
+    """Dimensions of `LatentSyncUNet`; the defaults are LatentSync 1.5's and 1.6's (parity pack section 1).
 
     Attributes:
         in_channels, out_channels: latent channels in (noise 4, mask 1, masked 4, reference 4) and out.
@@ -27,6 +34,9 @@ class UNetConfig:
         norm_num_groups, norm_eps: of the residual blocks' group norms.
         motion_in_encoder, motion_in_decoder: where motion modules stand.
         motion_heads, motion_max_frames: of the motion modules; a window cannot hold more frames.
+
+    Raises:
+        WeightsError: the widths cannot be split into those groups or heads.
     """
 
     in_channels: int = 13
@@ -42,60 +52,176 @@ class UNetConfig:
     motion_heads: int = 8
     motion_max_frames: int = 24
 
+    def __post_init__(self) -> None:
+        parts = {"attention_head_dim": self.attention_head_dim, "norm_num_groups": self.norm_num_groups}
+        if self.motion_in_encoder or self.motion_in_decoder:
+            parts |= {"motion heads": self.motion_heads, "motion norm groups": MOTION_NORM_GROUPS}
+        for name, count in parts.items():
+            if uneven := [width for width in self.block_out_channels if width % count]:
+                raise _unsupported(f"widths {uneven} cannot be split into {count} parts ({name})")
+
     @property
     def time_embed_dim(self) -> int:
         return 4 * self.block_out_channels[0]
 
     @classmethod
     def from_published(cls, fields: Mapping[str, Any]) -> UNetConfig:
-        """Read the published form (`unet_latentsync_config.json`).
+        """Read the published form: the `model` part of LatentSync's own configuration files.
+
+        Fields that this network does not know may be there when they are off (None or False).
 
         Raises:
-            WeightsError: a field has a value that this network does not implement.
+            WeightsError: a field is missing, unknown, or has a value that this network does not implement.
         """
-        for name, expected in _FIXED.items():
-            if name in fields and _plain(fields[name]) != expected:
-                raise WeightsError(
-                    ErrorCode.WEIGHTS_ARCHITECTURE,
-                    f"The model's configuration has {name}={fields[name]!r}, but only {expected!r} is "
-                    "supported: use weights of LatentSync 1.5 or 1.6.",
-                )
-        motion = bool(fields.get("use_motion_module", False))
-        kwargs = fields.get("motion_module_kwargs") or {}
+        known = {field.name for field in dataclasses.fields(_Published)}
+        told = {
+            name: value
+            for name, value in fields.items()
+            if name in known or not (name.startswith("_") or value is None or value is False)
+        }
+        if not told.get("use_motion_module"):
+            told = {name: value for name, value in told.items() if not name.startswith("motion_module")}
+        try:
+            published = TypeAdapter(_Published).validate_python(told)
+        except ValidationError as error:
+            raise _unsupported(_first_problem(error)) from error
+        published.check_layout()
         return cls(
-            in_channels=int(fields["in_channels"]),
-            out_channels=int(fields["out_channels"]),
-            block_out_channels=tuple(int(width) for width in fields["block_out_channels"]),
-            layers_per_block=int(fields["layers_per_block"]),
-            attention_head_dim=int(fields["attention_head_dim"]),
-            cross_attention_dim=int(fields["cross_attention_dim"]),
-            norm_num_groups=int(fields["norm_num_groups"]),
-            norm_eps=float(fields["norm_eps"]),
-            motion_in_encoder=motion and not fields.get("motion_module_decoder_only", False),
-            motion_in_decoder=motion,
-            motion_heads=int(kwargs.get("num_attention_heads", 8)),
-            motion_max_frames=int(kwargs.get("temporal_position_encoding_max_len", 24)),
+            in_channels=published.in_channels,
+            out_channels=published.out_channels,
+            block_out_channels=published.block_out_channels,
+            layers_per_block=published.layers_per_block,
+            attention_head_dim=published.attention_head_dim,
+            cross_attention_dim=published.cross_attention_dim,
+            norm_num_groups=published.norm_num_groups,
+            norm_eps=published.norm_eps,
+            motion_in_encoder=published.use_motion_module and not published.motion_module_decoder_only,
+            motion_in_decoder=published.use_motion_module,
+            motion_heads=published.motion_module_kwargs.num_attention_heads,
+            motion_max_frames=published.motion_module_kwargs.temporal_position_encoding_max_len,
         )
 
 
-_FIXED: Mapping[str, Any] = {
-    "act_fn": "silu",
-    "add_audio_layer": True,
-    "center_input_sample": False,
-    "down_block_types": ["CrossAttnDownBlock3D"] * 3 + ["DownBlock3D"],
-    "mid_block_type": "UNetMidBlock3DCrossAttn",
-    "up_block_types": ["UpBlock3D"] + ["CrossAttnUpBlock3D"] * 3,
-    "downsample_padding": 1,
-    "flip_sin_to_cos": True,
-    "freq_shift": 0,
-    "mid_block_scale_factor": 1,
-    "resnet_time_scale_shift": "default",
-    "motion_module_mid_block": False,
-    "motion_module_type": "Vanilla",
-    "motion_module_resolutions": [1, 2, 4, 8],
-    "use_inflated_groupnorm": False,
-}
+@dataclass(frozen=True, slots=True, config=_STRICT)
+class SchedulerConfig:
+    """Arguments of diffusers' DDIMScheduler; the defaults are LatentSync's (parity pack section 3)."""
+
+    num_train_timesteps: int = Field(default=1000, ge=1)
+    beta_start: float = 0.00085
+    beta_end: float = 0.012
+    beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2"] = "scaled_linear"
+    prediction_type: Literal["epsilon", "sample", "v_prediction"] = "epsilon"
+    clip_sample: bool = False
+    set_alpha_to_one: bool = False
+    steps_offset: int = 1
+    timestep_spacing: Literal["leading", "linspace", "trailing"] = "leading"
+    rescale_betas_zero_snr: bool = False
 
 
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
+@dataclass(frozen=True, slots=True, config=_STRICT)
+class RunConfig:
+    """Settings that belong to a set of weights; the defaults are LatentSync 1.5's and 1.6's.
+
+    Attributes:
+        window_frames: frames that the network sees together.
+        audio_context: steps of 40 ms before and after a frame that it hears.
+        num_inference_steps, guidance_scale: used where the caller does not choose.
+        vae_scaling_factor: of the VAE's latents, whatever the VAE's own file says (parity pack section 4).
+        scheduler: of the denoising loop.
+    """
+
+    window_frames: int = Field(default=16, ge=1)
+    audio_context: tuple[int, int] = (2, 2)
+    num_inference_steps: int = Field(default=20, ge=1)
+    guidance_scale: float = Field(default=1.5, ge=0)
+    vae_scaling_factor: float = Field(default=0.18215, gt=0)
+    scheduler: SchedulerConfig = SchedulerConfig()
+
+    @classmethod
+    def parse(cls, fields: Mapping[str, Any]) -> RunConfig:
+        """Read the content of a `model_config` file.
+
+        Raises:
+            WeightsError: a field is unknown or has a value that cannot be used.
+        """
+        try:
+            return TypeAdapter(cls).validate_python(fields)
+        except ValidationError as error:
+            raise _unsupported(_first_problem(error)) from error
+
+
+# --- the published form ---
+
+
+@dataclass(frozen=True, slots=True, config=_STRICT)
+class _MotionKwargs:
+    num_attention_heads: int = Field(default=8, ge=1)
+    num_transformer_block: Literal[1] = 1
+    attention_block_types: tuple[Literal["Temporal_Self"], Literal["Temporal_Self"]] = (
+        "Temporal_Self",
+        "Temporal_Self",
+    )
+    temporal_position_encoding: Literal[True] = True
+    temporal_position_encoding_max_len: int = Field(default=24, ge=1)
+    temporal_attention_dim_div: Literal[1] = 1
+    zero_initialize: bool = True  # how a training starts; nothing for those who load weights
+
+
+@dataclass(frozen=True, slots=True, config=_STRICT)
+class _Published:
+    """Field by field what the network implements: a Literal is the only value there is."""
+
+    in_channels: int = Field(ge=1)
+    out_channels: int = Field(ge=1)
+    block_out_channels: tuple[int, ...] = Field(min_length=2)
+    layers_per_block: int = Field(ge=1)
+    attention_head_dim: int = Field(ge=1)
+    cross_attention_dim: int = Field(ge=1)
+    norm_num_groups: int = Field(ge=1)
+    norm_eps: float = Field(gt=0)
+    act_fn: Literal["silu"] = "silu"
+    add_audio_layer: Literal[True] = True
+    mid_block_type: Literal["UNetMidBlock3DCrossAttn"] = "UNetMidBlock3DCrossAttn"
+    down_block_types: tuple[str, ...] | None = None
+    up_block_types: tuple[str, ...] | None = None
+    downsample_padding: Literal[1] = 1
+    mid_block_scale_factor: Literal[1] = 1
+    flip_sin_to_cos: Literal[True] = True
+    freq_shift: Literal[0] = 0
+    resnet_time_scale_shift: Literal["default"] = "default"
+    sample_size: Any = None  # not used by the maths
+    use_motion_module: bool = False
+    motion_module_type: Literal["Vanilla"] = "Vanilla"
+    motion_module_decoder_only: bool = False
+    motion_module_resolutions: tuple[int, ...] | None = None
+    motion_module_kwargs: _MotionKwargs = _MotionKwargs()
+
+    def check_layout(self) -> None:
+        """Attention everywhere but at the coarsest level, motion modules at every level."""
+        levels = len(self.block_out_channels)
+        implemented = {
+            "down_block_types": ("CrossAttnDownBlock3D",) * (levels - 1) + ("DownBlock3D",),
+            "up_block_types": ("UpBlock3D",) + ("CrossAttnUpBlock3D",) * (levels - 1),
+            "motion_module_resolutions": tuple(2**level for level in range(levels)),
+        }
+        for name, only in implemented.items():
+            if getattr(self, name) not in (None, only):
+                raise _unsupported(f"{name}={list(getattr(self, name))} where {list(only)} is expected")
+
+
+def _first_problem(error: ValidationError) -> str:
+    problem = error.errors()[0]
+    name = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "missing":
+        return f"{name} is missing"
+    if problem["type"] == "unexpected_keyword_argument":
+        return f"{name}={problem['input']!r} is not known"
+    return f"{name}={problem['input']!r}: {problem['msg']}"
+
+
+def _unsupported(problem: str) -> WeightsError:
+    return WeightsError(
+        ErrorCode.WEIGHTS_ARCHITECTURE,
+        f"The model's configuration cannot be used: {problem}. Use the weights and configuration of one "
+        "published LatentSync version together.",
+    )

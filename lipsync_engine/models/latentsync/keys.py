@@ -1,8 +1,8 @@
 """Foreign checkpoints at the door: pure functions from what the files hold to our own key names.
 
-U-Net: `{"state_dict": …, "global_step": …}` or the bare state. VAE: the old names of the two mid-block
-attentions.
-Whisper: `{"dims": …, "model_state_dict": …}`, of which only the encoder is kept.
+U-Net    `{"state_dict": …, "global_step": …}`, or the bare state
+VAE      the old names of the two mid-block attentions
+Whisper  `{"dims": …, "model_state_dict": …}`, of which only the encoder is kept
 """
 
 from __future__ import annotations

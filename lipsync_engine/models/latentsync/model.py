@@ -1,58 +1,35 @@
 """LatentSync put together: U-Net, VAE, Whisper encoder and scheduler behind the `LipSyncModel` protocol.
 
 Numbers: parity pack sections 3 and 4. It does not know files of video or sound, windows of a job, or how a
-    face gets back into its frame.
+face gets back into its frame.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler
-from pydantic import TypeAdapter, ValidationError
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import Tensor
-from whisper.model import AudioEncoder
+from whisper.model import AudioEncoder, ModelDimensions
 
 from lipsync_engine.errors import ErrorCode, WeightsError
 from lipsync_engine.models import ModelInfo
 from lipsync_engine.models.latentsync import keys
-from lipsync_engine.models.latentsync.config import UNetConfig
+from lipsync_engine.models.latentsync.config import RunConfig, UNetConfig
 from lipsync_engine.models.latentsync.mask import fixed_mask, latent_mask
 from lipsync_engine.models.latentsync.unet import LatentSyncUNet, positional_table
 from lipsync_engine.weights import ModelEntry, load_strict, read_checkpoint
 
-REFERENCE_SCHEDULER: Mapping[str, Any] = {
-    "num_train_timesteps": 1000,
-    "beta_start": 0.00085,
-    "beta_end": 0.012,
-    "beta_schedule": "scaled_linear",
-    "prediction_type": "epsilon",
-    "clip_sample": False,
-    "set_alpha_to_one": False,
-    "steps_offset": 1,
-    "timestep_spacing": "leading",
-}
-"""DDIM as LatentSync runs it (parity pack section 3)."""
-
-REFERENCE_SCALING_FACTOR = 0.18215
-
-
-@dataclass(frozen=True, slots=True)
-class RunConfig:
-    """Settings that belong to a set of weights; the defaults are LatentSync 1.5's and 1.6's."""
-
-    window_frames: int = 16
-    audio_context: tuple[int, int] = (2, 2)
-    num_inference_steps: int = 20
-    guidance_scale: float = 1.5
-    vae_scaling_factor: float = REFERENCE_SCALING_FACTOR
-    scheduler: Mapping[str, Any] = field(default_factory=lambda: dict(REFERENCE_SCHEDULER))
+VAE_BATCH = 4
+"""Pictures that the VAE takes at once: it never mixes them, and at 512 pixels 16 need gigabytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,8 +48,23 @@ class DenoiseInputs:
     audio: Tensor
 
 
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One step of the sampling loop.
+
+    Attributes:
+        timestep: of the noise level that it starts from.
+        predicted: what the network said, after guidance; (1, C, F, h, w).
+        latents: the result, (1, C, F, h, w).
+    """
+
+    timestep: int
+    predicted: Tensor
+    latents: Tensor
+
+
 @torch.inference_mode()
-def denoise_latents(
+def sampling_steps(
     unet: LatentSyncUNet,
     run: RunConfig,
     inputs: DenoiseInputs,
@@ -80,12 +72,11 @@ def denoise_latents(
     noise: Tensor,
     num_inference_steps: int,
     guidance_scale: float,
-) -> Tensor:
-    """The sampling loop: from one noise (1, C, 1, h, w), the same for every frame, to clean latents (1, C, F,
-    h, w).
+) -> Iterator[Step]:
+    """From one noise (1, C, 1, h, w), the same for every frame, step by step to clean latents.
 
     Guidance above 1 doubles the batch: first the same picture without sound, then with it (parity pack
-        section 3).
+    section 3).
     """
     # 1. What does not change over the steps.
     fixed = torch.cat([inputs.mask, inputs.masked_latents, inputs.reference_latents], dim=1)
@@ -95,18 +86,18 @@ def denoise_latents(
         fixed = fixed.expand(2, -1, -1, -1, -1)
         audio = torch.cat([torch.zeros_like(audio), audio])
 
-    # 2. The steps.
-    scheduler = DDIMScheduler(**run.scheduler)
-    scheduler.set_timesteps(num_inference_steps, device=noise.device)
+    # 2. The steps. The scheduler counts on the host: reading its place back from a GPU would wait each time.
+    scheduler = DDIMScheduler(**dataclasses.asdict(run.scheduler))
+    scheduler.set_timesteps(num_inference_steps)
     latents: Tensor = noise.expand(-1, -1, fixed.shape[2], -1, -1) * scheduler.init_noise_sigma
     for timestep in scheduler.timesteps:
         sample = torch.cat([latents.expand(len(fixed), -1, -1, -1, -1), fixed], dim=1)
-        predicted = unet(sample, timestep, audio)
+        predicted = unet(sample, timestep.to(noise.device), audio)
         if guided:
             silent, heard = predicted.chunk(2)
             predicted = silent + guidance_scale * (heard - silent)
-        latents = scheduler.step(predicted, timestep, latents, eta=0.0).prev_sample
-    return latents
+        latents = scheduler.step(predicted, int(timestep), latents, eta=0.0).prev_sample
+        yield Step(int(timestep), predicted, latents)
 
 
 class LatentSync:
@@ -133,8 +124,7 @@ class LatentSync:
         self.keep_mask = mask.astype(np.float32)
         self._unet, self._vae, self._run = unet, vae, run
         self._pixel_mask = torch.from_numpy(mask)
-        factor = 2 ** (len(vae.config.block_out_channels) - 1)
-        self._latent_mask = torch.from_numpy(latent_mask(mask, factor)).to(self.device, self.dtype)
+        self._latent_mask = torch.from_numpy(latent_mask(mask, _vae_factor(vae))).to(self.device, self.dtype)
 
     def initial_noise(self, seed: int) -> Tensor:
         generator = torch.Generator(self.device).manual_seed(seed)
@@ -152,9 +142,7 @@ class LatentSync:
         guidance_scale: float,
         posterior_noise: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
-        masked = (faces.double() * self._pixel_mask).to(
-            faces.dtype
-        )  # the product in float64, as the reference
+        masked = (faces.double() * self._pixel_mask).to(faces.dtype)  # in float64, as the reference
         noise_masked, noise_reference = posterior_noise or (None, None)
         inputs = DenoiseInputs(
             mask=self._latent_mask.expand(1, 1, len(faces), -1, -1),
@@ -162,20 +150,24 @@ class LatentSync:
             reference_latents=self.encode(faces, noise_reference),
             audio=audio.to(self.device, self.dtype),
         )
-        latents = denoise_latents(
+        for step in sampling_steps(
             self._unet,
             self._run,
             inputs,
-            noise=noise,
+            noise=noise.to(self.device, self.dtype),
             num_inference_steps=num_inference_steps,
             guidance_scale=guidance_scale,
-        )
+        ):
+            latents = step.latents
         return latents[0].transpose(0, 1)
 
     @torch.inference_mode()
     def encode(self, faces: Tensor, noise: Tensor | None) -> Tensor:
         """Scaled latents (1, C, F, h, w) of faces (F, 3, R, R): the posterior's mean, or a sample."""
-        posterior = self._vae.encode(faces.to(self.device, self.dtype)).latent_dist
+        parts = faces.to(self.device, self.dtype).split(VAE_BATCH)
+        posterior = DiagonalGaussianDistribution(
+            torch.cat([self._vae.encode(part).latent_dist.parameters for part in parts])
+        )
         sample: Tensor = posterior.mean
         if noise is not None:
             sample = sample + posterior.std * noise.to(sample)
@@ -183,8 +175,8 @@ class LatentSync:
 
     @torch.inference_mode()
     def decode(self, latents: Tensor) -> Tensor:
-        decoded: Tensor = self._vae.decode(latents / self._run.vae_scaling_factor).sample
-        return decoded.float()
+        parts = (latents / self._run.vae_scaling_factor).split(VAE_BATCH)
+        return torch.cat([self._vae.decode(part).sample.float() for part in parts])
 
 
 def load(
@@ -193,40 +185,40 @@ def load(
     """Build on the meta device, assign verified weights strictly.
 
     Roles: `unet`, `vae`, `vae_config`, `whisper`; optional `unet_config`, `whisper_config`, `model_config`,
-        without which the published architecture and settings are taken.
-    """
-    run = _run_config(files["model_config"]) if "model_config" in files else RunConfig()
-    unet_fields = _json(files["unet_config"]) if "unet_config" in files else None
-    unet_config = UNetConfig.from_published(unet_fields) if unet_fields is not None else UNetConfig()
+    without which the published architecture and settings are taken.
 
+    Raises:
+        WeightsError: files that are damaged, of another architecture, or that do not belong together.
+    """
+    # 1. What the files say about themselves.
+    run = RunConfig.parse(_json(files["model_config"])) if "model_config" in files else RunConfig()
+    config = (
+        UNetConfig.from_published(_json(files["unet_config"])) if "unet_config" in files else UNetConfig()
+    )
+    whisper = read_checkpoint(files["whisper"])
+    dims = keys.whisper_dims(whisper, _json(files["whisper_config"]) if "whisper_config" in files else None)
+
+    # 2. Networks without memory.
     with torch.device("meta"):
-        unet = LatentSyncUNet(unet_config)
-        vae = AutoencoderKL.from_config(AutoencoderKL.load_config(files["vae_config"]))
+        unet = LatentSyncUNet(config)
+        vae = _build_vae(files["vae_config"])
+        encoder = AudioEncoder(
+            dims.n_mels, dims.n_audio_ctx, dims.n_audio_state, dims.n_audio_head, dims.n_audio_layer
+        )
+    _require_fit(entry, run, config, vae, dims)
+
+    # 3. Their weights. The encoder is cheap and its hidden states lose accuracy in half precision: float32.
     tables = {
         name: positional_table(*table.shape[1:])
         for name, table in unet.state_dict().items()
         if name.endswith("pos_encoder.pe")
     }
-    load_strict(
-        unet, _cast(keys.unet(read_checkpoint(files["unet"])), dtype), recomputable=_cast(tables, dtype)
-    )
+    unet_state = keys.unet(read_checkpoint(files["unet"]))
+    load_strict(unet, _cast(unet_state, dtype), recomputable=_cast(tables, dtype))
     load_strict(vae, _cast(keys.vae(read_checkpoint(files["vae"])), dtype))
-
-    whisper = read_checkpoint(files["whisper"])
-    dims = keys.whisper_dims(whisper, _json(files["whisper_config"]) if "whisper_config" in files else None)
-    if dims.n_audio_state != unet_config.cross_attention_dim:
-        raise WeightsError(
-            ErrorCode.WEIGHTS_ARCHITECTURE,
-            f"The U-Net hears tokens of width {unet_config.cross_attention_dim}, but the Whisper encoder "
-            f"gives {dims.n_audio_state}: use whisper-tiny (384) or whisper-small (768), whichever the "
-            "U-Net was trained with.",
-        )
-    with torch.device("meta"):
-        encoder = AudioEncoder(
-            dims.n_mels, dims.n_audio_ctx, dims.n_audio_state, dims.n_audio_head, dims.n_audio_layer
-        )
-    # Cheap, and hidden states lose accuracy in half precision: the encoder stays in float32.
     load_strict(encoder, _cast(keys.whisper_encoder(whisper), torch.float32))
+    for module in (unet, vae, encoder):
+        module.to(device).eval().requires_grad_(False)
 
     info = ModelInfo(
         name=entry.name,
@@ -238,29 +230,62 @@ def load(
         guidance_scale=run.guidance_scale,
         weights_sha256=sha256,
     )
-    for module in (unet, vae, encoder):
-        module.to(device).eval().requires_grad_(False)
     return LatentSync(info, unet, vae, encoder, run)
+
+
+def _build_vae(path: Path) -> AutoencoderKL:
+    try:
+        return AutoencoderKL.from_config(_json(path))
+    except (ValueError, TypeError) as error:
+        raise _misfit(f"{path.name} does not describe an AutoencoderKL of diffusers ({error})") from error
+
+
+def _require_fit(
+    entry: ModelEntry, run: RunConfig, config: UNetConfig, vae: AutoencoderKL, dims: ModelDimensions
+) -> None:
+    """Files of different models may each be sound and still not belong together."""
+    if dims.n_audio_state != config.cross_attention_dim:
+        raise _misfit(
+            f"the U-Net hears tokens of width {config.cross_attention_dim}, but the Whisper encoder gives "
+            f"{dims.n_audio_state} (whisper-tiny: 384, whisper-small: 768)"
+        )
+    channels = vae.config.latent_channels
+    if (config.in_channels, config.out_channels) != (3 * channels + 1, channels):
+        raise _misfit(
+            f"the U-Net takes {config.in_channels} channels and gives {config.out_channels}, but with this "
+            f"VAE's {channels} they must be {3 * channels + 1} and {channels}"
+        )
+    motion = config.motion_in_encoder or config.motion_in_decoder
+    if motion and run.window_frames > config.motion_max_frames:
+        raise _misfit(
+            f"windows of {run.window_frames} frames do not fit motion modules made for "
+            f"{config.motion_max_frames}"
+        )
+    if entry.resolution % _vae_factor(vae):
+        raise _misfit(f"faces of {entry.resolution} pixels do not divide by the VAE's {_vae_factor(vae)}")
+
+
+def _misfit(problem: str) -> WeightsError:
+    return WeightsError(
+        ErrorCode.WEIGHTS_ARCHITECTURE,
+        f"The model's files do not go together: {problem}. Pull or import the model's files again.",
+    )
+
+
+def _vae_factor(vae: AutoencoderKL) -> int:
+    """Pixels per latent, along each side."""
+    return int(2 ** (len(vae.config.block_out_channels) - 1))
 
 
 def _cast(state: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
     return {name: tensor.to(dtype) for name, tensor in state.items()}
 
 
-def _run_config(path: Path) -> RunConfig:
-    try:
-        return TypeAdapter(RunConfig).validate_python(_json(path))
-    except ValidationError as error:
-        raise WeightsError(
-            ErrorCode.WEIGHTS_ARCHITECTURE, f"{path.name} is not understood: {error.errors()[0]['msg']}."
-        ) from error
-
-
 def _json(path: Path) -> dict[str, Any]:
-    fields = json.loads(path.read_text())
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise _misfit(f"{path.name} is not JSON ({error})") from error
     if not isinstance(fields, dict):
-        raise WeightsError(
-            ErrorCode.WEIGHTS_ARCHITECTURE,
-            f"{path.name} is not a JSON object: import the model's files again.",
-        )
+        raise _misfit(f"{path.name} is not a JSON object")
     return fields

@@ -7,7 +7,7 @@ which attend over time. Attention heads, not head size, are what `attention_head
 configuration.
 
 Shapes: B batch, F frames, C channels, H x W latent pixels; activations are (B, C, F, H, W). Facts and key
-    names: parity pack sections 1 and 2. It knows neither schedulers nor guidance nor files.
+names: parity pack sections 1 and 2. It knows neither schedulers nor guidance nor files.
 """
 
 from __future__ import annotations
@@ -20,10 +20,9 @@ from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lipsync_engine.models.latentsync.config import UNetConfig
+from lipsync_engine.models.latentsync.config import MOTION_NORM_GROUPS, UNetConfig
 
 TRANSFORMER_NORM_EPS = 1e-6
-MOTION_NORM_GROUPS = 32  # whatever norm_num_groups says
 
 
 def per_frame(layer: nn.Module, x: Tensor) -> Tensor:
@@ -377,9 +376,7 @@ class LatentSyncUNet(nn.Module):
         Returns:
             (B, out_channels, F, H, W).
         """
-        angles = self.time_proj(
-            timestep.reshape(1).expand(sample.shape[0])
-        )  # float32, then the model's dtype
+        angles = self.time_proj(timestep.reshape(1).expand(sample.shape[0]))  # float32 in every precision
         time = self.time_embedding(angles.to(sample.dtype))
         x = per_frame(self.conv_in, sample)
         skips = [x]

@@ -1,4 +1,4 @@
-"""Kind `ddim`: the whole denoising loop with guidance, from stored latents."""
+"""Kind `ddim`: the whole denoising loop with guidance, from stored latents; every step of it is compared."""
 
 from __future__ import annotations
 
@@ -6,21 +6,39 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from harness import Measure, difference, load_kind, tensors
 
-from lipsync_engine.models.latentsync.model import DenoiseInputs, RunConfig, denoise_latents
+from lipsync_engine.models.latentsync.config import RunConfig
+from lipsync_engine.models.latentsync.model import DenoiseInputs, sampling_steps
 
 
 def check(pack: Path, spec: Mapping[str, Any]) -> list[Measure]:
     unet, io = load_kind("unet").load(pack, spec["unet"]), tensors(pack, spec["io"])
     inputs = DenoiseInputs(io["mask"], io["masked_latents"], io["ref_latents"], io["audio"])
-    final = denoise_latents(
-        unet,
-        RunConfig(),
-        inputs,
-        noise=io["noise_frame"],
-        num_inference_steps=int(io["num_inference_steps"]),
-        guidance_scale=float(io["guidance_scale"]),
+    steps = list(
+        sampling_steps(
+            unet,
+            RunConfig(),
+            inputs,
+            noise=io["noise_frame"],
+            num_inference_steps=int(io["num_inference_steps"]),
+            guidance_scale=float(io["guidance_scale"]),
+        )
     )
     limit = spec["limits"]["final_latents_max"]
-    return [Measure("final latents", difference(final, io["final_latents"]).max(), limit)]
+    exact = {
+        "timesteps": torch.tensor([step.timestep for step in steps]),
+        "init_latents": io["noise_frame"].expand_as(io["masked_latents"]),
+    }
+    measures = [Measure(name, difference(ours, io[name]).max(), 0.0) for name, ours in exact.items()]
+    # The pack's limit speaks of the end; on the way values are larger, so differences count by their size.
+    on_the_way = {
+        "guided_eps_per_step": torch.stack([step.predicted for step in steps]),
+        "latents_per_step": torch.stack([step.latents for step in steps]),
+    }
+    for name, ours in on_the_way.items():
+        size = max(1.0, float(io[name].abs().max()))
+        measures.append(Measure(f"{name} relative", difference(ours, io[name]).max() / size, limit))
+    final = difference(steps[-1].latents, io["final_latents"]).max()
+    return [*measures, Measure("final_latents", final, limit)]
