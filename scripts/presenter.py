@@ -1,8 +1,7 @@
 """Drawn presenters: parametric 2-D faces that talk, with their ground truth.
 
 One seed is one identity. A pose says where the head is, whether the eyes are open and what the mouth does;
-`draw` turns both into a picture. `make_clip` speaks a text with espeak-ng (needed only to make data) and
-drives the mouth with its phonemes.
+`draw` turns both into a picture. `make_clip` speaks a text (`speech.py`) and drives the mouth with it.
 
     python scripts/presenter.py --seed 3 --text "Hello, and welcome." clip.mp4
 """
@@ -10,21 +9,17 @@ drives the mouth with its phonemes.
 from __future__ import annotations
 
 import argparse
-import ctypes
-import ctypes.util
-import functools
+import copy
 import math
 import subprocess
 import tempfile
-import wave
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
+from speech import FPS, articulation, speak, write_wav
 
-FPS = 25
 SUPERSAMPLE = 2
 
 SKINS = [(255, 224, 196), (241, 194, 160), (224, 172, 128), (198, 134, 92), (141, 92, 60), (98, 62, 44)]
@@ -36,7 +31,8 @@ WALLS = [(206, 220, 230), (232, 222, 206), (198, 214, 200), (222, 206, 214), (18
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """What does not change over a clip."""
+    """What does not change over a clip. Sizes are factors, `light` where it comes from (-1 left, 1 right),
+    `beard` how dense it is."""
 
     skin: np.ndarray
     hair: np.ndarray
@@ -52,6 +48,7 @@ class Identity:
     style: int
     glasses: bool
     light: float
+    beard: float
 
     @classmethod
     def from_seed(cls, seed: int) -> Identity:
@@ -62,6 +59,7 @@ class Identity:
 
         skin = pick(SKINS, 6)
         lips = np.clip(skin * (0.82, 0.58, 0.58) + rng.normal(0, 6, 3), 20, 240)
+        style = int(rng.integers(4))
         return cls(
             skin=skin,
             hair=pick(HAIRS, 6),
@@ -74,9 +72,10 @@ class Identity:
             eye=rng.uniform(0.9, 1.12),
             nose=rng.uniform(0.85, 1.15),
             mouth=rng.uniform(0.88, 1.12),
-            style=int(rng.integers(4)),
+            style=style,
             glasses=bool(rng.random() < 0.22),
             light=float(rng.uniform(-1, 1)),
+            beard=float(rng.choice([0.0, 0.3, 0.9], p=[0.6, 0.15, 0.25])) if style in (0, 2) else 0.0,
         )
 
 
@@ -107,17 +106,31 @@ class Canvas:
         )
         self.origin = np.array([pose.x, pose.y]) * self.side
 
+    def part(self, x0: int, y0: int, x1: int, y1: int) -> Canvas:
+        """A copy of a part that is drawn on in the same face coordinates; finished pixels."""
+        made = copy.copy(self)
+        made.image = self.image[
+            y0 * SUPERSAMPLE : y1 * SUPERSAMPLE, x0 * SUPERSAMPLE : x1 * SUPERSAMPLE
+        ].copy()
+        made.origin = self.origin - SUPERSAMPLE * np.array([x0, y0])
+        return made
+
+    def shown(self) -> np.ndarray:
+        """float32 (height, width, 3): finished pixels."""
+        size = self.image.shape[1] // SUPERSAMPLE, self.image.shape[0] // SUPERSAMPLE
+        return cv2.resize(self.image, size, interpolation=cv2.INTER_AREA)
+
     def to_pixels(self, points: np.ndarray) -> np.ndarray:
         return np.asarray(points, float) @ self.matrix.T + self.origin
 
     def fill(self, points: np.ndarray, colour: np.ndarray, alpha: float = 1.0, soft: float = 0.0) -> None:
-        mask = np.zeros((self.side, self.side), np.uint8)
+        mask = np.zeros(self.image.shape[:2], np.uint8)
         pixels = np.rint(self.to_pixels(points) * 16).astype(np.int32)
         cv2.fillPoly(mask, [pixels], 255, cv2.LINE_AA, 4)
         self._blend(mask, colour, alpha, soft)
 
     def line(self, points: np.ndarray, colour: np.ndarray, thickness: float, alpha: float = 1.0) -> None:
-        mask = np.zeros((self.side, self.side), np.uint8)
+        mask = np.zeros(self.image.shape[:2], np.uint8)
         pixels = np.rint(self.to_pixels(points) * 16).astype(np.int32)
         width = max(1, round(thickness * float(np.hypot(*self.matrix[0]))))
         cv2.polylines(mask, [pixels], False, 255, width, cv2.LINE_AA, 4)
@@ -127,8 +140,8 @@ class Canvas:
         x, y, w, h = cv2.boundingRect(mask)
         reach = round(3 * soft * self.side)
         x0, y0 = max(0, x - reach), max(0, y - reach)
-        x1, y1 = min(self.side, x + w + reach), min(self.side, y + h + reach)
-        if x1 <= x0 or y1 <= y0:
+        x1, y1 = x + w + reach, y + h + reach
+        if not w or not h:
             return
         part = mask[y0:y1, x0:x1].astype(np.float32) * np.float32(alpha / 255)
         if soft:
@@ -156,6 +169,11 @@ def curve(points: list[tuple[float, float]], n: int = 24) -> np.ndarray:
 def draw(who: Identity, pose: Pose, side: int) -> np.ndarray:
     """The picture, uint8 (side, side, 3) RGB."""
     canvas = Canvas(side, pose)
+    paint(canvas, who, pose)
+    return np.clip(np.rint(canvas.shown()), 0, 255).astype(np.uint8)
+
+
+def paint(canvas: Canvas, who: Identity, pose: Pose, *, with_mouth: bool = True) -> None:
     _background(canvas, who)
     shadow, light = who.skin * 0.78, np.clip(who.skin * 1.07, 0, 255)
     turn = pose.turn * 0.12
@@ -192,7 +210,10 @@ def draw(who: Identity, pose: Pose, side: int) -> np.ndarray:
     for s in (-1, 1):
         canvas.fill(ellipse(s * 0.045 * who.nose + 1.5 * turn, 0.25, 0.02, 0.011), who.skin * 0.5, 0.8)
     canvas.fill(ellipse(1.5 * turn, 0.2, 0.035, 0.03), light, 0.7, 0.008)
-    _mouth(canvas, who, pose, 1.2 * turn)
+    if who.beard:
+        _beard(canvas, who, jaw_drop, outline, turn)
+    if with_mouth:
+        paint_mouth(canvas, who, pose)
 
     # Hair in front.
     fringe = {
@@ -206,9 +227,6 @@ def draw(who: Identity, pose: Pose, side: int) -> np.ndarray:
     canvas.fill(
         ellipse(0.18 * who.light, -0.52, 0.22, 0.05), np.clip(who.hair * 1.35 + 10, 0, 255), 0.5, 0.02
     )
-
-    small = cv2.resize(canvas.image, (side, side), interpolation=cv2.INTER_AREA)
-    return np.clip(np.rint(small), 0, 255).astype(np.uint8)
 
 
 def _background(canvas: Canvas, who: Identity) -> None:
@@ -247,7 +265,25 @@ def _eyes(canvas: Canvas, who: Identity, pose: Pose, turn: float) -> None:
         canvas.line(np.array([(-0.07 + turn, -0.01), (0.07 + turn, -0.01)]), np.array([40, 40, 46]), 0.014)
 
 
-def _mouth(canvas: Canvas, who: Identity, pose: Pose, cx: float) -> None:
+def _beard(canvas: Canvas, who: Identity, jaw_drop: np.ndarray, outline: np.ndarray, turn: float) -> None:
+    """Along the jaw from ear to ear, and around the mouth; the cheeks stay free."""
+    dark = who.hair * 0.85
+    drop = float(jaw_drop.max())
+    low = outline[outline[:, 1] > 0.1]
+    low = low[np.argsort(np.arctan2(low[:, 0], low[:, 1] - 0.1))]  # left ear, chin, right ear
+    shift = 1.2 * turn
+    inner = curve(
+        [(0.44, 0.1), (0.38, 0.33), (0.25 + shift, 0.4), (0.2 + shift, 0.345), (0.05 + shift, 0.315)]
+        + [(-0.05 + shift, 0.315), (-0.2 + shift, 0.345), (-0.25 + shift, 0.4), (-0.38, 0.33), (-0.44, 0.1)]
+    )
+    lower = np.column_stack([low[:, 0], low[:, 1] + 0.02 * (low[:, 1] > 0.5)])
+    canvas.fill(np.vstack([lower, inner]), dark, who.beard, 0.004)
+    bare = ellipse(shift, 0.455 + 0.5 * drop, 0.17, 0.085 + drop)
+    canvas.fill(bare, who.skin * 0.93, 0.35 * who.beard, 0.008)
+
+
+def paint_mouth(canvas: Canvas, who: Identity, pose: Pose) -> None:
+    cx = 0.144 * pose.turn
     half = who.mouth * (0.115 + 0.075 * pose.width - 0.06 * pose.rounding)
     gap = 0.15 * pose.openness
     cy, top = 0.455, 0.028 + 0.012 * pose.rounding
@@ -307,57 +343,6 @@ def face_box(pose: Pose, side: int) -> np.ndarray:
 
 # --- motion ---
 
-VISEMES: dict[str, tuple[float, float, float]] = {
-    "rest": (0.0, 0.5, 0.0),
-    "closed": (0.0, 0.45, 0.1),
-    "lip_teeth": (0.12, 0.55, 0.0),
-    "a": (1.0, 0.55, 0.0),
-    "e": (0.55, 0.85, 0.0),
-    "i": (0.32, 1.0, 0.0),
-    "o": (0.62, 0.2, 0.8),
-    "u": (0.3, 0.1, 1.0),
-    "consonant": (0.28, 0.55, 0.0),
-    "round_consonant": (0.25, 0.25, 0.7),
-}
-
-
-def viseme_of(phoneme: str) -> str:
-    """espeak-ng's phoneme mnemonic → mouth shape."""
-    if not phoneme or phoneme[0] in "_:;":
-        return "rest"
-    p = phoneme.lstrip("'%,")
-    groups = [
-        ("closed", ("p", "b", "m")),
-        ("lip_teeth", ("f", "v")),
-        ("round_consonant", ("w", "S", "Z", "tS", "dZ", "r")),
-        ("a", ("a", "A", "V")),
-        ("o", ("o", "O", "0")),
-        ("u", ("u", "U")),
-        ("i", ("i", "I", "j")),
-        ("e", ("e", "E", "3", "@")),
-    ]
-    return next((name for name, starts in groups if p.startswith(starts)), "consonant")
-
-
-def articulation(events: list[tuple[float, str]], n_frames: int) -> np.ndarray:
-    """(n_frames, 3) openness, width, rounding from (start in seconds, viseme), with coarticulation."""
-    rate = 200
-    targets = np.tile(np.array(VISEMES["rest"]), (int(n_frames / FPS * rate) + rate, 1))
-    closed = np.zeros(len(targets), bool)
-    ends = [start for start, _ in events[1:]] + [len(targets) / rate]
-    for (start, viseme), end in zip(events, ends, strict=True):
-        rows = slice(int(start * rate), int(end * rate) + 1)
-        targets[rows], closed[rows] = VISEMES[viseme], viseme == "closed"
-    kernel = np.hanning(int(0.13 * rate))
-    kernel /= kernel.sum()
-    smooth = np.stack(
-        [np.convolve(np.pad(c, 60, mode="edge"), kernel, "same")[60:-60] for c in targets.T], axis=1
-    )
-    shut = np.convolve(closed.astype(float), np.hanning(int(0.06 * rate)), "same").clip(0, 1)
-    smooth[:, 0] *= 1 - shut  # p, b and m always close
-    at = np.minimum(((np.arange(n_frames) + 0.5) / FPS * rate).astype(int), len(smooth) - 1)
-    return smooth[at]
-
 
 def poses(mouth: np.ndarray, seed: int, scale: float = 0.42) -> list[Pose]:
     """Head sway and blinks around an articulation track."""
@@ -386,67 +371,6 @@ def poses(mouth: np.ndarray, seed: int, scale: float = 0.42) -> list[Pose]:
     ]
 
 
-class _Event(ctypes.Structure):
-    """espeak-ng's espeak_EVENT (speak_lib.h)."""
-
-    _fields_ = [
-        ("type", ctypes.c_int),
-        ("unique_identifier", ctypes.c_uint),
-        ("text_position", ctypes.c_int),
-        ("length", ctypes.c_int),
-        ("audio_position", ctypes.c_int),
-        ("sample", ctypes.c_int),
-        ("user_data", ctypes.c_void_p),
-        ("name", ctypes.c_char * 8),
-    ]
-
-
-_CALLBACK = ctypes.CFUNCTYPE(
-    ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.POINTER(_Event)
-)
-_PHONEME_EVENT, _RETRIEVAL, _PHONEME_EVENTS, _UTF8 = 7, 1, 1, 1
-
-
-@functools.cache
-def _espeak() -> tuple[Any, int]:
-    """(library, sample rate); it can be set up once in a process."""
-    library = ctypes.CDLL(ctypes.util.find_library("espeak-ng"))
-    return library, library.espeak_Initialize(_RETRIEVAL, 0, None, _PHONEME_EVENTS)
-
-
-def speak(text: str, voice: str, wav: Path, *, rate: int = 150) -> list[tuple[float, str]]:
-    """espeak-ng's speech as a file, and its visemes with their true start times, seconds."""
-    library, sample_rate = _espeak()
-    samples: list[bytes] = []
-    events: list[tuple[float, str]] = []
-
-    def take(data: Any, count: int, found: Any) -> int:
-        if data and count > 0:
-            samples.append(ctypes.string_at(data, 2 * count))
-        i = 0
-        while found[i].type:
-            if found[i].type == _PHONEME_EVENT:
-                events.append(
-                    (found[i].audio_position / 1000, viseme_of(found[i].name.decode(errors="ignore")))
-                )
-            i += 1
-        return 0
-
-    callback = _CALLBACK(take)
-    library.espeak_SetSynthCallback(callback)
-    library.espeak_SetVoiceByName(voice.encode())
-    library.espeak_SetParameter(1, rate, 0)
-    data = text.encode()
-    library.espeak_Synth(data, len(data) + 1, 0, 0, 0, _UTF8, None, None)
-    library.espeak_Synchronize()
-    with wave.open(str(wav), "wb") as file:
-        file.setnchannels(1)
-        file.setsampwidth(2)
-        file.setframerate(sample_rate)
-        file.writeframes(b"".join(samples))
-    return events
-
-
 def encode(frames: list[np.ndarray], wav: Path | None, output: Path) -> None:
     """Frames (and sound) to H.264."""
     from lipsync_engine import media
@@ -472,12 +396,12 @@ def encode(frames: list[np.ndarray], wav: Path | None, output: Path) -> None:
 
 def make_clip(seed: int, text: str, output: Path, *, voice: str = "en-us", side: int = 512) -> None:
     """A presenter who says `text`."""
+    said = speak(text, voice)
+    mouth = articulation(said.events, math.ceil((said.duration_s + 0.2) * FPS))
+    who = Identity.from_seed(seed)
     with tempfile.TemporaryDirectory() as folder:
         wav = Path(folder) / "speech.wav"
-        events = speak(text, voice, wav)
-        last = events[-1][0] if events else 1.0
-        mouth = articulation(events, math.ceil((last + 0.4) * FPS))
-        who = Identity.from_seed(seed)
+        write_wav(said.samples, said.sample_rate, wav)
         encode([draw(who, pose, side) for pose in poses(mouth, seed)], wav, output)
 
 

@@ -2,29 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-from pathlib import Path
-from types import ModuleType
-
 import numpy as np
+import presenter
 import pytest
 
 from lipsync_engine.drawn_faces import DrawnFaceDetector
 from lipsync_engine.weights import WeightsStore
 
-PRESENTER = Path(__file__).parents[2] / "scripts" / "presenter.py"
 UNSEEN = 2_000_000
 """Identities are numbered; training draws from the first million."""
-
-
-@pytest.fixture(scope="module")
-def presenter() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("presenter", PRESENTER)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["presenter"] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="module")
@@ -32,9 +18,7 @@ def detector() -> DrawnFaceDetector:
     return DrawnFaceDetector(WeightsStore().files("tiny")["detector"])
 
 
-def test_unseen_presenters_are_found_where_they_are(
-    presenter: ModuleType, detector: DrawnFaceDetector
-) -> None:
+def test_unseen_presenters_are_found_where_they_are(detector: DrawnFaceDetector) -> None:
     rng = np.random.default_rng(5)
     errors, found_once = [], 0
     for i in range(60):
@@ -56,7 +40,7 @@ def test_unseen_presenters_are_found_where_they_are(
     assert np.mean(errors) < 0.03
 
 
-def test_pictures_without_a_face_are_empty(presenter: ModuleType, detector: DrawnFaceDetector) -> None:
+def test_pictures_without_a_face_are_empty(detector: DrawnFaceDetector) -> None:
     rng = np.random.default_rng(6)
     seen = 0
     for i in range(30):
@@ -69,7 +53,7 @@ def test_pictures_without_a_face_are_empty(presenter: ModuleType, detector: Draw
     assert seen <= 1
 
 
-def test_two_people_are_two(presenter: ModuleType, detector: DrawnFaceDetector) -> None:
+def test_two_people_are_two(detector: DrawnFaceDetector) -> None:
     pair = [
         presenter.draw(presenter.Identity.from_seed(UNSEEN + i), presenter.Pose(scale=0.5), 240)
         for i in (1, 2)

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator, Mapping
+import logging
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from enum import IntEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -30,6 +32,20 @@ from lipsync_engine.weights import ModelEntry, load_strict, read_checkpoint
 
 VAE_BATCH = 4
 """Pictures that the VAE takes at once: it never mixes them, and at 512 pixels 16 need gigabytes."""
+
+log = logging.getLogger("lipsync.model")
+
+T = TypeVar("T")
+
+
+class Thrift(IntEnum):
+    """How little device memory is used at once; each step costs speed, the last one faint traces of tiles."""
+
+    NONE = 0
+    SINGLE = 1
+    """The VAE takes one picture at a time, the U-Net the two halves of guidance one after the other."""
+    TILED = 2
+    """The VAE also takes a picture in overlapping quarters."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,11 +88,12 @@ def sampling_steps(
     noise: Tensor,
     num_inference_steps: int,
     guidance_scale: float,
+    in_halves: bool = False,
 ) -> Iterator[Step]:
     """From one noise (1, C, 1, h, w), the same for every frame, step by step to clean latents.
 
     Guidance above 1 doubles the batch: first the same picture without sound, then with it (parity pack
-    section 3).
+    section 3); `in_halves` runs the network twice instead.
     """
     # 1. What does not change over the steps.
     fixed = torch.cat([inputs.mask, inputs.masked_latents, inputs.reference_latents], dim=1)
@@ -92,7 +109,13 @@ def sampling_steps(
     latents: Tensor = noise.expand(-1, -1, fixed.shape[2], -1, -1) * scheduler.init_noise_sigma
     for timestep in scheduler.timesteps:
         sample = torch.cat([latents.expand(len(fixed), -1, -1, -1, -1), fixed], dim=1)
-        predicted = unet(sample, timestep.to(noise.device), audio)
+        parts = 2 if guided and in_halves else 1
+        predicted = torch.cat(
+            [
+                unet(some, timestep.to(noise.device), heard)
+                for some, heard in zip(sample.chunk(parts), audio.chunk(parts), strict=True)
+            ]
+        )
         if guided:
             silent, heard = predicted.chunk(2)
             predicted = silent + guidance_scale * (heard - silent)
@@ -101,7 +124,7 @@ def sampling_steps(
 
 
 class LatentSync:
-    """See `LipSyncModel`.
+    """See `LipSyncModel`. When device memory runs out it tries again with more `thrift`, and keeps that.
 
     Args:
         info: name, resolution, defaults.
@@ -122,13 +145,14 @@ class LatentSync:
         self.device, self.dtype = unet.conv_in.weight.device, unet.conv_in.weight.dtype
         mask = fixed_mask(info.resolution)
         self.keep_mask = mask.astype(np.float32)
-        self._unet, self._vae, self._run = unet, vae, run
+        self.unet, self._vae, self._run = unet, vae, run
+        self.thrift = Thrift.NONE
         self._pixel_mask = torch.from_numpy(mask)
         self._latent_mask = torch.from_numpy(latent_mask(mask, _vae_factor(vae))).to(self.device, self.dtype)
 
     def initial_noise(self, seed: int) -> Tensor:
         generator = torch.Generator(self.device).manual_seed(seed)
-        shape = (1, self._unet.config.out_channels, 1, *self._latent_mask.shape)
+        shape = (1, self.unet.config.out_channels, 1, *self._latent_mask.shape)
         return torch.randn(shape, generator=generator, device=self.device, dtype=self.dtype)
 
     @torch.inference_mode()
@@ -142,8 +166,27 @@ class LatentSync:
         guidance_scale: float,
         posterior_noise: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
+        return self._thriftily(
+            lambda: self._denoise(
+                faces, audio, noise, num_inference_steps, guidance_scale, posterior_noise or (None, None)
+            )
+        )
+
+    @torch.inference_mode()
+    def decode(self, latents: Tensor) -> Tensor:
+        return self._thriftily(lambda: self._decode(latents))
+
+    def _denoise(
+        self,
+        faces: Tensor,
+        audio: Tensor,
+        noise: Tensor,
+        num_inference_steps: int,
+        guidance_scale: float,
+        posterior_noise: tuple[Tensor | None, Tensor | None],
+    ) -> Tensor:
         masked = (faces.double() * self._pixel_mask).to(faces.dtype)  # in float64, as the reference
-        noise_masked, noise_reference = posterior_noise or (None, None)
+        noise_masked, noise_reference = posterior_noise
         inputs = DenoiseInputs(
             mask=self._latent_mask.expand(1, 1, len(faces), -1, -1),
             masked_latents=self.encode(masked, noise_masked),
@@ -151,12 +194,13 @@ class LatentSync:
             audio=audio.to(self.device, self.dtype),
         )
         for step in sampling_steps(
-            self._unet,
+            self.unet,
             self._run,
             inputs,
             noise=noise.to(self.device, self.dtype),
             num_inference_steps=num_inference_steps,
             guidance_scale=guidance_scale,
+            in_halves=self.thrift >= Thrift.SINGLE,
         ):
             latents = step.latents
         return latents[0].transpose(0, 1)
@@ -164,7 +208,7 @@ class LatentSync:
     @torch.inference_mode()
     def encode(self, faces: Tensor, noise: Tensor | None) -> Tensor:
         """Scaled latents (1, C, F, h, w) of faces (F, 3, R, R): the posterior's mean, or a sample."""
-        parts = faces.to(self.device, self.dtype).split(VAE_BATCH)
+        parts = faces.to(self.device, self.dtype).split(self._vae_batch)
         posterior = DiagonalGaussianDistribution(
             torch.cat([self._vae.encode(part).latent_dist.parameters for part in parts])
         )
@@ -173,10 +217,32 @@ class LatentSync:
             sample = sample + posterior.std * noise.to(sample)
         return (sample * self._run.vae_scaling_factor).transpose(0, 1)[None]
 
-    @torch.inference_mode()
-    def decode(self, latents: Tensor) -> Tensor:
-        parts = (latents / self._run.vae_scaling_factor).split(VAE_BATCH)
+    def _decode(self, latents: Tensor) -> Tensor:
+        parts = (latents / self._run.vae_scaling_factor).split(self._vae_batch)
         return torch.cat([self._vae.decode(part).sample.float() for part in parts])
+
+    @property
+    def _vae_batch(self) -> int:
+        return VAE_BATCH if self.thrift is Thrift.NONE else 1
+
+    def _thriftily(self, work: Callable[[], T]) -> T:
+        """Do it; as often as memory runs out, again with the next step of thrift."""
+        while True:
+            try:
+                return work()
+            except torch.OutOfMemoryError:
+                if self.thrift is Thrift.TILED:
+                    raise
+            # Outside of the except block: the exception keeps the failed attempt's tensors alive.
+            self.thrift = Thrift(self.thrift + 1)
+            log.warning("device memory ran out; trying again, %s", self.thrift.name.lower())
+            if self.thrift is Thrift.TILED:
+                side = self.info.resolution // 2
+                self._vae.enable_tiling()
+                self._vae.tile_sample_min_size = side
+                self._vae.tile_latent_min_size = side // _vae_factor(self._vae)
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
 
 
 def load(
@@ -219,6 +285,7 @@ def load(
     load_strict(encoder, _cast(keys.whisper_encoder(whisper), torch.float32))
     for module in (unet, vae, encoder):
         module.to(device).eval().requires_grad_(False)
+    vae.to(memory_format=torch.channels_last)  # convolutions with few channels are faster so
 
     info = ModelInfo(
         name=entry.name,
@@ -236,7 +303,7 @@ def load(
 def _build_vae(path: Path) -> AutoencoderKL:
     try:
         return AutoencoderKL.from_config(_json(path))
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, LookupError) as error:
         raise _misfit(f"{path.name} does not describe an AutoencoderKL of diffusers ({error})") from error
 
 
