@@ -1,0 +1,298 @@
+"""The HTTP application: puts the parts together, mounts the dialects, serves files, tells how it is.
+
+Importing it loads neither torch nor the engine. It decides nothing about jobs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import logging
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
+from typing import Annotated, Any
+
+from asgi_correlation_id import CorrelationIdMiddleware
+from fastapi import FastAPI, Query
+from fastapi import Request as HttpRequest
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse, Response
+from starlette.exceptions import HTTPException
+
+from server import auth
+from server.auth import RateLimit, Scope, Signer
+from server.blobs import Blobs
+from server.board import Board
+from server.dialects import wavespeed
+from server.fetch import Inputs
+from server.jobs import Policy
+from server.metrics import TEXT_TYPE, Measured, Metrics
+from server.settings import Settings
+from server.site import MEDIA_TYPES, BodyTooLargeError, BusyError, DiskFullError, RefusedError, Site
+from server.store import Record, Store
+from server.supervisor import Supervisor, WorkerSettings
+from server.transport import Transport, TransportPolicy
+from server.webhooks import Webhooks
+
+log = logging.getLogger("lipsync.server")
+
+TICK_S = 5.0
+Limit = Annotated[int | None, Query(ge=1, le=10**9)]
+ERROR_ANSWERS: dict[int | str, dict[str, Any]] = {
+    400: {"description": "Something in the request is wrong; the body says what."},
+    401: {"description": "No key, or one that is not valid."},
+    403: {"description": "The key, or the link, does not allow this."},
+    404: {"description": "There is no such thing, or it is another tenant's."},
+    405: {"description": "This path does not take that method."},
+    413: {"description": "Too many bytes."},
+    429: {"description": "Too many requests or waiting jobs; Retry-After says when to come again."},
+    503: {"description": "Not ready, or the disk is full."},
+}
+SWEEP_EVERY_S = 600.0
+REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+"""A client's own X-Request-Id that is taken over; for any other one is made."""
+
+
+class Server:
+    """Everything that runs while the application does.
+
+    Args:
+        devices: one worker each; none: the API alone.
+    """
+
+    def __init__(self, settings: Settings, devices: tuple[str, ...]) -> None:
+        settings.data_dir.mkdir(parents=True, exist_ok=True)
+        self.settings = settings
+        self.store = Store(settings.database)
+        policy = Policy(
+            max_attempts=settings.max_attempts, max_wait_s=settings.max_wait_s, max_run_s=settings.max_run_s
+        )
+        self.board = Board(self.store, policy, settings.max_waiting, len(devices))
+        self.blobs = Blobs(settings.data_dir / "blobs")
+        self.site = Site(
+            settings,
+            self.board,
+            self.blobs,
+            Signer.from_file(settings.data_dir / "signing.key"),
+            RateLimit(settings.requests_per_minute),
+        )
+        self.metrics = Metrics()
+        self.board.on_end = self.metrics.job_ended
+        self.transport = Transport(
+            TransportPolicy(allow=settings.allow_hosts, max_bytes=settings.max_upload_bytes)
+        )
+        work = WorkerSettings(
+            model=settings.model,
+            folder=settings.data_dir / "work",
+            stall_s=settings.stall_s,
+            recycle_after_jobs=settings.recycle_after_jobs,
+            recycle_growth_bytes=settings.recycle_growth_bytes,
+            log_format=settings.log_format,
+            drain_s=settings.drain_s,
+        )
+        inputs = Inputs(self.transport, self.blobs)
+        self.supervisor = Supervisor(self.board, self.blobs, inputs, devices, work)
+        self.webhooks = Webhooks(self.board, self.transport, {wavespeed.NAME: self._wavespeed_letter})
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        async with self.transport:
+            await self.board.recover()
+            self.supervisor.start()
+            works = (self.webhooks.run, self._tick, self._sweep)
+            tasks = [asyncio.create_task(_kept_up(work)) for work in works]
+            try:
+                yield
+            finally:
+                await self.supervisor.drain()
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
+                self.board.close()
+                self.store.close()
+
+    async def _tick(self) -> None:
+        """Limits of waiting and running jobs."""
+        while True:
+            await self.board.expire()
+            await asyncio.sleep(TICK_S)
+
+    async def _sweep(self) -> None:
+        while True:
+            await self.sweep()
+            await asyncio.sleep(SWEEP_EVERY_S)
+
+    async def sweep(self) -> None:
+        """Delete what is older than the retention: jobs, then files."""
+        before = self.board.now() - self.settings.retention_s
+        for record in await self.board.write(partial(self.store.delete_older, before)):
+            self.site.forget_files(record)
+        for blob in await asyncio.to_thread(self.blobs.older_than, before):
+            self.blobs.delete(blob.name)
+
+    def _wavespeed_letter(self, record: Record, secret: str, now: float) -> tuple[bytes, dict[str, str]]:
+        body = wavespeed.webhook_body(self.site, record)
+        return body, wavespeed.webhook_headers(secret, record.job.id, body, now)
+
+
+async def _kept_up(work: Callable[[], Awaitable[None]]) -> None:
+    """Run it for ever: a full disk or a database that is away for a while must not end it."""
+    while True:
+        try:
+            await work()
+        except Exception:
+            log.exception("a part of the server stumbled and goes on in %g s", TICK_S)
+        await asyncio.sleep(TICK_S)
+
+
+def create_app(server: Server) -> FastAPI:
+    """The application around a server that is not running yet; it runs while the application does."""
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        async with server.running():
+            yield
+
+    app = FastAPI(
+        title="lipsync server", lifespan=lifespan, docs_url=None, redoc_url=None, responses=ERROR_ANSWERS
+    )
+    for prefix in wavespeed.PREFIXES:
+        app.include_router(
+            wavespeed.router(server.site), prefix=prefix, include_in_schema=prefix == wavespeed.PREFIXES[0]
+        )
+    _files(app, server.site)
+    _operations(app, server)
+    _errors(app)
+    app.add_middleware(Measured, metrics=server.metrics)
+    app.add_middleware(
+        CorrelationIdMiddleware,
+        header_name="X-Request-Id",
+        validator=lambda given: REQUEST_ID.fullmatch(given) is not None,
+        transformer=None,
+    )
+    return app
+
+
+def _files(app: FastAPI, site: Site) -> None:
+    """Links that carry their own permission."""
+
+    @app.head("/files/{token}/{name:path}", include_in_schema=False)
+    @app.get("/files/{token}/{name:path}")
+    async def download(token: str, name: str) -> Response:
+        if not site.signer.holds("read", name, token, site.board.now()) or site.blobs.info(name) is None:
+            return PlainTextResponse("There is no such file, or the link has expired.", 404)
+        media_type = MEDIA_TYPES.get(name.rpartition(".")[2], "application/octet-stream")
+        headers = {"X-Content-Type-Options": "nosniff", "Cache-Control": "private, max-age=3600"}
+        return FileResponse(site.blobs.path(name), media_type=media_type, headers=headers)
+
+    @app.put("/uploads/{token}/{name:path}")
+    async def put(http: HttpRequest, token: str, name: str) -> Response:
+        if not site.signer.holds("write", name, token, site.board.now()):
+            return PlainTextResponse("This upload link is not valid, or has expired: ask for a new one.", 403)
+        await site.store_upload(name, http.stream())
+        return Response(status_code=200)
+
+
+def _operations(app: FastAPI, server: Server) -> None:
+    """For load balancers, monitoring, and the operator's keys."""
+
+    @app.get("/livez")
+    async def livez() -> Response:
+        return PlainTextResponse("ok")
+
+    @app.get("/readyz")
+    async def readyz() -> Response:
+        ready = server.supervisor.is_ready
+        return PlainTextResponse("ready" if ready else "no worker is ready yet", 200 if ready else 503)
+
+    @app.get("/metrics")
+    async def metrics() -> Response:
+        text = server.metrics.text(server.store, server.supervisor.workers, server.board.now())
+        return Response(text, media_type=TEXT_TYPE)
+
+    @app.get("/admin/keys")
+    async def list_keys(http: HttpRequest) -> Response:
+        server.site.caller(http, Scope.ADMIN)
+        hidden = ("digest", "webhook_secret")
+        keys = [
+            {name: getattr(key, name) for name in key.__dataclass_fields__ if name not in hidden}
+            for key in server.store.all_keys()
+        ]
+        return JSONResponse(keys)
+
+    @app.post("/admin/keys")
+    async def create_key(
+        http: HttpRequest,
+        tenant: str = "default",
+        name: str = "",
+        scopes: str = "run read",
+        requests_per_minute: Limit = None,
+        max_active_jobs: Limit = None,
+        max_jobs_per_day: Limit = None,
+    ) -> Response:
+        server.site.caller(http, Scope.ADMIN)
+        if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", tenant) or len(name) > 100:
+            return JSONResponse({"error": "tenant: 1 to 64 letters, digits, - or _; name: at most 100."}, 400)
+        if unknown := set(scopes.split()) - set(Scope):
+            return JSONResponse({"error": f"unknown scope {min(unknown)}"}, 400)
+        chosen = frozenset(Scope(scope) for scope in scopes.split())
+        make = partial(
+            auth.create_key,
+            server.store,
+            server.board.now(),
+            tenant=tenant,
+            name=name,
+            scopes=chosen,
+            requests_per_minute=requests_per_minute,
+            max_active_jobs=max_active_jobs,
+            max_jobs_per_day=max_jobs_per_day,
+        )
+        text, key = await server.board.write(make)
+        return JSONResponse({"id": key.id, "key": text, "tenant": tenant, "name": name, "scopes": key.scopes})
+
+    @app.get("/admin/webhooks/dead")
+    async def dead_webhooks(http: HttpRequest) -> Response:
+        server.site.caller(http, Scope.ADMIN)
+        return JSONResponse([dataclasses.asdict(notice) for notice in server.store.dead_notices(1000)])
+
+    @app.post("/admin/webhooks/{notice_id}/retry")
+    async def retry_webhook(http: HttpRequest, notice_id: str) -> Response:
+        server.site.caller(http, Scope.ADMIN)
+        again = partial(server.store.try_again, notice_id, server.board.now())
+        done = await server.board.write(again)
+        server.board.notice_came.set()
+        return Response(status_code=204 if done else 404)
+
+    @app.delete("/admin/keys/{key_id}")
+    async def revoke_key(http: HttpRequest, key_id: str) -> Response:
+        server.site.caller(http, Scope.ADMIN)
+        done = await server.board.write(partial(server.store.revoke_key, key_id, server.board.now()))
+        return Response(status_code=204 if done else 404)
+
+
+def _errors(app: FastAPI) -> None:
+    """One place that turns errors into answers."""
+
+    async def known(_: HttpRequest, error: Exception) -> Response:
+        return wavespeed.error_answer(error) or PlainTextResponse("error", 500)
+
+    for kind in (wavespeed.Refusal, RefusedError, BusyError, BodyTooLargeError, DiskFullError):
+        app.add_exception_handler(kind, known)
+
+    async def http_error(_: HttpRequest, error: Exception) -> Response:
+        status = error.status_code if isinstance(error, HTTPException) else 400
+        sentence = {404: "There is no such path.", 405: "This path does not take that method."}
+        text = sentence.get(status, "The request could not be understood.")
+        return wavespeed.error_answer(wavespeed.Refusal(status, text)) or Response(status_code=status)
+
+    app.add_exception_handler(HTTPException, http_error)
+    app.add_exception_handler(RequestValidationError, http_error)
+
+    async def crash(_: HttpRequest, error: Exception) -> Response:
+        log.error("a request failed", exc_info=error)
+        refusal = wavespeed.Refusal(500, "The server made a mistake; it is in its log.")
+        return wavespeed.error_answer(refusal) or Response(status_code=500)
+
+    app.add_exception_handler(Exception, crash)

@@ -1,0 +1,166 @@
+"""Who is calling, and links that need no key: API keys, scopes, request rates, signed names.
+
+Keys are random, so their SHA-256 is as good as a slow hash and a look-up by it tells nothing by its time. The
+module knows no HTTP framework and no dialect; it reads no clock of its own.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+import secrets
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+from server.store import ApiKey, Store
+
+LAST_USED_EVERY_S = 60.0
+"""A key's last use is written down at most this often."""
+
+
+class Scope(StrEnum):
+    RUN = "run"  # submit, upload, cancel, delete
+    READ = "read"  # look at predictions, models, account
+    ADMIN = "admin"  # keys and the server itself
+
+
+class RefusedError(Exception):
+    """Not let in.
+
+    Attributes:
+        status: 401 or 403.
+    """
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who calls, proved."""
+
+    tenant: str
+    key_id: str
+    scopes: frozenset[Scope]
+    requests_per_minute: int | None = None
+
+    def require(self, scope: Scope) -> None:
+        if scope not in self.scopes:
+            raise RefusedError(403, f"This key may not do that: it lacks the scope {scope}.")
+
+
+def create_key(
+    store: Store,
+    now: float,
+    *,
+    tenant: str = "default",
+    name: str = "",
+    scopes: frozenset[Scope] = frozenset({Scope.RUN, Scope.READ}),
+    expires_at: float | None = None,
+    requests_per_minute: int | None = None,
+    max_active_jobs: int | None = None,
+    max_jobs_per_day: int | None = None,
+) -> tuple[str, ApiKey]:
+    """A new key: its text, which nobody can see again, and what is stored."""
+    text = f"sk_{secrets.token_urlsafe(32)}"
+    key = ApiKey(
+        id=secrets.token_hex(8),
+        tenant=tenant,
+        name=name,
+        digest=_digest(text),
+        scopes=" ".join(sorted(scopes)),
+        webhook_secret="whsec_" + base64.b64encode(secrets.token_bytes(32)).decode(),
+        created_at=now,
+        expires_at=expires_at,
+        requests_per_minute=requests_per_minute,
+        max_active_jobs=max_active_jobs,
+        max_jobs_per_day=max_jobs_per_day,
+    )
+    store.add_key(key)
+    return text, key
+
+
+def authenticate(store: Store, authorization: str | None, now: float) -> Caller:
+    """The caller behind an Authorization header.
+
+    Raises:
+        RefusedError: 401 with a sentence that does not tell whether such a key ever existed.
+    """
+    scheme, _, text = (authorization or "").partition(" ")
+    if scheme.lower() != "bearer" or not text.strip():
+        raise RefusedError(401, "Send your API key as the header `Authorization: Bearer <key>`.")
+    key = store.key_by_digest(_digest(text.strip()))
+    if key is None or key.revoked_at is not None or (key.expires_at is not None and key.expires_at <= now):
+        raise RefusedError(401, "The API key is not valid: check it, or ask the operator for a new one.")
+    if key.last_used_at is None or now - key.last_used_at > LAST_USED_EVERY_S:
+        store.key_used(key.id, now)
+    scopes = frozenset(Scope(name) for name in key.scopes.split())
+    return Caller(key.tenant, key.id, scopes, key.requests_per_minute)
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+class RateLimit:
+    """A bucket of tokens per key that fills evenly; a minute's worth may be used at once.
+
+    Args:
+        per_minute: requests of a key that has no rate of its own.
+    """
+
+    def __init__(self, per_minute: int) -> None:
+        self._per_minute = per_minute
+        self._buckets: dict[str, tuple[float, float]] = {}
+
+    def wait_s(self, key_id: str, now: float, per_minute: int | None = None) -> float:
+        """Take one token; 0 where there was one, else how long until the next."""
+        size = float(per_minute or self._per_minute)
+        tokens, then = self._buckets.get(key_id, (size, now))
+        tokens = min(size, tokens + (now - then) * size / 60)
+        if tokens < 1:
+            self._buckets[key_id] = (tokens, now)
+            return (1 - tokens) * 60 / size
+        self._buckets[key_id] = (tokens - 1, now)
+        return 0.0
+
+
+class Signer:
+    """Makes and checks names that carry their own permission.
+
+    Args:
+        secret: at least 32 bytes.
+    """
+
+    def __init__(self, secret: bytes) -> None:
+        self._secret = secret
+
+    @classmethod
+    def from_file(cls, path: Path) -> Signer:
+        """The installation's secret, made on the first start; readable by its owner only."""
+        if not path.exists():
+            fresh = path.with_name(f"{path.name}.{secrets.token_hex(4)}")
+            fresh.touch(mode=0o600)
+            fresh.write_bytes(secrets.token_bytes(32))
+            fresh.replace(path)
+        return cls(path.read_bytes())
+
+    def sign(self, purpose: str, name: str, expires_at: float) -> str:
+        """`<expiry>-<signature>`, URL-safe, for one purpose and one name."""
+        until = f"{int(expires_at):x}"
+        return f"{until}-{self._mac(purpose, name, until)}"
+
+    def holds(self, purpose: str, name: str, token: str, now: float) -> bool:
+        until, _, mac = token.partition("-")
+        if not hmac.compare_digest(mac.encode(), self._mac(purpose, name, until).encode()):
+            return False
+        return int(until, 16) > now
+
+    def _mac(self, purpose: str, name: str, until: str) -> str:
+        message = f"{purpose}\0{name}\0{until}".encode()
+        digest = hmac.new(self._secret, message, hashlib.sha256).digest()
+        return base64.urlsafe_b64encode(digest[:24]).decode()

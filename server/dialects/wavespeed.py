@@ -1,0 +1,786 @@
+"""WaveSpeed's API: what its clients send and must be answered, field by field.
+
+Translates only: a submission becomes a `Request`, a job becomes a prediction object. Facts and the rules that
+real clients depend on: docs/http.md. Mounted under /api/v3 and /api/v2.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import hmac
+import json
+import re
+import secrets
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Final
+from urllib.parse import parse_qs, unquote, urlsplit
+
+from asgi_correlation_id import correlation_id
+from fastapi import APIRouter, Query, UploadFile
+from fastapi import Request as HttpRequest
+from fastapi.responses import JSONResponse, Response
+
+from server.auth import Caller, Scope
+from server.jobs import Failure, State
+from server.messages import InputSource, MediaLimits, Options, Request, Role
+from server.site import (
+    RETRY_AFTER_S,
+    BodyTooLargeError,
+    BusyError,
+    DiskFullError,
+    RefusedError,
+    Site,
+    Upload,
+    read_body,
+)
+from server.store import Record
+
+NAME: Final = "wavespeed"
+PREFIXES: Final = ("/api/v3", "/api/v2")
+
+STATUS: Final = {
+    State.WAITING: "created",
+    State.RUNNING: "processing",
+    State.SUCCEEDED: "completed",
+    State.FAILED: "failed",
+    State.CANCELLED: "cancelled",
+}
+
+INVALID, UNREACHABLE, IMPOSSIBLE, FAILED, CRASHED, TIMED_OUT = 1401, 1402, 1403, 1405, 5000, 5004
+CODES: Final = {
+    "url_wrong_type": INVALID, "url_too_large": INVALID, "parameter_invalid": INVALID,
+    "media_no_audio": IMPOSSIBLE, "face_not_found": IMPOSSIBLE, "face_choice_unmatched": IMPOSSIBLE,
+    "worker_lost": CRASHED, "internal_error": CRASHED, "queue_timeout": TIMED_OUT, "run_timeout": TIMED_OUT,
+}  # fmt: skip
+
+MEGABYTE: Final = 10**6
+BASE64_AND_WEBHOOK: Final = (
+    "webhook callback does not support base64 output, please use the normal API to use base64 output"
+)
+
+
+# --- the models ---
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A model id and what its vendor's page says of it.
+
+    Attributes:
+        roles: required inputs, in the order of forms.
+        limits: per role, as documented.
+        takes_options: the extras of the lip-sync models.
+    """
+
+    id: str
+    about: str
+    roles: tuple[Role, ...] = (Role.VIDEO, Role.AUDIO)
+    limits: tuple[tuple[Role, MediaLimits], ...] = ()
+    takes_options: bool = True
+
+    def limit(self, role: Role) -> MediaLimits:
+        return dict(self.limits).get(role, MediaLimits())
+
+
+LATENTSYNC_LIMITS: Final = (
+    (Role.VIDEO, MediaLimits(formats=("mp4",))),
+    (Role.AUDIO, MediaLimits(formats=("mp3", "aac", "wav", "m4a"))),
+)
+MODELS: Final = {
+    model.id: model
+    for model in (
+        Model("bytedance/latentsync", "Lip-sync of a video to a voice.", limits=LATENTSYNC_LIMITS),
+        Model("wavespeed-ai/latentsync", "Lip-sync of a video to a voice."),
+        Model("bytedance/lipsync/audio-to-video", "Lip-sync of a video to a voice."),
+        Model(
+            "kwaivgi/kling-lipsync/audio-to-video",
+            "Lip-sync of a short video to a voice.",
+            limits=(
+                (
+                    Role.VIDEO,
+                    MediaLimits(
+                        formats=("mp4", "mov"),
+                        max_bytes=100 * MEGABYTE,
+                        min_s=2,
+                        max_s=10,
+                        min_side_px=720,
+                        max_side_px=1920,
+                    ),
+                ),
+                (Role.AUDIO, MediaLimits(formats=("mp3", "wav", "m4a", "aac"), max_bytes=5 * MEGABYTE)),
+            ),
+        ),
+        Model(
+            "bytedance/avatar-omni-human",
+            "A portrait that speaks with a voice.",
+            roles=(Role.IMAGE, Role.AUDIO),
+            limits=((Role.IMAGE, MediaLimits(formats=("png", "jpg", "webp"), max_bytes=50 * MEGABYTE)),),
+            takes_options=False,
+        ),
+    )
+}
+
+OPTIONS: Final[dict[str, dict[str, Any]]] = {
+    "guidance_scale": {
+        "type": "number", "minimum": 1, "maximum": 3, "description": "Weight of the voice."
+    },
+    "inference_steps": {"type": "integer", "minimum": 1, "maximum": 50, "description": "Denoising steps."},
+    "num_inference_steps": {
+        "type": "integer", "minimum": 1, "maximum": 50, "description": "Another name of inference_steps."
+    },
+    "seed": {
+        "type": "integer", "minimum": -1, "maximum": 2147483647, "default": -1, "description": "-1: random."
+    },
+    "loop_mode": {
+        "type": "string", "enum": ["pingpong", "loop"], "default": "pingpong",
+        "description": "When the audio is longer than the video: back and forth, or from the start again.",
+    },
+    "face": {"type": "string", "description": "Who speaks: largest, left, right, a number, or X,Y@SECONDS."},
+    "fps": {"type": "number", "minimum": 1, "maximum": 120, "description": "Frame rate; absent: as it is."},
+}  # fmt: skip
+JSON_BODY: Final = {
+    "requestBody": {"required": True, "content": {"application/json": {"schema": {"type": "object"}}}}
+}
+ALIASES: Final = {"video_url": "video", "audio_url": "audio", "image_url": "image"}
+FLAGS: Final = ("enable_sync_mode", "enable_base64_output", "webhook_url", "webhook")
+
+
+def schema(model: Model) -> dict[str, Any]:
+    """JSON Schema of a model's body."""
+    properties: dict[str, Any] = {}
+    for role in model.roles:
+        properties[role.value] = {
+            "type": "string",
+            "title": role.value.capitalize(),
+            "description": _role_text(role, model.limit(role)),
+            "x-ui-component": "uploader",
+            "x-accept": f"{role.value}/*",
+        }
+    if model.takes_options:
+        properties |= OPTIONS
+    properties["enable_base64_output"] = {
+        "type": "boolean",
+        "default": False,
+        "description": "Give the result as base64 instead of a link.",
+    }
+    return {
+        "type": "object",
+        "properties": properties,
+        "required": sorted(role.value for role in model.roles),
+        "x-order-properties": [role.value for role in model.roles],
+    }
+
+
+def _role_text(role: Role, limits: MediaLimits) -> str:
+    parts = [f"The {role.value}: a URL, a data URI or base64."]
+    if limits.formats:
+        parts.append(f"Formats: {', '.join(limits.formats)}.")
+    if limits.max_bytes:
+        parts.append(f"At most {limits.max_bytes // MEGABYTE} MB.")
+    if limits.max_s:
+        parts.append(f"From {limits.min_s:g} to {limits.max_s:g} s.")
+    if limits.max_side_px:
+        parts.append(f"Both sides from {limits.min_side_px} to {limits.max_side_px} pixels.")
+    return " ".join(parts)
+
+
+# --- errors ---
+
+
+class Refusal(Exception):  # noqa: N818  (an answer, not a fault)
+    """An error answer: HTTP status, sentence, and a word for programs."""
+
+    def __init__(self, status: int, message: str, slug: str | None = None, retry_after_s: float = 0) -> None:
+        super().__init__(message)
+        self.status, self.message, self.slug, self.retry_after_s = status, message, slug, retry_after_s
+
+
+def error_answer(error: Exception) -> JSONResponse | None:
+    """This dialect's answer to a known error; None for others."""
+    match error:
+        case Refusal():
+            refusal = error
+        case RefusedError():
+            refusal = Refusal(
+                error.status, error.message, "unauthorized" if error.status == 401 else "forbidden"
+            )
+        case BusyError():
+            refusal = Refusal(429, error.message, "rate_limited", error.wait_s)
+        case DiskFullError():
+            refusal = Refusal(503, str(error), "storage_full", 60)
+        case BodyTooLargeError():
+            refusal = Refusal(413, str(error), "payload_too_large")
+        case _:
+            return None
+    body = {"code": refusal.status, "message": refusal.message, "error": refusal.message}
+    if refusal.slug is not None:
+        body["error_code"] = refusal.slug
+    headers = {"Retry-After": str(max(1, round(refusal.retry_after_s)))} if refusal.retry_after_s else None
+    return JSONResponse(body, refusal.status, headers)
+
+
+# --- a submission ---
+
+
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """A checked body.
+
+    Attributes:
+        request: for the board; inline data is not stored yet and stands in `inline`.
+        inline: role → decoded bytes.
+    """
+
+    sources: tuple[InputSource, ...]
+    inline: dict[Role, bytes]
+    options: Options
+    said_input: dict[str, Any]
+    webhook_url: str | None
+    sync: bool
+    base64: bool
+
+
+def read_submission(model: Model, body: bytes, raw_query: str, *, enforce_limits: bool) -> Submission:
+    """Check what can be checked without touching media.
+
+    Raises:
+        Refusal: 400 with the name of what is wrong.
+    """
+    try:
+        given = json.loads(body)
+    except (ValueError, RecursionError):
+        raise Refusal(400, "The body is not JSON.", "invalid_json") from None
+    if not isinstance(given, dict):
+        raise Refusal(400, "The body must be a JSON object.", "invalid_json")
+    given = {ALIASES.get(name, name): value for name, value in given.items()}
+    webhook_url = _webhook(raw_query) or given.get("webhook_url") or None
+    flags = {name: _flag(given, name) for name in ("enable_sync_mode", "enable_base64_output")}
+    if webhook_url is not None:
+        if flags["enable_base64_output"]:
+            raise Refusal(400, BASE64_AND_WEBHOOK, "invalid_parameter")
+        if not isinstance(webhook_url, str) or not _is_url(webhook_url):
+            raise Refusal(400, "webhook must be an http or https URL.", "invalid_parameter")
+    sources, inline = [], {}
+    for role in model.roles:
+        value = given.get(role.value)
+        if value is None or value == "":
+            raise Refusal(400, f"The parameter {role.value} is missing.", "missing_parameter")
+        if not isinstance(value, str):
+            raise Refusal(400, f"The parameter {role.value} must be a string.", "invalid_parameter")
+        limits = model.limit(role) if enforce_limits else MediaLimits()
+        if _is_url(value):
+            sources.append(InputSource(role, url=value, limits=limits))
+        else:
+            inline[role] = _inline(role, value)
+            sources.append(InputSource(role, blob="", limits=limits))
+    options = _options(given) if model.takes_options else Options(seed=_seed(-1))
+    return Submission(
+        sources=tuple(sources),
+        inline=inline,
+        options=options,
+        said_input={name: _shortened(value) for name, value in given.items() if name not in FLAGS},
+        webhook_url=webhook_url,
+        sync=flags["enable_sync_mode"],
+        base64=flags["enable_base64_output"],
+    )
+
+
+def _webhook(raw_query: str) -> str | None:
+    """The query's webhook; some clients do not encode it, and then it is all that follows."""
+    before, found, value = raw_query.partition("webhook=")
+    if not found or (before and not before.endswith("&")):
+        return None
+    if "://" in value:
+        return unquote(value)
+    return parse_qs(raw_query).get("webhook", [None])[0]
+
+
+def _flag(given: dict[str, Any], name: str) -> bool:
+    value = given.get(name, False)
+    if value is None or isinstance(value, bool):
+        return bool(value)
+    raise Refusal(400, f"{name} must be true or false.", "invalid_parameter")
+
+
+def _is_url(value: str) -> bool:
+    try:
+        parts = urlsplit(value)
+    except ValueError:
+        return False
+    return parts.scheme in ("http", "https") and bool(parts.netloc)
+
+
+def _inline(role: Role, value: str) -> bytes:
+    text = value
+    if value.startswith("data:"):
+        head, comma, text = value.partition(",")
+        if not comma or not head.endswith(";base64"):
+            raise Refusal(400, f"The data URI of {role.value} must be base64.", "invalid_parameter")
+    try:
+        data = binascii.a2b_base64(re.sub(r"\s+", "", text), strict_mode=True)
+    except (binascii.Error, ValueError):
+        sentence = f"The parameter {role.value} is neither an http(s) URL, nor a data URI, nor base64."
+        raise Refusal(400, sentence, "invalid_parameter") from None
+    if not data:
+        raise Refusal(400, f"The parameter {role.value} is empty.", "invalid_parameter")
+    return data
+
+
+def _options(given: dict[str, Any]) -> Options:
+    found: dict[str, Any] = {}
+    for name, rule in OPTIONS.items():
+        value = given.get(name)
+        if value is None:
+            continue
+        kinds = {"number": (int, float), "integer": (int,), "string": (str,)}[rule["type"]]
+        is_wrong = isinstance(value, bool) or not isinstance(value, kinds)
+        if is_wrong or not rule.get("minimum", value) <= value <= rule.get("maximum", value):
+            raise Refusal(400, f"{name} must be {_wanted(rule)}.", "invalid_parameter")
+        if value not in rule.get("enum", (value,)):
+            raise Refusal(400, f"{name} must be one of {', '.join(rule['enum'])}.", "invalid_parameter")
+        found[name] = value
+    fps = found.get("fps")
+    return Options(
+        num_inference_steps=found.get("inference_steps", found.get("num_inference_steps")),
+        guidance_scale=found.get("guidance_scale"),
+        seed=_seed(found.get("seed", -1)),
+        fps=None if fps is None else str(fps),
+        loop_mode=found.get("loop_mode"),
+        face=found.get("face"),
+    )
+
+
+def _wanted(rule: dict[str, Any]) -> str:
+    kind = {"number": "a number", "integer": "an integer", "string": "a string"}[rule["type"]]
+    return f"{kind} from {rule['minimum']} to {rule['maximum']}" if "minimum" in rule else kind
+
+
+def _seed(value: int) -> int:
+    """A random one is drawn here and kept, so that a retried job repeats itself."""
+    return secrets.randbelow(2**31) if value < 0 else value
+
+
+def _shortened(value: Any) -> Any:
+    return value if not isinstance(value, str) or len(value) <= 2048 else f"{value[:64]}…"
+
+
+# --- a prediction ---
+
+
+def prediction(site: Site, record: Record) -> dict[str, Any]:
+    """The prediction object; complete in every state, without nulls."""
+    job, said = record.job, json.loads(record.request.said)
+    began, ended = job.started_at, job.finished_at
+    done = job.state is State.SUCCEEDED and job.output is not None
+    outputs = [site.file_url(said["base"], job.output.blob, job.created_at)] if done and job.output else []
+    whole_s = ended - began if began is not None and ended is not None else 0.0
+    device_s = job.output.device_s if job.output is not None else 0.0
+    shown: dict[str, Any] = {
+        "id": job.id,
+        "model": said["model"],
+        "input": said["input"],
+        "outputs": outputs,
+        "urls": {"get": f"{said['base']}/api/v3/predictions/{job.id}/result"},
+        "has_nsfw_contents": [False] * len(outputs),
+        "status": STATUS[job.state],
+        "created_at": _moment(job.created_at),
+        "error": "",
+        "executionTime": round(whole_s * 1000),
+        "timings": {"inference": round(device_s * 1000)},
+    }
+    if job.state is State.RUNNING and job.progress is not None:
+        progress = job.progress
+        shown["timings"] |= {
+            "stage": progress.stage,
+            "done": progress.done,
+            "total": progress.total,
+            "per_second": progress.per_s,
+        }
+    if job.state is State.WAITING and (turn := site.board.turn(job.id)) is not None:
+        shown["timings"] |= {"queue_position": turn.position}
+        if (wait_s := site.board.starts_in_s(turn)) is not None:
+            shown["timings"] |= {"estimated_start": _moment(site.board.now() + wait_s)}
+    if job.state is State.CANCELLED:
+        shown["error"] = "The task was cancelled."
+    if job.failure is not None:
+        shown["error"], shown["code"] = _error_text(job.failure), _error_code(job.failure)
+    return shown
+
+
+def _error_text(failure: Failure) -> str:
+    """Clients run a task again on the text "HTTP 5…": it must not stand there."""
+    return re.sub(r"\bHTTP (\d)", r"status \1", failure.message)
+
+
+def _error_code(failure: Failure) -> int:
+    if failure.code in CODES:
+        return CODES[failure.code]
+    if failure.code.startswith("url_"):
+        return UNREACHABLE
+    return INVALID if failure.code.startswith(("media_", "input_")) else FAILED
+
+
+def _moment(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def answer(data: Any) -> JSONResponse:
+    return JSONResponse({"code": 200, "message": "success", "data": data})
+
+
+# --- webhooks ---
+
+
+def webhook_body(site: Site, record: Record) -> bytes:
+    """The flat prediction object."""
+    return json.dumps(prediction(site, record), separators=(",", ":")).encode()
+
+
+def webhook_headers(secret: str, notice_id: str, body: bytes, now: float) -> dict[str, str]:
+    """Signed for this try: a receiver refuses signatures older than five minutes."""
+    stamp = str(int(now))
+    message = f"{notice_id}.{stamp}.".encode() + body
+    mac = hmac.new(secret.removeprefix("whsec_").encode(), message, hashlib.sha256).hexdigest()
+    return {
+        "Content-Type": "application/json",
+        "webhook-id": notice_id,
+        "webhook-timestamp": stamp,
+        "webhook-signature": f"v3,{mac}",
+    }
+
+
+# --- routes ---
+
+
+def router(site: Site) -> APIRouter:
+    """All endpoints, to be mounted under each of `PREFIXES`; the catch-all of model ids comes last."""
+    routes = APIRouter()
+
+    # Predictions.
+
+    @routes.get("/predictions/{job_id}/result")
+    @routes.get("/predictions/{job_id}")
+    async def result(http: HttpRequest, job_id: str) -> Response:
+        record = _known(site, site.caller(http, Scope.READ), job_id)
+        return answer(await _with_output(site, record))
+
+    @routes.post("/predictions/{job_id}/cancel")
+    async def cancel(http: HttpRequest, job_id: str) -> Response:
+        record = _known(site, site.caller(http, Scope.RUN), job_id)
+        if not record.job.state.is_final:
+            await site.board.cancel(job_id)
+            record = await site.board.until_final(job_id, 8.0) or record
+        return answer(prediction(site, record))
+
+    @routes.delete("/predictions/{job_id}")
+    async def delete(http: HttpRequest, job_id: str) -> Response:
+        caller = site.caller(http, Scope.RUN)
+        _known(site, caller, job_id)
+        await site.delete(caller, [job_id])
+        return answer({"id": job_id, "status": "deleted"})
+
+    @routes.post("/predictions/delete", openapi_extra=JSON_BODY)
+    async def delete_many(http: HttpRequest) -> Response:
+        caller = site.caller(http, Scope.RUN)
+        ids = (await _object(http)).get("ids")
+        if not isinstance(ids, list) or len(ids) > 1000 or not all(isinstance(name, str) for name in ids):
+            raise Refusal(400, "ids must be a list of at most 1000 prediction ids.", "invalid_parameter")
+        return answer({"deleted_count": await site.delete(caller, ids)})
+
+    @routes.post("/predictions", openapi_extra=JSON_BODY)
+    async def history(http: HttpRequest) -> Response:
+        caller = site.caller(http, Scope.READ)
+        given = await _object(http)
+        page, size = _number(given, "page", 1, 10**6), _number(given, "page_size", 1, 100)
+        status = given.get("status")
+        states = [state for state, name in STATUS.items() if name == status]
+        if status and not states:
+            raise Refusal(400, f"status must be one of {', '.join(STATUS.values())}.", "invalid_parameter")
+        records, total = site.board.store.page(
+            caller.tenant,
+            offset=(page - 1) * size,
+            limit=size,
+            states=states,
+            label=given.get("model") or None,
+            created_from=_time(given, "created_after"),
+            created_to=_time(given, "created_before"),
+        )
+        return answer(
+            {"page": page, "total": total, "items": [prediction(site, record) for record in records]}
+        )
+
+    # Uploads.
+
+    @routes.post("/media/uploads", openapi_extra=JSON_BODY)
+    async def ticket(http: HttpRequest) -> Response:
+        caller = site.caller(http, Scope.RUN)
+        given = await _object(http)
+        size = _number(given, "size", 0, 2**63)
+        if size > site.settings.max_upload_bytes:
+            raise BodyTooLargeError(
+                f"A file may have at most {site.settings.max_upload_bytes / 1e6:.0f} MB here."
+            )
+        kind = given.get("content_type")
+        kind = kind if isinstance(kind, str) and re.fullmatch(r"[\w.+-]+/[\w.+-]+", kind) else None
+        place = site.upload_place(caller, site.base_url(http), _filename(given.get("filename")), kind)
+        return answer(
+            _uploaded(place, _filename(given.get("filename")), size)
+            | {
+                "upload": {
+                    "method": "PUT",
+                    "url": place.put_url,
+                    "headers": {"Content-Type": kind} if kind else {},
+                    "expires_at": _moment(place.expires_at),
+                }
+            }
+        )
+
+    @routes.post("/media/upload/binary")
+    @routes.post("/upload")
+    async def upload(http: HttpRequest) -> Response:
+        caller = site.caller(http, Scope.RUN)
+        async with http.form(max_files=1, max_fields=8) as form:
+            file = form.get("file")
+            if not isinstance(file, UploadFile) and not hasattr(file, "read"):
+                raise Refusal(400, "Send the file as the multipart field `file`.", "missing_parameter")
+            name = _filename(getattr(file, "filename", None))
+            place = site.upload_place(caller, site.base_url(http), name, getattr(file, "content_type", None))
+            size = await site.store_upload(place.name, _chunks(file))
+        return answer(_uploaded(place, name, size) | {"url": place.download_url})
+
+    # Catalogue and account: there is nothing to pay.
+
+    @routes.get("/models")
+    async def models(http: HttpRequest) -> Response:
+        site.caller(http, Scope.READ)
+        base = site.base_url(http)
+        return answer([_listed(model, base, number) for number, model in enumerate(MODELS.values())])
+
+    @routes.get("/webhook/secret")
+    async def webhook_secret(http: HttpRequest) -> Response:
+        key = site.board.store.key(site.caller(http, Scope.READ).key_id)
+        return answer({"secret": key.webhook_secret if key is not None else ""})
+
+    @routes.get("/balance")
+    async def balance(http: HttpRequest) -> Response:
+        site.caller(http, Scope.READ)
+        return answer({"balance": 1000.0})
+
+    @routes.get("/account/balance")
+    async def account_balance(http: HttpRequest) -> Response:
+        site.caller(http, Scope.READ)
+        return answer({"balance": 1000.0, "currency": "USD"})
+
+    @routes.get("/account/usage")
+    async def account_usage(http: HttpRequest, start_date: str = "", end_date: str = "") -> Response:
+        caller = site.caller(http, Scope.READ)
+        total = _count(site, caller)
+        period = f"{start_date or 'start'} to {end_date or 'today'}"
+        return answer({"period": period, "total_requests": total, "total_cost": 0.0, "by_model": []})
+
+    @routes.post("/user/usage_stats", openapi_extra=JSON_BODY)
+    async def usage_stats(http: HttpRequest) -> Response:
+        caller = site.caller(http, Scope.READ)
+        summary = {
+            "total_cost": 0.0,
+            "total_requests": _count(site, caller),
+            "success_requests": _count(site, caller, State.SUCCEEDED),
+        }
+        return answer({"per_model_usage": [], "daily_usage": [], "summary": summary})
+
+    @routes.post("/billings/search", openapi_extra=JSON_BODY)
+    async def billings(http: HttpRequest) -> Response:
+        site.caller(http, Scope.READ)
+        page = _number({"page": 1, **(await _object(http))}, "page", 1, 10**6)
+        return answer({"page": page, "has_more": False, "items": []})
+
+    @routes.post("/model/pricing", openapi_extra=JSON_BODY)
+    async def pricing(http: HttpRequest) -> Response:
+        site.caller(http, Scope.READ)
+        model = _model(str((await _object(http)).get("model_id")))
+        return answer({"model_id": model.id, "unit_price": 0.0, "currency": "USD"})
+
+    @routes.post("/model/price", openapi_extra=JSON_BODY)
+    async def price(http: HttpRequest) -> Response:
+        site.caller(http, Scope.READ)
+        model = _model(str((await _object(http)).get("model_id")))
+        costs = {"price": 0.0, "discounted_price": 0.0, "discount_rate": 0.0}
+        return answer({"model_id": model.id, **costs, "currency": "USD"})
+
+    # Submissions: any other path of two or more segments is a model's id.
+
+    @routes.post("/{vendor}/{name:path}", openapi_extra=JSON_BODY)
+    async def submit(
+        http: HttpRequest,
+        vendor: str,
+        name: str,
+        webhook: str | None = Query(None, description="URL to call."),
+    ) -> Response:
+        caller = site.caller(http, Scope.RUN)
+        model = _model(f"{vendor}/{name}")
+        if site.board.is_full():
+            raise BusyError("The queue of this server is full: submit again later.", RETRY_AFTER_S)
+        site.require_space()
+        body = await read_body(http, site.settings.max_body_bytes)
+        submission = read_submission(
+            model, body, http.url.query, enforce_limits=site.settings.enforce_vendor_limits
+        )
+        record = await _submit(site, caller, model, submission, site.base_url(http), _idempotency_key(http))
+        if not submission.sync:
+            return answer(prediction(site, record))
+        ended = await site.board.until_final(record.job.id, site.settings.sync_timeout_s) or record
+        if ended.job.state.is_final:
+            return answer(await _with_output(site, ended))
+        return answer(_still_working(site, ended))
+
+    return routes
+
+
+async def _submit(
+    site: Site, caller: Caller, model: Model, given: Submission, base: str, idempotency_key: str | None
+) -> Record:
+    job_id = secrets.token_hex(16)
+    sources = []
+    for source in given.sources:
+        own = None if source.url is None else site.own_blob(source.url, base, caller)
+        if own is not None:
+            source = InputSource(source.role, blob=own, limits=source.limits)
+        elif source.role in given.inline:
+            blob = f"inputs/{job_id}/{source.role}.bin"
+            await site.store_upload(blob, _once(given.inline[source.role]))
+            source = InputSource(source.role, blob=blob, limits=source.limits)
+        sources.append(source)
+    said = {"model": model.id, "input": given.said_input, "base64": given.base64, "base": base}
+    request = Request(
+        dialect=NAME,
+        said=json.dumps(said),
+        label=model.id,
+        sources=tuple(sources),
+        key_id=caller.key_id,
+        options=given.options,
+        webhook_url=given.webhook_url,
+        request_id=correlation_id.get() or "-",
+    )
+    return await site.submit(caller, job_id, request, idempotency_key)
+
+
+async def _with_output(site: Site, record: Record) -> dict[str, Any]:
+    """The prediction, with the file's content where that was asked for."""
+    shown = prediction(site, record)
+    if shown["outputs"] and json.loads(record.request.said)["base64"] and record.job.output is not None:
+        name = record.job.output.blob
+        info = site.blobs.info(name)
+        content = b"".join([part async for part in site.blobs.read(name, 0, info.size if info else 0)])
+        shown["outputs"] = [base64.b64encode(content).decode()]
+    return shown
+
+
+def _still_working(site: Site, record: Record) -> dict[str, Any]:
+    shown = prediction(site, record)
+    shown["status"], shown["code"] = "processing", TIMED_OUT
+    shown["error"] = (
+        f"Sync mode timed out after {site.settings.sync_timeout_s:g} seconds. The prediction is still "
+        f"processing asynchronously. Prediction ID: {record.job.id}. "
+        f"Query the result later at: {shown['urls']['get']}"
+    )
+    return shown
+
+
+def _known(site: Site, caller: Caller, job_id: str) -> Record:
+    record = site.job(caller, job_id)
+    if record is None:
+        raise Refusal(404, f"There is no prediction {job_id[:64]!r}.", "not_found")
+    return record
+
+
+def _model(model_id: str) -> Model:
+    model = MODELS.get(model_id)
+    if model is None:
+        raise Refusal(
+            404, f"There is no model {model_id[:200]!r} here; GET /models lists them.", "model_not_found"
+        )
+    return model
+
+
+def _listed(model: Model, base: str, number: int) -> dict[str, Any]:
+    run = {
+        "type": "model_run",
+        "method": "POST",
+        "server": base,
+        "api_path": f"/api/v3/{model.id}",
+        "request_schema": schema(model),
+    }
+    return {
+        "model_id": model.id,
+        "name": model.id,
+        "base_price": 0.0,
+        "description": model.about,
+        "type": "digital-human",
+        "sort_order": number,
+        "formula": "",
+        "api_schema": {"api_schemas": [run]},
+    }
+
+
+def _uploaded(place: Upload, filename: str, size: int) -> dict[str, Any]:
+    return {"type": place.kind, "download_url": place.download_url, "filename": filename, "size": size}
+
+
+def _filename(value: object) -> str:
+    """The last part of a given name; it is shown and its suffix looked at, nothing else."""
+    return re.split(r"[/\\]", value)[-1][:255] if isinstance(value, str) and value else "upload"
+
+
+def _idempotency_key(http: HttpRequest) -> str | None:
+    key = http.headers.get("idempotency-key")
+    if key is not None and not 1 <= len(key) <= 200:
+        raise Refusal(400, "Idempotency-Key must have 1 to 200 characters.", "invalid_parameter")
+    return key
+
+
+async def _object(http: HttpRequest) -> dict[str, Any]:
+    body = await read_body(http, 1 << 20)
+    try:
+        given = json.loads(body or b"{}")
+    except (ValueError, RecursionError):
+        given = None
+    if not isinstance(given, dict):
+        raise Refusal(400, "The body must be a JSON object.", "invalid_json")
+    return given
+
+
+def _number(given: dict[str, Any], name: str, low: int, high: int) -> int:
+    value = given.get(name)
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        raise Refusal(400, f"{name} must be an integer from {low} to {high}.", "invalid_parameter")
+    return value
+
+
+def _time(given: dict[str, Any], name: str) -> float | None:
+    value = given.get(name)
+    if value is None or value == "":
+        return None
+    try:
+        moment = datetime.fromisoformat(value)
+        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+    except (TypeError, ValueError, OverflowError):
+        raise Refusal(
+            400, f"{name} must be a time such as 2026-01-02T03:04:05Z.", "invalid_parameter"
+        ) from None
+
+
+def _count(site: Site, caller: Caller, *states: State) -> int:
+    return site.board.store.page(caller.tenant, offset=0, limit=1, states=states)[1]
+
+
+async def _chunks(file: Any) -> AsyncIterator[bytes]:
+    while chunk := await file.read(1 << 20):
+        yield chunk
+
+
+async def _once(data: bytes) -> AsyncIterator[bytes]:
+    yield data

@@ -1,0 +1,211 @@
+"""What crosses between the server's parts: what a client asked for, and what parent and worker say.
+
+Frozen values without behaviour. A dialect makes a `Request` from a body, the store keeps it. Parent and
+worker exchange one JSON object per line on the worker's standard streams. No field has a foreign vendor's
+name.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Annotated, Literal
+
+from pydantic import Field, TypeAdapter
+
+
+class Role(StrEnum):
+    """What an input is for."""
+
+    VIDEO = "video"
+    IMAGE = "image"
+    AUDIO = "audio"
+
+
+@dataclass(frozen=True, slots=True)
+class MediaLimits:
+    """What a model's vendor takes, enforced before work starts. None: no limit of that kind.
+
+    Attributes:
+        formats: container names such as mp4; empty: whatever the engine reads.
+        max_bytes: size of the file.
+        min_s, max_s: length.
+        min_side_px, max_side_px: both sides of the picture.
+    """
+
+    formats: tuple[str, ...] = ()
+    max_bytes: int | None = None
+    min_s: float | None = None
+    max_s: float | None = None
+    min_side_px: int | None = None
+    max_side_px: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class InputSource:
+    """Where an input comes from: exactly one of the two.
+
+    Attributes:
+        role: what it is for.
+        url: to be fetched.
+        blob: already here, an upload or inline data.
+        limits: of the model that was called.
+    """
+
+    role: Role
+    url: str | None = None
+    blob: str | None = None
+    limits: MediaLimits = MediaLimits()
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What may be chosen about a job; None takes the model's default."""
+
+    model: str | None = None
+    num_inference_steps: int | None = None
+    guidance_scale: float | None = None
+    seed: int | None = None
+    fps: str | None = None
+    loop_mode: str | None = None
+    face: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A job as asked for.
+
+    Attributes:
+        dialect: the name of the dialect that took it and alone understands `said`.
+        said: JSON text, for that dialect's answers.
+        label: a word of that dialect's to look for in lists.
+        sources: inputs, one per role.
+        options: of the engine.
+        key_id: of the API key that asked; its secret signs the webhook.
+        request_id: of the HTTP request that submitted it; stands in logs and in the webhook's headers.
+        webhook_url: told about the end.
+    """
+
+    dialect: str
+    said: str
+    label: str
+    sources: tuple[InputSource, ...]
+    key_id: str
+    options: Options = field(default_factory=Options)
+    webhook_url: str | None = None
+    request_id: str = "-"
+
+    def to_json(self) -> str:
+        return _REQUEST.dump_json(self).decode()
+
+    @staticmethod
+    @functools.lru_cache(maxsize=4096)
+    def from_json(text: str) -> Request:
+        return _REQUEST.validate_json(text)
+
+
+_REQUEST: TypeAdapter[Request] = TypeAdapter(Request)
+
+
+# --- parent to worker ---
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Do this job: local files in, `output` out. The picture is a video, or a portrait to be animated."""
+
+    job_id: str
+    picture: str
+    is_portrait: bool
+    audio: str
+    output: str
+    options: Options
+    picture_limits: MediaLimits
+    audio_limits: MediaLimits
+    kind: Literal["start"] = "start"
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """Stop that job between two windows."""
+
+    job_id: str
+    kind: Literal["stop"] = "stop"
+
+
+ToWorker = Start | Stop
+
+
+# --- worker to parent ---
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """The model is loaded and has run once."""
+
+    device: str
+    model: str
+    kind: Literal["ready"] = "ready"
+
+
+@dataclass(frozen=True, slots=True)
+class Working:
+    """Where the job is."""
+
+    job_id: str
+    stage: str
+    done: int
+    total: int
+    per_s: float
+    kind: Literal["working"] = "working"
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """The output file is complete. `device_s`: rendering alone."""
+
+    job_id: str
+    device_s: float
+    kind: Literal["done"] = "done"
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The job failed and the worker is well. `again`: another try may succeed."""
+
+    job_id: str
+    code: str
+    message: str
+    again: bool
+    kind: Literal["failed"] = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class Stopped:
+    """The job was stopped as asked."""
+
+    job_id: str
+    kind: Literal["stopped"] = "stopped"
+
+
+FromWorker = Ready | Working | Done | Failed | Stopped
+
+_TO_WORKER: TypeAdapter[ToWorker] = TypeAdapter(Annotated[ToWorker, Field(discriminator="kind")])
+_FROM_WORKER: TypeAdapter[FromWorker] = TypeAdapter(Annotated[FromWorker, Field(discriminator="kind")])
+
+
+def line_to_worker(message: ToWorker) -> bytes:
+    return _TO_WORKER.dump_json(message) + b"\n"
+
+
+def read_to_worker(line: bytes | str) -> ToWorker:
+    return _TO_WORKER.validate_json(line)
+
+
+def line_from_worker(message: FromWorker) -> bytes:
+    return _FROM_WORKER.dump_json(message) + b"\n"
+
+
+def read_from_worker(line: bytes | str) -> FromWorker:
+    return _FROM_WORKER.validate_json(line)

@@ -1,0 +1,154 @@
+"""Every setting of the server, in one table; environment over file over default.
+
+`LIPSYNC_<NAME>` in the environment, or `name = value` in the TOML file that `LIPSYNC_CONFIG` names. A name
+that does not exist or a value that cannot be used stops the start and is named. Secrets are not settings:
+keys lie in the database, the signing secret in the data folder.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Literal
+
+import platformdirs
+from pydantic import Field, HttpUrl, ValidationError, field_validator
+from pydantic_settings import (
+    BaseSettings,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+PREFIX = "LIPSYNC_"
+ENGINE_VARIABLES = {"CACHE_DIR", "WEIGHTS_DIR", "FFMPEG", "DEVICE", "CONFIG"}
+"""LIPSYNC_ variables that belong to the engine, and the one that names the file."""
+
+LogFormat = Literal["text", "json"]
+Names = Annotated[tuple[str, ...], NoDecode]
+"""Comma-separated in the environment, a list in the file."""
+
+
+class SettingsError(Exception):
+    """A setting is wrong; the message names it."""
+
+
+class Settings(BaseSettings):
+    """See the module; each field's description is its line in the documentation."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True)
+
+    host: str = Field("127.0.0.1", description="Address to listen on.")
+    port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    public_url: HttpUrl | None = Field(
+        None, description="How clients reach the server; unset: taken from each request's Host header."
+    )
+    data_dir: Path = Field(
+        default_factory=lambda: Path(platformdirs.user_data_dir("lipsync")),
+        description="Database, uploads, results, signing secret.",
+    )
+    database_url: str | None = Field(
+        None, description="SQLAlchemy URL; unset: SQLite in the data folder, opened by this process alone."
+    )
+    model: str = Field("tiny", description="Model that the workers load, as `lipsync weights list` names it.")
+    devices: Names = Field(
+        (),
+        description="One worker per entry (cuda:0, cpu, …); unset: every CUDA device, else one CPU worker.",
+    )
+    max_waiting: int = Field(1000, ge=1, description="Jobs that may wait; one more is answered with 429.")
+    max_attempts: int = Field(3, ge=1, le=10, description="Tries of a job whose worker is lost.")
+    max_wait_s: float = Field(86400, gt=0, description="A job that waited longer fails.")
+    max_run_s: float = Field(21600, gt=0, description="A job that ran longer fails.")
+    stall_s: float = Field(300, gt=0, description="A worker silent for longer is replaced.")
+    max_upload_bytes: int = Field(2 * 1024**3, ge=1, description="Largest upload or fetched input.")
+    max_body_bytes: int = Field(
+        96 * 1024**2, ge=1024, description="Largest JSON body (inputs may be in it as base64)."
+    )
+    min_free_bytes: int = Field(
+        1024**3, ge=0, description="Uploads and jobs are refused while the disk has less than that free."
+    )
+    enforce_vendor_limits: bool = Field(
+        True, description="Hold each model id to the limits that its vendor documents."
+    )
+    allow_hosts: Names = Field(
+        (), description="Host names and networks that inputs and webhooks may use although not public."
+    )
+    sync_timeout_s: float = Field(90, gt=0, le=290, description="How long a sync-mode request waits.")
+    retention_s: float = Field(
+        7 * 86400, gt=0, description="Jobs, uploads and results older than this are deleted."
+    )
+    requests_per_minute: int = Field(
+        1200, ge=1, description="Requests of one key; more are answered with 429."
+    )
+    recycle_after_jobs: int = Field(
+        200, ge=1, description="A worker process is replaced after that many jobs."
+    )
+    recycle_growth_bytes: int = Field(
+        4 * 1024**3,
+        ge=1,
+        description="A worker that holds that much more memory than when fresh is replaced.",
+    )
+    log_format: LogFormat = Field("text", description="`text` or `json`: one object per line.")
+    drain_s: float = Field(30, ge=0, description="How long a stopping server lets running jobs finish.")
+
+    @field_validator("devices", "allow_hosts", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        return (
+            tuple(part.strip() for part in value.split(",") if part.strip())
+            if isinstance(value, str)
+            else value
+        )
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        named = os.environ.get(f"{PREFIX}CONFIG")
+        file = (TomlConfigSettingsSource(settings_cls, Path(named)),) if named else ()
+        return (init_settings, env_settings, *file)
+
+    @property
+    def database(self) -> str:
+        return self.database_url or f"sqlite:///{self.data_dir / 'lipsync.sqlite'}"
+
+
+def load_settings(**given: object) -> Settings:
+    """Read environment and file; `given` overrides both.
+
+    Raises:
+        SettingsError: a name that does not exist, a value that cannot be used, a file that cannot be read.
+    """
+    named = os.environ.get(f"{PREFIX}CONFIG")
+    if named and not Path(named).is_file():
+        raise SettingsError(f"{PREFIX}CONFIG names {named}, which is not a file.")
+    known = {f"{PREFIX}{name.upper()}" for name in Settings.model_fields}
+    known |= {f"{PREFIX}{name}" for name in ENGINE_VARIABLES}
+    if unknown := sorted(name for name in os.environ if name.startswith(PREFIX) and name not in known):
+        raise SettingsError(f"{unknown[0]} is not a setting; `lipsync serve --help` names the list.")
+    try:
+        return Settings(**given)  # type: ignore[arg-type]
+    except ValidationError as error:
+        problem = error.errors()[0]
+        name = ".".join(str(part) for part in problem["loc"])
+        if problem["type"] == "extra_forbidden":
+            raise SettingsError(f"{name} is not a setting.") from error
+        raise SettingsError(f"{name} = {problem['input']!r} cannot be used: {problem['msg']}.") from error
+    except ValueError as error:  # the TOML itself
+        raise SettingsError(f"{named} cannot be read: {error}.") from error
+
+
+def documented() -> str:
+    """The settings as a Markdown table."""
+    lines = ["| setting | default | meaning |", "|---|---|---|"]
+    for name, field in Settings.model_fields.items():
+        default = "the user's data folder" if name == "data_dir" else field.default
+        shown = "" if default in (None, ()) else f"`{default}`"
+        lines.append(f"| `{name}` | {shown} | {field.description} |")
+    return "\n".join(lines)

@@ -1,0 +1,219 @@
+"""What all dialects share: who calls, the jobs, uploads and links to files. It speaks no dialect itself."""
+
+from __future__ import annotations
+
+import mimetypes
+import secrets
+import shutil
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from urllib.parse import quote, unquote, urlsplit
+
+from fastapi import Request as HttpRequest
+
+from server.auth import Caller, RateLimit, RefusedError, Scope, Signer, authenticate
+from server.blobs import Blobs, TooLargeError
+from server.board import Board
+from server.jobs import Job
+from server.messages import Request
+from server.settings import Settings
+from server.store import QueueFullError, QuotaError, Record
+
+RETRY_AFTER_S = 5
+
+MEDIA_TYPES = {
+    "mp4": "video/mp4", "mov": "video/quicktime", "webm": "video/webm", "mkv": "video/x-matroska",
+    "avi": "video/x-msvideo", "mp3": "audio/mpeg", "wav": "audio/wav", "ogg": "audio/ogg", "aac": "audio/aac",
+    "flac": "audio/flac", "m4a": "audio/mp4", "opus": "audio/ogg", "png": "image/png", "jpg": "image/jpeg",
+    "jpeg": "image/jpeg", "webp": "image/webp", "bmp": "image/bmp", "gif": "image/gif", "tiff": "image/tiff",
+}  # fmt: skip
+
+
+class BusyError(Exception):
+    """Too much is asked for at present.
+
+    Attributes:
+        wait_s: when to come again.
+    """
+
+    def __init__(self, message: str, wait_s: float) -> None:
+        super().__init__(message)
+        self.message = message
+        self.wait_s = wait_s
+
+
+class BodyTooLargeError(Exception):
+    """The request's body is larger than the server takes."""
+
+
+class DiskFullError(Exception):
+    """There is no room for more; the message says so."""
+
+
+@dataclass(frozen=True, slots=True)
+class Upload:
+    """A place for an upload. `name` is the blob's."""
+
+    name: str
+    put_url: str
+    download_url: str
+    kind: str
+    expires_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """The running server, as dialects see it."""
+
+    settings: Settings
+    board: Board
+    blobs: Blobs
+    signer: Signer
+    rates: RateLimit
+
+    def caller(self, http: HttpRequest, scope: Scope) -> Caller:
+        """Who calls, allowed to.
+
+        Raises:
+            RefusedError: 401 or 403. BusyError: the key asks too often.
+        """
+        now = self.board.now()
+        caller = authenticate(self.board.store, http.headers.get("authorization"), now)
+        if (wait_s := self.rates.wait_s(caller.key_id, now, caller.requests_per_minute)) > 0:
+            raise BusyError("This key sends too many requests: slow down.", wait_s)
+        caller.require(scope)
+        return caller
+
+    def base_url(self, http: HttpRequest) -> str:
+        """How the client reaches us, without a slash at the end."""
+        if self.settings.public_url is not None:
+            return str(self.settings.public_url).rstrip("/")
+        return f"{http.url.scheme}://{http.url.netloc}"
+
+    def require_space(self) -> None:
+        """Refuse what would fill the disk, while what is accepted can still be finished.
+
+        Raises:
+            DiskFullError.
+        """
+        if shutil.disk_usage(self.settings.data_dir).free < self.settings.min_free_bytes:
+            raise DiskFullError("The disk of this server is full: try again later, or tell its operator.")
+
+    # --- jobs ---
+
+    async def submit(
+        self, caller: Caller, job_id: str, request: Request, idempotency_key: str | None
+    ) -> Record:
+        """A job, on disk when this returns.
+
+        Raises:
+            BusyError: the queue is full, or the key's quota is used up.
+        """
+        job = Job(id=job_id, tenant=caller.tenant, created_at=self.board.now())
+        try:
+            record, _ = await self.board.submit(job, request, idempotency_key)
+        except QueueFullError:
+            raise BusyError("The queue of this server is full: submit again later.", RETRY_AFTER_S) from None
+        except QuotaError as error:
+            raise BusyError(error.message, error.wait_s) from None
+        return record
+
+    def job(self, caller: Caller, job_id: str) -> Record | None:
+        """A job of the caller's; None for unknown and other tenants' alike."""
+        return self.board.store.get(job_id, caller.tenant)
+
+    async def delete(self, caller: Caller, ids: list[str]) -> int:
+        """Cancel what runs, then forget the caller's jobs and their files; how many there were."""
+        for job_id in ids:
+            if (record := self.job(caller, job_id)) is not None and not record.job.state.is_final:
+                await self.board.cancel(job_id)
+                await self.board.until_final(job_id, 20.0)
+        gone = await self.board.write(lambda: self.board.store.delete(ids, caller.tenant))
+        for record in gone:
+            self.forget_files(record)
+        return len(gone)
+
+    def forget_files(self, record: Record) -> None:
+        """Delete the result and the inputs that belong to this job alone."""
+        names = [source.blob for source in record.request.sources if source.blob is not None]
+        if record.job.output is not None:
+            names.append(record.job.output.blob)
+        for name in names:
+            if not name.startswith("uploads/"):  # other jobs may use an upload
+                self.blobs.delete(name)
+
+    # --- files ---
+
+    def file_url(self, base: str, name: str, since: float) -> str:
+        """A link to a blob that needs no key and lasts as long as the blob does."""
+        token = self.signer.sign("read", name, since + self.settings.retention_s)
+        return f"{base}/files/{token}/{quote(name)}"
+
+    def own_blob(self, url: str, base: str, caller: Caller) -> str | None:
+        """The blob behind one of our own links, where the caller may use it; None for any other URL."""
+        parts, ours = urlsplit(url), urlsplit(base)
+        if (parts.scheme, parts.netloc) != (ours.scheme, ours.netloc) or not parts.path.startswith("/files/"):
+            return None
+        token, _, name = parts.path.removeprefix("/files/").partition("/")
+        name = unquote(name)
+        if not self.signer.holds("read", name, token, self.board.now()):
+            return None
+        owner = name.startswith(f"uploads/{caller.tenant}/")
+        result = name.startswith("results/") and self.job(caller, name[8:40]) is not None
+        return name if owner or result else None
+
+    def upload_place(self, caller: Caller, base: str, filename: str, content_type: str | None) -> Upload:
+        """Where a file may be put once, by whoever has the link.
+
+        Raises:
+            DiskFullError.
+        """
+        self.require_space()
+        suffix = filename.rpartition(".")[2].lower()
+        if suffix not in MEDIA_TYPES:
+            guessed = mimetypes.guess_extension(content_type or "") or ".bin"
+            suffix = guessed[1:] if guessed[1:] in MEDIA_TYPES else "bin"
+        name = f"uploads/{caller.tenant}/{secrets.token_hex(16)}.{suffix}"
+        now = self.board.now()
+        expires_at = now + 3600
+        token = self.signer.sign("write", name, expires_at)
+        kind = MEDIA_TYPES.get(suffix, "file/").partition("/")[0]
+        return Upload(
+            name, f"{base}/uploads/{token}/{quote(name)}", self.file_url(base, name, now), kind, expires_at
+        )
+
+    async def store_upload(self, name: str, chunks: AsyncIterator[bytes]) -> int:
+        """Bytes of an upload into its place; returns how many.
+
+        Raises:
+            BodyTooLargeError, DiskFullError: nothing was kept.
+        """
+        self.require_space()
+        try:
+            return await self.blobs.write(name, chunks, self.settings.max_upload_bytes)
+        except TooLargeError:
+            raise BodyTooLargeError(
+                f"A file may have at most {self.settings.max_upload_bytes / 1e6:.0f} MB here."
+            ) from None
+
+
+async def read_body(http: HttpRequest, max_bytes: int) -> bytes:
+    """The whole body.
+
+    Raises:
+        BodyTooLargeError: as soon as that is known.
+    """
+    sentence = f"The request may have at most {max_bytes / 1e6:.0f} MB: upload large files first."
+    announced = http.headers.get("content-length", "")
+    if announced.isascii() and announced.isdigit() and int(announced) > max_bytes:
+        raise BodyTooLargeError(sentence)
+    parts, size = [], 0
+    async for chunk in http.stream():
+        size += len(chunk)
+        if size > max_bytes:
+            raise BodyTooLargeError(sentence)
+        parts.append(chunk)
+    return b"".join(parts)
+
+
+__all__ = ["BodyTooLargeError", "BusyError", "DiskFullError", "RefusedError", "Site", "Upload", "read_body"]

@@ -1,0 +1,385 @@
+"""Keeps one worker process per device busy: claims a job, brings its inputs, follows it, stores its end.
+
+The parent's half of the work; it owns network, files and state, the worker (`worker`, another process) owns
+the device. A worker that dies, goes silent or does not stop when told is killed and replaced; its job waits
+again while attempts are left. It knows no dialect and no SQL.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import shutil
+import signal
+import sys
+from asyncio.subprocess import PIPE, Process
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from server import jobs
+from server.blobs import Blobs
+from server.board import Board
+from server.fetch import Inputs
+from server.jobs import Failure, Job, NotAllowedError, Output, Progress
+from server.messages import (
+    Done,
+    Failed,
+    FromWorker,
+    MediaLimits,
+    Ready,
+    Role,
+    Start,
+    Stop,
+    Stopped,
+    ToWorker,
+    Working,
+    line_to_worker,
+    read_from_worker,
+)
+from server.store import Record
+from server.transport import TransportError
+
+log = logging.getLogger("lipsync.supervisor")
+
+BEAT_EVERY_S = 10.0
+STOP_WITHIN_S = 10.0
+"""A worker that does not stop a job within this time is killed."""
+
+READY_WITHIN_S = 900.0
+RESTART_PAUSE_S = 2.0
+"""Between a worker's death and its successor, so that one that cannot start does not spin."""
+
+LINE_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerSettings:
+    """Attributes: as in `Settings`; `folder` holds inputs, outputs and the engine's resumable work."""
+
+    model: str
+    folder: Path
+    stall_s: float
+    recycle_after_jobs: int
+    recycle_growth_bytes: int
+    log_format: str
+    drain_s: float
+
+
+class WorkerGoneError(Exception):
+    """The worker process ended, went silent, or spoke nonsense."""
+
+
+def result_blob(job_id: str) -> str:
+    return f"results/{job_id}.mp4"
+
+
+class Supervisor:
+    """All workers of this server.
+
+    Args:
+        devices: one worker for each.
+    """
+
+    def __init__(
+        self, board: Board, blobs: Blobs, inputs: Inputs, devices: tuple[str, ...], settings: WorkerSettings
+    ) -> None:
+        self._seats = [_Seat(device, board, blobs, inputs, settings) for device in devices]
+        self._settings = settings
+        self._tasks: list[asyncio.Task[None]] = []
+        board.on_stop = self._stop
+
+    @property
+    def is_ready(self) -> bool:
+        """A worker has its model loaded."""
+        return any(seat.is_ready for seat in self._seats)
+
+    @property
+    def workers(self) -> list[tuple[str, bool, int]]:
+        """Of each device: its name, whether its worker is ready, how many processes were started for it."""
+        return [(seat.device, seat.is_ready, seat.starts) for seat in self._seats]
+
+    def start(self) -> None:
+        self._tasks = [asyncio.create_task(seat.run(), name=f"worker {seat.device}") for seat in self._seats]
+
+    async def drain(self) -> None:
+        """Take no more jobs; let running ones finish for a while, hand the rest back, end the workers."""
+        for seat in self._seats:
+            seat.leave()
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=self._settings.drain_s)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _stop(self, job: Job) -> None:
+        for seat in self._seats:
+            seat.stop(job.id)
+
+
+class _Seat:
+    """One device: its worker process, and the job that it has."""
+
+    def __init__(
+        self, device: str, board: Board, blobs: Blobs, inputs: Inputs, settings: WorkerSettings
+    ) -> None:
+        self.device = device
+        self.is_ready = False
+        self.starts = 0
+        self._board, self._blobs, self._inputs, self._settings = board, blobs, inputs, settings
+        self._leaving = asyncio.Event()
+        self._current: asyncio.Task[None] | None = None
+        self._current_id: str | None = None
+        self._stop_asked = asyncio.Event()
+
+    def leave(self) -> None:
+        self._leaving.set()
+
+    def stop(self, job_id: str) -> None:
+        if job_id == self._current_id:
+            self._stop_asked.set()
+
+    async def run(self) -> None:
+        """Worker after worker until told to leave."""
+        while not self._leaving.is_set():
+            self.starts += 1
+            try:
+                async with _worker(self.device, self._settings) as worker:
+                    self.is_ready = True
+                    await self._serve(worker)
+            except WorkerGoneError as error:
+                log.warning("worker %s: %s", self.device, error)
+                await self._pause()
+            except Exception:  # a full disk, a database that is away: the seat must outlast it
+                log.exception("worker %s: stumbled", self.device)
+                await self._pause()
+            finally:
+                self.is_ready = False
+
+    async def _pause(self) -> None:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._leaving.wait(), RESTART_PAUSE_S)
+
+    async def _serve(self, worker: _Worker) -> None:
+        fresh_bytes = worker.resident_bytes()
+        for _ in range(self._settings.recycle_after_jobs):
+            record = await self._next_job()
+            if record is None:
+                return
+            await self._do(record, worker)
+            if (grown := worker.resident_bytes() - fresh_bytes) > self._settings.recycle_growth_bytes:
+                log.info("worker %s: has grown by %d MiB and is replaced", self.device, grown >> 20)
+                return
+
+    async def _next_job(self) -> Record | None:
+        """Wait for a job; None when it is time to leave."""
+        while not self._leaving.is_set():
+            self._board.job_came.clear()
+            if (record := await self._board.claim()) is not None:
+                self._board.job_came.set()  # the other seats look as well
+                return record
+            waits = [asyncio.create_task(event.wait()) for event in (self._board.job_came, self._leaving)]
+            await asyncio.wait(waits, timeout=BEAT_EVERY_S, return_when=asyncio.FIRST_COMPLETED)
+            for wait in waits:
+                wait.cancel()
+        return None
+
+    async def _do(self, record: Record, worker: _Worker) -> None:
+        """One claim of one job, to whatever end; the job's row says which."""
+        job_id, fence = record.job.id, record.job.fence
+        folder = self._settings.folder / "jobs" / job_id
+        self._current_id = job_id
+        self._stop_asked.clear()
+        end = partial(self._end, job_id)
+        beats = asyncio.create_task(self._beat(job_id, fence))
+        try:
+            if self._blobs.info(result_blob(job_id)) is not None:  # stored, but its row was not written
+                await end(lambda job, now: jobs.succeed(job, fence, now, Output(result_blob(job_id), 0.0)))
+                return
+            folder.mkdir(parents=True, exist_ok=True)
+            last = await self._work(record, folder, worker)
+            match last:
+                case Done(device_s=device_s):
+                    self._blobs.take(result_blob(job_id), folder / "out.mp4")
+                    output = Output(result_blob(job_id), device_s)
+                    await end(lambda job, now: jobs.succeed(job, fence, now, output))
+                case Failed(code=code, message=message, again=again):
+                    failure = Failure(code, message, again)
+                    await end(lambda job, now: jobs.fail(job, fence, now, failure, self._board.policy))
+                case _:
+                    await end(lambda job, now: jobs.confirm_cancel(job, fence, now))
+        except TransportError as error:
+            failure = Failure(error.code, error.message)
+            await end(lambda job, now: jobs.fail(job, fence, now, failure, self._board.policy))
+        except WorkerGoneError:
+            await end(lambda job, now: jobs.fail(job, fence, now, jobs.WORKER_LOST, self._board.policy))
+            raise
+        except asyncio.CancelledError:
+            await end(lambda job, now: jobs.hand_back(job, fence, now))
+            raise
+        finally:
+            beats.cancel()
+            self._current_id = None
+            ended = self._board.store.get(job_id)
+            if ended is None or ended.job.state.is_final:
+                shutil.rmtree(folder, ignore_errors=True)
+
+    async def _work(self, record: Record, folder: Path, worker: _Worker) -> FromWorker:
+        """Bring the inputs and follow the worker; its last word on this job."""
+        fetching = asyncio.create_task(self._inputs.bring(record, folder))
+        if not await self._unless_stopped(fetching):
+            return Stopped(record.job.id)
+        local = fetching.result()
+        sources = {source.role: source for source in record.request.sources}
+        is_portrait = Role.IMAGE in sources
+        picture = Role.IMAGE if is_portrait else Role.VIDEO
+        limits = {role: source.limits for role, source in sources.items()}
+        await worker.say(
+            Start(
+                job_id=record.job.id,
+                picture=str(local[picture]),
+                is_portrait=is_portrait,
+                audio=str(local[Role.AUDIO]),
+                output=str(folder / "out.mp4"),
+                options=record.request.options,
+                picture_limits=limits.get(picture, MediaLimits()),
+                audio_limits=limits.get(Role.AUDIO, MediaLimits()),
+            )
+        )
+        loop, kill_at = asyncio.get_running_loop(), None
+        while True:
+            hearing = asyncio.create_task(worker.hear(self._settings.stall_s))
+            if kill_at is None and not await self._unless_stopped(hearing, cancel=False):
+                kill_at = loop.time() + STOP_WITHIN_S
+                await worker.say(Stop(record.job.id))
+            try:
+                async with asyncio.timeout_at(kill_at):
+                    message = await hearing
+            except TimeoutError:
+                raise WorkerGoneError("it did not stop the job when told") from None
+            match message:
+                case Working() as working:
+                    progress = Progress(working.stage, working.done, working.total, working.per_s)
+                    if not await self._report(record, progress):
+                        self._stop_asked.set()
+                case Done() | Failed() | Stopped():
+                    return message
+                case Ready():
+                    raise WorkerGoneError("it started anew by itself")
+
+    async def _unless_stopped(self, task: asyncio.Task[Any], *, cancel: bool = True) -> bool:
+        """Wait for a task, or for the order to stop; whether the task came first."""
+        stop = asyncio.create_task(self._stop_asked.wait())
+        await asyncio.wait([task, stop], return_when=asyncio.FIRST_COMPLETED)
+        stop.cancel()
+        if task.done():
+            return True
+        if cancel:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+        return False
+
+    async def _report(self, record: Record, progress: Progress) -> bool:
+        """Write progress down; False where the job is no longer ours."""
+        fence = record.job.fence
+        try:
+            await self._board.change(
+                record.job.id, lambda job, now: jobs.beat(job, fence, now, self._board.policy, progress)
+            )
+        except (NotAllowedError, KeyError):
+            return False
+        return True
+
+    async def _beat(self, job_id: str, fence: int) -> None:
+        while True:
+            await asyncio.sleep(BEAT_EVERY_S)
+            try:
+                await self._board.change(
+                    job_id, lambda job, now: jobs.beat(job, fence, now, self._board.policy)
+                )
+            except (NotAllowedError, KeyError):
+                self._stop_asked.set()
+                return
+
+    async def _end(self, job_id: str, transition: Callable[[Job, float], Job]) -> None:
+        try:
+            record = await self._board.change(job_id, transition)
+        except (NotAllowedError, KeyError) as error:
+            log.info("job %s: %s", job_id, error)  # it ended or was taken over meanwhile
+        else:
+            failure = record.job.failure
+            why = f": {failure.code}: {failure.message}" if failure is not None else ""
+            log.info("job %s: %s%s", job_id, record.job.state, why, extra=record.tags)
+
+
+class _Worker:
+    """A running worker process."""
+
+    def __init__(self, process: Process) -> None:
+        self._process = process
+
+    def resident_bytes(self) -> int:
+        """Memory that it holds; 0 where it is gone."""
+        try:
+            return int(psutil.Process(self._process.pid).memory_info().rss)
+        except psutil.Error:
+            return 0
+
+    async def say(self, message: ToWorker) -> None:
+        stdin = self._process.stdin
+        if stdin is None or stdin.is_closing():
+            raise WorkerGoneError("it has closed its ear")
+        stdin.write(line_to_worker(message))
+        with contextlib.suppress(ConnectionError):  # `hear` will say so
+            await stdin.drain()
+
+    async def hear(self, within_s: float) -> FromWorker:
+        """Its next message.
+
+        Raises:
+            WorkerGoneError: it ended, or said nothing for that long.
+        """
+        stdout = self._process.stdout
+        if stdout is None:
+            raise WorkerGoneError("it has no voice")
+        try:
+            line = await asyncio.wait_for(stdout.readline(), within_s)
+        except TimeoutError:
+            raise WorkerGoneError(f"it was silent for {within_s:g} s") from None
+        if not line.endswith(b"\n"):
+            raise WorkerGoneError("it ended")
+        return read_from_worker(line)
+
+
+@contextlib.asynccontextmanager
+async def _worker(device: str, settings: WorkerSettings) -> AsyncIterator[_Worker]:
+    """A worker that is ready; killed with all its children at the end."""
+    command = [sys.executable, "-m", "server.worker", "--model", settings.model, "--device", device]
+    process = await asyncio.create_subprocess_exec(
+        *command,
+        "--work-dir",
+        str(settings.folder / "engine"),
+        "--log-format",
+        settings.log_format,
+        stdin=PIPE,
+        stdout=PIPE,
+        limit=LINE_BYTES,
+        start_new_session=True,  # a Ctrl-C in the terminal is for the parent
+    )
+    worker = _Worker(process)
+    try:
+        ready = await worker.hear(READY_WITHIN_S)
+        if not isinstance(ready, Ready):
+            raise WorkerGoneError("it did not say that it is ready")
+        log.info("worker %s: ready with %s", ready.device, ready.model)
+        yield worker
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        await process.wait()

@@ -1,0 +1,198 @@
+"""The process that owns a device: it loads the model once and does one job after the other.
+
+    python -m server.worker --model tiny --device cpu --work-dir DIR
+
+Orders come as lines on standard input, answers go out on standard output (`messages`); whatever libraries
+print goes to standard error. It opens no socket and no database. When its parent goes away, so does it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import queue
+import sys
+import threading
+import time
+from contextlib import closing
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, BinaryIO, Final
+
+import torch
+
+from lipsync_engine import LipSyncPipeline, LoopMode, SyncParams, media
+from lipsync_engine.errors import ErrorCode, LipSyncError, MediaError, ParameterError
+from lipsync_engine.params import FaceChoice
+from lipsync_engine.progress import Progress, Stage
+from server import logs
+from server.messages import (
+    Done,
+    Failed,
+    FromWorker,
+    MediaLimits,
+    Options,
+    Ready,
+    Start,
+    Stop,
+    Stopped,
+    Working,
+    line_from_worker,
+    read_to_worker,
+)
+
+log = logging.getLogger("lipsync.worker")
+
+REPORT_EVERY_S = 0.25
+WORTH_ANOTHER_TRY: Final = {ErrorCode.DEVICE_UNAVAILABLE, ErrorCode.JOB_BUSY, ErrorCode.DISK_FULL}
+
+
+class Worker:
+    """See the module.
+
+    Args:
+        answers: binary stream to the parent.
+    """
+
+    def __init__(self, pipeline: LipSyncPipeline, answers: BinaryIO) -> None:
+        self._pipeline, self._answers = pipeline, answers
+        self._orders: queue.Queue[Start] = queue.Queue()
+        self._stop = threading.Event()
+        self._current: str | None = None
+
+    def listen(self, orders: BinaryIO) -> None:
+        """Read orders until the parent goes away; to be run in a thread of its own."""
+        for line in orders:
+            match read_to_worker(line):
+                case Start() as start:
+                    self._orders.put(start)
+                case Stop(job_id=job_id) if job_id == self._current:
+                    self._stop.set()
+        os._exit(0)  # whatever the other threads are in the middle of: nobody wants it any more
+
+    def run(self) -> None:
+        """Warm up, say so, and work; never returns."""
+        self._warm_up()
+        info = self._pipeline.model.info
+        self._say(Ready(device=str(self._pipeline.model.device), model=info.name))
+        while True:
+            start = self._orders.get()
+            self._stop.clear()
+            self._current = start.job_id
+            try:
+                self._say(self._do(start))
+            except LipSyncError as error:
+                again = error.code in WORTH_ANOTHER_TRY
+                self._say(Failed(start.job_id, error.code, error.message, again))
+            self._current = None
+
+    def _do(self, start: Start) -> FromWorker:
+        picture, output = Path(start.picture), Path(start.output)
+        if start.is_portrait:
+            picture = output.with_name("portrait.mp4")
+            media.still_to_video(Path(start.picture), picture)
+        else:
+            _require_picture(picture, start.picture_limits)
+        _require_length("audio", media.probe_audio(Path(start.audio)).duration_s, start.audio_limits)
+        steps = self._pipeline.run(picture, start.audio, output, _params(start.options))
+        reported, stage, rendering_s = 0.0, None, 0.0
+        with closing(steps):
+            for progress in steps:
+                if self._stop.is_set():
+                    return Stopped(start.job_id)
+                if progress.stage is Stage.RENDER:
+                    rendering_s = progress.elapsed_s
+                now = time.monotonic()
+                if progress.stage is not stage or now - reported >= REPORT_EVERY_S:
+                    reported, stage = now, progress.stage
+                    self._say(_working(start.job_id, progress))
+        return Done(start.job_id, device_s=rendering_s)
+
+    @torch.inference_mode()
+    def _warm_up(self) -> None:
+        """One window of nothing, so that the first job does not pay for lazy initialisation."""
+        model = self._pipeline.model
+        info = model.info
+        encoder: Any = model.audio_encoder
+        frames, side = info.window_frames, info.resolution
+        tokens = 2 * (sum(info.audio_context) + 1) * (len(list(encoder.blocks.children())) + 1)
+        heard = torch.zeros(frames, tokens, encoder.conv2.out_channels)
+        latents = model.denoise(
+            torch.zeros(frames, 3, side, side),
+            heard,
+            noise=model.initial_noise(0),
+            num_inference_steps=1,
+            guidance_scale=info.guidance_scale,
+        )
+        model.decode(latents)
+
+    def _say(self, message: FromWorker) -> None:
+        self._answers.write(line_from_worker(message))
+        self._answers.flush()
+
+
+def _working(job_id: str, progress: Progress) -> Working:
+    speed = round(progress.per_second, 2)
+    return Working(job_id, progress.stage.value, progress.done, progress.total, speed)
+
+
+def _params(options: Options) -> SyncParams:
+    try:
+        return SyncParams(
+            num_inference_steps=options.num_inference_steps,
+            guidance_scale=options.guidance_scale,
+            seed=SyncParams().seed if options.seed is None else options.seed,
+            fps=None if options.fps is None else Fraction(options.fps),
+            loop_mode=LoopMode(options.loop_mode or LoopMode.PINGPONG),
+            face=FaceChoice.parse(options.face) if options.face else FaceChoice(),
+        )
+    except (ValueError, ZeroDivisionError) as error:
+        raise ParameterError(f"An option cannot be used: {error}.") from error
+
+
+def _require_picture(path: Path, limits: MediaLimits) -> None:
+    info = media.probe_video(path)
+    _require_length("video", info.duration_s, limits)
+    sides = info.format.width, info.format.height
+    low, high = limits.min_side_px or 0, limits.max_side_px or sys.maxsize
+    if not low <= min(sides) <= max(sides) <= high:
+        raise MediaError(
+            ErrorCode.MEDIA_TOO_LARGE,
+            f"The video has {sides[0]}x{sides[1]} pixels; "
+            f"for this model both sides must be from {low} to {high} pixels.",
+        )
+
+
+def _require_length(what: str, duration_s: float, limits: MediaLimits) -> None:
+    low, high = limits.min_s or 0.0, limits.max_s or float("inf")
+    if not low <= duration_s <= high:
+        raise MediaError(
+            ErrorCode.MEDIA_TOO_LARGE,
+            f"The {what} lasts {duration_s:.1f} s; for this model it must last from {low:g} to {high:g} s.",
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--device", required=True)
+    parser.add_argument("--work-dir", type=Path, required=True)
+    parser.add_argument("--log-format", default="text")
+    arguments = parser.parse_args()
+    logs.configure(arguments.log_format)
+
+    # Standard output belongs to the protocol: whatever prints from now on prints to standard error.
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+
+    pipeline = LipSyncPipeline.from_pretrained(
+        arguments.model, device=arguments.device, cache_dir=arguments.work_dir
+    )
+    worker = Worker(pipeline, answers)
+    threading.Thread(target=worker.listen, args=(sys.stdin.buffer,), name="orders", daemon=True).start()
+    worker.run()
+
+
+if __name__ == "__main__":
+    main()

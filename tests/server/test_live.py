@@ -1,0 +1,327 @@
+"""The real server in real processes: the official clients, crashes at every stage, cancelling, stopping."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import numpy as np
+import pytest
+from live_server import Live, descendants, processes_naming
+
+from lipsync_engine import media
+from server.dialects import wavespeed
+
+Ffmpeg = Callable[..., None]
+LONG_FRAMES = 240
+
+
+@pytest.fixture(scope="module")
+def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
+    server = Live(tmp_path_factory.mktemp("live"), allow_hosts="127.0.0.1", requests_per_minute=100000)
+    server.start()
+    server.wait_ready()
+    yield server
+    assert server.process is not None
+    left = descendants(server.process.pid)
+    assert server.stop() == 0
+    assert not [pid for pid in left if Path(f"/proc/{pid}").exists()]
+
+
+@pytest.fixture(scope="module")
+def uploads(live: Live, clip: Path, voice: Path) -> tuple[str, str]:
+    return live.upload(clip), live.upload(voice)
+
+
+@pytest.fixture(scope="module")
+def long_voice(tmp_path_factory: pytest.TempPathFactory, voice: Path, ffmpeg: Ffmpeg) -> Path:
+    """Two segments, of 156 and 84 frames."""
+    path = tmp_path_factory.mktemp("long") / "voice.wav"
+    ffmpeg("-stream_loop", -1, "-i", voice, "-t", LONG_FRAMES / 25, path)
+    return path
+
+
+def is_video(content: bytes, folder: Path, frames: int) -> bool:
+    path = folder / "got.mp4"
+    path.write_bytes(content)
+    info = media.probe_video(path)
+    return len(list(media.scan_frames(info, 64))) == frames
+
+
+def test_a_job_from_upload_to_film(live: Live, uploads: tuple[str, str], tmp_path: Path) -> None:
+    began = time.monotonic()
+    job = live.submit(*uploads, inference_steps=2)
+    assert time.monotonic() - began < 1.0
+    done = live.wait(job)
+    assert done["status"] == "completed", done
+    assert done["timings"]["inference"] <= done["executionTime"]
+    (link,) = done["outputs"]
+    status, film = live.call("GET", link, Authorization="")
+    assert status == 200
+    assert is_video(film, tmp_path, 38)
+
+
+def test_equal_jobs_give_equal_films(live: Live, uploads: tuple[str, str], long_voice: Path) -> None:
+    """A, B, A: what a worker did before does not change what it does."""
+    films = []
+    for seed in (7, 8, 7):
+        done = live.wait(live.submit(*uploads, inference_steps=1, seed=seed))
+        films.append(live.call("GET", done["outputs"][0])[1])
+    assert films[0] == films[2]
+    assert films[0] != films[1]
+
+
+def test_a_failing_job_says_why(live: Live, uploads: tuple[str, str], tmp_path: Path, ffmpeg: Ffmpeg) -> None:
+    grey = tmp_path / "grey.mp4"
+    ffmpeg("-f", "lavfi", "-i", "color=gray:s=128x128:r=25", "-t", 1, grey)
+    failed = live.wait(live.submit(live.upload(grey), uploads[1]))
+    assert (failed["status"], failed["code"], failed["outputs"]) == ("failed", 1403, [])
+    assert "face" in failed["error"]
+
+
+def test_vendor_limits_are_kept(live: Live, uploads: tuple[str, str]) -> None:
+    _, told = live.call(
+        "POST", "/api/v3/kwaivgi/kling-lipsync/audio-to-video", {"video": uploads[0], "audio": uploads[1]}
+    )
+    failed = live.wait(told["data"]["id"])
+    assert (failed["status"], failed["code"]) == ("failed", 1401)
+    assert "720" in failed["error"]
+
+
+def test_a_portrait_speaks(
+    live: Live, uploads: tuple[str, str], tmp_path: Path, clip: Path, ffmpeg: Ffmpeg
+) -> None:
+    portrait = tmp_path / "portrait.png"
+    ffmpeg("-i", clip, "-frames:v", 1, portrait)
+    body = {"image": live.upload(portrait), "audio": uploads[1]}
+    _, told = live.call("POST", "/api/v3/bytedance/avatar-omni-human", body)
+    done = live.wait(told["data"]["id"])
+    assert done["status"] == "completed", done
+    assert is_video(live.call("GET", done["outputs"][0])[1], tmp_path, 38)
+
+
+def test_progress_is_seen_and_a_cancelled_job_stops_soon(
+    live: Live, uploads: tuple[str, str], long_voice: Path
+) -> None:
+    job = live.submit(uploads[0], live.upload(long_voice), inference_steps=20)
+    seen = live.wait(job, lambda s: s["timings"].get("stage") == "render" and s["timings"]["done"] > 0)
+    assert seen["timings"]["total"] == LONG_FRAMES
+    began = time.monotonic()
+    _, told = live.call("POST", f"/api/v3/predictions/{job}/cancel")
+    assert told["data"]["status"] == "cancelled"
+    assert time.monotonic() - began < 8
+    (worker,) = live.worker_pids()
+    after = live.wait(live.submit(*uploads, inference_steps=1))
+    assert after["status"] == "completed"
+    assert live.worker_pids() == [worker]  # it stopped the job, it was not killed
+
+
+# --- webhooks ---
+
+
+class Receiver:
+    """Collects webhooks; refuses the first ones."""
+
+    def __init__(self, refuse: int) -> None:
+        self.got: list[tuple[dict[str, str], bytes]] = []
+        self.arrived = threading.Semaphore(0)
+        receiver = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["Content-Length"]))
+                receiver.got.append(({name.lower(): value for name, value in self.headers.items()}, body))
+                self.send_response(503 if len(receiver.got) <= refuse else 200)
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+                receiver.arrived.release()
+
+            def log_message(self, format: str, *args: object) -> None:
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        self.url = f"http://127.0.0.1:{self.server.server_address[1]}/hook?job=7"
+
+
+def test_a_webhook_comes_again_until_it_is_taken(live: Live, uploads: tuple[str, str]) -> None:
+    receiver = Receiver(refuse=1)
+    job = live.submit(*uploads, inference_steps=1, webhook_url=receiver.url)
+    for _ in range(2):
+        assert receiver.arrived.acquire(timeout=60)
+    secret = live.call("GET", "/api/v3/webhook/secret")[1]["data"]["secret"]
+    for headers, body in receiver.got:
+        assert headers["webhook-id"] == job
+        stamp = float(headers["webhook-timestamp"])
+        wanted = wavespeed.webhook_headers(secret, job, body, stamp)["webhook-signature"]
+        assert headers["webhook-signature"] == wanted
+        assert json.loads(body)["status"] == "completed"
+    receiver.server.shutdown()
+
+
+# --- the official clients ---
+
+PYTHON_CLIENT = """
+import json, os, wavespeed
+client = wavespeed.Client(api_key=os.environ["KEY"], base_url=os.environ["BASE"])
+video, audio = client.upload(os.environ["VIDEO"]), client.upload(os.environ["VOICE"])
+inputs = {"video": video, "audio": audio, "inference_steps": 1}
+seen = {"run": client.run("bytedance/latentsync", inputs)}
+seen["sync"] = client.run("bytedance/latentsync", inputs, enable_sync_mode=True)
+try:
+    client.run("bytedance/latentsync", {"video": audio, "audio": audio})
+except Exception as error:
+    seen["error"] = str(error)
+print(json.dumps(seen))
+"""
+
+JAVASCRIPT_CLIENT = """
+const { Client } = require("wavespeed");
+(async () => {
+  const client = new Client(process.env.KEY, { baseUrl: process.env.BASE });
+  const video = await client.upload(process.env.VIDEO), audio = await client.upload(process.env.VOICE);
+  const inputs = { video, audio, inference_steps: 1 }, seen = {};
+  seen.run = await client.run("bytedance/latentsync", inputs);
+  seen.sync = await client.run("bytedance/latentsync", inputs, { enableSyncMode: true });
+  try { await client.run("bytedance/latentsync", { video: audio, audio }); }
+  catch (error) { seen.error = String(error); }
+  console.log(JSON.stringify(seen));
+})();
+"""
+
+
+def client_environment(live: Live, clip: Path, voice: Path) -> dict[str, str]:
+    return {**os.environ, "KEY": live.key, "BASE": live.base, "VIDEO": str(clip), "VOICE": str(voice)}
+
+
+def check_client(done: subprocess.CompletedProcess[str], live: Live) -> None:
+    assert done.returncode == 0, done.stderr[-2000:]
+    seen = json.loads(done.stdout.splitlines()[-1])
+    print(done.stdout)
+    for way in ("run", "sync"):
+        (link,) = seen[way]["outputs"]
+        assert link.startswith(live.base)
+        assert live.call("GET", link)[0] == 200
+    assert "no video file" in seen["error"]
+
+
+@pytest.mark.parametrize("version", ["2.0.5", "1.0.14", pytest.param("1.0.10", marks=pytest.mark.slow)])
+def test_the_python_sdk(version: str, live: Live, clip: Path, voice: Path, tmp_path: Path) -> None:
+    install = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "-q",
+        "--target",
+        str(tmp_path),
+        f"wavespeed=={version}",
+    ]
+    installed = subprocess.run(install, capture_output=True, text=True, check=False)
+    if installed.returncode != 0:
+        pytest.skip(f"wavespeed {version} cannot be installed: {installed.stderr[-200:]}")
+    env = client_environment(live, clip, voice) | {"PYTHONPATH": str(tmp_path)}
+    command = [sys.executable, "-c", PYTHON_CLIENT]
+    check_client(
+        subprocess.run(command, env=env, capture_output=True, text=True, timeout=120, check=False), live
+    )
+
+
+def test_the_javascript_sdk(live: Live, clip: Path, voice: Path, tmp_path: Path) -> None:
+    if shutil.which("npm") is None:
+        pytest.skip("there is no npm on this machine")
+    install = ["npm", "install", "--silent", "--no-audit", "--no-fund", "wavespeed@0.3.2"]
+    installed = subprocess.run(install, cwd=tmp_path, capture_output=True, text=True, check=False)
+    if installed.returncode != 0:
+        pytest.skip(f"the SDK cannot be installed: {installed.stderr[-200:]}")
+    env = client_environment(live, clip, voice)
+    command = ["node", "-e", JAVASCRIPT_CLIENT]
+    check_client(
+        subprocess.run(
+            command, env=env, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False
+        ),
+        live,
+    )
+
+
+# --- crashes ---
+
+
+STAGES = {
+    "faces": lambda seen: seen["timings"].get("stage") == "faces",
+    "first window": lambda seen: seen["timings"].get("stage") == "render" and seen["timings"]["done"] > 0,
+    "second segment": lambda seen: seen["timings"].get("stage") == "render" and seen["timings"]["done"] > 160,
+}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_killed_worker_is_replaced_and_its_job_goes_on(
+    stage: str, live: Live, clip: Path, long_voice: Path, tmp_path: Path, ffmpeg: Ffmpeg
+) -> None:
+    unknown = tmp_path / "clip.mp4"  # other bytes, so that nothing of it is in the analysis cache
+    ffmpeg("-i", clip, "-c", "copy", "-metadata", f"comment={stage}", unknown)
+    job = live.submit(live.upload(unknown), live.upload(long_voice), inference_steps=1)
+    live.wait(job, STAGES[stage])
+    (worker,) = live.worker_pids()
+    os.kill(worker, signal.SIGKILL)
+    done = live.wait(job)
+    assert done["status"] == "completed", done
+    assert is_video(live.call("GET", done["outputs"][0])[1], tmp_path, LONG_FRAMES)
+    assert live.worker_pids() != [worker]
+    assert list((live.data_dir / "work" / "jobs").iterdir()) == []
+
+
+def test_a_worker_that_hangs_is_replaced(tmp_path: Path, clip: Path, long_voice: Path) -> None:
+    server = Live(tmp_path / "hang", stall_s=4, requests_per_minute=100000)
+    server.start()
+    server.wait_ready()
+    job = server.submit(server.upload(clip), server.upload(long_voice), inference_steps=1)
+    server.wait(job, STAGES["first window"])
+    (worker,) = server.worker_pids()
+    os.kill(worker, signal.SIGSTOP)
+    assert server.wait(job)["status"] == "completed"
+    assert not Path(f"/proc/{worker}").exists()
+    assert server.stop() == 0
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+def test_no_accepted_job_is_lost_with_the_server(
+    how: signal.Signals, tmp_path: Path, clip: Path, voice: Path, long_voice: Path
+) -> None:
+    server = Live(tmp_path / "lost", drain_s=0, requests_per_minute=100000)
+    server.start()
+    server.wait_ready()
+    video, audio = server.upload(clip), server.upload(long_voice)
+    short = server.upload(voice)
+    jobs = [server.submit(video, heard, inference_steps=1) for heard in (audio, short)]
+    server.wait(jobs[0], STAGES["first window"])
+    server.stop(how)
+    deadline = time.monotonic() + 20
+    while processes_naming(str(server.data_dir)):
+        assert time.monotonic() < deadline, "a process outlived its server"
+        threading.Event().wait(0.05)
+    server.start()
+    ended = [server.wait(job) for job in jobs]
+    assert [seen["status"] for seen in ended] == ["completed", "completed"]
+    results = list((server.data_dir / "blobs" / "results").iterdir())
+    assert sorted(path.stem for path in results) == sorted(jobs)
+    frames = {jobs[0]: LONG_FRAMES, jobs[1]: 38}
+    assert all(is_video(path.read_bytes(), tmp_path, frames[path.stem]) for path in results)
+    server.stop()
+
+
+def test_frames_of_a_film_are_not_black(live: Live, uploads: tuple[str, str], tmp_path: Path) -> None:
+    done = live.wait(live.submit(*uploads))
+    path = tmp_path / "film.mp4"
+    path.write_bytes(live.call("GET", done["outputs"][0])[1])
+    pictures = [picture for _, picture in media.scan_frames(media.probe_video(path), 64)]
+    assert np.mean(pictures) > 30
