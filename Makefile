@@ -19,6 +19,7 @@ demo: setup
 	mkdir -p demo_output
 	$(BIN)/lipsync sync demo/presenter.mp4 demo/voice.wav -o demo_output/result.mp4 \
 		--side-by-side demo_output/side_by_side.mp4
+	$(BIN)/python scripts/eval_sync.py video demo_output/result.mp4 --truth demo/truth.json
 
 test: setup lint
 	$(BIN)/python -m pytest -m "not slow and not gpu"

@@ -7,6 +7,7 @@ nothing about media or models; heavy modules load only when a command needs them
 from __future__ import annotations
 
 import logging
+import os
 import platform
 import signal
 import sys
@@ -117,15 +118,17 @@ def sync(
         voice_gate=voice_gate,
     )
     from lipsync_engine import media
-    from lipsync_engine.pipeline import LipSyncPipeline
 
-    # Before the model loads, which can take long: is there anything to work on?
+    # Before the model loads, which can take long: is there anything to work on, and a place for the result?
     media.probe_video(video)
     media.probe_audio(audio)
+    media.check_output(output, (video, audio))
     if model == "tiny" and detector not in (None, "drawn"):
         err.print(
             "[yellow]warning[/yellow]: tiny knows drawn presenters only; on real people it paints nonsense."
         )
+    from lipsync_engine.pipeline import LipSyncPipeline
+
     pipeline = LipSyncPipeline.from_pretrained(model, device=device, dtype=dtype, detector=detector)
     with _bars() as bars:
         tasks: dict[Stage, TaskID] = {}
@@ -175,6 +178,26 @@ def probe(path: Annotated[Path, typer.Argument(help="Video or audio file.")]) ->
             f"{sound.codec}, {sound.sample_rate} Hz, {sound.channels} channels, {sound.duration_s:.3f} s",
         )
     out.print(table)
+
+
+PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+
+
+@app.command(context_settings=PASSED_ON)
+def serve(context: typer.Context) -> None:
+    """Serve lip-sync over HTTP; `lipsync serve --help` lists the settings."""
+    _become("server", context.args)
+
+
+@app.command(context_settings=PASSED_ON)
+def keys(context: typer.Context) -> None:
+    """Make, list and revoke the server's API keys."""
+    _become("server.keys", context.args)
+
+
+def _become(module: str, arguments: list[str]) -> NoReturn:
+    """The server is another package, which this one never imports: it takes this process over."""
+    os.execv(sys.executable, [sys.executable, "-m", module, *arguments])
 
 
 @app.command()
@@ -339,12 +362,15 @@ def _report(result: SyncResult) -> None:
 
 
 def _rate(text: str) -> Fraction:
+    from lipsync_engine.timeline import snap_rate
+
     try:
-        return Fraction(text)
+        given = Fraction(text)
     except (ValueError, ZeroDivisionError):
         raise ParameterError(
             f"fps={text!r} is not a rate: use a number such as 25, 29.97 or 30000/1001."
         ) from None
+    return snap_rate(given) if given > 0 else given  # `SyncParams` refuses the latter
 
 
 def _number(value: Fraction) -> str:

@@ -59,6 +59,7 @@ class ErrorCode(StrEnum):
     OUTPUT_FLAT = "output_flat"
     OUTPUT_NOISE = "output_noise"
     OUTPUT_MASK_COLOURED = "output_mask_coloured"
+    OUTPUT_MISCOLOURED = "output_miscoloured"
 
     CANCELLED = "cancelled"
 
@@ -97,6 +98,7 @@ EXIT_STATUS: dict[ErrorCode, int] = {
     ErrorCode.OUTPUT_FLAT: 61,
     ErrorCode.OUTPUT_NOISE: 62,
     ErrorCode.OUTPUT_MASK_COLOURED: 63,
+    ErrorCode.OUTPUT_MISCOLOURED: 64,
     ErrorCode.CANCELLED: 130,
 }
 """Process exit status of the command line, one per code."""

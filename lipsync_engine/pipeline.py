@@ -120,7 +120,7 @@ class LipSyncPipeline:
             name: as `lipsync weights list` shows it.
             device: cuda, mps or cpu; None takes the best there is.
             dtype: fp32, fp16 or bf16; None takes what suits the device.
-                detector: see `load_detector`; None takes the model's own.
+            detector: see `load_detector`; None takes the model's own.
             weights_dir: where downloaded weights lie; None: LIPSYNC_WEIGHTS_DIR, else the user's cache
                 folder.
             cache_dir: see the class.
@@ -353,27 +353,9 @@ def _unpublished(output: Path, inputs: tuple[Path, ...], key: str) -> Generator[
 
     It is named by the job, so that a run after a crash finds and removes what the crash has left.
     """
-    if output.suffix.lower() not in media.OUTPUT_SUFFIXES:
-        known = ", ".join(sorted(media.OUTPUT_SUFFIXES))
-        raise ParameterError(f"The output's name must end in one of {known}; got {output.name!r}.")
-    if output.is_dir() or not output.parent.is_dir():
-        raise ResourceError(
-            ErrorCode.OUTPUT_NOT_WRITABLE,
-            f"{output.name!r} is a folder, or its folder does not exist: name a file in an existing folder.",
-        )
-    if output.exists() and any(output.samefile(path) for path in inputs):
-        raise ParameterError("The output would overwrite one of the inputs: choose another name.")
+    media.check_output(output, inputs)
     part = output.with_name(f".{output.stem}.{key[:8]}.part{output.suffix}")
-    try:
-        part.touch()
-        part.unlink()
-    except OSError as error:
-        if error.errno == errno.ENOSPC:
-            raise
-        raise ResourceError(
-            ErrorCode.OUTPUT_NOT_WRITABLE,
-            f"The folder of {output.name!r} is not writable ({error.strerror}): choose another folder.",
-        ) from error
+    part.unlink(missing_ok=True)
     try:
         yield part
     finally:

@@ -9,6 +9,8 @@ how the faces were made; it lets every plausible face pass and stops what no one
                    source where the source was given, as untrained or damaged networks make them
     mask-coloured  the mouth is still the mid-grey that hides it in the model's input
     flat           no texture where the source has some
+    miscoloured    the skin around the mouth has another hue than the source's, or the kept part comes out in
+                   other colours, as models paint that were made for other faces
 
 One bad frame in a second is not seen; a run or a share of them is (`MAX_RUN`, `MAX_SHARE`).
 """
@@ -64,14 +66,26 @@ KEPT_CONTRAST, KEPT_CORRELATION = 4.0, 0.3
 """Levels of contrast below which the kept part says nothing, and the correlation with the source that it must
 reach there. Rough reconstructions measure above 0.9, untrained decoders within 0.2 of zero."""
 
+HUE_LEVELS, HUE_SHARE = 20.0, 0.4
+"""Skin is miscoloured when more than this share of it lies further than this from the source's, brightness
+and a cast over the whole face left aside. Another moment's mouth moves about a twentieth of it that far, one
+of a turned head in overexposed footage 0.39; the median of the tiny model's on a real face is 0.47."""
+
+KEPT_CAST, KEPT_REST = 10.0, 0.25
+"""A model that is given the kept part and still paints it in other colours (mean further than this many
+levels) and other shapes (what remains is more than this share of its contrast) does not know such faces. The
+tiny model on a real face: 13 to 20 levels and 0.3 to 0.4; on its own presenters, 3 and 0.15 at most."""
+
 SENTENCES: dict[ErrorCode, str] = {
     ErrorCode.OUTPUT_NOISE: "The generated mouths are noise, not faces",
     ErrorCode.OUTPUT_MASK_COLOURED: "The generated mouths are the grey that hides them from the model",
     ErrorCode.OUTPUT_FLAT: "The generated mouths are flat patches without lips",
+    ErrorCode.OUTPUT_MISCOLOURED: "The generated faces have the wrong colours",
 }
 ADVICE = (
-    "nothing was published. The model's weights are probably damaged, untrained or of another model: run "
-    "`lipsync weights verify`; with sound weights, try --dtype fp32 or more steps."
+    "nothing was published. The model's weights are probably damaged, untrained or made for other faces "
+    "(`tiny` knows drawn ones only): run `lipsync weights verify`; with sound weights, try --dtype fp32 or "
+    "more steps."
 )
 
 
@@ -144,6 +158,7 @@ class MouthJudge:
         share = cv2.resize(generated.astype(np.float32), (grid, grid), interpolation=cv2.INTER_AREA)
         self._kept: BoolArray = share < 0.01
         self._core: BoolArray = _core(grid) & (share > 0.99)
+        self._skin: BoolArray = ~_core(grid) & (share > 0.99)
         self._box = _bounds(generated)
         inner = slice(None, None, max(1, size // 256))
         self._sample = (inner, inner)
@@ -169,6 +184,10 @@ class MouthJudge:
             return ErrorCode.OUTPUT_FLAT
         if not self._resembles(cells[self._kept], source_cells[self._kept]):
             return ErrorCode.OUTPUT_NOISE
+        if self._is_repainted(cells[self._kept], source_cells[self._kept]):
+            return ErrorCode.OUTPUT_MISCOLOURED
+        if self._off_hue(cells - source_cells) > HUE_SHARE:
+            return ErrorCode.OUTPUT_MISCOLOURED
         return None
 
     def _cells(self, image: FloatArray) -> FloatArray:
@@ -190,6 +209,20 @@ class MouthJudge:
         core = cells[self._core]
         rest = core - self._plane @ (self._plane.T @ core)
         return float(np.sqrt(np.mean(rest * rest)))
+
+    def _off_hue(self, difference: FloatArray) -> float:
+        """Share of the skin whose hue is not the source's."""
+        hue = difference - difference.mean(axis=-1, keepdims=True)
+        cast_over_all = np.median(hue[self._kept], axis=0) if self._kept.any() else np.float32(0.0)
+        far = np.abs(hue[self._skin] - cast_over_all).max(axis=-1, initial=0.0) > HUE_LEVELS
+        return float(far.mean()) if far.size else 0.0
+
+    def _is_repainted(self, kept: FloatArray, source: FloatArray) -> bool:
+        difference = kept - source
+        cast_over_all = difference.mean(axis=0)
+        rest, contrast = difference - cast_over_all, source - source.mean(axis=0)
+        spread, own = (float(np.sqrt(np.mean(part * part))) for part in (rest, contrast))
+        return float(np.abs(cast_over_all).max()) > KEPT_CAST and spread > KEPT_REST * own
 
     def _resembles(self, kept: FloatArray, source: FloatArray) -> bool:
         a, b = kept - kept.mean(axis=0), source - source.mean(axis=0)

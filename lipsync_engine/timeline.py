@@ -32,7 +32,16 @@ MODEL_FPS = 25
 """Frame spacing that LatentSync's motion modules were trained with."""
 
 
-# --- source order ---
+# --- rates and lengths ---
+
+
+def snap_rate(value: Fraction) -> Fraction:
+    """The exact rate that a rounded one means: 29.97 is 30000/1001."""
+    whole = max(1, round(value))
+    for exact in (Fraction(whole), Fraction(max(1, round(value * Fraction(1001, 1000))) * 1000, 1001)):
+        if abs(exact - value) < exact * Fraction(4, 10000):
+            return exact
+    return value.limit_denominator(1001)
 
 
 def audio_frames(audio_duration_s: float, fps: Fraction) -> int:

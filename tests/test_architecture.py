@@ -123,3 +123,70 @@ def test_every_module_is_described() -> None:
     for name in {name for name, _ in modules()}:
         assert f"`{name}`" in text, f"docs/structure.md does not say what {name} is"
         assert name in {n for layer in LAYERS for n in layer}
+
+
+# --- the server ---
+
+SERVER = ROOT / "server"
+SERVER_OWNERS = {
+    "sqlalchemy": {"store", "migrations"},
+    "alembic": {"store", "migrations"},
+    "obstore": {"blobs"},
+    "httpx2": {"transport"},
+    "torch": {"worker"},
+    "lipsync_engine": {"worker"},
+    "pydantic_settings": {"settings"},
+    "prometheus_client": {"metrics"},
+    "psutil": {"supervisor"},
+    "pythonjsonlogger": {"logs"},
+}
+SERVER_PURE = {"jobs", "messages"}
+
+
+def server_modules() -> list[tuple[str, Path]]:
+    paths = [path for path in sorted(SERVER.rglob("*.py")) if path.name != "__init__.py"]
+    return [(path.relative_to(SERVER).parts[0].removesuffix(".py"), path) for path in paths]
+
+
+@pytest.mark.parametrize(
+    ("name", "path"), server_modules(), ids=lambda value: str(getattr(value, "name", value))
+)
+def test_the_servers_libraries_have_one_owner(name: str, path: Path) -> None:
+    roots = {module.split(".")[0] for module in imports(path)}
+    for library in roots & set(SERVER_OWNERS):
+        assert name in SERVER_OWNERS[library], f"{path.name} imports {library}"
+    if name in SERVER_PURE:
+        assert not roots & FORBIDDEN_IN_PURE, f"{path.name} is pure and does no I/O"
+
+
+def test_no_foreign_word_reaches_jobs_and_store() -> None:
+    dialects = {path.stem for path in (SERVER / "dialects").glob("*.py")} - {"__init__"}
+    for name in (
+        "jobs",
+        "store",
+        "board",
+        "supervisor",
+        "worker",
+        "messages",
+        "blobs",
+        "auth",
+        "webhooks",
+        "site",
+    ):
+        text = (SERVER / f"{name}.py").read_text().lower()
+        assert not [word for word in dialects if word in text], name
+
+
+def test_importing_the_application_is_cheap() -> None:
+    code = (
+        "import sys, server.app\n"
+        "heavy = {'torch', 'cv2', 'diffusers', 'whisper', 'numpy', 'lipsync_engine'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_every_server_module_is_described() -> None:
+    text = (ROOT / "docs" / "structure.md").read_text()
+    for name in {name for name, _ in server_modules()} - {"migrations", "__main__"}:
+        assert f"`{name}`" in text, f"docs/structure.md does not say what server/{name} is"

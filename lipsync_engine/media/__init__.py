@@ -9,17 +9,17 @@ It knows neither faces nor models.
 """
 
 from lipsync_engine.media.decode import FrameReader, read_audio, read_mask, scan_frames
-from lipsync_engine.media.encode import OUTPUT_SUFFIXES, SegmentWriter, assemble, side_by_side
+from lipsync_engine.media.encode import SegmentWriter, assemble, check_output, side_by_side, still_to_video
 from lipsync_engine.media.probe import AudioInfo, VideoInfo, content_hash, probe_audio, probe_video
 from lipsync_engine.media.run import ffmpeg_version, find_ffmpeg
 
 __all__ = [
-    "OUTPUT_SUFFIXES",
     "AudioInfo",
     "FrameReader",
     "SegmentWriter",
     "VideoInfo",
     "assemble",
+    "check_output",
     "content_hash",
     "ffmpeg_version",
     "find_ffmpeg",
@@ -29,4 +29,5 @@ __all__ = [
     "read_mask",
     "scan_frames",
     "side_by_side",
+    "still_to_video",
 ]

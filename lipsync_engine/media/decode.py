@@ -23,9 +23,15 @@ import numpy.typing as npt
 from lipsync_engine.errors import ErrorCode, MediaError
 from lipsync_engine.frames import Frame
 from lipsync_engine.media.probe import CUT_OFF, VideoInfo, check_input, image_refused
-from lipsync_engine.media.run import AUDIO_FORMATS, LIMITS, VIDEO_FORMATS, Child, last_words, untrusted
-
-IMAGE_FORMATS = "png_pipe,jpeg_pipe,webp_pipe,bmp_pipe"
+from lipsync_engine.media.run import (
+    AUDIO_FORMATS,
+    IMAGE_FORMATS,
+    LIMITS,
+    VIDEO_FORMATS,
+    Child,
+    last_words,
+    untrusted,
+)
 
 SAMPLE_CHUNK_BYTES = 1 << 17
 

@@ -6,6 +6,7 @@ the machine enters the files, so the same frames give the same bytes everywhere.
 
 from __future__ import annotations
 
+import errno
 import tempfile
 from collections.abc import Sequence
 from fractions import Fraction
@@ -16,11 +17,12 @@ from typing import Any, Self
 import ffmpeg
 import numpy as np
 
-from lipsync_engine.errors import ErrorCode, MediaError, ParameterError
+from lipsync_engine.errors import ErrorCode, MediaError, ParameterError, ResourceError
 from lipsync_engine.frames import Chroma, Frame
-from lipsync_engine.media.probe import AudioInfo, VideoInfo, probe_audio, probe_video
+from lipsync_engine.media.probe import AudioInfo, VideoInfo, check_input, probe_audio, probe_video
 from lipsync_engine.media.run import (
     AUDIO_FORMATS,
+    IMAGE_FORMATS,
     VIDEO_FORMATS,
     Child,
     file_url,
@@ -142,6 +144,37 @@ class SegmentWriter:
         self._path.unlink(missing_ok=True)
 
 
+def check_output(output: Path, inputs: Sequence[Path]) -> None:
+    """Whether a video can be written there, before anything costly is done for it.
+
+    Args:
+        output: file to write, its suffix one of `OUTPUT_SUFFIXES`.
+        inputs: files that it must not be.
+
+    Raises:
+        ParameterError: its name. ResourceError: OUTPUT_NOT_WRITABLE, DISK_FULL.
+    """
+    if output.suffix.lower() not in OUTPUT_SUFFIXES:
+        known = ", ".join(sorted(OUTPUT_SUFFIXES))
+        raise ParameterError(f"The output's name must end in one of {known}; got {output.name!r}.")
+    if output.is_dir() or not output.parent.is_dir():
+        raise ResourceError(
+            ErrorCode.OUTPUT_NOT_WRITABLE,
+            f"{output.name!r} is a folder, or its folder does not exist: name a file in an existing folder.",
+        )
+    if output.exists() and any(path.exists() and output.samefile(path) for path in inputs):
+        raise ParameterError(f"{output.name!r} is one of the inputs: choose another name.")
+    try:
+        with tempfile.NamedTemporaryFile(dir=output.parent, prefix=".lipsync-"):
+            pass
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        raise ResourceError(
+            ErrorCode.DISK_FULL if full else ErrorCode.OUTPUT_NOT_WRITABLE,
+            f"The folder of {output.name!r} is not writable ({error.strerror}): choose another folder.",
+        ) from error
+
+
 def assemble(
     segments: Sequence[Path],
     output: Path,
@@ -168,7 +201,7 @@ def assemble(
     Raises:
         ResourceError: DISK_FULL, OUTPUT_NOT_WRITABLE. MediaError: MEDIA_FAILED, MEDIA_TIMEOUT.
     """
-    _refuse_overwriting(output, (info.path, *segments, *([] if audio is None else [audio])))
+    check_output(output, (info.path, *segments, *([] if audio is None else [audio])))
     suffix = output.suffix.lower()
     tick = _timescale(fps) // fps.numerator * fps.denominator
     options: dict[str, Any] = {
@@ -209,6 +242,29 @@ def assemble(
                 )
 
 
+def still_to_video(picture: Path, output: Path) -> None:
+    """A portrait as a video of one frame at 25 fps, lossless; odd sides grow by a pixel.
+
+    Raises:
+        InputError, MediaError: it is no PNG, JPEG, WebP or BMP image, or too large.
+        ResourceError: DISK_FULL, OUTPUT_NOT_WRITABLE.
+    """
+    check_input(picture)
+    frame = (
+        untrusted(picture, IMAGE_FORMATS)["v:0"]
+        .filter("scale", "ceil(iw/2)*2", "ceil(ih/2)*2", out_color_matrix="bt709", out_range="tv")
+        .filter("setsar", 1)
+        .filter("format", "yuv420p")
+    )
+    options: dict[str, Any] = {"frames:v": 1, "r": 25, "qp": 0, "preset": "veryfast", "map_metadata": -1}
+    tags = {"colorspace": "bt709", "color_primaries": "bt709", "color_trc": "bt709", "color_range": "tv"}
+    write_file(
+        ffmpeg.output(frame, file_url(output), vcodec="libx264", **options, **tags),
+        output,
+        "The picture could not be used ({reason}).",
+    )
+
+
 def side_by_side(before: Path, after: Path, output: Path, n_frames: int) -> None:
     """Source and result next to each other, at most 1280 pixels wide, with the result's sound.
 
@@ -221,7 +277,7 @@ def side_by_side(before: Path, after: Path, output: Path, n_frames: int) -> None
     Raises:
         ResourceError: DISK_FULL, OUTPUT_NOT_WRITABLE. MediaError: an input cannot be used, MEDIA_FAILED.
     """
-    _refuse_overwriting(output, (before, after))
+    check_output(output, (before, after))
     result = probe_video(after)
     shape = result.sample_aspect_ratio
     scale = min(1.0, (COMPARISON_WIDTH - COMPARISON_GAP) / 2 / float(result.format.width * shape))
@@ -250,13 +306,6 @@ def side_by_side(before: Path, after: Path, output: Path, n_frames: int) -> None
         output,
         "The comparison could not be made ({reason}).",
     )
-
-
-def _refuse_overwriting(output: Path, inputs: Sequence[Path]) -> None:
-    if output.suffix.lower() not in OUTPUT_SUFFIXES:
-        raise ParameterError(f"{output.name!r} must end in one of {', '.join(sorted(OUTPUT_SUFFIXES))}.")
-    if output.exists() and any(path.exists() and output.samefile(path) for path in inputs):
-        raise ParameterError(f"{output.name!r} is one of the inputs: choose another name.")
 
 
 def _audio_options(info: AudioInfo, suffix: str, quality: Quality) -> dict[str, Any]:

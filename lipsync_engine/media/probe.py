@@ -23,6 +23,7 @@ import ffmpeg
 from lipsync_engine.errors import ErrorCode, InputError, MediaError
 from lipsync_engine.frames import Chroma, FrameFormat, Matrix
 from lipsync_engine.media.run import AUDIO_FORMATS, LIMITS, VIDEO_FORMATS, Child, ask, last_words, untrusted
+from lipsync_engine.timeline import snap_rate
 
 
 @dataclass(frozen=True, slots=True)
@@ -446,15 +447,6 @@ def _packet_rate(listing: Iterable[str]) -> Fraction | None:
     median = statistics.median(gaps)
     usual = [gap for gap in gaps if 0.5 * median < gap < 1.5 * median]
     return 1 / (base * Fraction(sum(usual), len(usual)))
-
-
-def snap_rate(value: Fraction) -> Fraction:
-    """The exact rate that a rounded one means: 29.97 is 30000/1001."""
-    whole = max(1, round(value))
-    for exact in (Fraction(whole), Fraction(max(1, round(value * Fraction(1001, 1000))) * 1000, 1001)):
-        if abs(exact - value) < exact * Fraction(4, 10000):
-            return exact
-    return value.limit_denominator(1001)
 
 
 def _pixel_formats() -> dict[str, tuple[int, int, int]]:

@@ -59,6 +59,7 @@ class MediaLimits:
 LIMITS = MediaLimits()
 
 VIDEO_FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm"
+IMAGE_FORMATS = "png_pipe,jpeg_pipe,webp_pipe,bmp_pipe"
 AUDIO_FORMATS = f"{VIDEO_FORMATS},wav,w64,aiff,caf,mp3,aac,flac,ogg,amr"
 
 PIPE_BYTES = 1 << 20

@@ -281,14 +281,6 @@ def test_nominal_rate_of_a_varying_one(tmp_path: Path, ffmpeg: Ffmpeg) -> None:
     assert media.probe_video(path).frame_rate == 30
 
 
-def test_snapping() -> None:
-    assert probe.snap_rate(Fraction("29.97")) == Fraction(30000, 1001)
-    assert probe.snap_rate(Fraction("23.98")) == Fraction(24000, 1001)
-    assert probe.snap_rate(Fraction("59.94")) == Fraction(60000, 1001)
-    assert probe.snap_rate(Fraction(25)) == 25
-    assert probe.snap_rate(Fraction("12.5")) == Fraction(25, 2)
-
-
 def test_length_where_the_header_has_none(tmp_path: Path, good: Path, ffmpeg: Ffmpeg) -> None:
     live = tmp_path / "live.webm"
     ffmpeg("-i", good, "-c:v", "libvpx", "-c:a", "libopus", "-live", 1, live)

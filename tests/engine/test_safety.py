@@ -182,6 +182,31 @@ def test_bad_mouths_are_named(resolution: int, name: str) -> None:
         assert judge.verdict(change(source), source) is code
 
 
+@pytest.mark.parametrize("skin", [0.5, 1.0])
+@pytest.mark.parametrize("tint", [(0.6, 1.2, 0.7), (0.7, 0.8, 1.5)], ids=["green", "blue"])
+def test_skin_of_another_colour_is_refused(skin: float, tint: tuple[float, float, float]) -> None:
+    mask = keep_mask(256)
+    source = drawn_face(256, 0.5, skin=skin)
+    painted = inside(mask < 0.5, lambda face: face * np.array(tint))(source)
+    assert MouthJudge(mask).verdict(decoded(painted), source) is ErrorCode.OUTPUT_MISCOLOURED
+
+
+def test_a_cast_over_the_whole_face_is_left_to_the_paste() -> None:
+    source = drawn_face(256, 0.5)
+    cast = np.array([25, -20, -15], dtype=np.float32)
+    assert MouthJudge(keep_mask(256)).verdict(source + cast, source) is None
+
+
+def test_a_face_repainted_by_a_model_of_another_kind_is_refused() -> None:
+    """What such a model does to a face that it was not made for: other colours, and other shapes."""
+    source = drawn_face(256, 0.5)
+    small = cv2.resize(source, (14, 14), interpolation=cv2.INTER_AREA)
+    painted = cv2.resize(small, (256, 256), interpolation=cv2.INTER_NEAREST) + np.array([18, 6, -16])
+    judge = MouthJudge(keep_mask(256))
+    assert judge.verdict(painted.astype(np.float32), source) is ErrorCode.OUTPUT_MISCOLOURED
+    assert judge.verdict(source + np.array([18, 6, -16], dtype=np.float32), source) is None
+
+
 def test_noise_as_strong_as_the_sources_own_grain_is_no_fault_but_more_is() -> None:
     judge = MouthJudge(keep_mask(256))
     face = drawn_face(256, 0.5)

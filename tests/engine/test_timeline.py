@@ -151,3 +151,11 @@ def test_every_frame_is_made_once_and_segments_stand_alone(
             for frame in windows[k].own:  # everything that a frame is blended from is at hand
                 assert {w.index for w in windows if frame in w.frames} <= {i for i in made if i <= k}
         assert all(k < min(s.windows) for k in s.lead)
+
+
+def test_snapping() -> None:
+    assert timeline.snap_rate(Fraction("29.97")) == Fraction(30000, 1001)
+    assert timeline.snap_rate(Fraction("23.98")) == Fraction(24000, 1001)
+    assert timeline.snap_rate(Fraction("59.94")) == Fraction(60000, 1001)
+    assert timeline.snap_rate(Fraction(25)) == 25
+    assert timeline.snap_rate(Fraction("12.5")) == Fraction(25, 2)

@@ -22,9 +22,9 @@ DEADLINE_S = 120
 
 @pytest.fixture(scope="module")
 def long_job(tmp_path_factory: pytest.TempPathFactory, ffmpeg: Ffmpeg, clip: Path, voice: Path) -> list[str]:
-    """Arguments of a job with three segments (a bit over 18 s), of which each takes a few seconds."""
+    """Arguments of a job with three segments of 6, 6 and 4 s."""
     long_voice = tmp_path_factory.mktemp("long") / "voice.wav"
-    ffmpeg("-stream_loop", -1, "-i", voice, "-t", 18.4, long_voice)
+    ffmpeg("-stream_loop", -1, "-i", voice, "-t", 16, long_voice)
     return [str(clip), str(long_voice), "--steps", "1", "--guidance-scale", "1"]
 
 

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-MEASURES: list[tuple[str, object]] = []
+from harness import Measure, pack_dir
 
-
-def pack_dir() -> Path:
-    default = Path(__file__).parents[3] / "shared" / "parity"
-    return Path(os.environ.get("PARITY_DIR", default))
+MEASURES: list[tuple[str, Measure]] = []
 
 
 @pytest.fixture(scope="session")
@@ -27,7 +24,7 @@ def pack() -> Path:
 
 
 @pytest.fixture(scope="session")
-def record():
+def record() -> Callable[[str, list[Measure]], None]:
     return lambda kind, measures: MEASURES.extend((kind, measure) for measure in measures)
 
 
@@ -36,4 +33,5 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.section("parity: worst differences")
         for kind, measure in MEASURES:
             line = f"{kind:<9}{measure.name:<44}{measure.value:>12.3e}   limit {measure.limit:.1e}"
+            line += "" if measure.holds else "   BROKEN"
             terminalreporter.write_line(line)

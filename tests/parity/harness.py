@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import json
+import os
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -36,12 +37,20 @@ class Measure:
 Check = Callable[[Path, Mapping[str, Any]], list[Measure]]
 
 
+def pack_dir() -> Path:
+    """PARITY_DIR, else the folder that lies beside a development checkout; it need not exist."""
+    given = os.environ.get("PARITY_DIR")
+    return Path(given) if given else Path(__file__).parents[3] / "shared" / "parity"
+
+
 def load_kind(kind: str) -> ModuleType:
     """The module `kinds/<kind>.py`; an unknown kind is an error, not a skipped check."""
     path = KINDS / f"{kind}.py"
     if not kind.isidentifier() or not path.exists():
         raise LookupError(f"pack.json names the kind {kind!r}, for which there is no check")
     spec = importlib.util.spec_from_file_location(f"parity_kind_{kind}", path)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{path} cannot be imported")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
@@ -49,11 +58,16 @@ def load_kind(kind: str) -> ModuleType:
 
 
 def checks(pack: Path) -> list[dict[str, Any]]:
-    return json.loads((pack / "pack.json").read_text())["checks"]
+    """What the pack asks for; a pack that asks for nothing proves nothing."""
+    listed: list[dict[str, Any]] = json.loads((pack / "pack.json").read_text())["checks"]
+    if not listed:
+        raise ValueError(f"{pack / 'pack.json'} lists no checks")
+    return listed
 
 
 def run(pack: Path, spec: Mapping[str, Any]) -> list[Measure]:
-    return load_kind(spec["kind"]).check(pack, spec)
+    check: Check = load_kind(spec["kind"]).check
+    return check(pack, spec)
 
 
 def tensors(pack: Path, name: str) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""The real clip and the real speech through the real command, with YuNet imported from a folder."""
+"""The real clip and the real speech, with YuNet imported from a folder."""
 
 from __future__ import annotations
 
@@ -8,8 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from stand_in import StandIn
 
-from lipsync_engine import media
+from lipsync_engine import LipSyncPipeline, media
+from lipsync_engine.errors import EXIT_STATUS, ErrorCode
+from lipsync_engine.pipeline import load_detector
+from lipsync_engine.weights import WeightsStore
 
 SHARED = Path(__file__).parents[3] / "shared"
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -22,20 +26,37 @@ def luma_and_times(path: Path) -> tuple[list[np.ndarray], np.ndarray]:
         return [frame.y for frame in reader.read(range(0, len(pts_s), 5))], pts_s
 
 
-def test_the_real_clip_speaks_the_real_speech(
-    real_media: Path, tmp_path: Path, environment: dict[str, str], lipsync: Run
-) -> None:
+@pytest.fixture
+def weights_dir(tmp_path: Path, lipsync: Run, environment: dict[str, str]) -> Path:
+    """A weights folder into which the real detector was imported, for commands and library."""
     detector = SHARED / "weights"
     if not detector.is_dir():
         pytest.skip(f"no detector at {detector}")
     environment["LIPSYNC_WEIGHTS_DIR"] = str(tmp_path / "weights")
     imported = lipsync("weights", "import", detector)
     assert imported.returncode == 0, imported.stderr
+    return tmp_path / "weights"
 
+
+def test_the_tiny_model_is_not_let_loose_on_a_real_face(
+    real_media: Path, weights_dir: Path, tmp_path: Path, lipsync: Run
+) -> None:
     clip, output = real_media / "talking_person_1080x1920_25fps.mp4", tmp_path / "out.mp4"
     done = lipsync("sync", clip, real_media / "speech_10s.wav", "-o", output, "--detector", "yunet")
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert "0 without a usable face" in done.stdout
+    assert done.returncode == EXIT_STATUS[ErrorCode.OUTPUT_MISCOLOURED], done.stderr[-2000:]
+    assert "tiny" in done.stderr
+    assert not output.exists()
+
+
+def test_around_the_face_the_real_clip_stays_what_it_was(
+    real_media: Path, weights_dir: Path, tmp_path: Path
+) -> None:
+    """Everything but the network is real here: a stand-in of a real model's size takes its place."""
+    clip, output = real_media / "talking_person_1080x1920_25fps.mp4", tmp_path / "out.mp4"
+    detector = load_detector("yunet", WeightsStore(weights_dir))
+    pipeline = LipSyncPipeline(StandIn(), detector, cache_dir=tmp_path / "cache")
+    result = pipeline(clip, real_media / "speech_10s.wav", output)
+    assert (result.frames, result.frames_without_face) == (240, 0)  # 9.6 s of speech
 
     source, made = media.probe_video(clip), media.probe_video(output)
     assert (made.format.width, made.format.height) == (1080, 1920)
@@ -43,7 +64,7 @@ def test_the_real_clip_speaks_the_real_speech(
     assert (made.color_space, made.color_range) == (source.color_space, source.color_range)
     before, _ = luma_and_times(clip)
     after, pts_s = luma_and_times(output)
-    assert len(pts_s) == 240  # 9.6 s of speech
+    assert len(pts_s) == 240
     assert np.allclose(np.diff(pts_s), 0.04, atol=1e-6)
 
     # Outside the face crop the pixels are the source's; inside the mouth they are not.

@@ -189,7 +189,7 @@ def test_seams_are_no_rougher_than_the_rest(
     clip: Path, voice: Path, tmp_path: Path, ffmpeg: Ffmpeg, pipeline: LipSyncPipeline
 ) -> None:
     long_voice = tmp_path / "voice.wav"
-    ffmpeg("-stream_loop", -1, "-i", voice, "-t", 18, long_voice)
+    ffmpeg("-stream_loop", -1, "-i", voice, "-t", 14, long_voice)
     blended = roughness_at_borders(4, clip, long_voice, tmp_path, pipeline)
     hard = roughness_at_borders(0, clip, long_voice, tmp_path, pipeline)
     print(f"frame difference at window borders over inside: {blended:.3f}, without overlap {hard:.3f}")
