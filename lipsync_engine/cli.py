@@ -81,6 +81,9 @@ def sync(
     fps: Annotated[
         str | None, typer.Option(help="Output frame rate, e.g. 25 or 30000/1001 [source's].")
     ] = None,
+    max_short_side: Annotated[
+        int | None, typer.Option(help="Scale a larger picture down to this short side, pixels [source's].")
+    ] = None,
     loop_mode: Annotated[LoopMode | None, typer.Option(help="When the audio is longer [pingpong].")] = None,
     tail: Annotated[Tail | None, typer.Option(help="When the video is longer [cut].")] = None,
     voice_gate: Annotated[
@@ -113,6 +116,7 @@ def sync(
         matte=matte,
         max_yaw_deg=max_yaw_deg,
         fps=None if fps is None else _rate(fps),
+        max_short_side=max_short_side,
         loop_mode=loop_mode,
         tail=tail,
         voice_gate=voice_gate,

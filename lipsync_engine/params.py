@@ -102,6 +102,7 @@ class SyncParams:
         voice_gate: let the mouth rest where nobody speaks.
         sample_posterior: draw VAE latents as the reference does instead of taking the mean.
         reference_numerics: the reference's own mask edge, rounding, paste-back and loop rule.
+        max_short_side: pixels; a larger picture is scaled down to it, a smaller one never up; None: as it is.
         quality: of the final encode.
     """
 
@@ -120,6 +121,7 @@ class SyncParams:
     voice_gate: bool = True
     sample_posterior: bool = False
     reference_numerics: bool = False
+    max_short_side: int | None = None
     quality: Quality = Quality.DEFAULT
 
     def __post_init__(self) -> None:
@@ -129,6 +131,7 @@ class SyncParams:
         _require_range("fps", self.fps, 1, 240)
         _require_range("max_yaw_deg", self.max_yaw_deg, 1.0, 90.0)
         _require_range("window_overlap", self.window_overlap, 0, 12)
+        _require_range("max_short_side", self.max_short_side, 64, 8192)
 
     @classmethod
     def preset(cls, name: str, **overrides: Any) -> SyncParams:

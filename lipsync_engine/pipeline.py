@@ -236,10 +236,11 @@ class LipSyncPipeline:
     ) -> SyncResult:
         info, params = self.model.info, plan.header.params
         guidance = info.guidance_scale if params.guidance_scale is None else params.guidance_scale
+        width, height = media.output_size(plan.header.video.format, params.max_short_side)
         return SyncResult(
             output=output,
-            width=plan.header.video.format.width,
-            height=plan.header.video.format.height,
+            width=width,
+            height=height,
             fps=plan.header.fps,
             frames=plan.n_frames,
             frames_without_face=plan.frames_without_face,

@@ -55,10 +55,10 @@ def render(plan: Plan, segment: Segment, model: LipSyncModel, path: Path) -> Gen
         OutputError: the generated mouths are not fit to be shown.
         MediaError, ResourceError: decoding or encoding failed.
     """
-    header = plan.header
+    header, params = plan.header, plan.header.params
     part = path.with_name(f"{path.stem}.part{path.suffix}")
     with (
-        media.SegmentWriter(part, header.video, header.fps, header.params.quality) as writer,
+        media.SegmentWriter(part, header.video, header.fps, params.quality, params.max_short_side) as writer,
         closing(rendered_frames(plan, segment, model)) as frames,
     ):
         for done, frame in enumerate(frames, start=1):

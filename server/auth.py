@@ -84,8 +84,8 @@ def create_key(
     return text, key
 
 
-def authenticate(store: Store, authorization: str | None, now: float) -> Caller:
-    """The caller behind an Authorization header.
+def authenticate(store: Store, authorization: str | None, now: float) -> tuple[Caller, bool]:
+    """The caller behind an Authorization header, and whether the key's last use should be written down.
 
     Raises:
         RefusedError: 401 with a sentence that does not tell whether such a key ever existed.
@@ -96,10 +96,9 @@ def authenticate(store: Store, authorization: str | None, now: float) -> Caller:
     key = store.key_by_digest(_digest(text.strip()))
     if key is None or key.revoked_at is not None or (key.expires_at is not None and key.expires_at <= now):
         raise RefusedError(401, "The API key is not valid: check it, or ask the operator for a new one.")
-    if key.last_used_at is None or now - key.last_used_at > LAST_USED_EVERY_S:
-        store.key_used(key.id, now)
     scopes = frozenset(Scope(name) for name in key.scopes.split())
-    return Caller(key.tenant, key.id, scopes, key.requests_per_minute)
+    is_stale = key.last_used_at is None or now - key.last_used_at > LAST_USED_EVERY_S
+    return Caller(key.tenant, key.id, scopes, key.requests_per_minute), is_stale
 
 
 def _digest(text: str) -> str:

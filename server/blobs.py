@@ -6,6 +6,8 @@ The module knows neither jobs nor HTTP.
 
 from __future__ import annotations
 
+import asyncio
+import os
 import re
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -64,6 +66,7 @@ class Blobs:
                 yield chunk
 
         await obstore.put_async(self._store, _checked(name), counted(), chunk_size=CHUNK_BYTES)
+        await asyncio.to_thread(_to_disk, self.path(name))
         return size
 
     def take(self, name: str, file: Path) -> None:
@@ -71,6 +74,7 @@ class Blobs:
         target = self.path(name)
         target.parent.mkdir(parents=True, exist_ok=True)
         file.replace(target)
+        _to_disk(target)
 
     def info(self, name: str) -> BlobInfo | None:
         """None where there is no such blob."""
@@ -104,6 +108,16 @@ class Blobs:
             for meta in page
             if (changed := meta["last_modified"].timestamp()) < before
         ]
+
+
+def _to_disk(path: Path) -> None:
+    """Wait until a file and its name are on the disk: what is acknowledged survives a power failure."""
+    for place in (path, path.parent):
+        descriptor = os.open(place, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def _checked(name: str) -> str:

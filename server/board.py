@@ -61,6 +61,10 @@ class Board:
         """Run a change of the database in its thread; a caller that goes away does not undo it."""
         return await asyncio.shield(asyncio.get_running_loop().run_in_executor(self._writer, change))
 
+    def write_later(self, change: Callable[[], object]) -> None:
+        """Run a change that nobody waits for and whose loss harms nobody."""
+        self._writer.submit(change)
+
     async def submit(self, job: Job, request: Request, idempotency_key: str | None) -> tuple[Record, bool]:
         """As `Store.submit`; on disk when it returns."""
         record, is_new = await self.write(

@@ -63,11 +63,11 @@ class InputSource:
 class Options:
     """What may be chosen about a job; None takes the model's default."""
 
-    model: str | None = None
     num_inference_steps: int | None = None
     guidance_scale: float | None = None
     seed: int | None = None
     fps: str | None = None
+    max_short_side: int | None = None
     loop_mode: str | None = None
     face: str | None = None
 

@@ -7,6 +7,7 @@ import secrets
 import shutil
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from functools import partial
 from urllib.parse import quote, unquote, urlsplit
 
 from fastapi import Request as HttpRequest
@@ -78,7 +79,9 @@ class Site:
             RefusedError: 401 or 403. BusyError: the key asks too often.
         """
         now = self.board.now()
-        caller = authenticate(self.board.store, http.headers.get("authorization"), now)
+        caller, is_stale = authenticate(self.board.store, http.headers.get("authorization"), now)
+        if is_stale:
+            self.board.write_later(partial(self.board.store.key_used, caller.key_id, now))
         if (wait_s := self.rates.wait_s(caller.key_id, now, caller.requests_per_minute)) > 0:
             raise BusyError("This key sends too many requests: slow down.", wait_s)
         caller.require(scope)

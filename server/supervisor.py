@@ -56,6 +56,9 @@ READY_WITHIN_S = 900.0
 RESTART_PAUSE_S = 2.0
 """Between a worker's death and its successor, so that one that cannot start does not spin."""
 
+END_TRIES = 30
+"""So often, with that pause, the end of a job is written down anew while the database cannot take it."""
+
 LINE_BYTES = 1 << 20
 
 
@@ -197,7 +200,7 @@ class _Seat:
         self._current_id = job_id
         self._stop_asked.clear()
         end = partial(self._end, job_id)
-        beats = asyncio.create_task(self._beat(job_id, fence))
+        beats = asyncio.create_task(self._beat(record))
         try:
             if self._blobs.info(result_blob(job_id)) is not None:  # stored, but its row was not written
                 await end(lambda job, now: jobs.succeed(job, fence, now, Output(result_blob(job_id), 0.0)))
@@ -206,7 +209,7 @@ class _Seat:
             last = await self._work(record, folder, worker)
             match last:
                 case Done(device_s=device_s):
-                    self._blobs.take(result_blob(job_id), folder / "out.mp4")
+                    await asyncio.to_thread(self._blobs.take, result_blob(job_id), folder / "out.mp4")
                     output = Output(result_blob(job_id), device_s)
                     await end(lambda job, now: jobs.succeed(job, fence, now, output))
                 case Failed(code=code, message=message, again=again):
@@ -217,7 +220,7 @@ class _Seat:
         except TransportError as error:
             failure = Failure(error.code, error.message)
             await end(lambda job, now: jobs.fail(job, fence, now, failure, self._board.policy))
-        except WorkerGoneError:
+        except Exception:  # the worker is gone, the disk is full: another attempt may do better
             await end(lambda job, now: jobs.fail(job, fence, now, jobs.WORKER_LOST, self._board.policy))
             raise
         except asyncio.CancelledError:
@@ -285,8 +288,8 @@ class _Seat:
             await asyncio.gather(task, return_exceptions=True)
         return False
 
-    async def _report(self, record: Record, progress: Progress) -> bool:
-        """Write progress down; False where the job is no longer ours."""
+    async def _report(self, record: Record, progress: Progress | None) -> bool:
+        """Write down that it goes on, and how far it is; False where the job is no longer ours."""
         fence = record.job.fence
         try:
             await self._board.change(
@@ -294,28 +297,33 @@ class _Seat:
             )
         except (NotAllowedError, KeyError):
             return False
+        except Exception as error:  # noqa: BLE001  (a full disk, a database that is away: work goes on)
+            log.warning("job %s: its progress could not be written down: %s", record.job.id, error)
         return True
 
-    async def _beat(self, job_id: str, fence: int) -> None:
+    async def _beat(self, record: Record) -> None:
         while True:
             await asyncio.sleep(BEAT_EVERY_S)
-            try:
-                await self._board.change(
-                    job_id, lambda job, now: jobs.beat(job, fence, now, self._board.policy)
-                )
-            except (NotAllowedError, KeyError):
+            if not await self._report(record, None):
                 self._stop_asked.set()
                 return
 
     async def _end(self, job_id: str, transition: Callable[[Job, float], Job]) -> None:
-        try:
-            record = await self._board.change(job_id, transition)
-        except (NotAllowedError, KeyError) as error:
-            log.info("job %s: %s", job_id, error)  # it ended or was taken over meanwhile
-        else:
-            failure = record.job.failure
-            why = f": {failure.code}: {failure.message}" if failure is not None else ""
-            log.info("job %s: %s%s", job_id, record.job.state, why, extra=record.tags)
+        """Write down how a claim ended; where the database stays away, its lease runs out instead."""
+        for _ in range(END_TRIES):
+            try:
+                record = await self._board.change(job_id, transition)
+            except (NotAllowedError, KeyError) as error:
+                log.info("job %s: %s", job_id, error)  # it ended or was taken over meanwhile
+                return
+            except Exception as error:  # noqa: BLE001  (a full disk, a database that is away)
+                log.error("job %s: its end could not be written down: %s", job_id, error)
+                await asyncio.sleep(RESTART_PAUSE_S)
+            else:
+                failure = record.job.failure
+                why = f": {failure.code}: {failure.message}" if failure is not None else ""
+                log.info("job %s: %s%s", job_id, record.job.state, why, extra=record.tags)
+                return
 
 
 class _Worker:

@@ -144,6 +144,7 @@ def _params(options: Options) -> SyncParams:
             guidance_scale=options.guidance_scale,
             seed=SyncParams().seed if options.seed is None else options.seed,
             fps=None if options.fps is None else Fraction(options.fps),
+            max_short_side=options.max_short_side,
             loop_mode=LoopMode(options.loop_mode or LoopMode.PINGPONG),
             face=FaceChoice.parse(options.face) if options.face else FaceChoice(),
         )

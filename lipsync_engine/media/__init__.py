@@ -9,7 +9,14 @@ It knows neither faces nor models.
 """
 
 from lipsync_engine.media.decode import FrameReader, read_audio, read_mask, scan_frames
-from lipsync_engine.media.encode import SegmentWriter, assemble, check_output, side_by_side, still_to_video
+from lipsync_engine.media.encode import (
+    SegmentWriter,
+    assemble,
+    check_output,
+    output_size,
+    side_by_side,
+    still_to_video,
+)
 from lipsync_engine.media.probe import AudioInfo, VideoInfo, content_hash, probe_audio, probe_video
 from lipsync_engine.media.run import ffmpeg_version, find_ffmpeg
 
@@ -23,6 +30,7 @@ __all__ = [
     "content_hash",
     "ffmpeg_version",
     "find_ffmpeg",
+    "output_size",
     "probe_audio",
     "probe_video",
     "read_audio",

@@ -18,7 +18,7 @@ import ffmpeg
 import numpy as np
 
 from lipsync_engine.errors import ErrorCode, MediaError, ParameterError, ResourceError
-from lipsync_engine.frames import Chroma, Frame
+from lipsync_engine.frames import Chroma, Frame, FrameFormat
 from lipsync_engine.media.probe import AudioInfo, VideoInfo, check_input, probe_audio, probe_video
 from lipsync_engine.media.run import (
     AUDIO_FORMATS,
@@ -79,14 +79,23 @@ class SegmentWriter:
         info: source, whose size, pixel shape and colour tags the segment has.
         fps: frame rate.
         quality: of the encode.
+        max_short_side: see `output_size`.
     """
 
-    def __init__(self, path: Path, info: VideoInfo, fps: Fraction, quality: Quality) -> None:
+    def __init__(
+        self,
+        path: Path,
+        info: VideoInfo,
+        fps: Fraction,
+        quality: Quality,
+        max_short_side: int | None = None,
+    ) -> None:
         self._path = path
         form = info.format
+        width, height = output_size(form, max_short_side)
         step_x, step_y = form.steps
         # H.264 has no odd sizes with subsampled colour.
-        chroma = Chroma.C444 if form.width % step_x or form.height % step_y else form.chroma
+        chroma = Chroma.C444 if width % step_x or height % step_y else form.chroma
         picture = ffmpeg.input(
             "pipe:0",
             format="rawvideo",
@@ -94,6 +103,8 @@ class SegmentWriter:
             video_size=(form.width, form.height),
             framerate=_rate(fps),
         )
+        if (width, height) != (form.width, form.height):
+            picture = picture.filter("scale", width, height, flags="bicubic")
         stream = ffmpeg.output(
             _tagged(picture, info),
             file_url(path),
@@ -142,6 +153,17 @@ class SegmentWriter:
                     self._end(self._child.finish(watch=self._path))
                 return
         self._path.unlink(missing_ok=True)
+
+
+def output_size(form: FrameFormat, max_short_side: int | None) -> tuple[int, int]:
+    """Width and height of the result: the source's, or scaled down to that short side, then even."""
+    short = min(form.width, form.height)
+    if max_short_side is None or short <= max_short_side:
+        return form.width, form.height
+    width, height = (
+        2 * max(1, round(side * max_short_side / short / 2)) for side in (form.width, form.height)
+    )
+    return width, height
 
 
 def check_output(output: Path, inputs: Sequence[Path]) -> None:

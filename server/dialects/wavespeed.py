@@ -6,6 +6,7 @@ real clients depend on: docs/http.md. Mounted under /api/v3 and /api/v2.
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import binascii
 import hashlib
@@ -141,6 +142,10 @@ OPTIONS: Final[dict[str, dict[str, Any]]] = {
     },
     "face": {"type": "string", "description": "Who speaks: largest, left, right, a number, or X,Y@SECONDS."},
     "fps": {"type": "number", "minimum": 1, "maximum": 120, "description": "Frame rate; absent: as it is."},
+    "resolution": {
+        "type": "string", "enum": ["480p", "720p"],
+        "description": "Largest short side of the result, never an upscale; absent: the source's size.",
+    },
 }  # fmt: skip
 JSON_BODY: Final = {
     "requestBody": {"required": True, "content": {"application/json": {"schema": {"type": "object"}}}}
@@ -343,12 +348,13 @@ def _options(given: dict[str, Any]) -> Options:
         if value not in rule.get("enum", (value,)):
             raise Refusal(400, f"{name} must be one of {', '.join(rule['enum'])}.", "invalid_parameter")
         found[name] = value
-    fps = found.get("fps")
+    fps, resolution = found.get("fps"), found.get("resolution")
     return Options(
         num_inference_steps=found.get("inference_steps", found.get("num_inference_steps")),
         guidance_scale=found.get("guidance_scale"),
         seed=_seed(found.get("seed", -1)),
         fps=None if fps is None else str(fps),
+        max_short_side=None if resolution is None else int(resolution.removesuffix("p")),
         loop_mode=found.get("loop_mode"),
         face=found.get("face"),
     )
@@ -626,8 +632,10 @@ def router(site: Site) -> APIRouter:
             raise BusyError("The queue of this server is full: submit again later.", RETRY_AFTER_S)
         site.require_space()
         body = await read_body(http, site.settings.max_body_bytes)
-        submission = read_submission(
-            model, body, http.url.query, enforce_limits=site.settings.enforce_vendor_limits
+        enforce = site.settings.enforce_vendor_limits
+        # In a thread: decoding a hundred megabytes of base64 would hold up everybody else's polls.
+        submission = await asyncio.to_thread(
+            read_submission, model, body, http.url.query, enforce_limits=enforce
         )
         record = await _submit(site, caller, model, submission, site.base_url(http), _idempotency_key(http))
         if not submission.sync:

@@ -121,6 +121,26 @@ def test_odd_sizes_keep_their_size(size: str, tmp_path: Path, ffmpeg: Ffmpeg) ->
         assert np.array_equal(before.y, after.y)
 
 
+@pytest.mark.parametrize(
+    ("size", "limit", "wanted"),
+    [("96x64", 40, "60x40"), ("97x65", 64, "96x64"), ("64x96", 48, "48x72"), ("96x64", 64, "96x64")],
+)
+def test_a_larger_picture_is_scaled_down_to_a_short_side(
+    size: str, limit: int, wanted: str, tmp_path: Path, ffmpeg: Ffmpeg
+) -> None:
+    path = source(tmp_path, ffmpeg, size=size)
+    info, frames = media.probe_video(path), frames_of(path)
+    made = tmp_path / "made.mp4"
+    with media.SegmentWriter(made, info, Fraction(25), Quality.LOSSLESS, max_short_side=limit) as writer:
+        for frame in frames:
+            writer.write(frame)
+    form = media.probe_video(made).format
+    assert f"{form.width}x{form.height}" == wanted
+    assert media.output_size(info.format, limit) == (form.width, form.height)
+    for before, after in zip(frames, frames_of(made), strict=True):
+        assert abs(float(before.y.mean()) - float(after.y.mean())) < 1.0
+
+
 def test_tags_are_kept(tmp_path: Path, ffmpeg: Ffmpeg) -> None:
     tags = "setparams=colorspace=bt2020nc:color_primaries=bt2020:color_trc=bt2020-10:range=pc,setsar=8/9"
     path = source(tmp_path, ffmpeg, "-vf", tags, "-pix_fmt", "yuv420p10le", codec="libx264")

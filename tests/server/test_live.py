@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import threading
@@ -16,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from live_server import Live, descendants, processes_naming
+from live_server import Live, descendants
 
 from lipsync_engine import media
 from server.dialects import wavespeed
@@ -251,72 +250,6 @@ def test_the_javascript_sdk(live: Live, clip: Path, voice: Path, tmp_path: Path)
         ),
         live,
     )
-
-
-# --- crashes ---
-
-
-STAGES = {
-    "faces": lambda seen: seen["timings"].get("stage") == "faces",
-    "first window": lambda seen: seen["timings"].get("stage") == "render" and seen["timings"]["done"] > 0,
-    "second segment": lambda seen: seen["timings"].get("stage") == "render" and seen["timings"]["done"] > 160,
-}
-
-
-@pytest.mark.parametrize("stage", STAGES)
-def test_a_killed_worker_is_replaced_and_its_job_goes_on(
-    stage: str, live: Live, clip: Path, long_voice: Path, tmp_path: Path, ffmpeg: Ffmpeg
-) -> None:
-    unknown = tmp_path / "clip.mp4"  # other bytes, so that nothing of it is in the analysis cache
-    ffmpeg("-i", clip, "-c", "copy", "-metadata", f"comment={stage}", unknown)
-    job = live.submit(live.upload(unknown), live.upload(long_voice), inference_steps=1)
-    live.wait(job, STAGES[stage])
-    (worker,) = live.worker_pids()
-    os.kill(worker, signal.SIGKILL)
-    done = live.wait(job)
-    assert done["status"] == "completed", done
-    assert is_video(live.call("GET", done["outputs"][0])[1], tmp_path, LONG_FRAMES)
-    assert live.worker_pids() != [worker]
-    assert list((live.data_dir / "work" / "jobs").iterdir()) == []
-
-
-def test_a_worker_that_hangs_is_replaced(tmp_path: Path, clip: Path, long_voice: Path) -> None:
-    server = Live(tmp_path / "hang", stall_s=4, requests_per_minute=100000)
-    server.start()
-    server.wait_ready()
-    job = server.submit(server.upload(clip), server.upload(long_voice), inference_steps=1)
-    server.wait(job, STAGES["first window"])
-    (worker,) = server.worker_pids()
-    os.kill(worker, signal.SIGSTOP)
-    assert server.wait(job)["status"] == "completed"
-    assert not Path(f"/proc/{worker}").exists()
-    assert server.stop() == 0
-
-
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
-def test_no_accepted_job_is_lost_with_the_server(
-    how: signal.Signals, tmp_path: Path, clip: Path, voice: Path, long_voice: Path
-) -> None:
-    server = Live(tmp_path / "lost", drain_s=0, requests_per_minute=100000)
-    server.start()
-    server.wait_ready()
-    video, audio = server.upload(clip), server.upload(long_voice)
-    short = server.upload(voice)
-    jobs = [server.submit(video, heard, inference_steps=1) for heard in (audio, short)]
-    server.wait(jobs[0], STAGES["first window"])
-    server.stop(how)
-    deadline = time.monotonic() + 20
-    while processes_naming(str(server.data_dir)):
-        assert time.monotonic() < deadline, "a process outlived its server"
-        threading.Event().wait(0.05)
-    server.start()
-    ended = [server.wait(job) for job in jobs]
-    assert [seen["status"] for seen in ended] == ["completed", "completed"]
-    results = list((server.data_dir / "blobs" / "results").iterdir())
-    assert sorted(path.stem for path in results) == sorted(jobs)
-    frames = {jobs[0]: LONG_FRAMES, jobs[1]: 38}
-    assert all(is_video(path.read_bytes(), tmp_path, frames[path.stem]) for path in results)
-    server.stop()
 
 
 def test_frames_of_a_film_are_not_black(live: Live, uploads: tuple[str, str], tmp_path: Path) -> None:

@@ -84,11 +84,11 @@ def store(tmp_path: Path) -> Iterator[Store]:
 
 def test_a_key_lets_in_until_it_ends(store: Store, tmp_path: Path) -> None:
     text, key = auth.create_key(store, 100.0, tenant="studio", name="ci", expires_at=200.0)
-    caller = auth.authenticate(store, f"Bearer {text}", 150.0)
-    assert (caller.tenant, caller.key_id) == ("studio", key.id)
-    known = store.key(key.id)
-    assert known is not None
-    assert known.last_used_at == 150.0
+    caller, is_stale = auth.authenticate(store, f"Bearer {text}", 150.0)
+    assert (caller.tenant, caller.key_id, is_stale) == ("studio", key.id, True)
+    store.key_used(key.id, 150.0)
+    for now, wanted in ((151.0, False), (199.0, False)):
+        assert auth.authenticate(store, f"Bearer {text}", now)[1] is wanted
     caller.require(Scope.RUN)
     with pytest.raises(RefusedError) as refused:
         caller.require(Scope.ADMIN)

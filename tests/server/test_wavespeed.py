@@ -263,6 +263,7 @@ def test_webhook_bodies(end: str, api: Api) -> None:
         ({"video": VIDEO, "audio": AUDIO, "guidance_scale": True}, "guidance_scale"),
         ({"video": VIDEO, "audio": AUDIO, "inference_steps": 2.5}, "inference_steps"),
         ({"video": VIDEO, "audio": AUDIO, "seed": -2}, "seed"),
+        ({"video": VIDEO, "audio": AUDIO, "resolution": "4k"}, "resolution"),
         ({"video": VIDEO, "audio": AUDIO, "enable_sync_mode": "yes"}, "enable_sync_mode"),
         ({"video": VIDEO, "audio": AUDIO, "webhook_url": "ftp://x"}, "webhook"),
         ([], "object"),
@@ -290,9 +291,17 @@ def test_webhooks_in_the_query(query: str, webhook: str | None) -> None:
 
 
 def test_options_and_aliases() -> None:
-    body = {"video_url": VIDEO, "audio_url": AUDIO, "num_inference_steps": 8, "seed": 5, "fps": 29.97}
+    body = {
+        "video_url": VIDEO,
+        "audio_url": AUDIO,
+        "num_inference_steps": 8,
+        "seed": 5,
+        "fps": 29.97,
+        "resolution": "720p",
+    }
     given = read_submission(LATENTSYNC, json.dumps(body).encode(), "", enforce_limits=False)
     assert (given.options.num_inference_steps, given.options.seed, given.options.fps) == (8, 5, "29.97")
+    assert given.options.max_short_side == 720
     assert all(source.limits.formats == () for source in given.sources)
     random = read_submission(LATENTSYNC, json.dumps(body | {"seed": -1}).encode(), "", enforce_limits=True)
     assert random.options.seed is not None
