@@ -22,7 +22,7 @@ from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse, Res
 from starlette.exceptions import HTTPException
 
 from server import auth
-from server.auth import RateLimit, Scope, Signer
+from server.auth import Keyring, RateLimit, Scope, Signer
 from server.blobs import Blobs
 from server.board import Board
 from server.dialects import wavespeed
@@ -76,6 +76,7 @@ class Server:
             self.board,
             self.blobs,
             Signer.from_file(settings.data_dir / "signing.key"),
+            Keyring(self.store),
             RateLimit(settings.requests_per_minute),
         )
         self.metrics = Metrics()
@@ -269,6 +270,7 @@ def _operations(app: FastAPI, server: Server) -> None:
     async def revoke_key(http: HttpRequest, key_id: str) -> Response:
         server.site.caller(http, Scope.ADMIN)
         done = await server.board.write(partial(server.store.revoke_key, key_id, server.board.now()))
+        server.site.keys.forget()
         return Response(status_code=204 if done else 404)
 
 

@@ -19,6 +19,9 @@ from server.store import ApiKey, Store
 LAST_USED_EVERY_S = 60.0
 """A key's last use is written down at most this often."""
 
+BELIEVED_FOR_S = 1.0
+"""A key is looked up at most this often: clients poll, hundreds of them."""
+
 
 class Scope(StrEnum):
     RUN = "run"  # submit, upload, cancel, delete
@@ -84,21 +87,52 @@ def create_key(
     return text, key
 
 
-def authenticate(store: Store, authorization: str | None, now: float) -> tuple[Caller, bool]:
-    """The caller behind an Authorization header, and whether the key's last use should be written down.
+class Keyring:
+    """The keys as a running server knows them: one that was looked up is believed for a moment.
 
-    Raises:
-        RefusedError: 401 with a sentence that does not tell whether such a key ever existed.
+    A key that another process revokes works for that moment longer.
     """
-    scheme, _, text = (authorization or "").partition(" ")
-    if scheme.lower() != "bearer" or not text.strip():
-        raise RefusedError(401, "Send your API key as the header `Authorization: Bearer <key>`.")
-    key = store.key_by_digest(_digest(text.strip()))
-    if key is None or key.revoked_at is not None or (key.expires_at is not None and key.expires_at <= now):
-        raise RefusedError(401, "The API key is not valid: check it, or ask the operator for a new one.")
-    scopes = frozenset(Scope(name) for name in key.scopes.split())
-    is_stale = key.last_used_at is None or now - key.last_used_at > LAST_USED_EVERY_S
-    return Caller(key.tenant, key.id, scopes, key.requests_per_minute), is_stale
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._known: dict[str, tuple[ApiKey, float]] = {}
+        self._noted: dict[str, float] = {}
+
+    def caller(self, authorization: str | None, now: float) -> Caller:
+        """Who is behind an Authorization header.
+
+        Raises:
+            RefusedError: 401 with a sentence that does not tell whether such a key ever existed.
+        """
+        scheme, _, text = (authorization or "").partition(" ")
+        if scheme.lower() != "bearer" or not text.strip():
+            raise RefusedError(401, "Send your API key as the header `Authorization: Bearer <key>`.")
+        key = self._key(_digest(text.strip()), now)
+        ended = key is not None and key.expires_at is not None and key.expires_at <= now
+        if key is None or key.revoked_at is not None or ended:
+            raise RefusedError(401, "The API key is not valid: check it, or ask the operator for a new one.")
+        scopes = frozenset(Scope(name) for name in key.scopes.split())
+        return Caller(key.tenant, key.id, scopes, key.requests_per_minute)
+
+    def should_note(self, caller: Caller, now: float) -> bool:
+        """Whether a key's use is to be written down; the answer counts as done."""
+        if now - self._noted.get(caller.key_id, 0.0) < LAST_USED_EVERY_S:
+            return False
+        self._noted[caller.key_id] = now
+        return True
+
+    def forget(self) -> None:
+        """Look all keys up again."""
+        self._known.clear()
+
+    def _key(self, digest: str, now: float) -> ApiKey | None:
+        key, since = self._known.get(digest, (None, 0.0))
+        if key is None or not 0 <= now - since < BELIEVED_FOR_S:
+            key = self._store.key_by_digest(digest)
+            if key is None:  # nothing is kept of keys that do not exist: anybody can make those up
+                return None
+            self._known[digest] = (key, now)
+        return key
 
 
 def _digest(text: str) -> str:

@@ -12,7 +12,7 @@ from urllib.parse import quote, unquote, urlsplit
 
 from fastapi import Request as HttpRequest
 
-from server.auth import Caller, RateLimit, RefusedError, Scope, Signer, authenticate
+from server.auth import Caller, Keyring, RateLimit, RefusedError, Scope, Signer
 from server.blobs import Blobs, TooLargeError
 from server.board import Board
 from server.jobs import Job
@@ -70,6 +70,7 @@ class Site:
     board: Board
     blobs: Blobs
     signer: Signer
+    keys: Keyring
     rates: RateLimit
 
     def caller(self, http: HttpRequest, scope: Scope) -> Caller:
@@ -79,8 +80,8 @@ class Site:
             RefusedError: 401 or 403. BusyError: the key asks too often.
         """
         now = self.board.now()
-        caller, is_stale = authenticate(self.board.store, http.headers.get("authorization"), now)
-        if is_stale:
+        caller = self.keys.caller(http.headers.get("authorization"), now)
+        if self.keys.should_note(caller, now):
             self.board.write_later(partial(self.board.store.key_used, caller.key_id, now))
         if (wait_s := self.rates.wait_s(caller.key_id, now, caller.requests_per_minute)) > 0:
             raise BusyError("This key sends too many requests: slow down.", wait_s)

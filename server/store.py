@@ -90,6 +90,10 @@ KEYS = sa.Table(
 )
 
 
+# Asked hundreds of times a second by polling clients, so they are made once.
+_JOB_BY_ID = sa.select(JOBS).where(JOBS.c.id == sa.bindparam("wanted"))
+_KEY_BY_DIGEST = sa.select(KEYS).where(KEYS.c.digest == sa.bindparam("wanted"))
+
 _DEAD = OUTBOX.c.due_at.is_(None) & OUTBOX.c.delivered_at.is_(None)
 DAY_S = 86400.0
 
@@ -259,12 +263,9 @@ class Store:
 
     def get(self, job_id: str, tenant: str | None = None) -> Record | None:
         """A job; None where there is none, or where it is another tenant's."""
-        query = sa.select(JOBS).where(JOBS.c.id == job_id)
-        if tenant is not None:
-            query = query.where(JOBS.c.tenant == tenant)
         with self._engine.connect() as connection:
-            row = connection.execute(query).one_or_none()
-        return None if row is None else _record(row)
+            row = connection.execute(_JOB_BY_ID, {"wanted": job_id}).one_or_none()
+        return None if row is None or tenant not in (None, row.tenant) else _record(row)
 
     def page(
         self,
@@ -441,7 +442,7 @@ class Store:
 
     def key_by_digest(self, digest: str) -> ApiKey | None:
         with self._engine.connect() as connection:
-            row = connection.execute(sa.select(KEYS).where(KEYS.c.digest == digest)).one_or_none()
+            row = connection.execute(_KEY_BY_DIGEST, {"wanted": digest}).one_or_none()
         return None if row is None else ApiKey(**row._mapping)
 
     def key(self, key_id: str) -> ApiKey | None:
@@ -598,8 +599,9 @@ def _engine(url: URL) -> Engine:
 
         @sa.event.listens_for(engine, "begin")
         def at_once(connection: Connection) -> None:
-            # A transaction that reads first and writes later could not get the lock any more.
-            writing = connection.get_execution_options().get("writing", False)
-            connection.exec_driver_sql("BEGIN IMMEDIATE" if writing else "BEGIN")
+            # A transaction that reads first and writes later could not get the lock any more. What only reads
+            # needs none: each of its statements sees one state.
+            if connection.get_execution_options().get("writing", False):
+                connection.exec_driver_sql("BEGIN IMMEDIATE")
 
     return engine

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from server import auth
-from server.auth import RateLimit, RefusedError, Scope, Signer
+from server.auth import Keyring, RateLimit, RefusedError, Scope, Signer
 from server.blobs import Blobs, TooLargeError
 from server.settings import Settings, SettingsError, documented, load_settings
 from server.store import Store
@@ -84,11 +84,9 @@ def store(tmp_path: Path) -> Iterator[Store]:
 
 def test_a_key_lets_in_until_it_ends(store: Store, tmp_path: Path) -> None:
     text, key = auth.create_key(store, 100.0, tenant="studio", name="ci", expires_at=200.0)
-    caller, is_stale = auth.authenticate(store, f"Bearer {text}", 150.0)
-    assert (caller.tenant, caller.key_id, is_stale) == ("studio", key.id, True)
-    store.key_used(key.id, 150.0)
-    for now, wanted in ((151.0, False), (199.0, False)):
-        assert auth.authenticate(store, f"Bearer {text}", now)[1] is wanted
+    keys = Keyring(store)
+    caller = keys.caller(f"Bearer {text}", 150.0)
+    assert (caller.tenant, caller.key_id) == ("studio", key.id)
     caller.require(Scope.RUN)
     with pytest.raises(RefusedError) as refused:
         caller.require(Scope.ADMIN)
@@ -96,14 +94,31 @@ def test_a_key_lets_in_until_it_ends(store: Store, tmp_path: Path) -> None:
     for header, now in ((f"Bearer {text}", 200.0), (f"Bearer {text}x", 150.0), (text, 150.0), (None, 150.0),
                         ("Basic x", 150.0), ("Bearer ", 150.0)):  # fmt: skip
         with pytest.raises(RefusedError) as refused:
-            auth.authenticate(store, header, now)
+            keys.caller(header, now)
         assert refused.value.status == 401
     assert store.revoke_key(key.id, 160.0)
     assert not store.revoke_key(key.id, 161.0)
     with pytest.raises(RefusedError):
-        auth.authenticate(store, f"Bearer {text}", 170.0)
+        keys.caller(f"Bearer {text}", 170.0)
     store.close()
     assert text.encode() not in b"".join(path.read_bytes() for path in tmp_path.glob("keys.sqlite*"))
+
+
+def test_a_key_is_looked_up_once_a_second_and_noted_once_a_minute(store: Store) -> None:
+    text, key = auth.create_key(store, 100.0)
+    keys = Keyring(store)
+    caller = keys.caller(f"Bearer {text}", 150.0)
+    store.revoke_key(key.id, 150.1)
+    assert keys.caller(f"Bearer {text}", 150.9) == caller
+    keys.forget()
+    with pytest.raises(RefusedError):
+        keys.caller(f"Bearer {text}", 150.9)
+    assert [keys.should_note(caller, now) for now in (151.0, 152.0, 210.9, 211.0)] == [
+        True,
+        False,
+        False,
+        True,
+    ]
 
 
 def test_rates() -> None:
