@@ -72,6 +72,9 @@ def sync(
     ] = None,
     faces_file: Annotated[Path | None, typer.Option(help="JSON of per-frame boxes or landmarks.")] = None,
     face_mask: Annotated[Path | None, typer.Option(help="Image, white over the speaker's face.")] = None,
+    mask_image: Annotated[
+        Path | None, typer.Option(help="Image, white where the picture may change, black where not.")
+    ] = None,
     matte: Annotated[
         Path | None, typer.Option(help="Image or video, white where something is in front of the mouth.")
     ] = None,
@@ -113,6 +116,7 @@ def sync(
         face=None if face is None else FaceChoice.parse(face),
         faces_file=faces_file,
         face_mask=face_mask,
+        mask_image=mask_image,
         matte=matte,
         max_yaw_deg=max_yaw_deg,
         fps=None if fps is None else _rate(fps),

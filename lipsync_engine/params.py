@@ -96,6 +96,8 @@ class SyncParams:
         face: which person speaks.
         faces_file: JSON of per-frame boxes or landmarks; the detector is not used then.
         face_mask: an image, white where the speaker's face is; it selects the face that it covers most.
+        mask_image: an image, white where the picture may change, black where not; unless the speaker is
+            chosen otherwise, it is the one whose face the white covers most.
         matte: image or video, white where something stands before the mouth; there the source's pixels stay.
         max_yaw_deg: a head turned further than this is left untouched, with a soft fade.
         window_overlap: frames shared by neighbouring model windows, 0-12.
@@ -115,6 +117,7 @@ class SyncParams:
     face: FaceChoice = FaceChoice()
     faces_file: Path | None = None
     face_mask: Path | None = None
+    mask_image: Path | None = None
     matte: Path | None = None
     max_yaw_deg: float = 60.0
     window_overlap: int = 4

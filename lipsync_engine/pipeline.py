@@ -260,7 +260,8 @@ class LipSyncPipeline:
     def _job_key(self, video_hash: str, voice: Path, params: SyncParams) -> str:
         """Names everything that decides a job's pixels; equal keys may share finished segments."""
         digest = hashlib.sha256()
-        given = [path for path in (params.faces_file, params.face_mask, params.matte) if path is not None]
+        files = (params.faces_file, params.face_mask, params.mask_image, params.matte)
+        given = [path for path in files if path is not None]
         for part in (
             video_hash,
             media.content_hash(voice),

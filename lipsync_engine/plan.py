@@ -24,7 +24,7 @@ from lipsync_engine.composite import Compositor, ReferenceCompositor, SoftCompos
 from lipsync_engine.errors import ErrorCode, FaceError
 from lipsync_engine.media import AudioInfo, VideoInfo
 from lipsync_engine.models import LipSyncModel, ModelInfo
-from lipsync_engine.params import SyncParams
+from lipsync_engine.params import FaceChoice, SyncParams
 from lipsync_engine.progress import Meter, Progress, Stage
 from lipsync_engine.timeline import Segment, Window
 
@@ -119,7 +119,15 @@ class Plan:
         return audio.AudioFeatures.open(_features_path(self.folder))
 
     def mattes(self, order: npt.NDArray[np.int64]) -> Generator[FloatArray | None, None, None]:
-        """What stands in front of the face in each source frame of `order`: float32 (H, W) 0..1, or None."""
+        """What stays the source's in each source frame of `order`: float32 (H, W) 0..1, or None."""
+        path, video = self.header.params.mask_image, self.header.video.format
+        closed = None
+        if path is not None:
+            closed = 1.0 - media.read_mask(path, video.width, video.height).astype(np.float32) / 255.0
+        for matte in self._in_front(order):
+            yield matte if closed is None else closed if matte is None else np.maximum(matte, closed)
+
+    def _in_front(self, order: npt.NDArray[np.int64]) -> Generator[FloatArray | None, None, None]:
         path, matte, video = self.header.params.matte, self.header.matte, self.header.video.format
         if path is None:
             yield from itertools.repeat(None, len(order))
@@ -285,9 +293,11 @@ def _see(
 def _speaker(tracks: faces.FaceTracks, params: SyncParams, video: VideoInfo) -> faces.FacePath:
     if params.faces_file is not None:
         tracks = faces.load_faces_file(params.faces_file, tracks)
-    mask = None
-    if params.face_mask is not None:
-        mask = media.read_mask(params.face_mask, video.format.width, video.format.height)
+    mask, path = None, params.face_mask
+    if path is None and params.face == FaceChoice():
+        path = params.mask_image
+    if path is not None:
+        mask = media.read_mask(path, video.format.width, video.format.height)
     return faces.choose_speaker(tracks, params.face, params.max_yaw_deg, mask=mask)
 
 

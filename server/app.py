@@ -25,7 +25,8 @@ from server import auth
 from server.auth import Keyring, RateLimit, Scope, Signer
 from server.blobs import Blobs
 from server.board import Board
-from server.dialects import wavespeed
+from server.dialects import studio, wavespeed
+from server.dialects.common import Refusal, refusal_of, signed_headers
 from server.fetch import Inputs
 from server.jobs import Policy
 from server.metrics import TEXT_TYPE, Measured, Metrics
@@ -34,7 +35,7 @@ from server.site import MEDIA_TYPES, BodyTooLargeError, BusyError, DiskFullError
 from server.store import Record, Store
 from server.supervisor import Supervisor, WorkerSettings
 from server.transport import Transport, TransportPolicy
-from server.webhooks import Webhooks
+from server.webhooks import Letter, Webhooks
 
 log = logging.getLogger("lipsync.server")
 
@@ -95,7 +96,11 @@ class Server:
         )
         inputs = Inputs(self.transport, self.blobs)
         self.supervisor = Supervisor(self.board, self.blobs, inputs, devices, work)
-        self.webhooks = Webhooks(self.board, self.transport, {wavespeed.NAME: self._wavespeed_letter})
+        letters: dict[str, Letter] = {
+            wavespeed.NAME: partial(self._letter, wavespeed.webhook_body),
+            studio.NAME: partial(self._letter, studio.webhook_body),
+        }
+        self.webhooks = Webhooks(self.board, self.transport, letters)
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -133,9 +138,11 @@ class Server:
         for blob in await asyncio.to_thread(self.blobs.older_than, before):
             self.blobs.delete(blob.name)
 
-    def _wavespeed_letter(self, record: Record, secret: str, now: float) -> tuple[bytes, dict[str, str]]:
-        body = wavespeed.webhook_body(self.site, record)
-        return body, wavespeed.webhook_headers(secret, record.job.id, body, now)
+    def _letter(
+        self, body_of: Callable[[Site, Record], bytes], record: Record, secret: str, now: float
+    ) -> tuple[bytes, dict[str, str]]:
+        body = body_of(self.site, record)
+        return body, signed_headers(secret, record.job.id, body, now)
 
 
 async def _kept_up(work: Callable[[], Awaitable[None]]) -> None:
@@ -163,6 +170,7 @@ def create_app(server: Server) -> FastAPI:
         app.include_router(
             wavespeed.router(server.site), prefix=prefix, include_in_schema=prefix == wavespeed.PREFIXES[0]
         )
+    app.include_router(studio.router(server.site), prefix=studio.PREFIX)
     _files(app, server.site)
     _operations(app, server)
     _errors(app)
@@ -277,24 +285,27 @@ def _operations(app: FastAPI, server: Server) -> None:
 def _errors(app: FastAPI) -> None:
     """One place that turns errors into answers."""
 
-    async def known(_: HttpRequest, error: Exception) -> Response:
-        return wavespeed.error_answer(error) or PlainTextResponse("error", 500)
+    def answer(http: HttpRequest, refusal: Refusal) -> Response:
+        is_studio = http.url.path.startswith(f"{studio.PREFIX}/")
+        return studio.error_answer(refusal) if is_studio else wavespeed.error_answer(refusal)
 
-    for kind in (wavespeed.Refusal, RefusedError, BusyError, BodyTooLargeError, DiskFullError):
+    async def known(http: HttpRequest, error: Exception) -> Response:
+        return answer(http, refusal_of(error))
+
+    for kind in (Refusal, RefusedError, BusyError, BodyTooLargeError, DiskFullError):
         app.add_exception_handler(kind, known)
 
-    async def http_error(_: HttpRequest, error: Exception) -> Response:
+    async def http_error(http: HttpRequest, error: Exception) -> Response:
         status = error.status_code if isinstance(error, HTTPException) else 400
         sentence = {404: "There is no such path.", 405: "This path does not take that method."}
         text = sentence.get(status, "The request could not be understood.")
-        return wavespeed.error_answer(wavespeed.Refusal(status, text)) or Response(status_code=status)
+        return answer(http, Refusal(status, text))
 
     app.add_exception_handler(HTTPException, http_error)
     app.add_exception_handler(RequestValidationError, http_error)
 
-    async def crash(_: HttpRequest, error: Exception) -> Response:
+    async def crash(http: HttpRequest, error: Exception) -> Response:
         log.error("a request failed", exc_info=error)
-        refusal = wavespeed.Refusal(500, "The server made a mistake; it is in its log.")
-        return wavespeed.error_answer(refusal) or Response(status_code=500)
+        return answer(http, Refusal(500, "The server made a mistake; it is in its log."))
 
     app.add_exception_handler(Exception, crash)

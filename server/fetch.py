@@ -12,7 +12,12 @@ from server.messages import InputSource, MediaLimits, Role
 from server.store import Record
 from server.transport import MediaKind, Transport, TransportCode, TransportError, sniff
 
-KINDS = {Role.VIDEO: MediaKind.VIDEO, Role.IMAGE: MediaKind.IMAGE, Role.AUDIO: MediaKind.AUDIO}
+KINDS = {
+    Role.VIDEO: MediaKind.VIDEO,
+    Role.IMAGE: MediaKind.IMAGE,
+    Role.AUDIO: MediaKind.AUDIO,
+    Role.MASK: MediaKind.IMAGE,
+}
 HEAD_BYTES = 4096
 
 

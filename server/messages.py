@@ -21,6 +21,7 @@ class Role(StrEnum):
     VIDEO = "video"
     IMAGE = "image"
     AUDIO = "audio"
+    MASK = "mask"  # white where lips may change
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +120,7 @@ class Start:
     picture: str
     is_portrait: bool
     audio: str
+    mask: str | None
     output: str
     options: Options
     picture_limits: MediaLimits

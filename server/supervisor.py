@@ -249,6 +249,7 @@ class _Seat:
                 picture=str(local[picture]),
                 is_portrait=is_portrait,
                 audio=str(local[Role.AUDIO]),
+                mask=str(local[Role.MASK]) if Role.MASK in local else None,
                 output=str(folder / "out.mp4"),
                 options=record.request.options,
                 picture_limits=limits.get(picture, MediaLimits()),

@@ -32,7 +32,6 @@ from server.messages import (
     Failed,
     FromWorker,
     MediaLimits,
-    Options,
     Ready,
     Start,
     Stop,
@@ -95,7 +94,7 @@ class Worker:
         else:
             _require_picture(picture, start.picture_limits)
         _require_length("audio", media.probe_audio(Path(start.audio)).duration_s, start.audio_limits)
-        steps = self._pipeline.run(picture, start.audio, output, _params(start.options))
+        steps = self._pipeline.run(picture, start.audio, output, _params(start))
         reported, stage, rendering_s = 0.0, None, 0.0
         with closing(steps):
             for progress in steps:
@@ -137,13 +136,15 @@ def _working(job_id: str, progress: Progress) -> Working:
     return Working(job_id, progress.stage.value, progress.done, progress.total, speed)
 
 
-def _params(options: Options) -> SyncParams:
+def _params(start: Start) -> SyncParams:
+    options = start.options
     try:
         return SyncParams(
             num_inference_steps=options.num_inference_steps,
             guidance_scale=options.guidance_scale,
             seed=SyncParams().seed if options.seed is None else options.seed,
             fps=None if options.fps is None else Fraction(options.fps),
+            mask_image=None if start.mask is None else Path(start.mask),
             max_short_side=options.max_short_side,
             loop_mode=LoopMode(options.loop_mode or LoopMode.PINGPONG),
             face=FaceChoice.parse(options.face) if options.face else FaceChoice(),

@@ -8,36 +8,37 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import binascii
-import hashlib
-import hmac
 import json
 import re
-import secrets
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import parse_qs, unquote
 
-from asgi_correlation_id import correlation_id
 from fastapi import APIRouter, Query, UploadFile
 from fastapi import Request as HttpRequest
 from fastapi.responses import JSONResponse, Response
 
 from server.auth import Caller, Scope
-from server.jobs import Failure, State
-from server.messages import InputSource, MediaLimits, Options, Request, Role
-from server.site import (
-    RETRY_AFTER_S,
-    BodyTooLargeError,
-    BusyError,
-    DiskFullError,
-    RefusedError,
-    Site,
-    Upload,
-    read_body,
+from server.dialects.common import (
+    OPTIONS,
+    Inputs,
+    Refusal,
+    drawn_seed,
+    error_text,
+    is_url,
+    json_object,
+    known_job,
+    moment,
+    read_object,
+    read_options,
+    shortened,
 )
+from server.dialects.common import submit as submit_job
+from server.jobs import Failure, State
+from server.messages import MediaLimits, Options, Role
+from server.site import RETRY_AFTER_S, BodyTooLargeError, BusyError, Site, Upload, read_body
 from server.store import Record
 
 NAME: Final = "wavespeed"
@@ -125,28 +126,6 @@ MODELS: Final = {
     )
 }
 
-OPTIONS: Final[dict[str, dict[str, Any]]] = {
-    "guidance_scale": {
-        "type": "number", "minimum": 1, "maximum": 3, "description": "Weight of the voice."
-    },
-    "inference_steps": {"type": "integer", "minimum": 1, "maximum": 50, "description": "Denoising steps."},
-    "num_inference_steps": {
-        "type": "integer", "minimum": 1, "maximum": 50, "description": "Another name of inference_steps."
-    },
-    "seed": {
-        "type": "integer", "minimum": -1, "maximum": 2147483647, "default": -1, "description": "-1: random."
-    },
-    "loop_mode": {
-        "type": "string", "enum": ["pingpong", "loop"], "default": "pingpong",
-        "description": "When the audio is longer than the video: back and forth, or from the start again.",
-    },
-    "face": {"type": "string", "description": "Who speaks: largest, left, right, a number, or X,Y@SECONDS."},
-    "fps": {"type": "number", "minimum": 1, "maximum": 120, "description": "Frame rate; absent: as it is."},
-    "resolution": {
-        "type": "string", "enum": ["480p", "720p"],
-        "description": "Largest short side of the result, never an upscale; absent: the source's size.",
-    },
-}  # fmt: skip
 JSON_BODY: Final = {
     "requestBody": {"required": True, "content": {"application/json": {"schema": {"type": "object"}}}}
 }
@@ -196,36 +175,12 @@ def _role_text(role: Role, limits: MediaLimits) -> str:
 # --- errors ---
 
 
-class Refusal(Exception):  # noqa: N818  (an answer, not a fault)
-    """An error answer: HTTP status, sentence, and a word for programs."""
-
-    def __init__(self, status: int, message: str, slug: str | None = None, retry_after_s: float = 0) -> None:
-        super().__init__(message)
-        self.status, self.message, self.slug, self.retry_after_s = status, message, slug, retry_after_s
-
-
-def error_answer(error: Exception) -> JSONResponse | None:
-    """This dialect's answer to a known error; None for others."""
-    match error:
-        case Refusal():
-            refusal = error
-        case RefusedError():
-            refusal = Refusal(
-                error.status, error.message, "unauthorized" if error.status == 401 else "forbidden"
-            )
-        case BusyError():
-            refusal = Refusal(429, error.message, "rate_limited", error.wait_s)
-        case DiskFullError():
-            refusal = Refusal(503, str(error), "storage_full", 60)
-        case BodyTooLargeError():
-            refusal = Refusal(413, str(error), "payload_too_large")
-        case _:
-            return None
+def error_answer(refusal: Refusal) -> JSONResponse:
+    """A refused request, as this dialect says it."""
     body = {"code": refusal.status, "message": refusal.message, "error": refusal.message}
     if refusal.slug is not None:
         body["error_code"] = refusal.slug
-    headers = {"Retry-After": str(max(1, round(refusal.retry_after_s)))} if refusal.retry_after_s else None
-    return JSONResponse(body, refusal.status, headers)
+    return JSONResponse(body, refusal.status, refusal.headers)
 
 
 # --- a submission ---
@@ -233,15 +188,9 @@ def error_answer(error: Exception) -> JSONResponse | None:
 
 @dataclass(frozen=True, slots=True)
 class Submission:
-    """A checked body.
+    """A checked body."""
 
-    Attributes:
-        request: for the board; inline data is not stored yet and stands in `inline`.
-        inline: role → decoded bytes.
-    """
-
-    sources: tuple[InputSource, ...]
-    inline: dict[Role, bytes]
+    inputs: Inputs
     options: Options
     said_input: dict[str, Any]
     webhook_url: str | None
@@ -255,39 +204,23 @@ def read_submission(model: Model, body: bytes, raw_query: str, *, enforce_limits
     Raises:
         Refusal: 400 with the name of what is wrong.
     """
-    try:
-        given = json.loads(body)
-    except (ValueError, RecursionError):
-        raise Refusal(400, "The body is not JSON.", "invalid_json") from None
-    if not isinstance(given, dict):
-        raise Refusal(400, "The body must be a JSON object.", "invalid_json")
-    given = {ALIASES.get(name, name): value for name, value in given.items()}
+    given = {ALIASES.get(name, name): value for name, value in json_object(body).items()}
     webhook_url = _webhook(raw_query) or given.get("webhook_url") or None
     flags = {name: _flag(given, name) for name in ("enable_sync_mode", "enable_base64_output")}
     if webhook_url is not None:
         if flags["enable_base64_output"]:
             raise Refusal(400, BASE64_AND_WEBHOOK, "invalid_parameter")
-        if not isinstance(webhook_url, str) or not _is_url(webhook_url):
+        if not isinstance(webhook_url, str) or not is_url(webhook_url):
             raise Refusal(400, "webhook must be an http or https URL.", "invalid_parameter")
-    sources, inline = [], {}
+    inputs = Inputs()
     for role in model.roles:
-        value = given.get(role.value)
-        if value is None or value == "":
-            raise Refusal(400, f"The parameter {role.value} is missing.", "missing_parameter")
-        if not isinstance(value, str):
-            raise Refusal(400, f"The parameter {role.value} must be a string.", "invalid_parameter")
         limits = model.limit(role) if enforce_limits else MediaLimits()
-        if _is_url(value):
-            sources.append(InputSource(role, url=value, limits=limits))
-        else:
-            inline[role] = _inline(role, value)
-            sources.append(InputSource(role, blob="", limits=limits))
-    options = _options(given) if model.takes_options else Options(seed=_seed(-1))
+        inputs.add(role.value, role, given.get(role.value), limits)
+    options = read_options(given) if model.takes_options else Options(seed=drawn_seed(-1))
     return Submission(
-        sources=tuple(sources),
-        inline=inline,
+        inputs=inputs,
         options=options,
-        said_input={name: _shortened(value) for name, value in given.items() if name not in FLAGS},
+        said_input={name: shortened(value) for name, value in given.items() if name not in FLAGS},
         webhook_url=webhook_url,
         sync=flags["enable_sync_mode"],
         base64=flags["enable_base64_output"],
@@ -311,69 +244,6 @@ def _flag(given: dict[str, Any], name: str) -> bool:
     raise Refusal(400, f"{name} must be true or false.", "invalid_parameter")
 
 
-def _is_url(value: str) -> bool:
-    try:
-        parts = urlsplit(value)
-    except ValueError:
-        return False
-    return parts.scheme in ("http", "https") and bool(parts.netloc)
-
-
-def _inline(role: Role, value: str) -> bytes:
-    text = value
-    if value.startswith("data:"):
-        head, comma, text = value.partition(",")
-        if not comma or not head.endswith(";base64"):
-            raise Refusal(400, f"The data URI of {role.value} must be base64.", "invalid_parameter")
-    try:
-        data = binascii.a2b_base64(re.sub(r"\s+", "", text), strict_mode=True)
-    except (binascii.Error, ValueError):
-        sentence = f"The parameter {role.value} is neither an http(s) URL, nor a data URI, nor base64."
-        raise Refusal(400, sentence, "invalid_parameter") from None
-    if not data:
-        raise Refusal(400, f"The parameter {role.value} is empty.", "invalid_parameter")
-    return data
-
-
-def _options(given: dict[str, Any]) -> Options:
-    found: dict[str, Any] = {}
-    for name, rule in OPTIONS.items():
-        value = given.get(name)
-        if value is None:
-            continue
-        kinds = {"number": (int, float), "integer": (int,), "string": (str,)}[rule["type"]]
-        is_wrong = isinstance(value, bool) or not isinstance(value, kinds)
-        if is_wrong or not rule.get("minimum", value) <= value <= rule.get("maximum", value):
-            raise Refusal(400, f"{name} must be {_wanted(rule)}.", "invalid_parameter")
-        if value not in rule.get("enum", (value,)):
-            raise Refusal(400, f"{name} must be one of {', '.join(rule['enum'])}.", "invalid_parameter")
-        found[name] = value
-    fps, resolution = found.get("fps"), found.get("resolution")
-    return Options(
-        num_inference_steps=found.get("inference_steps", found.get("num_inference_steps")),
-        guidance_scale=found.get("guidance_scale"),
-        seed=_seed(found.get("seed", -1)),
-        fps=None if fps is None else str(fps),
-        max_short_side=None if resolution is None else int(resolution.removesuffix("p")),
-        loop_mode=found.get("loop_mode"),
-        face=found.get("face"),
-    )
-
-
-def _wanted(rule: dict[str, Any]) -> str:
-    kind = {"number": "a number", "integer": "an integer", "string": "a string"}[rule["type"]]
-    return f"{kind} from {rule['minimum']} to {rule['maximum']}" if "minimum" in rule else kind
-
-
-def _seed(value: int) -> int:
-    """A random one is drawn here and kept, so that a retried job repeats itself."""
-    return secrets.randbelow(2**31) if value < 0 else value
-
-
-def _shortened(value: Any) -> Any:
-    return value if not isinstance(value, str) or len(value) <= 2048 else f"{value[:64]}…"
-
-
 # --- a prediction ---
 
 
@@ -393,7 +263,7 @@ def prediction(site: Site, record: Record) -> dict[str, Any]:
         "urls": {"get": f"{said['base']}/api/v3/predictions/{job.id}/result"},
         "has_nsfw_contents": [False] * len(outputs),
         "status": STATUS[job.state],
-        "created_at": _moment(job.created_at),
+        "created_at": moment(job.created_at),
         "error": "",
         "executionTime": round(whole_s * 1000),
         "timings": {"inference": round(device_s * 1000)},
@@ -409,17 +279,12 @@ def prediction(site: Site, record: Record) -> dict[str, Any]:
     if job.state is State.WAITING and (turn := site.board.turn(job.id)) is not None:
         shown["timings"] |= {"queue_position": turn.position}
         if (wait_s := site.board.starts_in_s(turn)) is not None:
-            shown["timings"] |= {"estimated_start": _moment(site.board.now() + wait_s)}
+            shown["timings"] |= {"estimated_start": moment(site.board.now() + wait_s)}
     if job.state is State.CANCELLED:
         shown["error"] = "The task was cancelled."
     if job.failure is not None:
-        shown["error"], shown["code"] = _error_text(job.failure), _error_code(job.failure)
+        shown["error"], shown["code"] = error_text(job.failure), _error_code(job.failure)
     return shown
-
-
-def _error_text(failure: Failure) -> str:
-    """Clients run a task again on the text "HTTP 5…": it must not stand there."""
-    return re.sub(r"\bHTTP (\d)", r"status \1", failure.message)
 
 
 def _error_code(failure: Failure) -> int:
@@ -428,10 +293,6 @@ def _error_code(failure: Failure) -> int:
     if failure.code.startswith("url_"):
         return UNREACHABLE
     return INVALID if failure.code.startswith(("media_", "input_")) else FAILED
-
-
-def _moment(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def answer(data: Any) -> JSONResponse:
@@ -446,19 +307,6 @@ def webhook_body(site: Site, record: Record) -> bytes:
     return json.dumps(prediction(site, record), separators=(",", ":")).encode()
 
 
-def webhook_headers(secret: str, notice_id: str, body: bytes, now: float) -> dict[str, str]:
-    """Signed for this try: a receiver refuses signatures older than five minutes."""
-    stamp = str(int(now))
-    message = f"{notice_id}.{stamp}.".encode() + body
-    mac = hmac.new(secret.removeprefix("whsec_").encode(), message, hashlib.sha256).hexdigest()
-    return {
-        "Content-Type": "application/json",
-        "webhook-id": notice_id,
-        "webhook-timestamp": stamp,
-        "webhook-signature": f"v3,{mac}",
-    }
-
-
 # --- routes ---
 
 
@@ -471,12 +319,12 @@ def router(site: Site) -> APIRouter:
     @routes.get("/predictions/{job_id}/result")
     @routes.get("/predictions/{job_id}")
     async def result(http: HttpRequest, job_id: str) -> Response:
-        record = _known(site, site.caller(http, Scope.READ), job_id)
+        record = known_job(site, site.caller(http, Scope.READ), job_id)
         return answer(await _with_output(site, record))
 
     @routes.post("/predictions/{job_id}/cancel")
     async def cancel(http: HttpRequest, job_id: str) -> Response:
-        record = _known(site, site.caller(http, Scope.RUN), job_id)
+        record = known_job(site, site.caller(http, Scope.RUN), job_id)
         if not record.job.state.is_final:
             await site.board.cancel(job_id)
             record = await site.board.until_final(job_id, 8.0) or record
@@ -485,14 +333,14 @@ def router(site: Site) -> APIRouter:
     @routes.delete("/predictions/{job_id}")
     async def delete(http: HttpRequest, job_id: str) -> Response:
         caller = site.caller(http, Scope.RUN)
-        _known(site, caller, job_id)
+        known_job(site, caller, job_id)
         await site.delete(caller, [job_id])
         return answer({"id": job_id, "status": "deleted"})
 
     @routes.post("/predictions/delete", openapi_extra=JSON_BODY)
     async def delete_many(http: HttpRequest) -> Response:
         caller = site.caller(http, Scope.RUN)
-        ids = (await _object(http)).get("ids")
+        ids = (await read_object(http)).get("ids")
         if not isinstance(ids, list) or len(ids) > 1000 or not all(isinstance(name, str) for name in ids):
             raise Refusal(400, "ids must be a list of at most 1000 prediction ids.", "invalid_parameter")
         return answer({"deleted_count": await site.delete(caller, ids)})
@@ -500,7 +348,7 @@ def router(site: Site) -> APIRouter:
     @routes.post("/predictions", openapi_extra=JSON_BODY)
     async def history(http: HttpRequest) -> Response:
         caller = site.caller(http, Scope.READ)
-        given = await _object(http)
+        given = await read_object(http)
         page, size = _number(given, "page", 1, 10**6), _number(given, "page_size", 1, 100)
         status = given.get("status")
         states = [state for state, name in STATUS.items() if name == status]
@@ -524,7 +372,7 @@ def router(site: Site) -> APIRouter:
     @routes.post("/media/uploads", openapi_extra=JSON_BODY)
     async def ticket(http: HttpRequest) -> Response:
         caller = site.caller(http, Scope.RUN)
-        given = await _object(http)
+        given = await read_object(http)
         size = _number(given, "size", 0, 2**63)
         if size > site.settings.max_upload_bytes:
             raise BodyTooLargeError(
@@ -540,7 +388,7 @@ def router(site: Site) -> APIRouter:
                     "method": "PUT",
                     "url": place.put_url,
                     "headers": {"Content-Type": kind} if kind else {},
-                    "expires_at": _moment(place.expires_at),
+                    "expires_at": moment(place.expires_at),
                 }
             }
         )
@@ -601,19 +449,19 @@ def router(site: Site) -> APIRouter:
     @routes.post("/billings/search", openapi_extra=JSON_BODY)
     async def billings(http: HttpRequest) -> Response:
         site.caller(http, Scope.READ)
-        page = _number({"page": 1, **(await _object(http))}, "page", 1, 10**6)
+        page = _number({"page": 1, **(await read_object(http))}, "page", 1, 10**6)
         return answer({"page": page, "has_more": False, "items": []})
 
     @routes.post("/model/pricing", openapi_extra=JSON_BODY)
     async def pricing(http: HttpRequest) -> Response:
         site.caller(http, Scope.READ)
-        model = _model(str((await _object(http)).get("model_id")))
+        model = _model(str((await read_object(http)).get("model_id")))
         return answer({"model_id": model.id, "unit_price": 0.0, "currency": "USD"})
 
     @routes.post("/model/price", openapi_extra=JSON_BODY)
     async def price(http: HttpRequest) -> Response:
         site.caller(http, Scope.READ)
-        model = _model(str((await _object(http)).get("model_id")))
+        model = _model(str((await read_object(http)).get("model_id")))
         costs = {"price": 0.0, "discounted_price": 0.0, "discount_rate": 0.0}
         return answer({"model_id": model.id, **costs, "currency": "USD"})
 
@@ -637,7 +485,17 @@ def router(site: Site) -> APIRouter:
         submission = await asyncio.to_thread(
             read_submission, model, body, http.url.query, enforce_limits=enforce
         )
-        record = await _submit(site, caller, model, submission, site.base_url(http), _idempotency_key(http))
+        record = await submit_job(
+            site,
+            caller,
+            http,
+            dialect=NAME,
+            label=model.id,
+            said={"model": model.id, "input": submission.said_input, "base64": submission.base64},
+            inputs=submission.inputs,
+            options=submission.options,
+            webhook_url=submission.webhook_url,
+        )
         if not submission.sync:
             return answer(prediction(site, record))
         ended = await site.board.until_final(record.job.id, site.settings.sync_timeout_s) or record
@@ -646,34 +504,6 @@ def router(site: Site) -> APIRouter:
         return answer(_still_working(site, ended))
 
     return routes
-
-
-async def _submit(
-    site: Site, caller: Caller, model: Model, given: Submission, base: str, idempotency_key: str | None
-) -> Record:
-    job_id = secrets.token_hex(16)
-    sources = []
-    for source in given.sources:
-        own = None if source.url is None else site.own_blob(source.url, base, caller)
-        if own is not None:
-            source = InputSource(source.role, blob=own, limits=source.limits)
-        elif source.role in given.inline:
-            blob = f"inputs/{job_id}/{source.role}.bin"
-            await site.store_upload(blob, _once(given.inline[source.role]))
-            source = InputSource(source.role, blob=blob, limits=source.limits)
-        sources.append(source)
-    said = {"model": model.id, "input": given.said_input, "base64": given.base64, "base": base}
-    request = Request(
-        dialect=NAME,
-        said=json.dumps(said),
-        label=model.id,
-        sources=tuple(sources),
-        key_id=caller.key_id,
-        options=given.options,
-        webhook_url=given.webhook_url,
-        request_id=correlation_id.get() or "-",
-    )
-    return await site.submit(caller, job_id, request, idempotency_key)
 
 
 async def _with_output(site: Site, record: Record) -> dict[str, Any]:
@@ -696,13 +526,6 @@ def _still_working(site: Site, record: Record) -> dict[str, Any]:
         f"Query the result later at: {shown['urls']['get']}"
     )
     return shown
-
-
-def _known(site: Site, caller: Caller, job_id: str) -> Record:
-    record = site.job(caller, job_id)
-    if record is None:
-        raise Refusal(404, f"There is no prediction {job_id[:64]!r}.", "not_found")
-    return record
 
 
 def _model(model_id: str) -> Model:
@@ -743,24 +566,6 @@ def _filename(value: object) -> str:
     return re.split(r"[/\\]", value)[-1][:255] if isinstance(value, str) and value else "upload"
 
 
-def _idempotency_key(http: HttpRequest) -> str | None:
-    key = http.headers.get("idempotency-key")
-    if key is not None and not 1 <= len(key) <= 200:
-        raise Refusal(400, "Idempotency-Key must have 1 to 200 characters.", "invalid_parameter")
-    return key
-
-
-async def _object(http: HttpRequest) -> dict[str, Any]:
-    body = await read_body(http, 1 << 20)
-    try:
-        given = json.loads(body or b"{}")
-    except (ValueError, RecursionError):
-        given = None
-    if not isinstance(given, dict):
-        raise Refusal(400, "The body must be a JSON object.", "invalid_json")
-    return given
-
-
 def _number(given: dict[str, Any], name: str, low: int, high: int) -> int:
     value = given.get(name)
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
@@ -788,7 +593,3 @@ def _count(site: Site, caller: Caller, *states: State) -> int:
 async def _chunks(file: Any) -> AsyncIterator[bytes]:
     while chunk := await file.read(1 << 20):
         yield chunk
-
-
-async def _once(data: bytes) -> AsyncIterator[bytes]:
-    yield data

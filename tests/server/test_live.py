@@ -18,7 +18,7 @@ import pytest
 from live_server import Live, descendants
 
 from lipsync_engine import media
-from server.dialects import wavespeed
+from server.dialects.common import signed_headers
 
 Ffmpeg = Callable[..., None]
 LONG_FRAMES = 240
@@ -161,7 +161,7 @@ def test_a_webhook_comes_again_until_it_is_taken(live: Live, uploads: tuple[str,
     for headers, body in receiver.got:
         assert headers["webhook-id"] == job
         stamp = float(headers["webhook-timestamp"])
-        wanted = wavespeed.webhook_headers(secret, job, body, stamp)["webhook-signature"]
+        wanted = signed_headers(secret, job, body, stamp)["webhook-signature"]
         assert headers["webhook-signature"] == wanted
         assert json.loads(body)["status"] == "completed"
     receiver.server.shutdown()

@@ -13,7 +13,8 @@ from golden import FOLDER, Replay
 
 from server import jobs
 from server.dialects import wavespeed
-from server.dialects.wavespeed import MODELS, Refusal, read_submission
+from server.dialects.common import Refusal, signed_headers
+from server.dialects.wavespeed import MODELS, read_submission
 from server.messages import Role
 
 pytestmark = pytest.mark.skipif(not FOLDER.is_dir(), reason=f"no contract at {FOLDER}")
@@ -226,7 +227,7 @@ def test_signature_vectors() -> None:
     assert len(vectors) >= 2
     for vector in vectors:
         body, now = vector["raw_body"].encode(), float(vector["webhook_timestamp"])
-        headers = wavespeed.webhook_headers(vector["secret"], vector["webhook_id"], body, now)
+        headers = signed_headers(vector["secret"], vector["webhook_id"], body, now)
         assert headers["webhook-signature"] == vector["webhook_signature"]
 
 
@@ -243,7 +244,7 @@ def test_webhook_bodies(end: str, api: Api) -> None:
     scene = replay(api, task=job)
     body = wavespeed.webhook_body(api.server.site, record)
     scene.match(golden["json"], json.loads(body), "")
-    scene.match(golden["headers"], wavespeed.webhook_headers("whsec_x", job, body, 5.0), "headers")
+    scene.match(golden["headers"], signed_headers("whsec_x", job, body, 5.0), "headers")
 
 
 # --- what a body may be ---
@@ -302,11 +303,11 @@ def test_options_and_aliases() -> None:
     given = read_submission(LATENTSYNC, json.dumps(body).encode(), "", enforce_limits=False)
     assert (given.options.num_inference_steps, given.options.seed, given.options.fps) == (8, 5, "29.97")
     assert given.options.max_short_side == 720
-    assert all(source.limits.formats == () for source in given.sources)
+    assert all(source.limits.formats == () for source in given.inputs.sources)
     random = read_submission(LATENTSYNC, json.dumps(body | {"seed": -1}).encode(), "", enforce_limits=True)
     assert random.options.seed is not None
     assert random.options.seed >= 0
-    assert random.sources[0].limits.formats == ("mp4",)
+    assert random.inputs.sources[0].limits.formats == ("mp4",)
 
 
 # --- the rules that break clients ---
