@@ -10,9 +10,11 @@ It knows neither faces nor models.
 
 from lipsync_engine.media.decode import FrameReader, read_audio, read_mask, scan_frames
 from lipsync_engine.media.encode import (
+    PlacedSound,
     SegmentWriter,
     assemble,
     check_output,
+    mix_audio,
     output_size,
     side_by_side,
     still_to_video,
@@ -23,6 +25,7 @@ from lipsync_engine.media.run import ffmpeg_version, find_ffmpeg
 __all__ = [
     "AudioInfo",
     "FrameReader",
+    "PlacedSound",
     "SegmentWriter",
     "VideoInfo",
     "assemble",
@@ -30,6 +33,7 @@ __all__ = [
     "content_hash",
     "ffmpeg_version",
     "find_ffmpeg",
+    "mix_audio",
     "output_size",
     "probe_audio",
     "probe_video",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
@@ -262,6 +263,52 @@ def assemble(
                 raise MediaError(
                     ErrorCode.MEDIA_FAILED, "A finished segment is damaged or missing: render it again."
                 )
+
+
+@dataclass(frozen=True, slots=True)
+class PlacedSound:
+    """A stretch of a file's sound and where it lies in a mix.
+
+    Attributes:
+        path: file whose first sound track is heard.
+        at_s: where in the mix it begins.
+        length_s: how much of it is heard, from its start; None: all.
+    """
+
+    path: Path
+    at_s: float = 0.0
+    length_s: float | None = None
+
+
+def mix_audio(sounds: Sequence[PlacedSound], duration_s: float, output: Path) -> None:
+    """Put sounds onto one track, each as loud as it is; where their sum would be too loud it is limited.
+
+    Args:
+        sounds: at least one.
+        duration_s: of the track; silence fills what nothing covers.
+        output: .wav to write: 16 bit, the highest of the inputs' sample rates, stereo unless all are mono.
+
+    Raises:
+        MediaError: a file has no sound or cannot be decoded. ResourceError: DISK_FULL, OUTPUT_NOT_WRITABLE.
+    """
+    found = [probe_audio(sound.path) for sound in sounds]
+    rate = max(info.sample_rate for info in found)
+    layout = "mono" if all(info.channels == 1 for info in found) else "stereo"
+    tracks = []
+    for sound in sounds:
+        track = untrusted(sound.path, AUDIO_FORMATS)["a:0"]
+        track = track.filter("aresample", rate, **{"async": 1, "first_pts": 0})
+        if sound.length_s is not None:
+            track = track.filter("atrim", end=sound.length_s)
+        track = track.filter("aformat", sample_fmts="flt", channel_layouts=layout)
+        tracks.append(track.filter("adelay", delays=f"{round(sound.at_s * rate)}S", all=1))
+    mixed = tracks[0]
+    if len(tracks) > 1:
+        mixed = ffmpeg.filter(tracks, "amix", inputs=len(tracks), normalize=0, duration="longest")
+        mixed = mixed.filter("alimiter", limit=0.98, level=0, latency=1)
+    mixed = mixed.filter("apad", whole_dur=duration_s).filter("atrim", end=duration_s)
+    made = ffmpeg.output(mixed, file_url(output), acodec="pcm_s16le", ar=rate, map_metadata=-1, rf64="auto")
+    write_file(made, output, "The sounds could not be mixed ({reason}).")
 
 
 def still_to_video(picture: Path, output: Path) -> None:

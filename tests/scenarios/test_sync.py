@@ -262,14 +262,19 @@ def test_names_with_anything_in_them(
     assert result.frames == 38
 
 
-def test_a_matte_keeps_the_sources_pixels(
-    clip: Path, voice: Path, tmp_path: Path, ffmpeg: Ffmpeg, pipeline: LipSyncPipeline
+@pytest.mark.parametrize(("option", "kept"), [("matte", "white"), ("mask_image", "black")])
+def test_only_what_is_not_masked_changes(
+    option: str, kept: str, clip: Path, voice: Path, tmp_path: Path, ffmpeg: Ffmpeg, pipeline: LipSyncPipeline
 ) -> None:
-    matte = tmp_path / "matte.png"
-    ffmpeg("-f", "lavfi", "-i", "color=white:s=320x320", "-frames:v", 1, matte)
-    result = pipeline(clip, voice, tmp_path / "out.mp4", quick(matte=matte, seed=32))
+    """The left half of the picture stays the source's; the mask has a size of its own."""
+    mask, free = tmp_path / "mask.png", "black" if kept == "white" else "white"
+    halves = f"color={kept}:s=80x160[a];color={free}:s=80x160[b];[a][b]hstack"
+    ffmpeg("-filter_complex", halves, "-frames:v", 1, mask)
+    result = pipeline(clip, voice, tmp_path / "out.mp4", quick(**{option: mask}, seed=32))
     made = luma(result.output).astype(float)
-    assert np.mean((made - luma(clip)[: len(made)]) ** 2) < 255**2 / 10**4.5
+    off = np.abs(made - luma(clip)[: len(made)])
+    assert np.mean(off[:, :, :156] ** 2) < 255**2 / 10**4.5
+    assert off[:, :, 164:].max() > 30
 
 
 def test_probe_and_doctor(clip: Path, voice: Path, lipsync: Run) -> None:
