@@ -9,8 +9,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from lipsync_engine.cast import dialogue
     from lipsync_engine.errors import ErrorCode, LipSyncError
-    from lipsync_engine.params import FaceChoice, LoopMode, Quality, SyncParams, Tail
+    from lipsync_engine.params import FaceChoice, LoopMode, Order, Quality, Speaker, SyncParams, Tail
     from lipsync_engine.pipeline import LipSyncPipeline, SyncResult
     from lipsync_engine.progress import Progress, Stage
 
@@ -20,12 +21,15 @@ _HOME = {
     "LipSyncError": "errors",
     "LipSyncPipeline": "pipeline",
     "LoopMode": "params",
+    "Order": "params",
     "Progress": "progress",
     "Quality": "params",
+    "Speaker": "params",
     "Stage": "progress",
     "SyncParams": "params",
     "SyncResult": "pipeline",
     "Tail": "params",
+    "dialogue": "cast",
 }
 
 __all__ = [
@@ -34,12 +38,15 @@ __all__ = [
     "LipSyncError",
     "LipSyncPipeline",
     "LoopMode",
+    "Order",
     "Progress",
     "Quality",
+    "Speaker",
     "Stage",
     "SyncParams",
     "SyncResult",
     "Tail",
+    "dialogue",
 ]
 
 

@@ -11,6 +11,7 @@ import os
 import platform
 import signal
 import sys
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from types import FrameType
@@ -30,7 +31,7 @@ from lipsync_engine.errors import (
     ParameterError,
     WeightsError,
 )
-from lipsync_engine.params import PRESETS, FaceChoice, LoopMode, SyncParams, Tail
+from lipsync_engine.params import PRESETS, FaceChoice, FaceRule, LoopMode, Order, Speaker, SyncParams, Tail
 from lipsync_engine.progress import Progress, Stage
 
 if TYPE_CHECKING:
@@ -125,19 +126,102 @@ def sync(
         tail=tail,
         voice_gate=voice_gate,
     )
+    _run(video, audio, output, params, output_audio, side_by_side, _Model(model, detector, device, dtype))
+
+
+@app.command()
+def multi(
+    video: Annotated[Path, typer.Argument(help="Video with several people.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Video to write: .mp4, .mov or .mkv.")],
+    speaker: Annotated[
+        list[str] | None,
+        typer.Option(help="FACE=AUDIO for each person; FACE is left, right, 0, 1, … or X,Y@SECONDS."),
+    ] = None,
+    order: Annotated[Order, typer.Option(help="Whether left and right speak together or in turn.")] = (
+        Order.TOGETHER
+    ),
+    segment: Annotated[
+        list[str] | None,
+        typer.Option(help="START-STOP,face=FACE,audio=AUDIO: a stretch of the result, times as M:SS or S."),
+    ] = None,
+    model: Annotated[str, typer.Option(help="Name from `lipsync weights list`.")] = "tiny",
+    preset: Annotated[str, typer.Option(help=f"One of {', '.join(PRESETS)}.")] = "default",
+    steps: Annotated[int | None, typer.Option(help="Denoising steps, 1-200 [model's own].")] = None,
+    guidance_scale: Annotated[float | None, typer.Option(help="Audio guidance, 0-20 [model's own].")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of all random draws [1247].")] = None,
+    mask_image: Annotated[
+        Path | None, typer.Option(help="Image, white where the picture may change, black where not.")
+    ] = None,
+    max_short_side: Annotated[
+        int | None, typer.Option(help="Scale a larger picture down to this short side, pixels [source's].")
+    ] = None,
+    loop_mode: Annotated[LoopMode | None, typer.Option(help="When the audio is longer [pingpong].")] = None,
+    output_audio: Annotated[
+        Path | None, typer.Option(help="Sound of the result, where it is not the voices' mix.")
+    ] = None,
+    side_by_side: Annotated[
+        Path | None, typer.Option(help="Also write a before/after video to this file.")
+    ] = None,
+    detector: Annotated[
+        str | None, typer.Option(help="yunet, drawn or landmarks106:PATH [model's own].")
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="cuda, mps or cpu [best there is].")] = None,
+    dtype: Annotated[str | None, typer.Option(help="fp32, fp16 or bf16 [device's best].")] = None,
+) -> None:
+    """Make several people in VIDEO speak, each with an own voice.
+
+    Who has nothing to say keeps a resting mouth. The result lasts until the last voice ends.
+    """
+    params = SyncParams.preset(
+        preset,
+        num_inference_steps=steps,
+        guidance_scale=guidance_scale,
+        seed=seed,
+        mask_image=mask_image,
+        max_short_side=max_short_side,
+        loop_mode=loop_mode,
+    )
+    speakers = _speakers(speaker or [], order, segment or [])
+    _run(video, speakers, output, params, output_audio, side_by_side, _Model(model, detector, device, dtype))
+
+
+@dataclass(frozen=True, slots=True)
+class _Model:
+    """What is loaded, and where."""
+
+    name: str
+    detector: str | None
+    device: str | None
+    dtype: str | None
+
+
+def _run(
+    video: Path,
+    audio: Path | list[Speaker],
+    output: Path,
+    params: SyncParams,
+    output_audio: Path | None,
+    side_by_side: Path | None,
+    model: _Model,
+) -> None:
+    """A job with its progress on the terminal."""
     from lipsync_engine import media
 
     # Before the model loads, which can take long: is there anything to work on, and a place for the result?
     media.probe_video(video)
-    media.probe_audio(audio)
-    media.check_output(output, (video, audio))
-    if model == "tiny" and detector not in (None, "drawn"):
+    voices = [audio] if isinstance(audio, Path) else [speaker.audio for speaker in audio]
+    for voice in voices:
+        media.probe_audio(voice)
+    media.check_output(output, (video, *voices))
+    if model.name == "tiny" and model.detector not in (None, "drawn"):
         err.print(
             "[yellow]warning[/yellow]: tiny knows drawn presenters only; on real people it paints nonsense."
         )
     from lipsync_engine.pipeline import LipSyncPipeline
 
-    pipeline = LipSyncPipeline.from_pretrained(model, device=device, dtype=dtype, detector=detector)
+    pipeline = LipSyncPipeline.from_pretrained(
+        model.name, device=model.device, dtype=model.dtype, detector=model.detector
+    )
     with _bars() as bars:
         tasks: dict[Stage, TaskID] = {}
         steps_of_work = pipeline.run(video, audio, output, params, output_audio=output_audio)
@@ -367,6 +451,53 @@ def _report(result: SyncResult) -> None:
     )
     if result.segments_resumed:
         out.print(f"  {result.segments_resumed} of {result.segments} segments came from the interrupted run")
+
+
+def _speakers(named: list[str], order: Order, segments: list[str]) -> list[Speaker]:
+    """From `--speaker`, `--order` and `--segment`."""
+    found = []
+    for text in named:
+        face, _, path = text.partition("=")
+        if not path:
+            raise ParameterError(
+                f"speaker={text!r} is not understood: use FACE=AUDIO, such as left=anna.wav."
+            )
+        found.append(Speaker(FaceChoice.parse(face), Path(path)))
+    if order is not Order.TOGETHER:
+        by_face = {speaker.face.rule: speaker.audio for speaker in found}
+        if len(found) != 2 or by_face.keys() != {FaceRule.LEFT, FaceRule.RIGHT}:
+            raise ParameterError(f"order={order} needs two speakers, left=AUDIO and right=AUDIO.")
+        from lipsync_engine.cast import dialogue
+
+        found = list(dialogue(by_face[FaceRule.LEFT], by_face[FaceRule.RIGHT], order))
+    found += [_segment(text) for text in segments]
+    if not found:
+        raise ParameterError("Nobody speaks: give --speaker FACE=AUDIO or --segment.")
+    return found
+
+
+def _segment(text: str) -> Speaker:
+    times, *rest = text.split(",", 1)
+    face, comma, audio = rest[0].removeprefix("face=").partition(",audio=") if rest else ("", "", "")
+    start, dash, stop = times.partition("-")
+    try:
+        start_s, stop_s = _seconds(start), _seconds(stop)
+    except ValueError:
+        dash = ""
+    if not dash or not comma or stop_s <= start_s:
+        raise ParameterError(
+            f"segment={text!r} is not understood: use START-STOP,face=FACE,audio=AUDIO, "
+            "such as 0:00-0:04,face=left,audio=anna.wav."
+        )
+    return Speaker(FaceChoice.parse(face), Path(audio), start_s, stop_s - start_s)
+
+
+def _seconds(text: str) -> float:
+    """`75`, `1:15` or `1:15.5`."""
+    total = 0.0
+    for part in text.strip().split(":"):
+        total = 60 * total + float(part)
+    return total
 
 
 def _rate(text: str) -> Fraction:

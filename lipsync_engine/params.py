@@ -32,6 +32,14 @@ class Tail(StrEnum):
     KEEP = "keep"  # the rest follows untouched
 
 
+class Order(StrEnum):
+    """When two people speak."""
+
+    TOGETHER = "together"
+    LEFT_RIGHT = "left_right"  # the left one first
+    RIGHT_LEFT = "right_left"
+
+
 class Quality(StrEnum):
     """The one lossy video encode of a job."""
 
@@ -80,6 +88,27 @@ class FaceChoice:
                 f"face={text!r} is not understood: use largest, left, right, a number counted from the left "
                 "(0 is the leftmost), or X,Y@SECONDS such as 640,300@1.5."
             ) from None
+
+
+@dataclass(frozen=True, slots=True)
+class Speaker:
+    """One person's voice in a video with several.
+
+    Attributes:
+        face: which person; entries with equal faces are one person who speaks several times.
+        audio: file with the voice.
+        start_s: where in the result it begins to sound.
+        length_s: how much of the file is spoken; None: all.
+    """
+
+    face: FaceChoice
+    audio: Path
+    start_s: float = 0.0
+    length_s: float | None = None
+
+    def __post_init__(self) -> None:
+        _require_range("start_s", self.start_s, 0.0, 6 * 3600.0)
+        _require_range("length_s", self.length_s, 0.01, 6 * 3600.0)
 
 
 @dataclass(frozen=True, slots=True)

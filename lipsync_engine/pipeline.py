@@ -13,7 +13,7 @@ import hashlib
 import os
 import shutil
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
@@ -27,11 +27,12 @@ from filelock import FileLock, Timeout
 from pydantic import TypeAdapter
 
 from lipsync_engine import faces, media
+from lipsync_engine.cast import Cast
 from lipsync_engine.device import choose_device
 from lipsync_engine.drawn_faces import DrawnFaceDetector
 from lipsync_engine.errors import ErrorCode, InputError, ParameterError, ResourceError
 from lipsync_engine.models import LipSyncModel, load_model
-from lipsync_engine.params import SyncParams
+from lipsync_engine.params import Speaker, SyncParams
 from lipsync_engine.plan import Plan, analyse
 from lipsync_engine.progress import Meter, Progress, Stage
 from lipsync_engine.render import render
@@ -137,7 +138,7 @@ class LipSyncPipeline:
     def __call__(
         self,
         video: Path | str,
-        audio: Path | str,
+        audio: Path | str | Sequence[Speaker],
         output: Path | str,
         params: SyncParams | None = None,
         *,
@@ -155,7 +156,7 @@ class LipSyncPipeline:
     def run(
         self,
         video: Path | str,
-        audio: Path | str,
+        audio: Path | str | Sequence[Speaker],
         output: Path | str,
         params: SyncParams | None = None,
         *,
@@ -164,11 +165,14 @@ class LipSyncPipeline:
         """Make the video.
 
         Args:
-            video: file with the person; its own sound is not used.
-            audio: file with the voice that drives the lips; any container with sound.
+            video: file with the person, or the persons; its own sound is not used.
+            audio: file with the voice that drives the lips, any container with sound; or the voices of
+                several speakers, of which each keeps a resting mouth while silent (`params.face` is not looked
+                at then).
             output: .mp4, .mov or .mkv to write; replaced only when the new one is complete.
             params: options; None: the default preset.
-            output_audio: what is heard, where that is not `audio` (a mix with music, say).
+            output_audio: what is heard, where that is not `audio` (a mix with music, say). Several voices are
+                mixed.
 
         Yields:
             Progress of each stage.
@@ -182,11 +186,13 @@ class LipSyncPipeline:
         params = params or SyncParams()
         # 1. Look at the inputs and the output's place before any heavy work.
         video_info = media.probe_video(Path(video))
-        voice = media.probe_audio(Path(audio))
-        heard = media.probe_audio(Path(output_audio)) if output_audio is not None else voice
+        cast = None if isinstance(audio, (str, Path)) else Cast.of(audio)
+        voices = [Path(audio)] if isinstance(audio, (str, Path)) else [speaker.audio for speaker in audio]
+        probed = [media.probe_audio(path) for path in voices]
+        heard = media.probe_audio(Path(output_audio)) if output_audio is not None else None
         video_hash = media.content_hash(video_info.path)
-        inputs = (video_info.path, voice.path, heard.path)
-        key = self._job_key(video_hash, voice.path, params)
+        inputs = (video_info.path, *voices, *([] if heard is None else [heard.path]))
+        key = self._job_key(video_hash, voices, cast, params)
         with (
             _resource_errors(),
             _unpublished(Path(output), inputs, key) as part,
@@ -197,9 +203,13 @@ class LipSyncPipeline:
             # 2. Analyse, or take the plan that an interrupted run has left.
             plan = Plan.load(folder)
             if plan is None:
+                if cast is None:
+                    speakers = [(params.face, probed[0])]
+                else:
+                    speakers = cast.record(folder)
                 analysis = analyse(
                     video_info,
-                    voice,
+                    speakers,
                     params,
                     model=self.model,
                     detector=self.detector,
@@ -224,7 +234,8 @@ class LipSyncPipeline:
             # 4. Join them with the sound and publish.
             meter = Meter(Stage.ASSEMBLE, 1)
             yield meter.at(0)
-            media.assemble(files, part, video_info, plan.header.fps, params.quality, audio=heard.path)
+            sound = heard.path if heard is not None else voices[0] if cast is None else cast.mix(folder)
+            media.assemble(files, part, video_info, plan.header.fps, params.quality, audio=sound)
             part.replace(output)
             yield meter.at(1)
             seconds[Stage.ASSEMBLE] = meter.elapsed_s
@@ -257,14 +268,15 @@ class LipSyncPipeline:
             seconds=StageSeconds(**{stage.value: seconds[stage] for stage in Stage}),
         )
 
-    def _job_key(self, video_hash: str, voice: Path, params: SyncParams) -> str:
+    def _job_key(self, video_hash: str, voices: Sequence[Path], cast: Cast | None, params: SyncParams) -> str:
         """Names everything that decides a job's pixels; equal keys may share finished segments."""
         digest = hashlib.sha256()
         files = (params.faces_file, params.face_mask, params.mask_image, params.matte)
         given = [path for path in files if path is not None]
         for part in (
             video_hash,
-            media.content_hash(voice),
+            *map(media.content_hash, voices),
+            "" if cast is None else str([(s.face, s.start_s, s.length_s) for s in cast.speakers]),
             *(media.content_hash(path) for path in given),
             TypeAdapter(SyncParams).dump_json(params).decode(),
             self.model.info.name,

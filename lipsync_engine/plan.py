@@ -8,7 +8,7 @@ any segment, in any order, to the same pictures. It lives in a folder, so that a
 from __future__ import annotations
 
 import itertools
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from fractions import Fraction
@@ -50,13 +50,12 @@ class PlanHeader:
     """The part of a plan that is not arrays.
 
     Attributes:
-        audio_frames: output frames that the voice lasts; later ones show the source untouched.
+        audio_frames: output frames that the voices last; later ones show the source untouched.
         analysis_cached: the face tracks came from an earlier job on the same video.
         matte: the matte where it is a video.
     """
 
     video: VideoInfo
-    audio: AudioInfo
     params: SyncParams
     model: ModelInfo
     fps: Fraction
@@ -67,16 +66,16 @@ class PlanHeader:
 
 @dataclass(frozen=True, slots=True)
 class PlanArrays:
-    """One row per decoded source frame (S) or per output frame (N).
+    """One row per decoded source frame (S) or per output frame (N); of each speaker (K) where faces matter.
 
     Attributes:
         pts_s: (S,) times of the decoded source frames.
-        matrices: (S, 2, 3) source frame → crop; NaN where there is no face.
+        matrices: (K, S, 2, 3) source frame → crop; NaN where there is no face.
         order: (N,) source frame of each output frame.
         shots: (N,) shot number.
-        weight: (N,) how much of the generated face shows; 0 = the frame stays as it is.
-        gate: (N,) 1 where somebody speaks, 0 where the mouth rests.
-        matte_pts_s: (K,) times of the matte's frames; empty without a matte video.
+        weight: (K, N) how much of the generated face shows; 0 = the frame stays as it is.
+        gate: (K, N) 1 where the person speaks, 0 where the mouth rests.
+        matte_pts_s: (M,) times of the matte's frames; empty without a matte video.
     """
 
     pts_s: npt.NDArray[np.float64]
@@ -92,15 +91,18 @@ _ARRAY_NAMES = ("pts_s", "matrices", "order", "shots", "weight", "gate", "matte_
 
 
 class Plan:
-    """All decisions of a job. Windows and segments follow from the header and the arrays."""
+    """All decisions of a job. Windows, one row per speaker, and segments follow from header and arrays."""
 
     def __init__(self, folder: Path, header: PlanHeader, arrays: PlanArrays) -> None:
         self.folder, self.header, self.arrays = folder, header, arrays
-        self.windows: tuple[Window, ...] = timeline.plan_windows(
-            timeline.runs(arrays.weight, arrays.shots, arrays.order),
-            timeline.phases(header.fps),
-            header.model.window_frames,
-            min(header.params.window_overlap, header.model.window_frames - 1),
+        self.windows: tuple[tuple[Window, ...], ...] = tuple(
+            timeline.plan_windows(
+                timeline.runs(weight, arrays.shots, arrays.order),
+                timeline.phases(header.fps),
+                header.model.window_frames,
+                min(header.params.window_overlap, header.model.window_frames - 1),
+            )
+            for weight in arrays.weight
         )
         self.segments: tuple[Segment, ...] = timeline.plan_segments(
             len(arrays.order), self.windows, header.fps, SEGMENT_S
@@ -112,11 +114,12 @@ class Plan:
 
     @property
     def frames_without_face(self) -> int:
-        """Output frames under the voice that stay untouched because no usable face was seen."""
-        return int(np.count_nonzero(self.arrays.weight[: self.header.audio_frames] == 0))
+        """Output frames under the voices that stay untouched because no usable face was seen."""
+        shown = self.arrays.weight[:, : self.header.audio_frames].max(axis=0)
+        return int(np.count_nonzero(shown == 0))
 
-    def features(self) -> audio.AudioFeatures:
-        return audio.AudioFeatures.open(_features_path(self.folder))
+    def features(self, speaker: int) -> audio.AudioFeatures:
+        return audio.AudioFeatures.open(_features_path(self.folder, speaker))
 
     def mattes(self, order: npt.NDArray[np.int64]) -> Generator[FloatArray | None, None, None]:
         """What stays the source's in each source frame of `order`: float32 (H, W) 0..1, or None."""
@@ -170,7 +173,7 @@ def compositor_for(params: SyncParams, model: LipSyncModel, video: VideoInfo) ->
 
 def analyse(
     video: VideoInfo,
-    voice: AudioInfo,
+    speakers: Sequence[tuple[FaceChoice, AudioInfo]],
     params: SyncParams,
     *,
     model: LipSyncModel,
@@ -179,11 +182,12 @@ def analyse(
     video_hash: str,
     folder: Path,
 ) -> Generator[Progress, None, Plan]:
-    """Read the clip and the voice once and decide everything.
+    """Read the clip and the voices once and decide everything.
 
     Args:
-        video, voice: as probed.
-        params: the caller's options.
+        video: as probed.
+        speakers: of each, which face and the voice, as probed.
+        params: the caller's options; its `face` is not looked at.
         model: gives the audio encoder, the crop's geometry and the window.
         detector: finds faces, unless `params.faces_file` gives them.
         cache: of face tracks, by `video_hash`: a second voice on the same video skips detection.
@@ -196,27 +200,30 @@ def analyse(
         MediaError: a file ends early or cannot be decoded.
         FaceError: nobody to lip-sync.
     """
-    # 1. The voice: log-mel on disk, then the encoder's hidden states.
-    features, mel = yield from _hear(voice, params, model, folder)
+    # 1. The voices: log-mel on disk, then the encoder's hidden states.
+    heard = []
+    for number, (_, voice) in enumerate(speakers):
+        heard.append((yield from _hear(voice, params, model, folder, number)))
 
     # 2. The faces: every frame once, scaled down.
     tracks, cached = yield from _see(video, params, detector, cache, video_hash)
-    path = _speaker(tracks, params, video)
+    paths = _paths(tracks, params, video, [face for face, _ in speakers])
 
     # 3. The timeline.
     fps = params.fps or video.frame_rate
     if params.reference_numerics:
-        n_audio = timeline.reference_audio_frames(features.length)
+        n_audio = max(timeline.reference_audio_frames(features.length) for features, _ in heard)
     else:
-        n_audio = timeline.audio_frames(features.duration_s, fps)
+        n_audio = max(timeline.audio_frames(features.duration_s, fps) for features, _ in heard)
     shown = timeline.conform(tracks.pts_s, fps, video.frame_rate)
     order = shown[
         timeline.source_order(
             len(shown), n_audio, params.loop_mode, params.tail, repeat_ends=params.reference_numerics
         )
     ]
-    weight = path.weight[order] * _tail_fade(len(order), n_audio, fps)
-    if not weight.any():
+    fade = _tail_fade(len(order), n_audio, fps)
+    weight = np.stack([path.weight[order] * fade for path in paths])
+    if not weight.any(axis=1).all():
         raise FaceError(
             ErrorCode.FACE_NOT_FOUND,
             "No usable face is visible while the voice speaks: use a longer or another part of the video, "
@@ -225,19 +232,22 @@ def analyse(
 
     # 4. When the mouth moves and when it rests.
     times_s = np.arange(len(order)) / float(fps)
-    gate = audio.voice_activity(mel, times_s) if params.voice_gate else np.ones(len(order), dtype=np.float32)
+    gate = np.ones(weight.shape, dtype=np.float32)
+    if params.voice_gate:
+        gate = np.stack([audio.voice_activity(mel, times_s) for _, mel in heard])
 
     # 5. What may stand in front of the mouth.
     matte, matte_pts_s = _matte(params.matte)
 
+    compositor = compositor_for(params, model, video)
     plan = Plan(
         folder,
-        PlanHeader(video, voice, params, model.info, fps, min(n_audio, len(order)), cached, matte),
+        PlanHeader(video, params, model.info, fps, min(n_audio, len(order)), cached, matte),
         PlanArrays(
             pts_s=tracks.pts_s,
-            matrices=compositor_for(params, model, video).matrices(path.points),
+            matrices=np.stack([compositor.matrices(path.points) for path in paths]),
             order=order,
-            shots=path.shots[order].astype(np.int64),
+            shots=tracks.shots[order].astype(np.int64),
             weight=weight.astype(np.float32),
             gate=gate,
             matte_pts_s=matte_pts_s,
@@ -248,15 +258,15 @@ def analyse(
 
 
 def _hear(
-    voice: AudioInfo, params: SyncParams, model: LipSyncModel, folder: Path
+    voice: AudioInfo, params: SyncParams, model: LipSyncModel, folder: Path, speaker: int
 ) -> Generator[Progress, None, tuple[audio.AudioFeatures, audio.Mel]]:
-    writer = audio.MelWriter(folder / "mel")
+    writer = audio.MelWriter(folder / f"mel-{speaker}")
     with closing(media.read_audio(voice.path)) as samples:
         for chunk in samples:
             writer.add(chunk)
     mel = writer.finish()
     steps = audio.encode(
-        mel, model.audio_encoder, _features_path(folder), reference=params.reference_numerics
+        mel, model.audio_encoder, _features_path(folder, speaker), reference=params.reference_numerics
     )
     meter: Meter | None = None
     while True:
@@ -290,15 +300,27 @@ def _see(
     return tracks, False
 
 
-def _speaker(tracks: faces.FaceTracks, params: SyncParams, video: VideoInfo) -> faces.FacePath:
+def _paths(
+    tracks: faces.FaceTracks, params: SyncParams, video: VideoInfo, choices: Sequence[FaceChoice]
+) -> list[faces.FacePath]:
+    """Of each speaker; a mask chooses only where there is one."""
     if params.faces_file is not None:
         tracks = faces.load_faces_file(params.faces_file, tracks)
     mask, path = None, params.face_mask
-    if path is None and params.face == FaceChoice():
+    if path is None and choices[0] == FaceChoice():
         path = params.mask_image
-    if path is not None:
+    if path is not None and len(choices) == 1:
         mask = media.read_mask(path, video.format.width, video.format.height)
-    return faces.choose_speaker(tracks, params.face, params.max_yaw_deg, mask=mask)
+    found = [faces.choose_speaker(tracks, choice, params.max_yaw_deg, mask=mask) for choice in choices]
+    for one, other in itertools.combinations(found, 2):
+        both = ~(np.isnan(one.points) | np.isnan(other.points))
+        if np.array_equal(one.points[both], other.points[both]):
+            raise FaceError(
+                ErrorCode.FACE_CHOICE_UNMATCHED,
+                "Two of the speakers are the same person in the video: choose other faces, or use a video in "
+                "which everybody is seen.",
+            )
+    return found
 
 
 def _matte(path: Path | None) -> tuple[VideoInfo | None, npt.NDArray[np.float64]]:
@@ -319,8 +341,8 @@ def _tail_fade(n_frames: int, n_audio: int, fps: Fraction) -> FloatArray:
     return fade
 
 
-def _features_path(folder: Path) -> Path:
-    return folder / "features"
+def _features_path(folder: Path, speaker: int) -> Path:
+    return folder / f"features-{speaker}"
 
 
 def _header_adapter() -> TypeAdapter[PlanHeader]:

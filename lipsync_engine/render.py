@@ -7,10 +7,11 @@ blended in index order and decoded with a fixed group of frames, whichever segme
 
 from __future__ import annotations
 
+import itertools
 import queue
 import threading
 from collections import deque
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
@@ -70,19 +71,22 @@ def render(plan: Plan, segment: Segment, model: LipSyncModel, path: Path) -> Gen
 def rendered_frames(plan: Plan, segment: Segment, model: LipSyncModel) -> Generator[Frame, None, None]:
     """The segment's finished pictures in output order, before any encoding."""
     compositor = compositor_for(plan.header.params, model, plan.header.video)
-    windows = _Windows(plan, segment, model)
+    speakers = [_Windows(plan, segment, model, number) for number in range(len(plan.windows))]
+    checks = [MouthCheck(model.keep_mask) for _ in speakers]
     with (
-        closing(_Painter(compositor, MouthCheck(model.keep_mask))) as painter,
+        closing(_Painter(plan, compositor, checks)) as painter,
         closing(_prefetch(_sources(plan, segment, compositor), DECODE_AHEAD)) as sources,
     ):
         for source in sources:
             if segment.start <= source.number < segment.stop:
                 painter.expect(source)
-            for number, face in windows.add(source):
-                painter.paint(number, face)
+            for speaker, windows in enumerate(speakers):
+                for number, face in windows.add(source):
+                    painter.paint(number, speaker, face)
             yield from painter.finished(wait=False)
         yield from painter.finished(wait=True)
-        painter.check.raise_if_unfit()
+        for check in checks:
+            check.raise_if_unfit()
 
 
 # --- decode and crop ---
@@ -90,20 +94,22 @@ def rendered_frames(plan: Plan, segment: Segment, model: LipSyncModel) -> Genera
 
 @dataclass(frozen=True, slots=True)
 class _Source:
-    """One output frame before its mouth is generated; without a crop it stays as it is."""
+    """One output frame before mouths are generated; by speaker the crops of those that will be."""
 
     number: int
     frame: Frame
-    crop: Crop | None
-    weight: float
+    crops: dict[int, Crop]
     matte: FloatArray | None
 
 
 def _sources(plan: Plan, segment: Segment, compositor: Compositor) -> Generator[_Source, None, None]:
     """Every frame that the segment shows or whose face its windows see, in order."""
     arrays, video = plan.arrays, plan.header.video
-    seen = {n for k in (*segment.lead, *segment.windows) for n in plan.windows[k].frames}
-    numbers = sorted(seen | set(range(segment.start, segment.stop)))
+    seen = [
+        {n for k in (*share.lead, *share.windows) for n in windows[k].frames}
+        for share, windows in zip(segment.shares, plan.windows, strict=True)
+    ]
+    numbers = sorted({*range(segment.start, segment.stop), *itertools.chain.from_iterable(seen)})
     order = arrays.order[numbers]
     with (
         media.FrameReader(video, arrays.pts_s) as reader,
@@ -111,8 +117,12 @@ def _sources(plan: Plan, segment: Segment, compositor: Compositor) -> Generator[
         closing(reader.read(order.tolist())) as frames,
     ):
         for number, frame, matte in zip(numbers, frames, mattes, strict=True):
-            crop = compositor.crop(frame, arrays.matrices[arrays.order[number]]) if number in seen else None
-            yield _Source(number, frame, crop, float(arrays.weight[number]), matte)
+            crops = {
+                speaker: compositor.crop(frame, arrays.matrices[speaker, arrays.order[number]])
+                for speaker, wanted in enumerate(seen)
+                if number in wanted
+            }
+            yield _Source(number, frame, crops, matte)
 
 
 def _prefetch(items: Generator[T, None, None], ahead: int) -> Generator[T, None, None]:
@@ -158,21 +168,22 @@ def _prefetch(items: Generator[T, None, None], ahead: int) -> Generator[T, None,
 
 
 class _Windows:
-    """Collects crops, denoises each window once all its frames are there, blends, decodes."""
+    """One speaker's: collects crops, denoises a window once all its frames are there, blends, decodes."""
 
-    def __init__(self, plan: Plan, segment: Segment, model: LipSyncModel) -> None:
-        self._plan, self._model = plan, model
-        self._inside = set(segment.windows)
-        self._pending = deque(plan.windows[k] for k in sorted((*segment.lead, *segment.windows)))
+    def __init__(self, plan: Plan, segment: Segment, model: LipSyncModel, speaker: int) -> None:
+        self._plan, self._model, self._segment, self._speaker = plan, model, segment, speaker
+        self._windows, share = plan.windows[speaker], segment.shares[speaker]
+        self._inside = set(share.windows)
+        self._pending = deque(self._windows[k] for k in sorted((*share.lead, *share.windows)))
         self._crops: dict[int, FloatArray] = {}
         self._latents: dict[int, torch.Tensor] = {}
-        self._features = plan.features()
+        self._features = plan.features(speaker)
         self._noise = model.initial_noise(plan.header.params.seed)
 
     def add(self, source: _Source) -> Iterator[tuple[int, FloatArray]]:
         """Take one more frame; give (number, float32 (R, R, 3) 0..255) of the faces that it completes."""
-        if source.crop is not None:
-            self._crops[source.number] = source.crop.face
+        if self._speaker in source.crops:
+            self._crops[source.number] = source.crops[self._speaker].face
         while self._pending and self._pending[0].frames[-1] <= source.number:
             window = self._pending.popleft()
             self._latents[window.index] = self._denoise(window)
@@ -187,7 +198,7 @@ class _Windows:
         heard = audio.conditioned_windows(
             self._features,
             frames / float(header.fps),
-            self._plan.arrays.gate[frames] if header.params.voice_gate else None,
+            self._plan.arrays.gate[self._speaker, frames] if header.params.voice_gate else None,
             model.info.audio_context,
         )
         return model.denoise(
@@ -207,7 +218,8 @@ class _Windows:
         params = self._plan.header.params
         if not params.sample_posterior:
             return None
-        state = np.random.SeedSequence([params.seed, window.index]).generate_state(1, np.uint64)[0]
+        entropy = [params.seed, window.index, *([self._speaker] if self._speaker else [])]
+        state = np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0]
         generator = torch.Generator(self._noise.device).manual_seed(int(state) >> 1)
         shape = (len(window.frames), self._noise.shape[1], *self._noise.shape[-2:])
 
@@ -222,7 +234,7 @@ class _Windows:
         for number in window.own:
             total: torch.Tensor | None = None
             for index, latents in self._latents.items():
-                other = self._plan.windows[index]
+                other = self._windows[index]
                 if other.frames[0] <= number <= other.frames[-1] and number in other.frames:
                     position = other.frames.index(number)
                     part = latents[position] * other.weights[position]
@@ -232,7 +244,9 @@ class _Windows:
             mixed.append(total)
         decoded = self._model.decode(torch.stack(mixed))
         faces = ((decoded.float() + 1.0) * 127.5).permute(0, 2, 3, 1).cpu().numpy()
-        yield from zip(window.own, faces, strict=True)
+        for number, face in zip(window.own, faces, strict=True):
+            if self._segment.start <= number < self._segment.stop:
+                yield number, face
 
     def _forget(self) -> None:
         """Drop what no later window needs."""
@@ -241,7 +255,7 @@ class _Windows:
         self._latents = {
             k: v
             for k, v in self._latents.items()
-            if first_own is not None and self._plan.windows[k].frames[-1] >= first_own
+            if first_own is not None and self._windows[k].frames[-1] >= first_own
         }
         self._crops = {k: v for k, v in self._crops.items() if first_seen is not None and k >= first_seen}
 
@@ -252,31 +266,38 @@ class _Windows:
 class _Painter:
     """Pastes faces in a thread of its own and hands the frames back in order."""
 
-    def __init__(self, compositor: Compositor, check: MouthCheck) -> None:
-        self.check = check
-        self._compositor = compositor
+    def __init__(self, plan: Plan, compositor: Compositor, checks: Sequence[MouthCheck]) -> None:
+        self._weight = plan.arrays.weight
+        self._compositor, self._checks = compositor, checks
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="paste")
         self._expected: dict[int, _Source] = {}
+        self._faces: dict[int, dict[int, FloatArray]] = {}
         self._order: deque[int] = deque()
         self._ready: dict[int, Future[Frame] | Frame] = {}
 
     def expect(self, source: _Source) -> None:
         """Announce the next output frame."""
         self._order.append(source.number)
-        if source.crop is None:
-            self._ready[source.number] = source.frame
+        if source.crops:
+            self._expected[source.number], self._faces[source.number] = source, {}
         else:
-            self._expected[source.number] = source
+            self._ready[source.number] = source.frame
 
-    def paint(self, number: int, face: FloatArray) -> None:
-        """Start pasting the face of an announced frame."""
-        self._ready[number] = self._thread.submit(self._paste, self._expected.pop(number), face)
+    def paint(self, number: int, speaker: int, face: FloatArray) -> None:
+        """One face of an announced frame; once all are there, start pasting them."""
+        faces = self._faces[number]
+        faces[speaker] = face
+        if faces.keys() == self._expected[number].crops.keys():
+            source = self._expected.pop(number)
+            self._ready[number] = self._thread.submit(self._paste, source, self._faces.pop(number))
 
-    def _paste(self, source: _Source, face: FloatArray) -> Frame:
-        if source.crop is None:
-            raise AssertionError("only frames with a crop are painted")
-        self.check.add(source.number, face, source.crop.face)
-        return self._compositor.paste(source.frame, source.crop, face, source.weight, source.matte)
+    def _paste(self, source: _Source, faces: dict[int, FloatArray]) -> Frame:
+        frame = source.frame
+        for speaker, crop in source.crops.items():
+            self._checks[speaker].add(source.number, faces[speaker], crop.face)
+            weight = float(self._weight[speaker, source.number])
+            frame = self._compositor.paste(frame, crop, faces[speaker], weight, source.matte)
+        return frame
 
     def finished(self, *, wait: bool) -> Iterator[Frame]:
         """Frames that are done, in order; with `wait` all of them."""

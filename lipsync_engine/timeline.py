@@ -225,25 +225,37 @@ def _trapezoid(starts: Sequence[int], stops: Sequence[int], k: int) -> FloatArra
 
 
 @dataclass(frozen=True, slots=True)
-class Segment:
-    """Output frames [start, stop) and the windows that they need, in the order in which to compute them.
+class Share:
+    """What a segment needs of one speaker's windows, in the order in which to compute them.
 
-    `lead` windows lie mostly before the segment and are computed again for the blend at its first frames.
+    `lead` windows show nothing in the segment and are computed again for the blend at its first frames.
     """
 
-    index: int
-    start: int
-    stop: int
     lead: tuple[int, ...]
     windows: tuple[int, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """Output frames [start, stop), and of each speaker the windows that they need."""
+
+    index: int
+    start: int
+    stop: int
+    shares: tuple[Share, ...]
+
+
 def plan_segments(
-    n_frames: int, windows: Sequence[Window], fps: Fraction, target_s: float
+    n_frames: int, windows: Sequence[Sequence[Window]], fps: Fraction, target_s: float
 ) -> tuple[Segment, ...]:
-    """Cut [0, n_frames) into segments of about `target_s` that never split a window's own frames."""
+    """Cut [0, n_frames) into segments of about `target_s`.
+
+    Args:
+        windows: of each speaker. The first one's own frames are never split; a window of another speaker that
+            lies across a border is computed for both segments.
+    """
     allowed = np.ones(n_frames + 1, dtype=bool)
-    for window in windows:
+    for window in windows[0]:
         allowed[window.own[0] + 1 : window.own[-1] + 1] = False
     target = max(1, round(target_s * float(fps)))
     borders = [0]
@@ -252,21 +264,21 @@ def plan_segments(
         nearest = borders[-1] + target + int(candidates[0]) if len(candidates) else n_frames
         # A short rest would cost a lead window for nothing: it joins the last segment.
         borders.append(n_frames if n_frames - nearest < target // 2 else nearest)
+    shares = [_shares(of_speaker, borders) for of_speaker in windows]
+    return tuple(
+        Segment(index, start, stop, tuple(of_speaker[index] for of_speaker in shares))
+        for index, (start, stop) in enumerate(itertools.pairwise(borders))
+    )
+
+
+def _shares(windows: Sequence[Window], borders: Sequence[int]) -> list[Share]:
     covering: dict[int, list[int]] = {}
     for window in windows:
         for frame in window.frames:
             covering.setdefault(frame, []).append(window.index)
-    result: list[Segment] = []
-    for index, (start, stop) in enumerate(itertools.pairwise(borders)):
-        inside = tuple(w.index for w in windows if start <= w.own[0] < stop)
+    found: list[Share] = []
+    for start, stop in itertools.pairwise(borders):
+        inside = tuple(w.index for w in windows if any(start <= frame < stop for frame in w.own))
         needed = {k for i in inside for frame in windows[i].own for k in covering[frame]}
-        result.append(
-            Segment(
-                index=index,
-                start=start,
-                stop=stop,
-                lead=tuple(sorted(needed - set(inside))),
-                windows=inside,
-            )
-        )
-    return tuple(result)
+        found.append(Share(lead=tuple(sorted(needed - set(inside))), windows=inside))
+    return found

@@ -16,7 +16,7 @@ LAYERS: list[set[str]] = [
     {"timeline", "frames", "align", "audio"},
     {"media", "faces", "drawn_faces", "device", "weights", "safety", "composite"},
     {"models"},
-    {"plan"},
+    {"plan", "cast"},
     {"render"},
     {"pipeline"},
     {"cli"},

@@ -139,18 +139,25 @@ def test_every_frame_is_made_once_and_segments_stand_alone(
         np.add.at(total, list(w.frames), w.weights)
     assert np.allclose(total[active], 1.0)
 
-    segments = timeline.plan_segments(position, windows, Fraction(25), target_s)
+    # Another speaker is seen a little later each time, so that windows do not meet at the same frames.
+    later = [(min(start + 5, stop - 1), stop) for start, stop in stretches]
+    others = timeline.plan_windows(later, n_phases, window_frames, overlap)
+    segments = timeline.plan_segments(position, [windows, others], Fraction(25), target_s)
     assert [s.start for s in segments] == [0] + [s.stop for s in segments[:-1]]
     assert segments[-1].stop == position
-    assert sorted(k for s in segments for k in s.windows) == list(range(len(windows)))
+    assert sorted(k for s in segments for k in s.shares[0].windows) == list(range(len(windows)))
     for s in segments:
-        made = {*s.lead, *s.windows}
-        for k in s.windows:
+        for of_speaker, share in zip((windows, others), s.shares, strict=True):
+            made = {*share.lead, *share.windows}
+            for k in share.windows:
+                for frame in of_speaker[k].own:  # everything that a frame is blended from is at hand
+                    assert {w.index for w in of_speaker if frame in w.frames} <= {i for i in made if i <= k}
+            assert all(k < min(share.windows) for k in share.lead)
+            shown = {n for k in share.windows for n in of_speaker[k].own if s.start <= n < s.stop}
+            assert shown == {n for w in of_speaker for n in w.own if s.start <= n < s.stop}
+        for k in s.shares[0].windows:
             assert s.start <= windows[k].own[0]
             assert windows[k].own[-1] < s.stop
-            for frame in windows[k].own:  # everything that a frame is blended from is at hand
-                assert {w.index for w in windows if frame in w.frames} <= {i for i in made if i <= k}
-        assert all(k < min(s.windows) for k in s.lead)
 
 
 def test_snapping() -> None:

@@ -102,7 +102,7 @@ def test_closing_the_generator_leaves_nothing(
 def make_plan(clip: Path, voice: Path, folder: Path, pipeline: LipSyncPipeline, params: SyncParams) -> Plan:
     steps = analyse(
         media.probe_video(clip),
-        media.probe_audio(voice),
+        [(params.face, media.probe_audio(voice))],
         params,
         model=pipeline.model,
         detector=pipeline.detector,
@@ -179,7 +179,7 @@ def roughness_at_borders(
     source = luma(clip)
     changed = np.mean([np.abs(f - source[plan.arrays.order[i]]) for i, f in enumerate(frames)], axis=0) > 1.0
     steps = np.array([np.abs(b - a)[changed].mean() for a, b in itertools.pairwise(frames)])
-    borders = {w.own[0] - 1 for w in plan.windows if w.own[0] > 0}
+    borders = {w.own[0] - 1 for w in plan.windows[0] if w.own[0] > 0}
     at_border = np.mean([steps[i] for i in borders])
     inside = np.mean([step for i, step in enumerate(steps) if i not in borders])
     return float(at_border / inside)

@@ -1,0 +1,150 @@
+"""Several speakers in one video: each mouth follows its own voice and rests while the other speaks."""
+
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import eval_sync
+import numpy as np
+import pytest
+
+from lipsync_engine import FaceChoice, LipSyncPipeline, Order, Speaker, SyncParams, dialogue, media
+from lipsync_engine.cast import Cast
+from lipsync_engine.errors import ErrorCode, LipSyncError, ParameterError
+
+DEMO = Path(__file__).parents[2] / "demo"
+SECONDS = 3.2
+N = round(SECONDS * 25)
+
+Ffmpeg = Callable[..., None]
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="module")
+def couple(tmp_path_factory: pytest.TempPathFactory, ffmpeg: Ffmpeg) -> Path:
+    """The demo's presenter twice, side by side."""
+    path = tmp_path_factory.mktemp("couple") / "couple.mp4"
+    twice = "[0:v]split[a][b];[a][b]hstack"
+    ffmpeg("-i", DEMO / "presenter.mp4", "-filter_complex", twice, "-crf", 12, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def voices(tmp_path_factory: pytest.TempPathFactory, ffmpeg: Ffmpeg) -> tuple[Path, Path]:
+    """The two halves of the demo's sentence."""
+    folder = tmp_path_factory.mktemp("voices")
+    paths = folder / "first.wav", folder / "second.wav"
+    for number, path in enumerate(paths):
+        ffmpeg("-i", DEMO / "voice.wav", "-ss", number * SECONDS, "-t", SECONDS, path)
+    return paths
+
+
+@pytest.fixture(scope="module")
+def truths() -> tuple[eval_sync.Truth, eval_sync.Truth]:
+    """What the lips should do with each half; the head's poses are always those of the clip."""
+    whole = eval_sync.Truth.load(DEMO / "truth.json")
+    return whole, dataclasses.replace(
+        whole,
+        openness=whole.openness[N:],
+        events=[(start - SECONDS, viseme) for start, viseme in whole.events],
+    )
+
+
+def mouths(path: Path, folder: Path, truth: eval_sync.Truth, ffmpeg: Ffmpeg) -> list[np.ndarray]:
+    """(n,) openness of the left and of the right mouth."""
+    found = []
+    for number in range(2):
+        half = folder / f"half-{number}.mp4"
+        ffmpeg("-i", path, "-vf", f"crop=iw/2:ih:{number}*iw/2:0", "-qp", 0, "-preset", "ultrafast", half)
+        found.append(eval_sync.read_video(half, truth))
+    return found
+
+
+def test_two_people_who_speak_at_once(
+    couple: Path,
+    voices: tuple[Path, Path],
+    truths: tuple[eval_sync.Truth, eval_sync.Truth],
+    tmp_path: Path,
+    ffmpeg: Ffmpeg,
+    lipsync: Run,
+) -> None:
+    made = tmp_path / "made.mp4"
+    left, right = (f"{side}={path}" for side, path in zip(("left", "right"), voices, strict=True))
+    done = lipsync("multi", couple, "-o", made, "--speaker", left, "--speaker", right)
+    assert done.returncode == 0, done.stderr[-2000:]
+    read = mouths(made, tmp_path, truths[0], ffmpeg)
+    table = [[eval_sync.correlation(lips[:N], truth.openness[:N]) for truth in truths] for lips in read]
+    print(np.round(table, 2))
+    for person in range(2):
+        assert table[person][person] > 0.8
+        assert table[person][1 - person] < 0.3
+
+
+def test_in_turn_the_listener_rests(
+    couple: Path, voices: tuple[Path, Path], tmp_path: Path, ffmpeg: Ffmpeg
+) -> None:
+    pipeline = LipSyncPipeline.from_pretrained("tiny", device="cpu", cache_dir=tmp_path / "cache")
+    truth = eval_sync.Truth.load(DEMO / "truth.json")
+    speakers = dialogue(*voices, Order.RIGHT_LEFT)
+    result = pipeline(couple, speakers, tmp_path / "made.mp4", SyncParams(num_inference_steps=2))
+    assert result.frames == 2 * N
+    assert list((tmp_path / "cache" / "jobs").iterdir()) == []
+    there_and_back = dataclasses.replace(truth, poses=truth.poses + truth.poses[-2:0:-1])
+    left, right = mouths(result.output, tmp_path, there_and_back, ffmpeg)
+    rest = 10  # frames around the change of turns
+    for silent, speaking in ((left[: N - rest], right[: N - rest]), (right[N + rest :], left[N + rest :])):
+        assert silent.mean() < 0.15
+        assert silent.std() < 0.3 * speaking.std()
+    heard = np.concatenate(list(media.read_audio(result.output))).astype(float)
+    parts = [np.concatenate(list(media.read_audio(path))).astype(float) for path in (voices[1], voices[0])]
+    wanted = np.concatenate(parts)
+    n = min(len(heard), len(wanted))
+    assert eval_sync.correlation(heard[:n], wanted[:n]) > 0.98
+
+
+# --- who and when ---
+
+
+def test_times_and_tracks(voices: tuple[Path, Path], tmp_path: Path) -> None:
+    left, right = FaceChoice.parse("left"), FaceChoice.parse("right")
+    cast = Cast.of(
+        [Speaker(left, voices[0], 1.0, 0.5), Speaker(right, voices[1]), Speaker(left, voices[1], 2.0)]
+    )
+    assert cast.duration_s == pytest.approx(2.0 + SECONDS, abs=0.01)
+    tracks = cast.record(tmp_path)
+    assert [face for face, _ in tracks] == [left, right]
+    for _, info in tracks:
+        assert info.duration_s == pytest.approx(cast.duration_s, abs=0.01)
+    samples = np.concatenate(list(media.read_audio(tracks[0][1].path))).astype(float)
+    first = np.concatenate(list(media.read_audio(voices[0]))).astype(float)
+    assert not samples[:15900].any()
+    assert np.abs(samples[16100:23900] - first[100:7900]).max() < 400
+    assert not samples[24100:31900].any()
+
+
+def test_what_cannot_be_is_said(
+    voices: tuple[Path, Path], couple: Path, tmp_path: Path, lipsync: Run
+) -> None:
+    left = FaceChoice.parse("left")
+    with pytest.raises(ParameterError, match="same person"):
+        Cast.of([Speaker(left, voices[0]), Speaker(left, voices[1], 1.0)])
+    with pytest.raises(ParameterError, match="speakers"):
+        Cast.of([])
+    pipeline = LipSyncPipeline.from_pretrained("tiny", device="cpu", cache_dir=tmp_path / "cache")
+    with pytest.raises(LipSyncError) as same:
+        pipeline(DEMO / "presenter.mp4", dialogue(*voices, Order.TOGETHER), tmp_path / "out.mp4")
+    assert same.value.code is ErrorCode.FACE_CHOICE_UNMATCHED
+    for wrong in (
+        ["--speaker", "left"],
+        ["--speaker", f"left={voices[0]}", "--order", "left_right"],
+        ["--segment", f"0:04-0:02,face=left,audio={voices[0]}"],
+        ["--segment", "x,y"],
+        [],
+    ):
+        refused = lipsync("multi", couple, "-o", tmp_path / "out.mp4", *wrong)
+        assert refused.returncode != 0
+        assert "parameter_invalid" in refused.stderr
+    assert not (tmp_path / "out.mp4").exists()
