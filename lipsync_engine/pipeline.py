@@ -167,8 +167,7 @@ class LipSyncPipeline:
         Args:
             video: file with the person, or the persons; its own sound is not used.
             audio: file with the voice that drives the lips, any container with sound; or the voices of
-                several speakers, of which each keeps a resting mouth while silent (`params.face` is not looked
-                at then).
+                several speakers, each of whom keeps a resting mouth while silent (`params.face` is not used).
             output: .mp4, .mov or .mkv to write; replaced only when the new one is complete.
             params: options; None: the default preset.
             output_audio: what is heard, where that is not `audio` (a mix with music, say). Several voices are

@@ -16,6 +16,8 @@ KINDS = {
     Role.VIDEO: MediaKind.VIDEO,
     Role.IMAGE: MediaKind.IMAGE,
     Role.AUDIO: MediaKind.AUDIO,
+    Role.LEFT_AUDIO: MediaKind.AUDIO,
+    Role.RIGHT_AUDIO: MediaKind.AUDIO,
     Role.MASK: MediaKind.IMAGE,
 }
 HEAD_BYTES = 4096

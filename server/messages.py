@@ -21,6 +21,8 @@ class Role(StrEnum):
     VIDEO = "video"
     IMAGE = "image"
     AUDIO = "audio"
+    LEFT_AUDIO = "left_audio"
+    RIGHT_AUDIO = "right_audio"
     MASK = "mask"  # white where lips may change
 
 
@@ -71,6 +73,7 @@ class Options:
     max_short_side: int | None = None
     loop_mode: str | None = None
     face: str | None = None
+    order: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,17 +117,13 @@ _REQUEST: TypeAdapter[Request] = TypeAdapter(Request)
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """Do this job: local files in, `output` out. The picture is a video, or a portrait to be animated."""
+    """Do this job: local files in, `output` out. Its picture is a video, or a still to be animated."""
 
     job_id: str
-    picture: str
-    is_portrait: bool
-    audio: str
-    mask: str | None
+    inputs: dict[Role, str]
+    limits: dict[Role, MediaLimits]
     output: str
     options: Options
-    picture_limits: MediaLimits
-    audio_limits: MediaLimits
     kind: Literal["start"] = "start"
 
 

@@ -32,9 +32,7 @@ from server.messages import (
     Done,
     Failed,
     FromWorker,
-    MediaLimits,
     Ready,
-    Role,
     Start,
     Stop,
     Stopped,
@@ -239,21 +237,13 @@ class _Seat:
         if not await self._unless_stopped(fetching):
             return Stopped(record.job.id)
         local = fetching.result()
-        sources = {source.role: source for source in record.request.sources}
-        is_portrait = Role.IMAGE in sources
-        picture = Role.IMAGE if is_portrait else Role.VIDEO
-        limits = {role: source.limits for role, source in sources.items()}
         await worker.say(
             Start(
                 job_id=record.job.id,
-                picture=str(local[picture]),
-                is_portrait=is_portrait,
-                audio=str(local[Role.AUDIO]),
-                mask=str(local[Role.MASK]) if Role.MASK in local else None,
+                inputs={role: str(path) for role, path in local.items()},
+                limits={source.role: source.limits for source in record.request.sources},
                 output=str(folder / "out.mp4"),
                 options=record.request.options,
-                picture_limits=limits.get(picture, MediaLimits()),
-                audio_limits=limits.get(Role.AUDIO, MediaLimits()),
             )
         )
         loop, kill_at = asyncio.get_running_loop(), None

@@ -22,7 +22,7 @@ from typing import Any, BinaryIO, Final
 
 import torch
 
-from lipsync_engine import LipSyncPipeline, LoopMode, SyncParams, media
+from lipsync_engine import LipSyncPipeline, LoopMode, Order, Speaker, SyncParams, dialogue, media
 from lipsync_engine.errors import ErrorCode, LipSyncError, MediaError, ParameterError
 from lipsync_engine.params import FaceChoice
 from lipsync_engine.progress import Progress, Stage
@@ -33,6 +33,7 @@ from server.messages import (
     FromWorker,
     MediaLimits,
     Ready,
+    Role,
     Start,
     Stop,
     Stopped,
@@ -87,14 +88,17 @@ class Worker:
             self._current = None
 
     def _do(self, start: Start) -> FromWorker:
-        picture, output = Path(start.picture), Path(start.output)
-        if start.is_portrait:
+        files, output = {role: Path(path) for role, path in start.inputs.items()}, Path(start.output)
+        if Role.IMAGE in files:
             picture = output.with_name("portrait.mp4")
-            media.still_to_video(Path(start.picture), picture)
+            media.still_to_video(files[Role.IMAGE], picture)
         else:
-            _require_picture(picture, start.picture_limits)
-        _require_length("audio", media.probe_audio(Path(start.audio)).duration_s, start.audio_limits)
-        steps = self._pipeline.run(picture, start.audio, output, _params(start))
+            picture = files[Role.VIDEO]
+            _require_picture(picture, start.limits[Role.VIDEO])
+        for role in (Role.AUDIO, Role.LEFT_AUDIO, Role.RIGHT_AUDIO):
+            if role in files:
+                _require_length("audio", media.probe_audio(files[role]).duration_s, start.limits[role])
+        steps = self._pipeline.run(picture, _voices(start, files), output, _params(start, files))
         reported, stage, rendering_s = 0.0, None, 0.0
         with closing(steps):
             for progress in steps:
@@ -136,7 +140,14 @@ def _working(job_id: str, progress: Progress) -> Working:
     return Working(job_id, progress.stage.value, progress.done, progress.total, speed)
 
 
-def _params(start: Start) -> SyncParams:
+def _voices(start: Start, files: dict[Role, Path]) -> Path | tuple[Speaker, ...]:
+    if Role.AUDIO in files:
+        return files[Role.AUDIO]
+    order = Order(start.options.order or Order.TOGETHER)
+    return dialogue(files[Role.LEFT_AUDIO], files[Role.RIGHT_AUDIO], order)
+
+
+def _params(start: Start, files: dict[Role, Path]) -> SyncParams:
     options = start.options
     try:
         return SyncParams(
@@ -144,7 +155,7 @@ def _params(start: Start) -> SyncParams:
             guidance_scale=options.guidance_scale,
             seed=SyncParams().seed if options.seed is None else options.seed,
             fps=None if options.fps is None else Fraction(options.fps),
-            mask_image=None if start.mask is None else Path(start.mask),
+            mask_image=files.get(Role.MASK),
             max_short_side=options.max_short_side,
             loop_mode=LoopMode(options.loop_mode or LoopMode.PINGPONG),
             face=FaceChoice.parse(options.face) if options.face else FaceChoice(),

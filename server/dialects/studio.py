@@ -6,6 +6,7 @@ prediction's.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import uuid
 from dataclasses import dataclass
@@ -53,7 +54,13 @@ class Endpoint:
 ENDPOINTS: Final = (
     Endpoint("lipsync-video", (("video", Role.VIDEO), ("audio", Role.AUDIO))),
     Endpoint("lipsync-image", (("image", Role.IMAGE), ("audio", Role.AUDIO))),
+    Endpoint(
+        "lipsync-image-multi",
+        (("image", Role.IMAGE), ("left_audio", Role.LEFT_AUDIO), ("right_audio", Role.RIGHT_AUDIO)),
+        optional=(),
+    ),
 )
+ORDERS: Final = {"meanwhile": "together", "left_right": "left_right", "right_left": "right_left"}
 FORM_BODY: Final = {
     "requestBody": {
         "required": True,
@@ -113,9 +120,11 @@ def read_submission(
     webhook = given.get("webhook") or None
     if webhook is not None and not _may_be_called(webhook, http_hosts):
         raise Refusal(400, "webhook must be an https URL.")
-    return Submission(
-        inputs, read_options(form), {name: shortened(value) for name, value in form.items()}, webhook
-    )
+    order = form.get("order") or "meanwhile"
+    if not isinstance(order, str) or order not in ORDERS:
+        raise Refusal(400, f"order must be one of {', '.join(ORDERS)}.")
+    options = dataclasses.replace(read_options(form), order=ORDERS[order])
+    return Submission(inputs, options, {name: shortened(value) for name, value in form.items()}, webhook)
 
 
 def _may_be_called(webhook: object, http_hosts: tuple[str, ...]) -> bool:
