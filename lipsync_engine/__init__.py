@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lipsync_engine.cast import dialogue
     from lipsync_engine.errors import ErrorCode, LipSyncError
-    from lipsync_engine.params import FaceChoice, LoopMode, Order, Quality, Speaker, SyncParams, Tail
+    from lipsync_engine.params import FaceChoice, LoopMode, Motion, Order, Quality, Speaker, SyncParams, Tail
     from lipsync_engine.pipeline import LipSyncPipeline, SyncResult
     from lipsync_engine.progress import Progress, Stage
 
@@ -21,6 +21,7 @@ _HOME = {
     "LipSyncError": "errors",
     "LipSyncPipeline": "pipeline",
     "LoopMode": "params",
+    "Motion": "params",
     "Order": "params",
     "Progress": "progress",
     "Quality": "params",
@@ -38,6 +39,7 @@ __all__ = [
     "LipSyncError",
     "LipSyncPipeline",
     "LoopMode",
+    "Motion",
     "Order",
     "Progress",
     "Quality",

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -473,6 +473,29 @@ def voice_activity(mel: Mel, times_s: npt.ArrayLike) -> FloatArray:
     distance = np.clip(np.minimum(until_next, since_last), 0.0, RAMP_S)
     gate: FloatArray = (0.5 + 0.5 * np.cos(np.pi * distance / RAMP_S)).astype(np.float32)
     return gate
+
+
+LOUD_RANGE_DB = 35.0
+
+
+def loudness(chunks: Iterable[npt.NDArray[np.int16]], per_second: int) -> FloatArray:
+    """(N,) how loud each stretch of a voice is: 1 as its loud moments (95th percentile), 0 from 35 dB below.
+
+    Args:
+        chunks: samples at 16 kHz, mono.
+        per_second: stretches.
+    """
+    size, rest, powers = SAMPLE_RATE // per_second, np.empty(0, np.float32), []
+    for chunk in chunks:
+        samples = np.concatenate([rest, chunk.astype(np.float32)])
+        whole = len(samples) // size * size
+        powers.append((samples[:whole].reshape(-1, size) ** 2).mean(axis=1))
+        rest = samples[whole:]
+    if len(rest):
+        powers.append(np.array([np.mean(rest**2)], dtype=np.float32))
+    level_db = 10 * np.log10(np.maximum(np.concatenate(powers), 1.0))
+    top_db = max(30.0, float(np.percentile(level_db, 95)))  # a silent file is not loud anywhere
+    return np.clip((level_db - top_db) / LOUD_RANGE_DB + 1, 0, 1).astype(np.float32)
 
 
 def _speech_stretches(mel: Mel) -> list[tuple[int, int]]:

@@ -11,6 +11,8 @@ import os
 import platform
 import signal
 import sys
+from collections.abc import Generator
+from contextlib import closing
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -31,11 +33,21 @@ from lipsync_engine.errors import (
     ParameterError,
     WeightsError,
 )
-from lipsync_engine.params import PRESETS, FaceChoice, FaceRule, LoopMode, Order, Speaker, SyncParams, Tail
+from lipsync_engine.params import (
+    PRESETS,
+    FaceChoice,
+    FaceRule,
+    LoopMode,
+    Motion,
+    Order,
+    Speaker,
+    SyncParams,
+    Tail,
+)
 from lipsync_engine.progress import Progress, Stage
 
 if TYPE_CHECKING:
-    from lipsync_engine.pipeline import SyncResult
+    from lipsync_engine.pipeline import LipSyncPipeline, SyncResult
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -50,6 +62,7 @@ out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
 
 STAGE_TEXT = {
+    Stage.MOTION: "animating",
     Stage.FACES: "finding faces",
     Stage.AUDIO: "listening",
     Stage.RENDER: "rendering",
@@ -185,6 +198,58 @@ def multi(
     _run(video, speakers, output, params, output_audio, side_by_side, _Model(model, detector, device, dtype))
 
 
+@app.command()
+def portrait(
+    image: Annotated[Path, typer.Argument(help="Picture with a face (PNG, JPEG, WebP, BMP).")],
+    audio: Annotated[Path, typer.Argument(help="Voice that drives the lips (any file with sound).")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Video to write: .mp4, .mov or .mkv.")],
+    motion: Annotated[Motion, typer.Option(help="What the head does besides speaking.")] = Motion.NATURAL,
+    model: Annotated[str, typer.Option(help="Name from `lipsync weights list`.")] = "tiny",
+    preset: Annotated[str, typer.Option(help=f"One of {', '.join(PRESETS)}.")] = "default",
+    steps: Annotated[int | None, typer.Option(help="Denoising steps, 1-200 [model's own].")] = None,
+    guidance_scale: Annotated[float | None, typer.Option(help="Audio guidance, 0-20 [model's own].")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of all random draws [1247].")] = None,
+    face: Annotated[
+        str | None, typer.Option(help="Who speaks: largest, left, right, 0, 1, … from the left, or X,Y@0.")
+    ] = None,
+    mask_image: Annotated[
+        Path | None, typer.Option(help="Image, white where the picture may change, black where not.")
+    ] = None,
+    max_short_side: Annotated[
+        int | None, typer.Option(help="Scale a larger picture down to this short side, pixels [source's].")
+    ] = None,
+    output_audio: Annotated[
+        Path | None, typer.Option(help="Sound of the result, where it is not AUDIO (a mix with music).")
+    ] = None,
+    detector: Annotated[
+        str | None, typer.Option(help="yunet, drawn or landmarks106:PATH [model's own].")
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="cuda, mps or cpu [best there is].")] = None,
+    dtype: Annotated[str | None, typer.Option(help="fp32, fp16 or bf16 [device's best].")] = None,
+) -> None:
+    """Make the person in the picture IMAGE speak AUDIO."""
+    params = SyncParams.preset(
+        preset,
+        num_inference_steps=steps,
+        guidance_scale=guidance_scale,
+        seed=seed,
+        face=None if face is None else FaceChoice.parse(face),
+        mask_image=mask_image,
+        max_short_side=max_short_side,
+    )
+    from lipsync_engine import media
+
+    media.read_picture(image, max_short_side)
+    media.probe_audio(audio)
+    media.check_output(output, (image, audio))
+    pipeline = _pipeline(_Model(model, detector, device, dtype))
+    _report(
+        _followed(
+            pipeline.run_portrait(image, audio, output, params, motion=motion, output_audio=output_audio)
+        )
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class _Model:
     """What is loaded, and where."""
@@ -213,25 +278,7 @@ def _run(
     for voice in voices:
         media.probe_audio(voice)
     media.check_output(output, (video, *voices))
-    if model.name == "tiny" and model.detector not in (None, "drawn"):
-        err.print(
-            "[yellow]warning[/yellow]: tiny knows drawn presenters only; on real people it paints nonsense."
-        )
-    from lipsync_engine.pipeline import LipSyncPipeline
-
-    pipeline = LipSyncPipeline.from_pretrained(
-        model.name, device=model.device, dtype=model.dtype, detector=model.detector
-    )
-    with _bars() as bars:
-        tasks: dict[Stage, TaskID] = {}
-        steps_of_work = pipeline.run(video, audio, output, params, output_audio=output_audio)
-        try:
-            while True:
-                _show(bars, tasks, next(steps_of_work))
-        except StopIteration as finished:
-            result = finished.value
-        finally:
-            steps_of_work.close()
+    result = _followed(_pipeline(model).run(video, audio, output, params, output_audio=output_audio))
     if side_by_side is not None:
         media.side_by_side(video, result.output, side_by_side, result.frames)
 
@@ -451,6 +498,30 @@ def _report(result: SyncResult) -> None:
     )
     if result.segments_resumed:
         out.print(f"  {result.segments_resumed} of {result.segments} segments came from the interrupted run")
+
+
+def _pipeline(model: _Model) -> LipSyncPipeline:
+    if model.name == "tiny" and model.detector not in (None, "drawn"):
+        err.print(
+            "[yellow]warning[/yellow]: tiny knows drawn presenters only; on real people it paints nonsense."
+        )
+    from lipsync_engine.pipeline import LipSyncPipeline
+
+    return LipSyncPipeline.from_pretrained(
+        model.name, device=model.device, dtype=model.dtype, detector=model.detector
+    )
+
+
+def _followed(steps: Generator[Progress, None, SyncResult]) -> SyncResult:
+    """Run to the end with bars on the terminal."""
+    with _bars() as bars, closing(steps):
+        tasks: dict[Stage, TaskID] = {}
+        while True:
+            try:
+                _show(bars, tasks, next(steps))
+            except StopIteration as finished:
+                result: SyncResult = finished.value
+                return result
 
 
 def _speakers(named: list[str], order: Order, segments: list[str]) -> list[Speaker]:

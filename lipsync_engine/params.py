@@ -40,6 +40,13 @@ class Order(StrEnum):
     RIGHT_LEFT = "right_left"
 
 
+class Motion(StrEnum):
+    """What a still portrait does besides speaking."""
+
+    STILL = "still"
+    NATURAL = "natural"  # sways and nods with the voice, breathes, blinks
+
+
 class Quality(StrEnum):
     """The one lossy video encode of a job."""
 

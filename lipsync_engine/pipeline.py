@@ -8,6 +8,7 @@ finds finished segments there goes on after them. It knows neither terminals nor
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import hashlib
 import os
@@ -32,8 +33,9 @@ from lipsync_engine.device import choose_device
 from lipsync_engine.drawn_faces import DrawnFaceDetector
 from lipsync_engine.errors import ErrorCode, InputError, ParameterError, ResourceError
 from lipsync_engine.models import LipSyncModel, load_model
-from lipsync_engine.params import Speaker, SyncParams
+from lipsync_engine.params import Motion, Speaker, SyncParams
 from lipsync_engine.plan import Plan, analyse
+from lipsync_engine.portrait import animate
 from lipsync_engine.progress import Meter, Progress, Stage
 from lipsync_engine.render import render
 from lipsync_engine.weights import WeightsStore
@@ -240,6 +242,41 @@ class LipSyncPipeline:
             seconds[Stage.ASSEMBLE] = meter.elapsed_s
             shutil.rmtree(folder)
         return self._result(plan, Path(output), len(files) - len(missing), seconds)
+
+    def run_portrait(
+        self,
+        picture: Path | str,
+        audio: Path | str | Sequence[Speaker],
+        output: Path | str,
+        params: SyncParams | None = None,
+        *,
+        motion: Motion = Motion.NATURAL,
+        output_audio: Path | str | None = None,
+    ) -> Generator[Progress, None, SyncResult]:
+        """Make a still picture speak, as long as the voice lasts, at 25 fps.
+
+        Args:
+            picture: PNG, JPEG, WebP or BMP with one or more faces.
+            motion: what the head does.
+            audio, output, params, output_audio: as for `run`.
+
+        Yields, Returns, Raises:
+            As `run`.
+        """
+        params = params or SyncParams()
+        media.check_output(Path(output), (Path(picture),))
+        still = media.read_picture(Path(picture), params.max_short_side)
+        alone = isinstance(audio, (str, Path))
+        cast = Cast.of([Speaker(params.face, Path(audio))] if isinstance(audio, (str, Path)) else audio)
+        voices = [speaker.audio for speaker in cast.speakers]
+        key = self._job_key(f"{motion} {media.content_hash(Path(picture))}", voices, cast, params)
+        with _resource_errors(), self._work_folder(key) as folder:
+            film = folder / "portrait.mp4"
+            people = [(face, voice.path) for face, voice in cast.record(folder)]
+            yield from animate(still, people, film, self.detector, params, motion)
+            moving = dataclasses.replace(params, max_short_side=None)
+            spoken = voices[0] if alone else cast.speakers
+            return (yield from self.run(film, spoken, output, moving, output_audio=output_audio))
 
     def _result(
         self, plan: Plan, output: Path, segments_resumed: int, seconds: dict[Stage, float]

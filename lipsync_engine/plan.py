@@ -207,7 +207,8 @@ def analyse(
 
     # 2. The faces: every frame once, scaled down.
     tracks, cached = yield from _see(video, params, detector, cache, video_hash)
-    paths = _paths(tracks, params, video, [face for face, _ in speakers])
+    size = video.format.width, video.format.height
+    paths = speaker_paths(tracks, params, size, [face for face, _ in speakers])
 
     # 3. The timeline.
     fps = params.fps or video.frame_rate
@@ -300,17 +301,24 @@ def _see(
     return tracks, False
 
 
-def _paths(
-    tracks: faces.FaceTracks, params: SyncParams, video: VideoInfo, choices: Sequence[FaceChoice]
+def speaker_paths(
+    tracks: faces.FaceTracks, params: SyncParams, size: tuple[int, int], choices: Sequence[FaceChoice]
 ) -> list[faces.FacePath]:
-    """Of each speaker; a mask chooses only where there is one."""
+    """Of each speaker; a mask chooses only where there is one.
+
+    Args:
+        size: width and height of the pictures.
+
+    Raises:
+        FaceError: a face is not there, or two speakers have the same one.
+    """
     if params.faces_file is not None:
         tracks = faces.load_faces_file(params.faces_file, tracks)
     mask, path = None, params.face_mask
     if path is None and choices[0] == FaceChoice():
         path = params.mask_image
     if path is not None and len(choices) == 1:
-        mask = media.read_mask(path, video.format.width, video.format.height)
+        mask = media.read_mask(path, *size)
     found = [faces.choose_speaker(tracks, choice, params.max_yaw_deg, mask=mask) for choice in choices]
     for one, other in itertools.combinations(found, 2):
         both = ~(np.isnan(one.points) | np.isnan(other.points))

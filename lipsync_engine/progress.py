@@ -11,6 +11,7 @@ from enum import StrEnum
 class Stage(StrEnum):
     """Stages of a job, in order."""
 
+    MOTION = "motion"  # of a portrait only
     FACES = "faces"
     AUDIO = "audio"
     RENDER = "render"

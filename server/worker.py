@@ -89,16 +89,15 @@ class Worker:
 
     def _do(self, start: Start) -> FromWorker:
         files, output = {role: Path(path) for role, path in start.inputs.items()}, Path(start.output)
-        if Role.IMAGE in files:
-            picture = output.with_name("portrait.mp4")
-            media.still_to_video(files[Role.IMAGE], picture)
-        else:
-            picture = files[Role.VIDEO]
-            _require_picture(picture, start.limits[Role.VIDEO])
         for role in (Role.AUDIO, Role.LEFT_AUDIO, Role.RIGHT_AUDIO):
             if role in files:
                 _require_length("audio", media.probe_audio(files[role]).duration_s, start.limits[role])
-        steps = self._pipeline.run(picture, _voices(start, files), output, _params(start, files))
+        voices, params = _voices(start, files), _params(start, files)
+        if Role.IMAGE in files:
+            steps = self._pipeline.run_portrait(files[Role.IMAGE], voices, output, params)
+        else:
+            _require_picture(files[Role.VIDEO], start.limits[Role.VIDEO])
+            steps = self._pipeline.run(files[Role.VIDEO], voices, output, params)
         reported, stage, rendering_s = 0.0, None, 0.0
         with closing(steps):
             for progress in steps:

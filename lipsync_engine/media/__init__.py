@@ -8,8 +8,9 @@
 It knows neither faces nor models.
 """
 
-from lipsync_engine.media.decode import FrameReader, read_audio, read_mask, scan_frames
+from lipsync_engine.media.decode import FrameReader, read_audio, read_mask, read_picture, scan_frames
 from lipsync_engine.media.encode import (
+    PictureWriter,
     PlacedSound,
     SegmentWriter,
     assemble,
@@ -17,7 +18,6 @@ from lipsync_engine.media.encode import (
     mix_audio,
     output_size,
     side_by_side,
-    still_to_video,
 )
 from lipsync_engine.media.probe import AudioInfo, VideoInfo, content_hash, probe_audio, probe_video
 from lipsync_engine.media.run import ffmpeg_version, find_ffmpeg
@@ -25,6 +25,7 @@ from lipsync_engine.media.run import ffmpeg_version, find_ffmpeg
 __all__ = [
     "AudioInfo",
     "FrameReader",
+    "PictureWriter",
     "PlacedSound",
     "SegmentWriter",
     "VideoInfo",
@@ -39,7 +40,7 @@ __all__ = [
     "probe_video",
     "read_audio",
     "read_mask",
+    "read_picture",
     "scan_frames",
     "side_by_side",
-    "still_to_video",
 ]

@@ -247,6 +247,43 @@ def read_audio(path: Path, sample_rate: int = 16000) -> Generator[npt.NDArray[np
         raise error
 
 
+def read_picture(path: Path, max_short_side: int | None = None) -> npt.NDArray[np.uint8]:
+    """A picture as uint8 (H, W, 3) RGB with even sides, upright, on white where it is transparent.
+
+    Args:
+        max_short_side: a larger picture is scaled down to it.
+
+    Raises:
+        InputError, MediaError: it is no PNG, JPEG, WebP or BMP image, or too large.
+    """
+    check_input(path)
+    limit = max_short_side or 8192
+    shrink = f"min(1,{limit}/min(iw,ih))"
+    width, height = (f"2*max(1,round({side}*{shrink}/2))" for side in ("iw", "ih"))
+    picture = untrusted(path, IMAGE_FORMATS)["v:0"].filter("format", "rgba")
+    layers = picture.filter_multi_output("split")
+    white = layers[0].filter("drawbox", color="white", thickness="fill", replace=1)
+    flat = ffmpeg.filter((white, layers[1]), "overlay", format="auto")
+    stream = ffmpeg.output(
+        flat.filter("scale", width, height, flags="bicubic").filter("format", "rgb24"),
+        "pipe:1",
+        format="image2pipe",
+        vcodec="ppm",
+        **{"frames:v": 1},
+    )
+    data = bytearray()
+    with Child(stream, reads=True, cpu_s=LIMITS.probe_cpu_s) as child:
+        while chunk := child.read_some(1 << 20):
+            data += chunk
+        child.finish(LIMITS.probe_wall_s)
+        messages = child.messages
+    head = data[:64].split(maxsplit=4)
+    if len(head) < 5 or head[0] != b"P6":
+        raise image_refused(path, messages)
+    columns, rows = int(head[1]), int(head[2])
+    return np.frombuffer(data, np.uint8, offset=len(data) - 3 * columns * rows).reshape(rows, columns, 3)
+
+
 def read_mask(path: Path, width: int, height: int) -> npt.NDArray[np.uint8]:
     """A mask image as uint8 (height, width), scaled to that size.
 

@@ -17,13 +17,13 @@ from typing import Any, Self
 
 import ffmpeg
 import numpy as np
+import numpy.typing as npt
 
 from lipsync_engine.errors import ErrorCode, MediaError, ParameterError, ResourceError
 from lipsync_engine.frames import Chroma, Frame, FrameFormat
 from lipsync_engine.media.probe import AudioInfo, VideoInfo, check_input, probe_audio, probe_video
 from lipsync_engine.media.run import (
     AUDIO_FORMATS,
-    IMAGE_FORMATS,
     VIDEO_FORMATS,
     Child,
     file_url,
@@ -42,6 +42,9 @@ ENCODER: dict[Quality, dict[str, Any]] = {
 }
 """libx264 settings. The default stays above 45 dB in every plane under a camera's grain too; psychovisual
 tuning, which trades likeness for liveliness, would cost bits and 1 dB there."""
+
+INTERMEDIATE_CRF = 6
+"""Of pictures that will be encoded again: far below what that loses."""
 
 ENCODER_THREADS = 4
 
@@ -165,6 +168,69 @@ def output_size(form: FrameFormat, max_short_side: int | None) -> tuple[int, int
         2 * max(1, round(side * max_short_side / short / 2)) for side in (form.width, form.height)
     )
     return width, height
+
+
+class PictureWriter:
+    """Encodes RGB pictures to a video that is worked on further. A context manager, as `SegmentWriter`.
+
+    Args:
+        path: .mp4 to write; removed again when the block is left by an error.
+        width, height: of the pictures, even.
+        fps: frame rate.
+    """
+
+    def __init__(self, path: Path, width: int, height: int, fps: Fraction) -> None:
+        self._path = path
+        pictures = ffmpeg.input(
+            "pipe:0", format="rawvideo", pix_fmt="rgb24", video_size=(width, height), framerate=_rate(fps)
+        ).filter("scale", out_color_matrix="bt709", out_range="tv")
+        tags = {"colorspace": "bt709", "color_primaries": "bt709", "color_trc": "bt709", "color_range": "tv"}
+        stream = ffmpeg.output(
+            pictures,
+            file_url(path),
+            format="mp4",
+            vcodec="libx264",
+            pix_fmt="yuv420p",
+            threads=ENCODER_THREADS,
+            fflags="+bitexact",
+            **(ENCODER[Quality.DEFAULT] | {"crf": INTERMEDIATE_CRF}),
+            **tags,
+        )
+        self._child = Child(stream, writes=True, memory_bytes=0)
+
+    def write(self, picture: npt.NDArray[np.uint8]) -> None:
+        """Append uint8 (H, W, 3).
+
+        Raises:
+            ResourceError: DISK_FULL, OUTPUT_NOT_WRITABLE. MediaError: MEDIA_FAILED, MEDIA_TIMEOUT.
+        """
+        try:
+            self._child.write(np.ascontiguousarray(picture).data)
+        except BrokenPipeError:
+            self._end(self._child.finish() or 1)
+
+    def _end(self, status: int) -> None:
+        error = output_failure(
+            self._child, status, self._path, "The portrait could not be encoded ({reason})."
+        )
+        if error is not None:
+            raise error
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        with self._child:
+            if error is None:
+                with removed_on_error(self._path):
+                    self._end(self._child.finish(watch=self._path))
+                return
+        self._path.unlink(missing_ok=True)
 
 
 def check_output(output: Path, inputs: Sequence[Path]) -> None:
@@ -309,29 +375,6 @@ def mix_audio(sounds: Sequence[PlacedSound], duration_s: float, output: Path) ->
     mixed = mixed.filter("apad", whole_dur=duration_s).filter("atrim", end=duration_s)
     made = ffmpeg.output(mixed, file_url(output), acodec="pcm_s16le", ar=rate, map_metadata=-1, rf64="auto")
     write_file(made, output, "The sounds could not be mixed ({reason}).")
-
-
-def still_to_video(picture: Path, output: Path) -> None:
-    """A portrait as a video of one frame at 25 fps, lossless; odd sides grow by a pixel.
-
-    Raises:
-        InputError, MediaError: it is no PNG, JPEG, WebP or BMP image, or too large.
-        ResourceError: DISK_FULL, OUTPUT_NOT_WRITABLE.
-    """
-    check_input(picture)
-    frame = (
-        untrusted(picture, IMAGE_FORMATS)["v:0"]
-        .filter("scale", "ceil(iw/2)*2", "ceil(ih/2)*2", out_color_matrix="bt709", out_range="tv")
-        .filter("setsar", 1)
-        .filter("format", "yuv420p")
-    )
-    options: dict[str, Any] = {"frames:v": 1, "r": 25, "qp": 0, "preset": "veryfast", "map_metadata": -1}
-    tags = {"colorspace": "bt709", "color_primaries": "bt709", "color_trc": "bt709", "color_range": "tv"}
-    write_file(
-        ffmpeg.output(frame, file_url(output), vcodec="libx264", **options, **tags),
-        output,
-        "The picture could not be used ({reason}).",
-    )
 
 
 def side_by_side(before: Path, after: Path, output: Path, n_frames: int) -> None:
