@@ -495,7 +495,7 @@ def loudness(chunks: Iterable[npt.NDArray[np.int16]], per_second: int) -> FloatA
         powers.append(np.array([np.mean(rest**2)], dtype=np.float32))
     level_db = 10 * np.log10(np.maximum(np.concatenate(powers), 1.0))
     top_db = max(30.0, float(np.percentile(level_db, 95)))  # a silent file is not loud anywhere
-    return np.clip((level_db - top_db) / LOUD_RANGE_DB + 1, 0, 1).astype(np.float32)
+    return np.asarray(np.clip((level_db - top_db) / LOUD_RANGE_DB + 1, 0, 1), dtype=np.float32)
 
 
 def _speech_stretches(mel: Mel) -> list[tuple[int, int]]:

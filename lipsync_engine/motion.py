@@ -33,6 +33,9 @@ BLINK = (0.45, 1.0, 1.0, 0.7, 0.4, 0.15)
 EYE_DOWN, EYE_HALF_WIDTH, EYE_HALF_HEIGHT = 0.31, 0.30, 0.19
 """Where eyes lie under the brows and what a lid must cover, in distances between the brows."""
 
+LID_TOP, LASHES = 1.3, 0.85
+"""The skin that becomes the lid, from under the brow to the lashes, in half heights of the eye, up."""
+
 HEAD = (1.35, 1.75)
 HEAD_FADE = 2.1
 """Half axes of what moves as a whole, around the nose, in that unit; at so many times them the warp ends."""
@@ -84,7 +87,8 @@ def moves(loudness: FloatArray, seed: int) -> Moves:
 def smoothed(values: FloatArray, seconds: float) -> FloatArray:
     """(N,) under a Gaussian of that width."""
     sigma = max(1e-3, seconds * FPS / 2)
-    return cv2.GaussianBlur(values.reshape(1, -1), (0, 0), sigma, borderType=cv2.BORDER_REPLICATE)[0]
+    row = values.reshape(1, -1)
+    return np.asarray(cv2.GaussianBlur(row, (0, 0), sigma, borderType=cv2.BORDER_REPLICATE)[0], np.float32)
 
 
 def _wander(time_s: npt.NDArray[np.float64], rng: np.random.Generator) -> npt.NDArray[np.float64]:
@@ -185,10 +189,10 @@ class _Head:
                 continue
             local = (part - eye) @ axes
             edge = np.sqrt(np.clip(1 - local[..., 0] ** 2, 0, 1))  # half height of the opening there
-            top, lid = -1.9 * edge, edge * (2 * closed - 1)
+            top, lashes, lid = -LID_TOP * edge, -LASHES * edge, edge * (2 * closed - LASHES)
             covered = (np.abs(local[..., 0]) < 1) & (local[..., 1] > top) & (local[..., 1] < lid)
             share = (local[..., 1] - top) / np.maximum(lid - top, 1e-6)
-            from_y = top + share * (-edge - top)
+            from_y = top + share * (lashes - top)
             move = np.where(covered, from_y - local[..., 1], 0.0)
             part += (move[..., None] * EYE_HALF_HEIGHT * self._unit * self._down).astype(np.float32)
 

@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from lipsync_engine.errors import ErrorCode, MediaError, ParameterError, ResourceError
 from lipsync_engine.frames import Chroma, Frame, FrameFormat
-from lipsync_engine.media.probe import AudioInfo, VideoInfo, check_input, probe_audio, probe_video
+from lipsync_engine.media.probe import AudioInfo, VideoInfo, probe_audio, probe_video
 from lipsync_engine.media.run import (
     AUDIO_FORMATS,
     VIDEO_FORMATS,
