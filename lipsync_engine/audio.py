@@ -494,7 +494,7 @@ def loudness(chunks: Iterable[npt.NDArray[np.int16]], per_second: int) -> FloatA
     if len(rest):
         powers.append(np.array([np.mean(rest**2)], dtype=np.float32))
     level_db = 10 * np.log10(np.maximum(np.concatenate(powers), 1.0))
-    top_db = max(30.0, float(np.percentile(level_db, 95)))  # a silent file is not loud anywhere
+    top_db = max(45.0, float(np.percentile(level_db, 95)))  # a silent file is not loud anywhere
     return np.asarray(np.clip((level_db - top_db) / LOUD_RANGE_DB + 1, 0, 1), dtype=np.float32)
 
 

@@ -119,12 +119,14 @@ def animated(
         faces: of each person float32 (3, 2): left brow, right brow, nose in pixels.
         people: what each one does.
     """
-    warps = [_Head(face, picture.shape[:2]) for face in faces]
+    height, width = picture.shape[:2]
+    warps = [_Head(face, (height, width)) for face in faces]
+    still = np.stack(np.meshgrid(np.arange(width), np.arange(height)), axis=-1).astype(np.float32)
     for number in range(len(people[0].lids)):
-        offset = sum(warp.offset(moves, number) for warp, moves in zip(warps, people, strict=True))
-        grid = warps[0].grid + offset
-        height, width = picture.shape[:2]
-        source = cv2.resize(grid.astype(np.float32), (width, height), interpolation=cv2.INTER_CUBIC)
+        offset = np.zeros((*warps[0].shape, 2), dtype=np.float32)
+        for warp, moves in zip(warps, people, strict=True):
+            offset += warp.offset(moves, number)
+        source = still + cv2.resize(offset, (width, height), interpolation=cv2.INTER_CUBIC)
         for warp, moves in zip(warps, people, strict=True):
             warp.close_lids(source, float(moves.lids[number]))
         yield cv2.remap(
@@ -147,17 +149,18 @@ class _Head:
         rows, columns = -(-height // GRID), -(-width // GRID)
         x = (np.arange(columns) + 0.5) * width / columns - 0.5
         y = (np.arange(rows) + 0.5) * height / rows - 0.5
-        self.grid = np.stack(np.meshgrid(x, y), axis=-1)
+        self.shape = rows, columns
+        self._grid = np.stack(np.meshgrid(x, y), axis=-1)
         inside = np.minimum.reduce(
             [
-                self.grid[..., 0],
-                width - 1 - self.grid[..., 0],
-                self.grid[..., 1],
-                height - 1 - self.grid[..., 1],
+                self._grid[..., 0],
+                width - 1 - self._grid[..., 0],
+                self._grid[..., 1],
+                height - 1 - self._grid[..., 1],
             ]
         )
         self._free = _ramp(inside / (0.35 * self._unit))  # the frame's edges stay
-        local = (self.grid - nose) @ np.stack([self._across, self._down], axis=1) / self._unit
+        local = (self._grid - nose) @ np.stack([self._across, self._down], axis=1) / self._unit
         distance = np.hypot(local[..., 0] / HEAD[0], local[..., 1] / HEAD[1])
         self._with_head = _ramp((HEAD_FADE - distance) / (HEAD_FADE - 1))
         self._with_chest = _ramp((local[..., 1] - 1.3) / 1.2) * _ramp((4.5 - np.abs(local[..., 0])) / 2.5)
@@ -169,8 +172,8 @@ class _Head:
         shift = float(self._unit) * (
             moves.shift[number, 0] * self._across + moves.shift[number, 1] * self._down
         )
-        there = (self.grid - shift - self._neck) @ turned.T + self._neck
-        head = (there - self.grid) * (self._with_head * self._free)[..., None]
+        there = (self._grid - shift - self._neck) @ turned.T + self._neck
+        head = (there - self._grid) * (self._with_head * self._free)[..., None]
         chest = float(moves.breath[number]) * self._unit * (self._with_chest * self._free)[..., None]
         return np.asarray(head + chest * self._down)
 
