@@ -16,8 +16,15 @@ DEMO_VIDEO = ROOT / "demo" / "presenter.mp4"
 DEMO_VOICE = ROOT / "demo" / "voice.wav"
 SHARED = ROOT.parent / "shared"
 
+SLOW_FIRST = ("test_faults", "test_live", "test_lip_sync", "test_sync", "test_readme", "test_real_clip")
+"""Files whose tests take longest: when several processes share the tests, these must not come last."""
+
 Ffmpeg = Callable[..., None]
 Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: SLOW_FIRST.index(item.path.stem) if item.path.stem in SLOW_FIRST else 99)
 
 
 @pytest.fixture(scope="session")
@@ -65,7 +72,7 @@ def cache_dir(tmp_path: Path) -> Path:
 @pytest.fixture
 def environment(cache_dir: Path) -> dict[str, str]:
     """For processes under test: a cache of their own, few threads."""
-    return {**os.environ, "LIPSYNC_CACHE_DIR": str(cache_dir), "OMP_NUM_THREADS": "2", "COLUMNS": "200"}
+    return {"OMP_NUM_THREADS": "2", **os.environ, "LIPSYNC_CACHE_DIR": str(cache_dir), "COLUMNS": "200"}
 
 
 @pytest.fixture
