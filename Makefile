@@ -22,7 +22,7 @@ demo: setup
 	$(BIN)/python scripts/eval_sync.py video demo_output/result.mp4 --truth demo/truth.json
 
 test: setup lint
-	$(BIN)/python -m pytest -m "not slow and not gpu"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not gpu" -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: setup
 	$(BIN)/ruff check .

@@ -1,7 +1,8 @@
 """Finished frames into files: segments, the joined result with the user's own sound, and a comparison.
 
 The picture is encoded once. Segments are joined by copying their packets. Threads are fixed and nothing of
-the machine enters the files, so the same frames give the same bytes everywhere.
+the machine enters the files, so the same frames give the same bytes everywhere, but for whims of x264's that
+come once in some hundred files (docs/log.md).
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 
-from lipsync_engine import LipSyncPipeline
+from lipsync_engine import LipSyncPipeline, SyncParams
 from lipsync_engine.models.latentsync.model import LatentSync
 
 DEMO = Path(__file__).parents[2] / "demo"
@@ -31,7 +31,7 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
 CORRELATION = 0.8
-"""The present weights reach 0.81 over the whole evaluation (benchmarks/tiny_sync.json); its goal is 0.85."""
+"""One sentence may fall below what holds over the whole evaluation (0.85, benchmarks/tiny_sync.json)."""
 
 
 def speaks(found: eval_sync.Score) -> bool:
@@ -84,7 +84,7 @@ def test_two_segments_join_without_a_jump(
     twice = tmp_path / "twice.wav"  # the second time begins on a whole frame
     ffmpeg("-i", VOICE, "-i", VOICE, "-filter_complex",
            f"[0:a]apad=whole_dur={n / 25}[a];[a][1:a]concat=n=2:v=0:a=1", "-t", 10, twice)  # fmt: skip
-    result = pipeline(VIDEO, twice, tmp_path / "out.mp4")
+    result = pipeline(VIDEO, twice, tmp_path / "out.mp4", SyncParams(num_inference_steps=2))
     assert (result.segments, result.frames) == (2, 250)
 
     there_and_back = dataclasses.replace(
