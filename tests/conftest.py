@@ -41,7 +41,7 @@ def ffmpeg() -> Ffmpeg:
 
 @pytest.fixture(scope="session")
 def likeness_db() -> Callable[[Path, Path], float]:
-    """PSNR of two films' luma. The same pictures encoded twice give 55 or more: x264 decides otherwise once in
+    """PSNR of two films: luma. Equal pictures encoded twice give 55 or more: x264 decides otherwise once in
     some hundred encodes (58 dB where it was seen); pictures of another seed give about 50.
     """
     import numpy as np
