@@ -9,9 +9,11 @@ print goes to standard error. It opens no socket and no database. When its paren
 from __future__ import annotations
 
 import argparse
+import ctypes
 import logging
 import os
 import queue
+import signal
 import sys
 import threading
 import time
@@ -44,6 +46,7 @@ from server.messages import (
 
 log = logging.getLogger("lipsync.worker")
 
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
 REPORT_EVERY_S = 0.25
 WORTH_ANOTHER_TRY: Final = {ErrorCode.DEVICE_UNAVAILABLE, ErrorCode.JOB_BUSY, ErrorCode.DISK_FULL}
 
@@ -185,7 +188,17 @@ def _require_length(what: str, duration_s: float, limits: MediaLimits) -> None:
         )
 
 
+def _die_with_parent() -> None:
+    """Have the kernel kill this process when its parent dies, even while it is stopped and hears nothing.
+
+    Elsewhere than on Linux the end of standard input does it.
+    """
+    if sys.platform.startswith("linux"):
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL))
+
+
 def main() -> None:
+    _die_with_parent()
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", required=True)
     parser.add_argument("--device", required=True)

@@ -106,6 +106,12 @@ def kill_both(house: Live) -> None:
     restart(house, signal.SIGKILL)
 
 
+def kill_server_and_freeze_worker(house: Live) -> None:
+    (worker,) = house.worker_pids()
+    os.kill(worker, signal.SIGSTOP)
+    restart(house, signal.SIGKILL)
+
+
 def stop_server(house: Live) -> None:
     restart(house, signal.SIGTERM)
 
@@ -153,6 +159,7 @@ NEEDS_LONG = ("first window", "second segment")
         (kill_worker, "assemble"),
         (kill_server, "fetch"),
         (kill_server, "first window"),
+        (kill_server_and_freeze_worker, "fetch"),
         (kill_both, "second segment"),
         (kill_both, "assemble"),
         (stop_server, "first window"),
@@ -286,14 +293,19 @@ def test_fifty_submissions_with_one_key_at_once_are_one_job(house: Live) -> None
 
 
 @pytest.fixture
-def small_disk() -> Iterator[Path]:
-    """A file system of 64 MiB."""
+def small_house() -> Iterator[Live]:
+    """A server on a file system of 64 MiB."""
     folder = Path(tempfile.mkdtemp(prefix="lipsync-small-"))
     command = ["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(folder)]
     if shutil.which("mount") is None or subprocess.run(command, capture_output=True, check=False).returncode:
         folder.rmdir()
         pytest.skip("a small file system cannot be mounted here: that needs root")
-    yield folder
+    server = Live(
+        folder / "data", min_free_bytes=1 << 20, max_attempts=5, drain_s=0, requests_per_minute=10**6
+    )
+    server.start()
+    yield server
+    assert server.stop() == 0
     subprocess.run(["umount", "--lazy", str(folder)], check=True)
     folder.rmdir()
 
@@ -305,15 +317,12 @@ def fill(path: Path) -> None:
             file.write(bytes(1 << 16))
 
 
-def test_a_full_disk_loses_nothing(small_disk: Path, clip: Path, long_voice: Path, tmp_path: Path) -> None:
-    server = Live(
-        small_disk / "data", min_free_bytes=1 << 20, max_attempts=5, drain_s=0, requests_per_minute=10**6
-    )
-    server.start()
+def test_a_full_disk_loses_nothing(small_house: Live, clip: Path, long_voice: Path, tmp_path: Path) -> None:
+    server = small_house
     video, audio = server.upload(clip), server.upload(long_voice)
     job = server.submit(video, audio, inference_steps=1)
     until(rendering(server, job, 1), "it never rendered")
-    filler = small_disk / "filler"
+    filler = server.data_dir.parent / "filler"
     fill(filler)
     until(lambda: any("could not be written down" in line for line in server.log), "nothing was noticed")
     assert server.look(job)["status"] == "processing"
@@ -321,4 +330,3 @@ def test_a_full_disk_loses_nothing(small_disk: Path, clip: Path, long_voice: Pat
     assert (status, told["error_code"]) == (503, "storage_full")
     filler.unlink()
     check_end(server, job, LONG_FRAMES, tmp_path)
-    assert server.stop() == 0
