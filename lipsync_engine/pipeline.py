@@ -46,8 +46,9 @@ STALE_AFTER_S = 7 * 24 * 3600
 
 @dataclass(frozen=True, slots=True)
 class StageSeconds:
-    """Wall-clock seconds that each stage took in this run."""
+    """Wall-clock seconds that each stage took in this run; `motion` is a portrait's."""
 
+    motion: float
     faces: float
     audio: float
     render: float
@@ -273,10 +274,13 @@ class LipSyncPipeline:
         with _resource_errors(), self._work_folder(key) as folder:
             film = folder / "portrait.mp4"
             people = [(face, voice.path) for face, voice in cast.record(folder)]
+            began = time.monotonic()
             yield from animate(still, people, film, self.detector, params, motion)
+            motion_s = time.monotonic() - began
             moving = dataclasses.replace(params, max_short_side=None)
             spoken = voices[0] if alone else cast.speakers
-            return (yield from self.run(film, spoken, output, moving, output_audio=output_audio))
+            result = yield from self.run(film, spoken, output, moving, output_audio=output_audio)
+            return dataclasses.replace(result, seconds=dataclasses.replace(result.seconds, motion=motion_s))
 
     def _result(
         self, plan: Plan, output: Path, segments_resumed: int, seconds: dict[Stage, float]
