@@ -183,7 +183,7 @@ def steps_and_borders(plan: Plan, clip: Path, pipeline: LipSyncPipeline) -> tupl
 def test_seams_are_no_rougher_than_the_rest(
     clip: Path, tmp_path: Path, ffmpeg: Ffmpeg, pipeline: LipSyncPipeline
 ) -> None:
-    """The same frames at a border of windows and, cut otherwise, inside one: what is said there cancels out."""
+    """The same frames at a border and, cut otherwise, inside a window: what is said there cancels out."""
     voice = tmp_path / "voice.wav"
     ffmpeg("-stream_loop", -1, "-i", DEMO_VOICE, "-t", 10, voice)
     made = {}
