@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 FloatArray = npt.NDArray[np.float32]
+Place = tuple[slice, slice]
 
 FPS = 25
 
@@ -30,11 +31,31 @@ BLINK_EVERY_S = (2.2, 5.5)
 BLINK = (0.45, 1.0, 1.0, 0.7, 0.4, 0.15)
 """How far the lids are closed in each picture of a blink."""
 
-EYE_DOWN, EYE_HALF_WIDTH, EYE_HALF_HEIGHT = 0.31, 0.30, 0.19
-"""Where eyes lie under the brows and what a lid must cover, in distances between the brows."""
 
-LID_TOP, LASHES = 1.3, 0.85
-"""The skin that becomes the lid, from under the brow to the lashes, in half heights of the eye, up."""
+@dataclass(frozen=True, slots=True)
+class Eyes:
+    """Where eyes lie, in distances between the brows' centres, for those whose brows a detector finds.
+
+    Attributes:
+        down: from a brow's centre to the eye's.
+        half_width, half_height: of what a lid must cover.
+    """
+
+    down: float
+    half_width: float
+    half_height: float
+
+
+PHOTOGRAPHED = Eyes(0.264, 0.26, 0.12)
+DRAWN = Eyes(0.35, 0.30, 0.18)
+
+LID_FROM = 1.45
+"""A lid shows the skin that lies under the eye, from so many of its half heights down; what lies between
+eye and brow is too narrow, and full of lashes.
+"""
+
+LID_SHADE, LASH_SHADE, LASH_WIDTH = 0.93, 0.45, 0.22
+"""How dark a lid is, and the line of lashes at its edge; the line's width in half heights."""
 
 HEAD = (1.35, 1.75)
 HEAD_FADE = 2.1
@@ -110,7 +131,7 @@ def _blinks(loudness: FloatArray, rng: np.random.Generator) -> FloatArray:
 
 
 def animated(
-    picture: npt.NDArray[np.uint8], faces: Sequence[FloatArray], people: Sequence[Moves]
+    picture: npt.NDArray[np.uint8], faces: Sequence[FloatArray], people: Sequence[Moves], eyes: Eyes
 ) -> Iterator[npt.NDArray[np.uint8]]:
     """The pictures, uint8 (H, W, 3).
 
@@ -118,33 +139,41 @@ def animated(
         picture: uint8 (H, W, 3).
         faces: of each person float32 (3, 2): left brow, right brow, nose in pixels.
         people: what each one does.
+        eyes: where they lie under the brows.
     """
     height, width = picture.shape[:2]
-    warps = [_Head(face, (height, width)) for face in faces]
+    warps = [_Head(face, (height, width), eyes) for face in faces]
     still = np.stack(np.meshgrid(np.arange(width), np.arange(height)), axis=-1).astype(np.float32)
     for number in range(len(people[0].lids)):
         offset = np.zeros((*warps[0].shape, 2), dtype=np.float32)
         for warp, moves in zip(warps, people, strict=True):
             offset += warp.offset(moves, number)
         source = still + cv2.resize(offset, (width, height), interpolation=cv2.INTER_CUBIC)
-        for warp, moves in zip(warps, people, strict=True):
-            warp.close_lids(source, float(moves.lids[number]))
-        yield cv2.remap(
+        lids = [
+            lid
+            for warp, moves in zip(warps, people, strict=True)
+            for lid in warp.close_lids(source, float(moves.lids[number]))
+        ]
+        moved = cv2.remap(
             picture, source[..., 0], source[..., 1], cv2.INTER_CUBIC, borderMode=cv2.BORDER_REFLECT_101
         )
+        for place, shade in lids:
+            moved[place] = np.rint(moved[place] * shade[..., None])
+        yield moved
 
 
 class _Head:
     """Where one head is in the still, and what moves with it."""
 
-    def __init__(self, face: FloatArray, shape: tuple[int, int]) -> None:
+    def __init__(self, face: FloatArray, shape: tuple[int, int], eyes: Eyes) -> None:
         height, width = shape
         left, right, nose = face.astype(np.float64)
         self._unit = max(4.0, float(np.linalg.norm(right - left)))
         self._across = (right - left) / self._unit
         self._down = np.array([-self._across[1], self._across[0]])
         self._neck = nose + 1.6 * self._unit * self._down
-        self._eyes = [brow + EYE_DOWN * self._unit * self._down for brow in (left, right)]
+        self._size = eyes.half_width * self._unit, eyes.half_height * self._unit
+        self._eyes = [brow + eyes.down * self._unit * self._down for brow in (left, right)]
         # Grid points lie where cv2.resize takes the centres of coarse cells to be.
         rows, columns = -(-height // GRID), -(-width // GRID)
         x = (np.arange(columns) + 0.5) * width / columns - 0.5
@@ -177,27 +206,37 @@ class _Head:
         chest = float(moves.breath[number]) * self._unit * (self._with_chest * self._free)[..., None]
         return np.asarray(head + chest * self._down)
 
-    def close_lids(self, source: FloatArray, closed: float) -> None:
-        """Draw the skin above each eye down over it, in place: (H, W, 2) of where pixels come from."""
+    def close_lids(self, source: FloatArray, closed: float) -> list[tuple[Place, FloatArray]]:
+        """Draw skin over each eye.
+
+        Args:
+            source: (H, W, 2) where pixels come from; changed.
+            closed: 0 … 1.
+
+        Returns:
+            Where lids and lashes darken the picture, and by what factor.
+        """
         if closed <= 0:
-            return
-        axes = np.stack([self._across / EYE_HALF_WIDTH, self._down / EYE_HALF_HEIGHT], axis=1) / self._unit
-        reach = self._unit * max(EYE_HALF_WIDTH, 2 * EYE_HALF_HEIGHT)
+            return []
+        axes = np.stack([self._across / self._size[0], self._down / self._size[1]], axis=1)
+        reach = 1.5 * max(self._size)
+        shades = []
         for eye in self._eyes:
             # The eye has moved with the head: look for it where the warp shows it.
-            x0, y0 = np.maximum(0, np.floor(eye - 1.5 * reach)).astype(int)
-            x1, y1 = np.ceil(eye + 1.5 * reach).astype(int) + 1
-            part = source[y0:y1, x0:x1]
-            if not part.size:
-                continue
-            local = (part - eye) @ axes
-            edge = np.sqrt(np.clip(1 - local[..., 0] ** 2, 0, 1))  # half height of the opening there
-            top, lashes, lid = -LID_TOP * edge, -LASHES * edge, edge * (2 * closed - LASHES)
-            covered = (np.abs(local[..., 0]) < 1) & (local[..., 1] > top) & (local[..., 1] < lid)
-            share = (local[..., 1] - top) / np.maximum(lid - top, 1e-6)
-            from_y = top + share * (lashes - top)
-            move = np.where(covered, from_y - local[..., 1], 0.0)
-            part += (move[..., None] * EYE_HALF_HEIGHT * self._unit * self._down).astype(np.float32)
+            x0, y0 = np.maximum(0, np.floor(eye - reach)).astype(int)
+            x1, y1 = np.ceil(eye + reach).astype(int) + 1
+            place = np.s_[y0:y1, x0:x1]
+            part = source[place]
+            x, y = np.moveaxis((part - eye) @ axes, -1, 0)
+            edge = np.sqrt(np.clip(1 - x**2, 0, 1))  # half height of the opening there
+            lid = edge * (2 * closed - 1)
+            covered = (np.abs(x) < 1) & (y > -edge) & (y < lid)
+            move = np.where(covered, LID_FROM + 0.5 * (y + edge) - y, 0.0)
+            part += (move[..., None] * self._size[1] * self._down).astype(np.float32)
+            lashes = np.clip(1 - np.abs(y - lid) / LASH_WIDTH, 0, 1) * _ramp((1 - np.abs(x)) * 4)
+            shade = np.where(covered, LID_SHADE, 1.0) * (1 - (1 - LASH_SHADE) * lashes * closed)
+            shades.append((place, shade.astype(np.float32)))
+        return shades
 
 
 def _ramp(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

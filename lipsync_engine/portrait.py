@@ -51,7 +51,8 @@ def animate(
     ]
     meter = Meter(Stage.MOTION, n)
     with media.PictureWriter(film, width, height, fps) as writer:
-        pictures = motion.animated(picture, [path.points[0] for path in paths], does)
+        eyes = motion.DRAWN if detector.name.startswith("drawn") else motion.PHOTOGRAPHED
+        pictures = motion.animated(picture, [path.points[0] for path in paths], does, eyes)
         for done, moved in enumerate(pictures, start=1):
             writer.write(moved)
             yield meter.at(done)

@@ -88,7 +88,7 @@ def test_a_closed_lid_hides_the_eye(face: Path) -> None:
     still = motion.Moves(
         *(np.zeros(shape, np.float32) for shape in ((2, 2), 2, 2)), np.array([0, 1], np.float32)
     )
-    opened, closed = motion.animated(picture, [points], [still])
+    opened, closed = motion.animated(picture, [points], [still], motion.DRAWN)
     assert np.abs(opened.astype(int) - picture).max() <= 1
     eye = np.s_[158:172, 160:176]
     skin = picture[190:200, 150:165].mean(axis=(0, 1))
