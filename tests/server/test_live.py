@@ -114,7 +114,7 @@ def test_a_portrait_speaks(
 def test_progress_is_seen_and_a_cancelled_job_stops_soon(
     live: Live, uploads: tuple[str, str], long_voice: Path
 ) -> None:
-    job = live.submit(uploads[0], live.upload(long_voice), inference_steps=20)
+    job = live.submit(uploads[0], live.upload(long_voice), inference_steps=8)
     seen = live.wait(job, lambda s: s["timings"].get("stage") == "render" and s["timings"]["done"] > 0)
     assert seen["timings"]["total"] == LONG_FRAMES
     began = time.monotonic()
