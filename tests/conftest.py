@@ -16,7 +16,10 @@ DEMO_VIDEO = ROOT / "demo" / "presenter.mp4"
 DEMO_VOICE = ROOT / "demo" / "voice.wav"
 SHARED = ROOT.parent / "shared"
 
-SLOW_FIRST = ("test_faults", "test_live", "test_lip_sync", "test_sync", "test_readme", "test_real_clip")
+SLOW_FIRST = (
+    "test_faults", "test_live", "test_lip_sync", "test_sync", "test_interrupted", "test_several",
+    "test_portrait", "test_readme", "test_real_clip",
+)  # fmt: skip
 """Files whose tests take longest: when several processes share the tests, these must not come last."""
 
 Ffmpeg = Callable[..., None]
