@@ -152,9 +152,9 @@ def test_every_frame_is_made_once_and_segments_stand_alone(
             for k in share.windows:
                 for frame in of_speaker[k].own:  # everything that a frame is blended from is at hand
                     assert {w.index for w in of_speaker if frame in w.frames} <= {i for i in made if i <= k}
-            assert all(k < min(share.windows) for k in share.lead)
             shown = {n for k in share.windows for n in of_speaker[k].own if s.start <= n < s.stop}
             assert shown == {n for w in of_speaker for n in w.own if s.start <= n < s.stop}
+        assert all(k < min(s.shares[0].windows) for k in s.shares[0].lead)
         for k in s.shares[0].windows:
             assert s.start <= windows[k].own[0]
             assert windows[k].own[-1] < s.stop
