@@ -192,10 +192,8 @@ def problems(soak: Soak, folder: Path) -> list[str]:
     results = list((server.data_dir / "blobs" / "results").glob("*"))
     if len(results) != states["completed"]:
         found.append(f"{len(results)} films for {states['completed']} completed jobs")
-    for name in ("jobs", "engine/jobs"):
-        left = list((server.data_dir / "work" / name).glob("*"))
-        if left and (name == "jobs" or any(path.suffix == ".lock" for path in left)):
-            found.append(f"left in work/{name}: {[path.name for path in left]}")
+    if left := list((server.data_dir / "work" / "jobs").glob("*")):
+        found.append(f"left in work/jobs: {[path.name for path in left]}")
     print(f"\n{len(soak.frames)} jobs accepted: {dict(states)}, {len(soak.deleted)} deleted")
     print(f"webhooks taken: {sum(map(len, soak.told.values()))}")
     return found

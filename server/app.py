@@ -28,7 +28,7 @@ from server.board import Board
 from server.dialects import studio, wavespeed
 from server.dialects.common import Refusal, refusal_of, signed_headers
 from server.fetch import Inputs
-from server.jobs import Policy
+from server.jobs import Job, Policy
 from server.metrics import TEXT_TYPE, Measured, Metrics
 from server.settings import Settings
 from server.site import MEDIA_TYPES, BodyTooLargeError, BusyError, DiskFullError, RefusedError, Site
@@ -81,7 +81,6 @@ class Server:
             RateLimit(settings.requests_per_minute),
         )
         self.metrics = Metrics()
-        self.board.on_end = self.metrics.job_ended
         self.transport = Transport(
             TransportPolicy(allow=settings.allow_hosts, max_bytes=settings.max_upload_bytes)
         )
@@ -96,11 +95,16 @@ class Server:
         )
         inputs = Inputs(self.transport, self.blobs)
         self.supervisor = Supervisor(self.board, self.blobs, inputs, devices, work)
+        self.board.on_end = self._ended
         letters: dict[str, Letter] = {
             wavespeed.NAME: partial(self._letter, wavespeed.webhook_body),
             studio.NAME: partial(self._letter, studio.webhook_body),
         }
         self.webhooks = Webhooks(self.board, self.transport, letters)
+
+    def _ended(self, job: Job) -> None:
+        self.metrics.job_ended(job)
+        self.supervisor.forget(job)
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:

@@ -92,7 +92,7 @@ class Supervisor:
         self, board: Board, blobs: Blobs, inputs: Inputs, devices: tuple[str, ...], settings: WorkerSettings
     ) -> None:
         self._seats = [_Seat(device, board, blobs, inputs, settings) for device in devices]
-        self._settings = settings
+        self._board, self._folder, self._drain_s = board, settings.folder / "jobs", settings.drain_s
         self._tasks: list[asyncio.Task[None]] = []
         board.on_stop = self._stop
 
@@ -106,7 +106,16 @@ class Supervisor:
         """Of each device: its name, whether its worker is ready, how many processes were started for it."""
         return [(seat.device, seat.is_ready, seat.starts) for seat in self._seats]
 
+    def forget(self, job: Job) -> None:
+        """Remove what an earlier attempt at an ended job left; a seat that still has it does so itself."""
+        if not any(seat.has(job.id) for seat in self._seats):
+            shutil.rmtree(self._folder / job.id, ignore_errors=True)
+
     def start(self) -> None:
+        for folder in self._folder.glob("*"):  # of jobs that ended just before the server died
+            record = self._board.store.get(folder.name)
+            if record is None or record.job.state.is_final:
+                shutil.rmtree(folder, ignore_errors=True)
         self._tasks = [asyncio.create_task(seat.run(), name=f"worker {seat.device}") for seat in self._seats]
 
     async def drain(self) -> None:
@@ -114,7 +123,7 @@ class Supervisor:
         for seat in self._seats:
             seat.leave()
         if self._tasks:
-            await asyncio.wait(self._tasks, timeout=self._settings.drain_s)
+            await asyncio.wait(self._tasks, timeout=self._drain_s)
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -138,6 +147,9 @@ class _Seat:
         self._current: asyncio.Task[None] | None = None
         self._current_id: str | None = None
         self._stop_asked = asyncio.Event()
+
+    def has(self, job_id: str) -> bool:
+        return job_id == self._current_id
 
     def leave(self) -> None:
         self._leaving.set()

@@ -173,6 +173,21 @@ def _ended_at(job: Job, moment: float) -> Job:
     return dataclasses.replace(job, finished_at=moment)
 
 
+def test_what_an_attempt_has_left_goes_with_its_job(make_api: Callable[..., Api]) -> None:
+    api = make_api()
+    work = api.server.settings.data_dir / "work" / "jobs"
+    job = api.submit()
+    (work / job).mkdir(parents=True)
+    (work / job / "video").write_bytes(b"half a video")
+    api.client.post(f"/api/v3/predictions/{job}/cancel", headers=api.headers)
+    assert not (work / job).exists()
+    other = api.submit()
+    for name in (job, other, "unknown"):
+        (work / name).mkdir()
+    api.server.supervisor.start()  # as after a crash
+    assert [path.name for path in work.iterdir()] == [other]
+
+
 def test_what_is_old_is_swept_away(make_api: Callable[..., Api]) -> None:
     api = make_api(retention_s=3600)
     old, fresh = api.submit(), api.submit()
