@@ -61,6 +61,28 @@ app.add_typer(weights_app, name="weights")
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
 
+# Options that several commands have.
+OutputFile = Annotated[Path, typer.Option("--output", "-o", help="Video to write: .mp4, .mov or .mkv.")]
+ModelName = Annotated[str, typer.Option(help="Name from `lipsync weights list`.")]
+Preset = Annotated[str, typer.Option(help=f"One of {', '.join(PRESETS)}.")]
+Steps = Annotated[int | None, typer.Option(help="Denoising steps, 1-200 [model's own].")]
+GuidanceScale = Annotated[float | None, typer.Option(help="Audio guidance, 0-20 [model's own].")]
+Seed = Annotated[int | None, typer.Option(help="Seed of all random draws [1247].")]
+MaskImage = Annotated[
+    Path | None, typer.Option(help="Image, white where the picture may change, black where not.")
+]
+MaxShortSide = Annotated[
+    int | None, typer.Option(help="Scale a larger picture down to this short side, pixels [source's].")
+]
+Looping = Annotated[LoopMode | None, typer.Option(help="When the audio is longer [pingpong].")]
+SideBySide = Annotated[Path | None, typer.Option(help="Also write a before/after video to this file.")]
+HeardAudio = Annotated[
+    Path | None, typer.Option(help="Sound of the result, where it is not AUDIO (a mix with music).")
+]
+Detector = Annotated[str | None, typer.Option(help="yunet, drawn or landmarks106:PATH [model's own].")]
+Device = Annotated[str | None, typer.Option(help="cuda, mps or cpu [best there is].")]
+Dtype = Annotated[str | None, typer.Option(help="fp32, fp16 or bf16 [device's best].")]
+
 STAGE_TEXT = {
     Stage.MOTION: "animating",
     Stage.FACES: "finding faces",
@@ -74,21 +96,19 @@ STAGE_TEXT = {
 def sync(
     video: Annotated[Path, typer.Argument(help="Video with the person (mp4, mov, mkv, webm).")],
     audio: Annotated[Path, typer.Argument(help="Voice that drives the lips (any file with sound).")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Video to write: .mp4, .mov or .mkv.")],
-    model: Annotated[str, typer.Option(help="Name from `lipsync weights list`.")] = "tiny",
-    preset: Annotated[str, typer.Option(help=f"One of {', '.join(PRESETS)}.")] = "default",
-    steps: Annotated[int | None, typer.Option(help="Denoising steps, 1-200 [model's own].")] = None,
-    guidance_scale: Annotated[float | None, typer.Option(help="Audio guidance, 0-20 [model's own].")] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of all random draws [1247].")] = None,
+    output: OutputFile,
+    model: ModelName = "tiny",
+    preset: Preset = "default",
+    steps: Steps = None,
+    guidance_scale: GuidanceScale = None,
+    seed: Seed = None,
     face: Annotated[
         str | None,
         typer.Option(help="Who speaks: largest, left, right, 0, 1, … from the left, or X,Y@SECONDS."),
     ] = None,
     faces_file: Annotated[Path | None, typer.Option(help="JSON of per-frame boxes or landmarks.")] = None,
     face_mask: Annotated[Path | None, typer.Option(help="Image, white over the speaker's face.")] = None,
-    mask_image: Annotated[
-        Path | None, typer.Option(help="Image, white where the picture may change, black where not.")
-    ] = None,
+    mask_image: MaskImage = None,
     matte: Annotated[
         Path | None, typer.Option(help="Image or video, white where something is in front of the mouth.")
     ] = None,
@@ -98,25 +118,17 @@ def sync(
     fps: Annotated[
         str | None, typer.Option(help="Output frame rate, e.g. 25 or 30000/1001 [source's].")
     ] = None,
-    max_short_side: Annotated[
-        int | None, typer.Option(help="Scale a larger picture down to this short side, pixels [source's].")
-    ] = None,
-    loop_mode: Annotated[LoopMode | None, typer.Option(help="When the audio is longer [pingpong].")] = None,
+    max_short_side: MaxShortSide = None,
+    loop_mode: Looping = None,
     tail: Annotated[Tail | None, typer.Option(help="When the video is longer [cut].")] = None,
     voice_gate: Annotated[
         bool | None, typer.Option("--voice-gate/--no-voice-gate", help="Rest the mouth in silence [on].")
     ] = None,
-    output_audio: Annotated[
-        Path | None, typer.Option(help="Sound of the result, where it is not AUDIO (a mix with music).")
-    ] = None,
-    side_by_side: Annotated[
-        Path | None, typer.Option(help="Also write a before/after video to this file.")
-    ] = None,
-    detector: Annotated[
-        str | None, typer.Option(help="yunet, drawn or landmarks106:PATH [model's own].")
-    ] = None,
-    device: Annotated[str | None, typer.Option(help="cuda, mps or cpu [best there is].")] = None,
-    dtype: Annotated[str | None, typer.Option(help="fp32, fp16 or bf16 [device's best].")] = None,
+    output_audio: HeardAudio = None,
+    side_by_side: SideBySide = None,
+    detector: Detector = None,
+    device: Device = None,
+    dtype: Dtype = None,
 ) -> None:
     """Make VIDEO speak AUDIO.
 
@@ -145,7 +157,7 @@ def sync(
 @app.command()
 def multi(
     video: Annotated[Path, typer.Argument(help="Video with several people.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Video to write: .mp4, .mov or .mkv.")],
+    output: OutputFile,
     speaker: Annotated[
         list[str] | None,
         typer.Option(help="FACE=AUDIO for each person; FACE is left, right, 0, 1, … or X,Y@SECONDS."),
@@ -157,29 +169,21 @@ def multi(
         list[str] | None,
         typer.Option(help="START-STOP,face=FACE,audio=AUDIO: a stretch of the result, times as M:SS or S."),
     ] = None,
-    model: Annotated[str, typer.Option(help="Name from `lipsync weights list`.")] = "tiny",
-    preset: Annotated[str, typer.Option(help=f"One of {', '.join(PRESETS)}.")] = "default",
-    steps: Annotated[int | None, typer.Option(help="Denoising steps, 1-200 [model's own].")] = None,
-    guidance_scale: Annotated[float | None, typer.Option(help="Audio guidance, 0-20 [model's own].")] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of all random draws [1247].")] = None,
-    mask_image: Annotated[
-        Path | None, typer.Option(help="Image, white where the picture may change, black where not.")
-    ] = None,
-    max_short_side: Annotated[
-        int | None, typer.Option(help="Scale a larger picture down to this short side, pixels [source's].")
-    ] = None,
-    loop_mode: Annotated[LoopMode | None, typer.Option(help="When the audio is longer [pingpong].")] = None,
+    model: ModelName = "tiny",
+    preset: Preset = "default",
+    steps: Steps = None,
+    guidance_scale: GuidanceScale = None,
+    seed: Seed = None,
+    mask_image: MaskImage = None,
+    max_short_side: MaxShortSide = None,
+    loop_mode: Looping = None,
     output_audio: Annotated[
         Path | None, typer.Option(help="Sound of the result, where it is not the voices' mix.")
     ] = None,
-    side_by_side: Annotated[
-        Path | None, typer.Option(help="Also write a before/after video to this file.")
-    ] = None,
-    detector: Annotated[
-        str | None, typer.Option(help="yunet, drawn or landmarks106:PATH [model's own].")
-    ] = None,
-    device: Annotated[str | None, typer.Option(help="cuda, mps or cpu [best there is].")] = None,
-    dtype: Annotated[str | None, typer.Option(help="fp32, fp16 or bf16 [device's best].")] = None,
+    side_by_side: SideBySide = None,
+    detector: Detector = None,
+    device: Device = None,
+    dtype: Dtype = None,
 ) -> None:
     """Make several people in VIDEO speak, each with an own voice.
 
@@ -202,30 +206,22 @@ def multi(
 def portrait(
     image: Annotated[Path, typer.Argument(help="Picture with a face (PNG, JPEG, WebP, BMP).")],
     audio: Annotated[Path, typer.Argument(help="Voice that drives the lips (any file with sound).")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Video to write: .mp4, .mov or .mkv.")],
+    output: OutputFile,
     motion: Annotated[Motion, typer.Option(help="What the head does besides speaking.")] = Motion.NATURAL,
-    model: Annotated[str, typer.Option(help="Name from `lipsync weights list`.")] = "tiny",
-    preset: Annotated[str, typer.Option(help=f"One of {', '.join(PRESETS)}.")] = "default",
-    steps: Annotated[int | None, typer.Option(help="Denoising steps, 1-200 [model's own].")] = None,
-    guidance_scale: Annotated[float | None, typer.Option(help="Audio guidance, 0-20 [model's own].")] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of all random draws [1247].")] = None,
+    model: ModelName = "tiny",
+    preset: Preset = "default",
+    steps: Steps = None,
+    guidance_scale: GuidanceScale = None,
+    seed: Seed = None,
     face: Annotated[
         str | None, typer.Option(help="Who speaks: largest, left, right, 0, 1, … from the left, or X,Y@0.")
     ] = None,
-    mask_image: Annotated[
-        Path | None, typer.Option(help="Image, white where the picture may change, black where not.")
-    ] = None,
-    max_short_side: Annotated[
-        int | None, typer.Option(help="Scale a larger picture down to this short side, pixels [source's].")
-    ] = None,
-    output_audio: Annotated[
-        Path | None, typer.Option(help="Sound of the result, where it is not AUDIO (a mix with music).")
-    ] = None,
-    detector: Annotated[
-        str | None, typer.Option(help="yunet, drawn or landmarks106:PATH [model's own].")
-    ] = None,
-    device: Annotated[str | None, typer.Option(help="cuda, mps or cpu [best there is].")] = None,
-    dtype: Annotated[str | None, typer.Option(help="fp32, fp16 or bf16 [device's best].")] = None,
+    mask_image: MaskImage = None,
+    max_short_side: MaxShortSide = None,
+    output_audio: HeardAudio = None,
+    detector: Detector = None,
+    device: Device = None,
+    dtype: Dtype = None,
 ) -> None:
     """Make the person in the picture IMAGE speak AUDIO."""
     params = SyncParams.preset(

@@ -12,6 +12,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,15 @@ class Live:
         assert self.process is not None
         self.process.send_signal(how)
         return self.process.wait(60)
+
+    def restart(self, how: signal.Signals) -> None:
+        """End it and, once nothing of it runs any more, start it again on the same data."""
+        self.stop(how)
+        self.start_again()
+
+    def start_again(self) -> None:
+        until(lambda: not processes_naming(str(self.data_dir)), "a process outlived its server", 20)
+        self.start()
 
     def call(self, method: str, path: str, body: object = None, **headers: str) -> tuple[int, Any]:
         """(status, JSON or bytes) of a request with the first key."""
@@ -127,6 +137,19 @@ class Live:
         """Worker processes of this server."""
         assert self.process is not None
         return [pid for pid in descendants(self.process.pid) if b"server.worker" in command_line(pid)]
+
+
+def until(what: Callable[[], Any], otherwise: str, seconds: float = 60, pause_s: float = 0.002) -> None:
+    """Look again and again, with pauses.
+
+    Raises:
+        AssertionError: `otherwise`, when it does not come.
+    """
+    end = time.monotonic() + seconds
+    while not what():
+        if time.monotonic() > end:
+            raise AssertionError(otherwise)
+        threading.Event().wait(pause_s)
 
 
 def descendants(pid: int) -> list[int]:

@@ -26,7 +26,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-from live_server import FINAL, ROOT, Live, processes_naming
+from live_server import FINAL, ROOT, Live, processes_naming, until
 
 from lipsync_engine import media
 
@@ -110,29 +110,14 @@ class Soak:
             case "SIGKILL both":
                 for worker in self.server.worker_pids():
                     os.kill(worker, signal.SIGKILL)
-                self.restart(signal.SIGKILL)
+                self.server.restart(signal.SIGKILL)
             case _:
-                self.restart(signal.Signals[action.split()[0]])
+                self.server.restart(signal.Signals[action.split()[0]])
         self.done[action] += 1
-
-    def restart(self, how: signal.Signals) -> None:
-        self.server.stop(how)
-        wait_until(
-            lambda: not processes_naming(str(self.server.data_dir)), 20, "a process outlived its server"
-        )
-        self.server.start()
 
     def unfinished(self) -> list[str]:
         ids = [job for job in self.frames if job not in self.deleted]
         return [job for job in ids if self.server.look(job)["status"] not in FINAL]
-
-
-def wait_until(what, seconds: float, otherwise: str) -> None:  # type: ignore[no-untyped-def]
-    end = time.monotonic() + seconds
-    while not what():
-        if time.monotonic() > end:
-            raise AssertionError(otherwise)
-        threading.Event().wait(0.1)
 
 
 def listen(told: dict[str, list[str]], rng: random.Random) -> tuple[ThreadingHTTPServer, str]:
@@ -228,9 +213,9 @@ def main() -> int:
                 soak.act(action)
                 threading.Event().wait(rng.uniform(0, 2.0))
             print("no more kills: everything must come to its end", flush=True)
-            wait_until(lambda: not soak.unfinished(), 300, "a job never ended")
+            until(lambda: not soak.unfinished(), "a job never ended", 300, pause_s=0.1)
             live = [job for job in soak.frames if job not in soak.deleted]
-            wait_until(lambda: all(soak.told[job] for job in live), 120, "a webhook never came")
+            until(lambda: all(soak.told[job] for job in live), "a webhook never came", 120, pause_s=0.1)
             broken = problems(soak, folder)
             if server.stop() != 0:
                 broken.append("the server did not stop cleanly")

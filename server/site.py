@@ -103,6 +103,16 @@ class Site:
         if shutil.disk_usage(self.settings.data_dir).free < self.settings.min_free_bytes:
             raise DiskFullError("The disk of this server is full: try again later, or tell its operator.")
 
+    def require_room(self) -> None:
+        """Before a submission's body is read.
+
+        Raises:
+            BusyError: the queue is full. DiskFullError: the disk is.
+        """
+        if self.board.is_full():
+            raise _queue_full()
+        self.require_space()
+
     # --- jobs ---
 
     async def submit(
@@ -117,7 +127,7 @@ class Site:
         try:
             record, _ = await self.board.submit(job, request, idempotency_key)
         except QueueFullError:
-            raise BusyError("The queue of this server is full: submit again later.", RETRY_AFTER_S) from None
+            raise _queue_full() from None
         except QuotaError as error:
             raise BusyError(error.message, error.wait_s) from None
         return record
@@ -199,6 +209,10 @@ class Site:
             raise BodyTooLargeError(
                 f"A file may have at most {self.settings.max_upload_bytes / 1e6:.0f} MB here."
             ) from None
+
+
+def _queue_full() -> BusyError:
+    return BusyError("The queue of this server is full: submit again later.", RETRY_AFTER_S)
 
 
 async def read_body(http: HttpRequest, max_bytes: int) -> bytes:

@@ -76,8 +76,53 @@ AAC_MAX_BITS_PER_SAMPLE = 5
 COMPARISON_WIDTH, COMPARISON_GAP = 1280, 8
 
 
-class SegmentWriter:
-    """Encodes frames to one segment file. A context manager; the file is complete when it is left.
+class _Encoder:
+    """An encoding child and the file that it writes. A context manager; the file is complete when it is left.
+
+    Args:
+        path: .mp4 to write; removed again when the block is left by an error.
+        stream: built by ffmpeg-python, reading raw pictures from its standard input.
+    """
+
+    def __init__(self, path: Path, stream: Any) -> None:
+        self._path = path
+        self._child = Child(stream, writes=True, memory_bytes=0)
+
+    def _send(self, *planes: npt.NDArray[Any]) -> None:
+        """
+        Raises:
+            ResourceError: DISK_FULL, OUTPUT_NOT_WRITABLE. MediaError: MEDIA_FAILED, MEDIA_TIMEOUT.
+        """
+        try:
+            for plane in planes:
+                self._child.write(np.ascontiguousarray(plane).data)
+        except BrokenPipeError:
+            self._end(self._child.finish() or 1)
+
+    def _end(self, status: int) -> None:
+        error = output_failure(self._child, status, self._path, "The result could not be encoded ({reason}).")
+        if error is not None:
+            raise error
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        with self._child:
+            if error is None:
+                with removed_on_error(self._path):
+                    self._end(self._child.finish(watch=self._path))
+                return
+        self._path.unlink(missing_ok=True)
+
+
+class SegmentWriter(_Encoder):
+    """Encodes frames to one segment file. A context manager, as `_Encoder`.
 
     Args:
         path: .mp4 to write; removed again when the block is left by an error.
@@ -95,7 +140,6 @@ class SegmentWriter:
         quality: Quality,
         max_short_side: int | None = None,
     ) -> None:
-        self._path = path
         form = info.format
         width, height = output_size(form, max_short_side)
         step_x, step_y = form.steps
@@ -124,7 +168,7 @@ class SegmentWriter:
             video_track_timescale=_timescale(fps),
             **ENCODER[quality],
         )
-        self._child = Child(stream, writes=True, memory_bytes=0)
+        super().__init__(path, stream)
 
     def write(self, frame: Frame) -> None:
         """Append a frame.
@@ -132,32 +176,7 @@ class SegmentWriter:
         Raises:
             ResourceError: DISK_FULL, OUTPUT_NOT_WRITABLE. MediaError: MEDIA_FAILED, MEDIA_TIMEOUT.
         """
-        try:
-            for plane in frame.planes():
-                self._child.write(np.ascontiguousarray(plane).data)
-        except BrokenPipeError:
-            self._end(self._child.finish() or 1)
-
-    def _end(self, status: int) -> None:
-        error = output_failure(self._child, status, self._path, "The result could not be encoded ({reason}).")
-        if error is not None:
-            raise error
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        with self._child:
-            if error is None:
-                with removed_on_error(self._path):
-                    self._end(self._child.finish(watch=self._path))
-                return
-        self._path.unlink(missing_ok=True)
+        self._send(*frame.planes())
 
 
 def output_size(form: FrameFormat, max_short_side: int | None) -> tuple[int, int]:
@@ -171,8 +190,8 @@ def output_size(form: FrameFormat, max_short_side: int | None) -> tuple[int, int
     return width, height
 
 
-class PictureWriter:
-    """Encodes RGB pictures to a video that is worked on further. A context manager, as `SegmentWriter`.
+class PictureWriter(_Encoder):
+    """Encodes RGB pictures to a video that is worked on further. A context manager, as `_Encoder`.
 
     Args:
         path: .mp4 to write; removed again when the block is left by an error.
@@ -181,7 +200,6 @@ class PictureWriter:
     """
 
     def __init__(self, path: Path, width: int, height: int, fps: Fraction) -> None:
-        self._path = path
         pictures = ffmpeg.input(
             "pipe:0", format="rawvideo", pix_fmt="rgb24", video_size=(width, height), framerate=_rate(fps)
         ).filter("scale", out_color_matrix="bt709", out_range="tv")
@@ -197,7 +215,7 @@ class PictureWriter:
             **(ENCODER[Quality.DEFAULT] | {"crf": INTERMEDIATE_CRF}),
             **tags,
         )
-        self._child = Child(stream, writes=True, memory_bytes=0)
+        super().__init__(path, stream)
 
     def write(self, picture: npt.NDArray[np.uint8]) -> None:
         """Append uint8 (H, W, 3).
@@ -205,33 +223,7 @@ class PictureWriter:
         Raises:
             ResourceError: DISK_FULL, OUTPUT_NOT_WRITABLE. MediaError: MEDIA_FAILED, MEDIA_TIMEOUT.
         """
-        try:
-            self._child.write(np.ascontiguousarray(picture).data)
-        except BrokenPipeError:
-            self._end(self._child.finish() or 1)
-
-    def _end(self, status: int) -> None:
-        error = output_failure(
-            self._child, status, self._path, "The portrait could not be encoded ({reason})."
-        )
-        if error is not None:
-            raise error
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        with self._child:
-            if error is None:
-                with removed_on_error(self._path):
-                    self._end(self._child.finish(watch=self._path))
-                return
-        self._path.unlink(missing_ok=True)
+        self._send(picture)
 
 
 def check_output(output: Path, inputs: Sequence[Path]) -> None:

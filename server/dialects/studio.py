@@ -32,7 +32,7 @@ from server.dialects.common import (
 )
 from server.jobs import Failure, State
 from server.messages import MediaLimits, Options, Role
-from server.site import RETRY_AFTER_S, BusyError, Site
+from server.site import Site
 from server.store import Record
 
 NAME: Final = "lipsync.studio"
@@ -174,9 +174,7 @@ def router(site: Site) -> APIRouter:
         @routes.post(f"/{endpoint.name}", openapi_extra=FORM_BODY, name=endpoint.name)
         async def run(http: HttpRequest) -> Response:
             caller = site.caller(http, Scope.RUN)
-            if site.board.is_full():
-                raise BusyError("The queue of this server is full: submit again later.", RETRY_AFTER_S)
-            site.require_space()
+            site.require_room()
             given = await read_object(http, site.settings.max_body_bytes)
             submission = read_submission(endpoint, given, http_hosts=site.settings.allow_hosts)
             record = await submit(

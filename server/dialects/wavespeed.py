@@ -38,7 +38,7 @@ from server.dialects.common import (
 from server.dialects.common import submit as submit_job
 from server.jobs import Failure, State
 from server.messages import MediaLimits, Options, Role
-from server.site import RETRY_AFTER_S, BodyTooLargeError, BusyError, Site, Upload, read_body
+from server.site import BodyTooLargeError, Site, Upload, read_body
 from server.store import Record
 
 NAME: Final = "wavespeed"
@@ -476,9 +476,7 @@ def router(site: Site) -> APIRouter:
     ) -> Response:
         caller = site.caller(http, Scope.RUN)
         model = _model(f"{vendor}/{name}")
-        if site.board.is_full():
-            raise BusyError("The queue of this server is full: submit again later.", RETRY_AFTER_S)
-        site.require_space()
+        site.require_room()
         body = await read_body(http, site.settings.max_body_bytes)
         enforce = site.settings.enforce_vendor_limits
         # In a thread: decoding a hundred megabytes of base64 would hold up everybody else's polls.

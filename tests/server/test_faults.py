@@ -14,15 +14,13 @@ import sqlite3
 import subprocess
 import tempfile
 import threading
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
 
 import pytest
-from live_server import FINAL, Live, processes_naming
+from live_server import FINAL, Live, processes_naming, until
 
 from lipsync_engine import media
 
@@ -50,14 +48,6 @@ def long_voice(tmp_path_factory: pytest.TempPathFactory, voice: Path, ffmpeg: Ff
     path = tmp_path_factory.mktemp("long") / "voice.wav"
     ffmpeg("-stream_loop", -1, "-i", voice, "-t", LONG_FRAMES / 25, path)
     return path
-
-
-def until(what: Callable[[], Any], otherwise: str, seconds: float = 60) -> None:
-    """Look every few milliseconds."""
-    end = time.monotonic() + seconds
-    while not what():
-        assert time.monotonic() < end, otherwise
-        threading.Event().wait(0.002)
 
 
 class Gate:
@@ -98,32 +88,22 @@ def kill_worker(house: Live) -> None:
 
 
 def kill_server(house: Live) -> None:
-    restart(house, signal.SIGKILL)
+    house.restart(signal.SIGKILL)
 
 
 def kill_both(house: Live) -> None:
     kill_worker(house)
-    restart(house, signal.SIGKILL)
+    house.restart(signal.SIGKILL)
 
 
 def kill_server_and_freeze_worker(house: Live) -> None:
     (worker,) = house.worker_pids()
     os.kill(worker, signal.SIGSTOP)
-    restart(house, signal.SIGKILL)
+    house.restart(signal.SIGKILL)
 
 
 def stop_server(house: Live) -> None:
-    restart(house, signal.SIGTERM)
-
-
-def restart(house: Live, how: signal.Signals) -> None:
-    house.stop(how)
-    start_again(house)
-
-
-def start_again(house: Live) -> None:
-    until(lambda: not processes_naming(str(house.data_dir)), "a process outlived its server")
-    house.start()
+    house.restart(signal.SIGTERM)
 
 
 def rendering(house: Live, job: str, frames: int) -> Callable[[], bool]:
@@ -226,7 +206,7 @@ def test_a_film_that_was_stored_is_not_made_again(
     database.execute("ROLLBACK")
     database.close()
     made_at = film.stat().st_mtime_ns
-    start_again(house)
+    house.start_again()
     check_end(house, job, SHORT_FRAMES, tmp_path)
     assert film.stat().st_mtime_ns == made_at
 
@@ -270,7 +250,7 @@ def test_what_was_acknowledged_outlives_a_kill_during_commits(house: Live) -> No
                 clients.submit(lambda keys=keys: all(map(submit, keys)))
             until(lambda wanted=before + 80: len(acknowledged) >= wanted, "the submissions do not come in")
             house.stop(signal.SIGKILL)
-        start_again(house)
+        house.start_again()
 
     for key in list(acknowledged):
         assert submit(key)  # the same job as before
