@@ -226,6 +226,7 @@ class LipSyncPipeline:
             missing = [segment for segment in plan.segments if not files[segment.index].exists()]
             done = plan.n_frames - sum(segment.stop - segment.start for segment in missing)
             meter = Meter(Stage.RENDER, plan.n_frames, resumed=done)
+            yield meter.at(done)  # a first window can take long: whoever watches knows what is being done
             for segment in missing:
                 with closing(render(plan, segment, self.model, files[segment.index])) as frames:
                     for count in frames:

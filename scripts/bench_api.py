@@ -93,15 +93,24 @@ async def submit(server: Live, body: bytes, count: int, times: Times, clients: i
     return list(itertools.chain.from_iterable(shares))
 
 
-async def poll(server: Live, jobs: list[str], times: Times, asking: asyncio.Event) -> None:
-    """One client: asks once a second while `asking`."""
+async def poll(server: Live, jobs: list[str], times: Times) -> None:
+    """One client: asks once a second."""
     async with Client(server) as client:
-        number = 0
-        while True:
+        for job in itertools.cycle(jobs):
             await asyncio.sleep(1.0)
-            if asking.is_set():
-                await client.ask("GET", f"/api/v3/predictions/{jobs[number % len(jobs)]}/result", times)
-                number += 1
+            await client.ask("GET", f"/api/v3/predictions/{job}/result", times)
+
+
+async def polled_render(server: Live, mine: Live, jobs: list[str], measured: bytes, polling: Times) -> float:
+    """As `render`, while all clients ask."""
+    pollers = [asyncio.create_task(poll(server, jobs[number::POLLERS], polling)) for number in range(POLLERS)]
+    taken_s = await render(mine, measured)
+    for poller in pollers:
+        poller.cancel()
+    ends = await asyncio.gather(*pollers, return_exceptions=True)
+    if broken := [end for end in ends if not isinstance(end, asyncio.CancelledError)]:
+        raise SystemExit(f"{len(broken)} clients broke off: {broken[0]!r}")
+    return taken_s
 
 
 async def render(server: Live, body: bytes) -> float:
@@ -130,21 +139,12 @@ async def measure(server: Live, mine: Live, clip: Path, voices: tuple[Path, Path
     jobs = await submit(server, body, WAITING, submitting)
     submit_per_s = WAITING / (time.monotonic() - began)
 
-    asking = asyncio.Event()
-    pollers = [
-        asyncio.create_task(poll(server, jobs[number::POLLERS], polling, asking)) for number in range(POLLERS)
-    ]
     silent, polled, polled_s = [], [], 0.0
     for _ in range(TURNS):
-        asking.clear()
         silent.append(await render(mine, measured))
-        asking.set()
         began = time.monotonic()
-        polled.append(await render(mine, measured))
+        polled.append(await polled_render(server, mine, jobs, measured, polling))
         polled_s += time.monotonic() - began
-    for poller in pollers:
-        poller.cancel()
-    await asyncio.gather(*pollers, return_exceptions=True)
     answers = [
         submitting.row("submit", submit_per_s),
         polling.row("poll", len(polling.taken_s) / polled_s),

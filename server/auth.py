@@ -10,6 +10,7 @@ import base64
 import hashlib
 import hmac
 import secrets
+import string
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -21,6 +22,9 @@ LAST_USED_EVERY_S = 60.0
 
 BELIEVED_FOR_S = 1.0
 """A key is looked up at most this often: clients poll, hundreds of them."""
+
+SECRET_ALPHABET, SECRET_LENGTH = string.ascii_letters + string.digits, 40
+"""238 bits, and nothing that a shell, a URL or a double click would break."""
 
 
 class Scope(StrEnum):
@@ -68,10 +72,11 @@ def create_key(
     max_active_jobs: int | None = None,
     max_jobs_per_day: int | None = None,
 ) -> tuple[str, ApiKey]:
-    """A new key: its text, which nobody can see again, and what is stored."""
-    text = f"sk_{secrets.token_urlsafe(32)}"
+    """A new key: its text `sk_<id>_<secret>`, which nobody can see again, and what is stored."""
+    key_id = secrets.token_hex(8)
+    text = f"sk_{key_id}_{''.join(secrets.choice(SECRET_ALPHABET) for _ in range(SECRET_LENGTH))}"
     key = ApiKey(
-        id=secrets.token_hex(8),
+        id=key_id,
         tenant=tenant,
         name=name,
         digest=_digest(text),

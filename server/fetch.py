@@ -34,17 +34,17 @@ class Inputs:
     def __init__(self, transport: Transport, blobs: Blobs) -> None:
         self._transport, self._blobs = transport, blobs
 
-    async def bring(self, record: Record, folder: Path) -> dict[Role, Path]:
-        """All inputs of a job, in `folder` or where they lie.
+    async def bring(self, record: Record, folder: Path) -> dict[str, Path]:
+        """All inputs of a job by their names, in `folder` or where they lie.
 
         Raises:
             TransportError: one cannot be had, or is not what the model takes.
         """
-        return {source.role: await self._bring(source, folder) for source in record.request.sources}
+        return {source.name: await self._bring(source, folder) for source in record.request.sources}
 
     async def _bring(self, source: InputSource, folder: Path) -> Path:
         if source.url is not None:
-            path = folder / source.role
+            path = folder / source.name
             try:
                 await self._transport.fetch(source.url, path, KINDS[source.role])
             except TransportError as error:

@@ -23,7 +23,7 @@ class Role(StrEnum):
     AUDIO = "audio"
     LEFT_AUDIO = "left_audio"
     RIGHT_AUDIO = "right_audio"
-    MASK = "mask"  # white where lips may change
+    MASK = "mask_image"  # white where lips may change
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,16 +50,35 @@ class InputSource:
     """Where an input comes from: exactly one of the two.
 
     Attributes:
+        name: of the input in its job; the role's, except for voices of `Segment`s.
         role: what it is for.
         url: to be fetched.
         blob: already here, an upload or inline data.
         limits: of the model that was called.
     """
 
+    name: str
     role: Role
     url: str | None = None
     blob: str | None = None
     limits: MediaLimits = MediaLimits()
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """Somebody speaks for a while.
+
+    Attributes:
+        voice: name of the input that sounds.
+        face: who, as `Options.face`.
+        start_s: when in the result it begins.
+        length_s: how much of the voice is heard; None: all.
+    """
+
+    voice: str
+    face: str
+    start_s: float
+    length_s: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +93,8 @@ class Options:
     loop_mode: str | None = None
     face: str | None = None
     order: str | None = None
+    motion: str | None = None
+    prompt: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +105,8 @@ class Request:
         dialect: the name of the dialect that took it and alone understands `said`.
         said: JSON text, for that dialect's answers.
         label: a word of that dialect's to look for in lists.
-        sources: inputs, one per role.
+        sources: inputs, each with a name of its own.
+        segments: who speaks when, where there is more to it than one voice, or a left and a right one.
         options: of the engine.
         key_id: of the API key that asked; its secret signs the webhook.
         request_id: of the HTTP request that submitted it; stands in logs and in the webhook's headers.
@@ -96,6 +118,7 @@ class Request:
     label: str
     sources: tuple[InputSource, ...]
     key_id: str
+    segments: tuple[Segment, ...] = ()
     options: Options = field(default_factory=Options)
     webhook_url: str | None = None
     request_id: str = "-"
@@ -117,11 +140,16 @@ _REQUEST: TypeAdapter[Request] = TypeAdapter(Request)
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """Do this job: local files in, `output` out. Its picture is a video, or a still to be animated."""
+    """Do this job: local files in, `output` out. Its picture is a video, or a still to be animated.
+
+    Attributes:
+        inputs, limits: by the inputs' names.
+    """
 
     job_id: str
-    inputs: dict[Role, str]
-    limits: dict[Role, MediaLimits]
+    inputs: dict[str, str]
+    limits: dict[str, MediaLimits]
+    segments: tuple[Segment, ...]
     output: str
     options: Options
     kind: Literal["start"] = "start"
@@ -164,10 +192,16 @@ class Working:
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """The output file is complete. `device_s`: rendering alone."""
+    """The output file is complete.
+
+    Attributes:
+        device_s: rendering alone.
+        warnings: sentences on what was asked for and could not be done.
+    """
 
     job_id: str
     device_s: float
+    warnings: tuple[str, ...]
     kind: Literal["done"] = "done"
 
 

@@ -26,6 +26,7 @@ ENGINE_VARIABLES = {"CACHE_DIR", "WEIGHTS_DIR", "FFMPEG", "DEVICE", "CONFIG"}
 """LIPSYNC_ variables that belong to the engine, and the one that names the file."""
 
 LogFormat = Literal["text", "json"]
+PortraitMotion = Literal["still", "natural", "generated"]
 Names = Annotated[tuple[str, ...], NoDecode]
 """Comma-separated in the environment, a list in the file."""
 
@@ -52,6 +53,11 @@ class Settings(BaseSettings):
         None, description="SQLAlchemy URL; unset: SQLite in the data folder, opened by this process alone."
     )
     model: str = Field("tiny", description="Model that the workers load, as `lipsync weights list` names it.")
+    portrait_motion: PortraitMotion = Field(
+        "natural",
+        description="What a portrait's head does where the request does not say: still, natural, or "
+        "generated, which alone uses prompts and needs an image-to-video model.",
+    )
     devices: Names = Field(
         (),
         description="One worker per entry (cuda:0, cpu, …); unset: every CUDA device, else one CPU worker.",

@@ -546,6 +546,11 @@ def _values(job: Job) -> dict[str, Any]:
     }
 
 
+def _output(text: str) -> Output:
+    stored = json.loads(text)
+    return Output(**stored | {"warnings": tuple(stored.get("warnings", ()))})
+
+
 def _record(row: sa.Row[Any]) -> Record:
     job = Job(
         id=row.id,
@@ -560,7 +565,7 @@ def _record(row: sa.Row[Any]) -> Record:
         finished_at=row.finished_at,
         cancel_asked=row.cancel_asked,
         progress=Progress(**json.loads(row.progress)) if row.progress else None,
-        output=Output(**json.loads(row.output)) if row.output else None,
+        output=_output(row.output) if row.output else None,
         failure=Failure(**json.loads(row.failure)) if row.failure else None,
     )
     return Record(job, Request.from_json(row.request))

@@ -218,9 +218,9 @@ class _Seat:
             folder.mkdir(parents=True, exist_ok=True)
             last = await self._work(record, folder, worker)
             match last:
-                case Done(device_s=device_s):
+                case Done(device_s=device_s, warnings=warnings):
                     await asyncio.to_thread(self._blobs.take, result_blob(job_id), folder / "out.mp4")
-                    output = Output(result_blob(job_id), device_s)
+                    output = Output(result_blob(job_id), device_s, warnings)
                     await end(lambda job, now: jobs.succeed(job, fence, now, output))
                 case Failed(code=code, message=message, again=again):
                     failure = Failure(code, message, again)
@@ -252,8 +252,9 @@ class _Seat:
         await worker.say(
             Start(
                 job_id=record.job.id,
-                inputs={role: str(path) for role, path in local.items()},
-                limits={source.role: source.limits for source in record.request.sources},
+                inputs={name: str(path) for name, path in local.items()},
+                limits={source.name: source.limits for source in record.request.sources},
+                segments=record.request.segments,
                 output=str(folder / "out.mp4"),
                 options=record.request.options,
             )

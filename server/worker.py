@@ -24,7 +24,17 @@ from typing import Any, BinaryIO, Final
 
 import torch
 
-from lipsync_engine import LipSyncPipeline, LoopMode, Order, Speaker, SyncParams, dialogue, media
+from lipsync_engine import (
+    LipSyncPipeline,
+    LoopMode,
+    Motion,
+    Order,
+    Speaker,
+    SyncParams,
+    SyncResult,
+    dialogue,
+    media,
+)
 from lipsync_engine.errors import ErrorCode, LipSyncError, MediaError, ParameterError
 from lipsync_engine.params import FaceChoice
 from lipsync_engine.progress import Progress, Stage
@@ -48,6 +58,7 @@ log = logging.getLogger("lipsync.worker")
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 REPORT_EVERY_S = 0.25
+PROMPT_UNUSED = "prompt was not used: the lip-sync model hears the voice and sees the video, nothing else."
 WORTH_ANOTHER_TRY: Final = {ErrorCode.DEVICE_UNAVAILABLE, ErrorCode.JOB_BUSY, ErrorCode.DISK_FULL}
 
 
@@ -91,19 +102,28 @@ class Worker:
             self._current = None
 
     def _do(self, start: Start) -> FromWorker:
-        files, output = {role: Path(path) for role, path in start.inputs.items()}, Path(start.output)
-        for role in (Role.AUDIO, Role.LEFT_AUDIO, Role.RIGHT_AUDIO):
-            if role in files:
-                _require_length("audio", media.probe_audio(files[role]).duration_s, start.limits[role])
+        files, output = {name: Path(path) for name, path in start.inputs.items()}, Path(start.output)
+        for name in files.keys() - {Role.VIDEO, Role.IMAGE, Role.MASK}:
+            _require_length("audio", media.probe_audio(files[name]).duration_s, start.limits[name])
         voices, params = _voices(start, files), _params(start, files)
+        warnings: tuple[str, ...] = ()
         if Role.IMAGE in files:
-            steps = self._pipeline.run_portrait(files[Role.IMAGE], voices, output, params)
+            motion = Motion(start.options.motion or Motion.NATURAL)
+            steps = self._pipeline.run_portrait(
+                files[Role.IMAGE], voices, output, params, motion=motion, prompt=start.options.prompt
+            )
         else:
             _require_picture(files[Role.VIDEO], start.limits[Role.VIDEO])
             steps = self._pipeline.run(files[Role.VIDEO], voices, output, params)
+            warnings = (PROMPT_UNUSED,) if start.options.prompt else ()
         reported, stage, rendering_s = 0.0, None, 0.0
         with closing(steps):
-            for progress in steps:
+            while True:
+                try:
+                    progress = next(steps)
+                except StopIteration as finished:
+                    result: SyncResult = finished.value
+                    break
                 if self._stop.is_set():
                     return Stopped(start.job_id)
                 if progress.stage is Stage.RENDER:
@@ -112,7 +132,7 @@ class Worker:
                 if progress.stage is not stage or now - reported >= REPORT_EVERY_S:
                     reported, stage = now, progress.stage
                     self._say(_working(start.job_id, progress))
-        return Done(start.job_id, device_s=rendering_s)
+        return Done(start.job_id, rendering_s, warnings + result.warnings)
 
     @torch.inference_mode()
     def _warm_up(self) -> None:
@@ -142,14 +162,19 @@ def _working(job_id: str, progress: Progress) -> Working:
     return Working(job_id, progress.stage.value, progress.done, progress.total, speed)
 
 
-def _voices(start: Start, files: dict[Role, Path]) -> Path | tuple[Speaker, ...]:
+def _voices(start: Start, files: dict[str, Path]) -> Path | tuple[Speaker, ...]:
+    if start.segments:
+        return tuple(
+            Speaker(FaceChoice.parse(part.face), files[part.voice], part.start_s, part.length_s)
+            for part in start.segments
+        )
     if Role.AUDIO in files:
         return files[Role.AUDIO]
     order = Order(start.options.order or Order.TOGETHER)
     return dialogue(files[Role.LEFT_AUDIO], files[Role.RIGHT_AUDIO], order)
 
 
-def _params(start: Start, files: dict[Role, Path]) -> SyncParams:
+def _params(start: Start, files: dict[str, Path]) -> SyncParams:
     options = start.options
     try:
         return SyncParams(

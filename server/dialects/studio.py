@@ -6,7 +6,6 @@ prediction's.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import uuid
 from dataclasses import dataclass
@@ -19,19 +18,23 @@ from fastapi.responses import JSONResponse, Response
 
 from server.auth import Scope
 from server.dialects.common import (
-    OPTIONS,
-    Inputs,
+    PORTRAIT_OPTIONS,
+    TWO_VOICES,
+    TWO_VOICES_OPTIONS,
+    Asked,
+    Form,
     Refusal,
     error_text,
     is_url,
     known_job,
+    properties,
+    read_form,
     read_object,
-    read_options,
     shortened,
     submit,
 )
 from server.jobs import Failure, State
-from server.messages import MediaLimits, Options, Role
+from server.messages import Role
 from server.site import Site
 from server.store import Record
 
@@ -42,42 +45,27 @@ UNREADABLE: Final = {"url_wrong_type", "media_unreadable", "media_no_audio"}
 """Failures for which the vendor's pages show a text of their own."""
 
 
-@dataclass(frozen=True, slots=True)
-class Endpoint:
-    """Attributes: required and optional inputs by their names in `formState`."""
-
-    name: str
-    required: tuple[tuple[str, Role], ...]
-    optional: tuple[tuple[str, Role], ...] = (("mask_image", Role.MASK),)
-
-
-ENDPOINTS: Final = (
-    Endpoint("lipsync-video", (("video", Role.VIDEO), ("audio", Role.AUDIO))),
-    Endpoint("lipsync-image", (("image", Role.IMAGE), ("audio", Role.AUDIO))),
-    Endpoint(
-        "lipsync-image-multi",
-        (("image", Role.IMAGE), ("left_audio", Role.LEFT_AUDIO), ("right_audio", Role.RIGHT_AUDIO)),
-        optional=(),
+ENDPOINTS: Final = {
+    "lipsync-video": Form(resolution="480p"),
+    "lipsync-image": Form(required=(Role.IMAGE, Role.AUDIO), options=PORTRAIT_OPTIONS, resolution="480p"),
+    "lipsync-image-multi": Form(
+        required=TWO_VOICES, optional=(), options=TWO_VOICES_OPTIONS, resolution="480p"
     ),
-)
-ORDERS: Final = {"meanwhile": "together", "left_right": "left_right", "right_left": "right_left"}
-FORM_BODY: Final = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "application/json": {
-                "schema": {
-                    "type": "object",
-                    "properties": {
-                        "webhook": {"type": "string", "description": "Called when the job has ended."},
-                        "formState": {"type": "object", "properties": OPTIONS},
-                    },
-                    "required": ["formState"],
-                }
-            }
-        },
-    }
 }
+"""Each one's `formState`."""
+
+
+def body_schema(form: Form) -> dict[str, Any]:
+    """OpenAPI of a submission."""
+    required = [role.value for role in form.required if role is not Role.AUDIO]  # or segments
+    state = {"type": "object", "properties": properties(form), "required": required}
+    webhook = {"type": "string", "description": "Called when the job has ended."}
+    schema = {
+        "type": "object",
+        "properties": {"webhook": webhook, "formState": state},
+        "required": ["formState"],
+    }
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
 
 
 def error_answer(refusal: Refusal) -> JSONResponse:
@@ -91,40 +79,31 @@ def error_answer(refusal: Refusal) -> JSONResponse:
 class Submission:
     """A checked body."""
 
-    inputs: Inputs
-    options: Options
+    asked: Asked
     said_input: dict[str, Any]
     webhook_url: str | None
 
 
 def read_submission(
-    endpoint: Endpoint, given: dict[str, Any], *, http_hosts: tuple[str, ...] = ()
+    form: Form, given: dict[str, Any], *, vendor_limits: bool = True, http_hosts: tuple[str, ...] = ()
 ) -> Submission:
     """Check what can be checked without touching media.
 
     Args:
+        vendor_limits: as in `read_form`.
         http_hosts: which webhooks may use http; others need https.
 
     Raises:
         Refusal: 400 with the name of what is wrong.
     """
-    form = given.get("formState")
-    if not isinstance(form, dict):
+    state = given.get("formState")
+    if not isinstance(state, dict):
         raise Refusal(400, "The body must have an object formState with the inputs.")
-    inputs = Inputs()
-    for name, role in endpoint.required:
-        inputs.add(name, role, form.get(name), MediaLimits())
-    for name, role in endpoint.optional:
-        if form.get(name):
-            inputs.add(name, role, form[name], MediaLimits())
     webhook = given.get("webhook") or None
     if webhook is not None and not _may_be_called(webhook, http_hosts):
         raise Refusal(400, "webhook must be an https URL.")
-    order = form.get("order") or "meanwhile"
-    if not isinstance(order, str) or order not in ORDERS:
-        raise Refusal(400, f"order must be one of {', '.join(ORDERS)}.")
-    options = dataclasses.replace(read_options(form), order=ORDERS[order])
-    return Submission(inputs, options, {name: shortened(value) for name, value in form.items()}, webhook)
+    asked = read_form(form, state, vendor_limits=vendor_limits)
+    return Submission(asked, {name: shortened(value) for name, value in state.items()}, webhook)
 
 
 def _may_be_called(webhook: object, http_hosts: tuple[str, ...]) -> bool:
@@ -150,6 +129,8 @@ def job_object(site: Site, record: Record) -> dict[str, Any]:
     if done and job.output is not None:
         shown["output"] = site.file_url(said["base"], job.output.blob, job.created_at)
         shown["executionTime"] = round(((job.finished_at or 0.0) - (job.started_at or 0.0)) * 1000)
+        if job.output.warnings:
+            shown["warnings"] = list(job.output.warnings)
     elif job.state is State.CANCELLED:
         shown["error"] = "The task was cancelled."
     elif job.failure is not None:
@@ -170,29 +151,33 @@ def router(site: Site) -> APIRouter:
     """All endpoints, to be mounted under `PREFIX`."""
     routes = APIRouter()
 
-    def add(endpoint: Endpoint) -> None:
-        @routes.post(f"/{endpoint.name}", openapi_extra=FORM_BODY, name=endpoint.name)
+    def add(name: str, form: Form) -> None:
+        @routes.post(f"/{name}", openapi_extra=body_schema(form), name=name)
         async def run(http: HttpRequest) -> Response:
             caller = site.caller(http, Scope.RUN)
             site.require_room()
             given = await read_object(http, site.settings.max_body_bytes)
-            submission = read_submission(endpoint, given, http_hosts=site.settings.allow_hosts)
+            submission = read_submission(
+                form,
+                given,
+                vendor_limits=site.settings.enforce_vendor_limits,
+                http_hosts=site.settings.allow_hosts,
+            )
             record = await submit(
                 site,
                 caller,
                 http,
                 dialect=NAME,
-                label=endpoint.name,
-                said={"model": endpoint.name, "input": submission.said_input, "base64": False},
-                inputs=submission.inputs,
-                options=submission.options,
+                label=name,
+                said={"model": name, "input": submission.said_input, "base64": False},
+                asked=submission.asked,
                 webhook_url=submission.webhook_url,
             )
-            name = str(uuid.UUID(record.job.id))
-            return JSONResponse({"id": name, "requestId": name, "status": "processing"})
+            job = str(uuid.UUID(record.job.id))
+            return JSONResponse({"id": job, "requestId": job, "status": "processing"})
 
-    for endpoint in ENDPOINTS:
-        add(endpoint)
+    for name, form in ENDPOINTS.items():
+        add(name, form)
 
     @routes.get("/jobs/{job_id}")
     async def look(http: HttpRequest, job_id: str) -> Response:

@@ -22,22 +22,26 @@ from fastapi.responses import JSONResponse, Response
 
 from server.auth import Caller, Scope
 from server.dialects.common import (
-    OPTIONS,
-    Inputs,
+    MEGABYTE,
+    PORTRAIT_OPTIONS,
+    TWO_VOICES,
+    TWO_VOICES_OPTIONS,
+    Asked,
+    Form,
     Refusal,
-    drawn_seed,
     error_text,
     is_url,
     json_object,
     known_job,
     moment,
+    properties,
+    read_form,
     read_object,
-    read_options,
     shortened,
 )
 from server.dialects.common import submit as submit_job
 from server.jobs import Failure, State
-from server.messages import MediaLimits, Options, Role
+from server.messages import MediaLimits, Role
 from server.site import BodyTooLargeError, Site, Upload, read_body
 from server.store import Record
 
@@ -59,7 +63,6 @@ CODES: Final = {
     "worker_lost": CRASHED, "internal_error": CRASHED, "queue_timeout": TIMED_OUT, "run_timeout": TIMED_OUT,
 }  # fmt: skip
 
-MEGABYTE: Final = 10**6
 BASE64_AND_WEBHOOK: Final = (
     "webhook callback does not support base64 output, please use the normal API to use base64 output"
 )
@@ -70,59 +73,73 @@ BASE64_AND_WEBHOOK: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A model id and what its vendor's page says of it.
-
-    Attributes:
-        roles: required inputs, in the order of forms.
-        limits: per role, as documented.
-        takes_options: the extras of the lip-sync models.
-    """
+    """A model id and what its vendor's page says of it."""
 
     id: str
     about: str
-    roles: tuple[Role, ...] = (Role.VIDEO, Role.AUDIO)
-    limits: tuple[tuple[Role, MediaLimits], ...] = ()
-    takes_options: bool = True
-
-    def limit(self, role: Role) -> MediaLimits:
-        return dict(self.limits).get(role, MediaLimits())
+    form: Form
 
 
-LATENTSYNC_LIMITS: Final = (
-    (Role.VIDEO, MediaLimits(formats=("mp4",))),
-    (Role.AUDIO, MediaLimits(formats=("mp3", "aac", "wav", "m4a"))),
+LATENTSYNC: Final = Form(
+    limits=(
+        (Role.VIDEO, MediaLimits(formats=("mp4",))),
+        (Role.AUDIO, MediaLimits(formats=("mp3", "aac", "wav", "m4a"))),
+    )
+)
+KLING: Final = Form(
+    limits=(
+        (
+            Role.VIDEO,
+            MediaLimits(
+                formats=("mp4", "mov"),
+                max_bytes=100 * MEGABYTE,
+                min_s=2,
+                max_s=10,
+                min_side_px=720,
+                max_side_px=1920,
+            ),
+        ),
+        (Role.AUDIO, MediaLimits(formats=("mp3", "wav", "m4a", "aac"), max_bytes=5 * MEGABYTE)),
+    )
+)
+OMNI_HUMAN: Final = Form(
+    required=(Role.IMAGE, Role.AUDIO),
+    options=PORTRAIT_OPTIONS,
+    limits=((Role.IMAGE, MediaLimits(formats=("png", "jpg", "webp"), max_bytes=50 * MEGABYTE)),),
+)
+INFINITETALK_S: Final = MediaLimits(min_s=0, max_s=600)
+TWO_SPEAKERS: Final = Form(
+    required=TWO_VOICES,
+    optional=(),
+    options=TWO_VOICES_OPTIONS,
+    limits=((Role.LEFT_AUDIO, INFINITETALK_S), (Role.RIGHT_AUDIO, INFINITETALK_S)),
+    resolution="480p",
 )
 MODELS: Final = {
     model.id: model
     for model in (
-        Model("bytedance/latentsync", "Lip-sync of a video to a voice.", limits=LATENTSYNC_LIMITS),
-        Model("wavespeed-ai/latentsync", "Lip-sync of a video to a voice."),
-        Model("bytedance/lipsync/audio-to-video", "Lip-sync of a video to a voice."),
+        Model("bytedance/latentsync", "Lip-sync of a video to a voice.", LATENTSYNC),
+        Model("wavespeed-ai/latentsync", "Lip-sync of a video to a voice.", Form()),
+        Model("bytedance/lipsync/audio-to-video", "Lip-sync of a video to a voice.", Form()),
+        Model("kwaivgi/kling-lipsync/audio-to-video", "Lip-sync of a short video to a voice.", KLING),
+        Model("bytedance/avatar-omni-human", "A portrait that speaks with a voice.", OMNI_HUMAN),
         Model(
-            "kwaivgi/kling-lipsync/audio-to-video",
-            "Lip-sync of a short video to a voice.",
-            limits=(
-                (
-                    Role.VIDEO,
-                    MediaLimits(
-                        formats=("mp4", "mov"),
-                        max_bytes=100 * MEGABYTE,
-                        min_s=2,
-                        max_s=10,
-                        min_side_px=720,
-                        max_side_px=1920,
-                    ),
-                ),
-                (Role.AUDIO, MediaLimits(formats=("mp3", "wav", "m4a", "aac"), max_bytes=5 * MEGABYTE)),
+            "wavespeed-ai/infinitetalk",
+            "A portrait that speaks with a voice.",
+            Form(
+                required=(Role.IMAGE, Role.AUDIO),
+                options=PORTRAIT_OPTIONS,
+                limits=((Role.AUDIO, INFINITETALK_S),),
+                resolution="480p",
             ),
         ),
         Model(
-            "bytedance/avatar-omni-human",
-            "A portrait that speaks with a voice.",
-            roles=(Role.IMAGE, Role.AUDIO),
-            limits=((Role.IMAGE, MediaLimits(formats=("png", "jpg", "webp"), max_bytes=50 * MEGABYTE)),),
-            takes_options=False,
+            "wavespeed-ai/infinitetalk/video-to-video",
+            "Lip-sync of a video to a voice.",
+            Form(limits=((Role.AUDIO, INFINITETALK_S),), resolution="480p"),
         ),
+        Model("wavespeed-ai/infinitetalk/multi", "A picture of two people who speak.", TWO_SPEAKERS),
+        Model("wavespeed-ai/infinitetalk-fast/multi", "A picture of two people who speak.", TWO_SPEAKERS),
     )
 }
 
@@ -135,41 +152,17 @@ FLAGS: Final = ("enable_sync_mode", "enable_base64_output", "webhook_url", "webh
 
 def schema(model: Model) -> dict[str, Any]:
     """JSON Schema of a model's body."""
-    properties: dict[str, Any] = {}
-    for role in model.roles:
-        properties[role.value] = {
-            "type": "string",
-            "title": role.value.capitalize(),
-            "description": _role_text(role, model.limit(role)),
-            "x-ui-component": "uploader",
-            "x-accept": f"{role.value}/*",
-        }
-    if model.takes_options:
-        properties |= OPTIONS
-    properties["enable_base64_output"] = {
+    flag = {
         "type": "boolean",
         "default": False,
         "description": "Give the result as base64 instead of a link.",
     }
     return {
         "type": "object",
-        "properties": properties,
-        "required": sorted(role.value for role in model.roles),
-        "x-order-properties": [role.value for role in model.roles],
+        "properties": properties(model.form) | {"enable_base64_output": flag},
+        "required": sorted(role.value for role in model.form.required),
+        "x-order-properties": [role.value for role in model.form.required],
     }
-
-
-def _role_text(role: Role, limits: MediaLimits) -> str:
-    parts = [f"The {role.value}: a URL, a data URI or base64."]
-    if limits.formats:
-        parts.append(f"Formats: {', '.join(limits.formats)}.")
-    if limits.max_bytes:
-        parts.append(f"At most {limits.max_bytes // MEGABYTE} MB.")
-    if limits.max_s:
-        parts.append(f"From {limits.min_s:g} to {limits.max_s:g} s.")
-    if limits.max_side_px:
-        parts.append(f"Both sides from {limits.min_side_px} to {limits.max_side_px} pixels.")
-    return " ".join(parts)
 
 
 # --- errors ---
@@ -190,15 +183,14 @@ def error_answer(refusal: Refusal) -> JSONResponse:
 class Submission:
     """A checked body."""
 
-    inputs: Inputs
-    options: Options
+    asked: Asked
     said_input: dict[str, Any]
     webhook_url: str | None
     sync: bool
     base64: bool
 
 
-def read_submission(model: Model, body: bytes, raw_query: str, *, enforce_limits: bool) -> Submission:
+def read_submission(model: Model, body: bytes, raw_query: str, *, vendor_limits: bool) -> Submission:
     """Check what can be checked without touching media.
 
     Raises:
@@ -212,14 +204,8 @@ def read_submission(model: Model, body: bytes, raw_query: str, *, enforce_limits
             raise Refusal(400, BASE64_AND_WEBHOOK, "invalid_parameter")
         if not isinstance(webhook_url, str) or not is_url(webhook_url):
             raise Refusal(400, "webhook must be an http or https URL.", "invalid_parameter")
-    inputs = Inputs()
-    for role in model.roles:
-        limits = model.limit(role) if enforce_limits else MediaLimits()
-        inputs.add(role.value, role, given.get(role.value), limits)
-    options = read_options(given) if model.takes_options else Options(seed=drawn_seed(-1))
     return Submission(
-        inputs=inputs,
-        options=options,
+        asked=read_form(model.form, given, vendor_limits=vendor_limits),
         said_input={name: shortened(value) for name, value in given.items() if name not in FLAGS},
         webhook_url=webhook_url,
         sync=flags["enable_sync_mode"],
@@ -282,6 +268,8 @@ def prediction(site: Site, record: Record) -> dict[str, Any]:
             shown["timings"] |= {"estimated_start": moment(site.board.now() + wait_s)}
     if job.state is State.CANCELLED:
         shown["error"] = "The task was cancelled."
+    if job.output is not None and job.output.warnings:
+        shown["warnings"] = list(job.output.warnings)
     if job.failure is not None:
         shown["error"], shown["code"] = error_text(job.failure), _error_code(job.failure)
     return shown
@@ -481,7 +469,7 @@ def router(site: Site) -> APIRouter:
         enforce = site.settings.enforce_vendor_limits
         # In a thread: decoding a hundred megabytes of base64 would hold up everybody else's polls.
         submission = await asyncio.to_thread(
-            read_submission, model, body, http.url.query, enforce_limits=enforce
+            read_submission, model, body, http.url.query, vendor_limits=enforce
         )
         record = await submit_job(
             site,
@@ -490,8 +478,7 @@ def router(site: Site) -> APIRouter:
             dialect=NAME,
             label=model.id,
             said={"model": model.id, "input": submission.said_input, "base64": submission.base64},
-            inputs=submission.inputs,
-            options=submission.options,
+            asked=submission.asked,
             webhook_url=submission.webhook_url,
         )
         if not submission.sync:

@@ -52,7 +52,7 @@ class Api:
         assert record is not None
         return record
 
-    def succeed(self, job_id: str, content: bytes = b"an mp4") -> None:
+    def succeed(self, job_id: str, content: bytes = b"an mp4", warnings: tuple[str, ...] = ()) -> None:
         record, name = self.begin(), result_blob(job_id)
         assert record.job.id == job_id
         path = self.server.blobs.path(name)
@@ -60,7 +60,7 @@ class Api:
         path.write_bytes(content)
         now = time.time()
         self.server.store.change(
-            job_id, now, lambda job: jobs.succeed(job, job.fence, now, Output(name, 1.25))
+            job_id, now, lambda job: jobs.succeed(job, job.fence, now, Output(name, 1.25, warnings))
         )
 
     def fail(self, job_id: str, code: str, message: str) -> None:

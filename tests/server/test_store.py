@@ -22,7 +22,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from server import jobs
 from server.auth import create_key
 from server.jobs import Effect, Failure, Job, NotAllowedError, Output, Policy, State, Turn
-from server.messages import InputSource, MediaLimits, Options, Request, Role
+from server.messages import InputSource, MediaLimits, Options, Request, Role, Segment
 from server.store import AlreadyOpenError, QueueFullError, QuotaError, Store, metadata
 
 POSTGRES = os.environ.get("TEST_POSTGRES_URL", "postgresql+psycopg://postgres@127.0.0.1:5432/postgres")
@@ -33,11 +33,15 @@ REQUEST = Request(
     label="a/b",
     sources=(
         InputSource(
-            Role.VIDEO, url="https://h.example/v.mp4", limits=MediaLimits(formats=("mp4",), max_s=10.0)
+            "video",
+            Role.VIDEO,
+            url="https://h.example/v.mp4",
+            limits=MediaLimits(formats=("mp4",), max_s=10.0),
         ),
-        InputSource(Role.AUDIO, blob="up/1.wav"),
+        InputSource("audio", Role.AUDIO, blob="up/1.wav"),
     ),
     key_id="0123456789abcdef",
+    segments=(Segment("audio", "left", 0.0, 1.5),),
     options=Options(guidance_scale=1.5, fps="30000/1001"),
     webhook_url="https://h.example/hook",
 )

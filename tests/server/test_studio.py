@@ -22,6 +22,7 @@ WITH_STATE = {
     "studio_job_processing", "studio_job_completed", "studio_job_failed", "studio_webhook_completed",
     "studio_webhook_failed",
 }  # fmt: skip
+VIDEO, MULTI = studio.ENDPOINTS["lipsync-video"], studio.ENDPOINTS["lipsync-image-multi"]
 FORM = {"video": "https://media.example/in/talk.mp4", "audio": "https://media.example/in/voice.wav"}
 
 
@@ -83,8 +84,7 @@ def test_both_dialects_show_the_same_job(api: Api) -> None:
         ({"formState": {**FORM, "video": ""}}, "video"),
         ({"formState": {**FORM, "mask_image": 5}}, "mask_image"),
         ({"formState": {**FORM, "seed": 1.5}}, "seed"),
-        ({"formState": {**FORM, "order": "backwards"}}, "order"),
-        ({"formState": {**FORM, "order": ["meanwhile"]}}, "order"),
+        ({"formState": {**FORM, "segments": [{"audio": FORM["audio"], "face": "left"}]}}, "not both"),
         ({"formState": FORM, "webhook": "http://app.example/hook"}, "https"),
         ({"formState": FORM, "webhook": ["https://app.example/hook"]}, "https"),
     ],
@@ -92,13 +92,32 @@ def test_both_dialects_show_the_same_job(api: Api) -> None:
 )
 def test_what_is_wrong_is_named(body: dict[str, object], named: str) -> None:
     with pytest.raises(Refusal, match=named) as refused:
-        studio.read_submission(studio.ENDPOINTS[0], body)
+        studio.read_submission(VIDEO, body)
     assert refused.value.status == 400
+
+
+@pytest.mark.parametrize("order", ["backwards", ["meanwhile"], 1])
+def test_an_order_is_one_of_three(order: object) -> None:
+    form = {role.value: f"https://media.example/{role}" for role in MULTI.required}
+    with pytest.raises(Refusal, match="order"):
+        studio.read_submission(MULTI, {"formState": {**form, "order": order}})
+    given = studio.read_submission(MULTI, {"formState": {**form, "order": "right_left"}})
+    assert given.asked.options.order == "right_left"
+
+
+def test_the_vendors_resolution_where_none_is_asked_for() -> None:
+    for asked, limits, short_side in (
+        ({}, True, 480),
+        ({"resolution": "720p"}, True, 720),
+        ({}, False, None),
+    ):
+        given = studio.read_submission(VIDEO, {"formState": FORM | asked}, vendor_limits=limits)
+        assert given.asked.options.max_short_side == short_side
 
 
 def test_webhooks_over_http_where_the_operator_allows_them() -> None:
     body = {"formState": FORM, "webhook": "http://app.example:8080/hook"}
-    given = studio.read_submission(studio.ENDPOINTS[0], body, http_hosts=("app.example:8080",))
+    given = studio.read_submission(VIDEO, body, http_hosts=("app.example:8080",))
     assert given.webhook_url == body["webhook"]
 
 

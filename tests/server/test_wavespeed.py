@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import json
 import time
+import uuid
 from collections.abc import Callable
 
 import pytest
@@ -13,9 +15,9 @@ from golden import FOLDER, Replay
 
 from server import jobs
 from server.dialects import wavespeed
-from server.dialects.common import Refusal, signed_headers
+from server.dialects.common import OPTIONS, Refusal, signed_headers
 from server.dialects.wavespeed import MODELS, read_submission
-from server.messages import Role
+from server.messages import Role, Segment
 
 pytestmark = pytest.mark.skipif(not FOLDER.is_dir(), reason=f"no contract at {FOLDER}")
 
@@ -265,6 +267,19 @@ def test_webhook_bodies(end: str, api: Api) -> None:
         ({"video": VIDEO, "audio": AUDIO, "inference_steps": 2.5}, "inference_steps"),
         ({"video": VIDEO, "audio": AUDIO, "seed": -2}, "seed"),
         ({"video": VIDEO, "audio": AUDIO, "resolution": "4k"}, "resolution"),
+        ({"video": VIDEO, "audio": AUDIO, "prompt": "x" * 2001}, "prompt"),
+        ({"video": VIDEO, "audio": AUDIO, "segments": [{"audio": AUDIO, "face": "left"}]}, "not both"),
+        ({"video": VIDEO, "segments": []}, "1 to 64"),
+        ({"video": VIDEO, "segments": [{}] * 65}, "1 to 64"),
+        ({"video": VIDEO, "segments": {"audio": AUDIO}}, "1 to 64"),
+        ({"video": VIDEO, "segments": ["left"]}, r"segments\[0\]"),
+        ({"video": VIDEO, "segments": [{"audio": AUDIO}]}, r"segments\[0\].face"),
+        ({"video": VIDEO, "segments": [{"face": "left"}]}, r"segments\[0\].audio"),
+        ({"video": VIDEO, "segments": [{"audio": "no", "face": "left"}]}, r"segments\[0\].audio"),
+        ({"video": VIDEO, "segments": [{"audio": AUDIO, "face": "left", "start": -1}]}, "seconds"),
+        ({"video": VIDEO, "segments": [{"audio": AUDIO, "face": "left", "start": True}]}, "seconds"),
+        ({"video": VIDEO, "segments": [{"audio": AUDIO, "face": "left", "end": "4"}]}, "seconds"),
+        ({"video": VIDEO, "segments": [{"audio": AUDIO, "face": "left", "start": 4, "end": 2}]}, "end after"),
         ({"video": VIDEO, "audio": AUDIO, "enable_sync_mode": "yes"}, "enable_sync_mode"),
         ({"video": VIDEO, "audio": AUDIO, "webhook_url": "ftp://x"}, "webhook"),
         ([], "object"),
@@ -273,7 +288,7 @@ def test_webhook_bodies(end: str, api: Api) -> None:
 )
 def test_what_is_wrong_is_named(body: object, named: str) -> None:
     with pytest.raises(Refusal, match=named) as refused:
-        read_submission(LATENTSYNC, json.dumps(body).encode(), "", enforce_limits=True)
+        read_submission(LATENTSYNC, json.dumps(body).encode(), "", vendor_limits=True)
     assert refused.value.status == 400
 
 
@@ -288,7 +303,7 @@ def test_what_is_wrong_is_named(body: object, named: str) -> None:
 )
 def test_webhooks_in_the_query(query: str, webhook: str | None) -> None:
     body = json.dumps({"video": VIDEO, "audio": AUDIO}).encode()
-    assert read_submission(LATENTSYNC, body, query, enforce_limits=True).webhook_url == webhook
+    assert read_submission(LATENTSYNC, body, query, vendor_limits=True).webhook_url == webhook
 
 
 def test_options_and_aliases() -> None:
@@ -300,14 +315,72 @@ def test_options_and_aliases() -> None:
         "fps": 29.97,
         "resolution": "720p",
     }
-    given = read_submission(LATENTSYNC, json.dumps(body).encode(), "", enforce_limits=False)
-    assert (given.options.num_inference_steps, given.options.seed, given.options.fps) == (8, 5, "29.97")
-    assert given.options.max_short_side == 720
-    assert all(source.limits.formats == () for source in given.inputs.sources)
-    random = read_submission(LATENTSYNC, json.dumps(body | {"seed": -1}).encode(), "", enforce_limits=True)
-    assert random.options.seed is not None
-    assert random.options.seed >= 0
-    assert random.inputs.sources[0].limits.formats == ("mp4",)
+    given = read_submission(LATENTSYNC, json.dumps(body).encode(), "", vendor_limits=False)
+    assert (given.asked.options.num_inference_steps, given.asked.options.seed, given.asked.options.fps) == (
+        8,
+        5,
+        "29.97",
+    )
+    assert given.asked.options.max_short_side == 720
+    assert all(source.limits.formats == () for source in given.asked.inputs.sources)
+    random = read_submission(LATENTSYNC, json.dumps(body | {"seed": -1}).encode(), "", vendor_limits=True)
+    assert random.asked.options.seed is not None
+    assert random.asked.options.seed >= 0
+    assert random.asked.inputs.sources[0].limits.formats == ("mp4",)
+
+
+def test_segments_are_voices_with_a_face_and_a_time() -> None:
+    inline = base64.b64encode(b"RIFF" * 1000).decode()
+    body = {
+        "video": VIDEO,
+        "segments": [
+            {"audio": AUDIO, "face": "left", "end": 4},
+            {"audio": inline, "face": "right", "start": 2.5},
+        ],
+    }
+    given = read_submission(LATENTSYNC, json.dumps(body).encode(), "", vendor_limits=True)
+    assert given.asked.segments == (
+        Segment("segment_0", "left", 0.0, 4.0),
+        Segment("segment_1", "right", 2.5, None),
+    )
+    assert [source.name for source in given.asked.inputs.sources] == ["video", "segment_0", "segment_1"]
+    assert given.asked.inputs.sources[1].limits.formats == ("mp3", "aac", "wav", "m4a")
+    assert given.asked.inputs.inline == {"segment_1": b"RIFF" * 1000}
+    assert len(json.dumps(given.said_input)) < 500
+
+
+def test_what_could_not_be_done_is_said(api: Api) -> None:
+    job = api.submit(prompt="a happy voice")
+    api.succeed(job, warnings=("prompt was not used",))
+    for path in (f"/api/v3/predictions/{job}/result", f"/api/v1/jobs/{uuid.UUID(job)}"):
+        told = api.client.get(path, headers=api.headers).json()
+        assert told.get("data", told)["warnings"] == ["prompt was not used"]
+    plain = api.submit()
+    api.succeed(plain)
+    told = api.client.get(f"/api/v3/predictions/{plain}/result", headers=api.headers).json()
+    assert "warnings" not in told["data"]
+
+
+@pytest.mark.parametrize("name", sorted(MODELS))
+def test_every_model_takes_what_its_schema_says(name: str, api: Api) -> None:
+    """Each option once, at a value that its own schema names."""
+    schema = wavespeed.schema(MODELS[name])
+    body: dict[str, object] = {role: f"https://media.example/{role}" for role in schema["required"]}
+    for option, rule in schema["properties"].items():
+        if option in ("segments", *schema["required"]):
+            continue
+        fitting = {"string": "left", "number": rule.get("maximum"), "integer": rule.get("minimum")}
+        body[option] = rule["enum"][-1] if "enum" in rule else fitting.get(rule["type"], False)
+        if "x-accept" in rule:
+            body[option] = "https://media.example/mask.png"
+    answer = api.client.post(f"/api/v3/{name}", json=body, headers=api.headers)
+    assert answer.status_code == 200, answer.text
+    record = api.server.store.get(answer.json()["data"]["id"])
+    assert record is not None
+    wanted = schema["properties"].keys() & set(OPTIONS) - {"inference_steps", "resolution"}
+    kept = dataclasses.asdict(record.request.options)
+    assert all(kept[option] is not None for option in wanted), kept
+    assert ("motion" in wanted) == ("image" in schema["required"])
 
 
 # --- the rules that break clients ---
