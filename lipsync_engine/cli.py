@@ -208,6 +208,12 @@ def portrait(
     audio: Annotated[Path, typer.Argument(help="Voice that drives the lips (any file with sound).")],
     output: OutputFile,
     motion: Annotated[Motion, typer.Option(help="What the head does besides speaking.")] = Motion.NATURAL,
+    prompt: Annotated[
+        str | None, typer.Option(help="With --motion generated: what happens [the person idles].")
+    ] = None,
+    motion_model: Annotated[
+        str | None, typer.Option(help="With --motion generated: image-to-video model [the first listed].")
+    ] = None,
     model: ModelName = "tiny",
     preset: Preset = "default",
     steps: Steps = None,
@@ -239,11 +245,17 @@ def portrait(
     media.probe_audio(audio)
     media.check_output(output, (image, audio))
     pipeline = _pipeline(_Model(model, detector, device, dtype))
-    _report(
-        _followed(
-            pipeline.run_portrait(image, audio, output, params, motion=motion, output_audio=output_audio)
-        )
+    job = pipeline.run_portrait(
+        image,
+        audio,
+        output,
+        params,
+        motion=motion,
+        prompt=prompt,
+        motion_model=motion_model,
+        output_audio=output_audio,
     )
+    _report(_followed(job))
 
 
 @dataclass(frozen=True, slots=True)
@@ -453,6 +465,10 @@ def _fail(code: ErrorCode, message: str) -> NoReturn:
     sys.exit(EXIT_STATUS[code])
 
 
+def _warn(sentence: str) -> None:
+    err.print(f"[yellow]warning[/yellow]: {sentence}", soft_wrap=True)
+
+
 def _bars() -> Bars:
     return Bars(
         TextColumn("{task.description:<14}"),
@@ -478,6 +494,8 @@ def _show(bars: Bars, tasks: dict[Stage, TaskID], progress: Progress) -> None:
 
 
 def _report(result: SyncResult) -> None:
+    for warning in result.warnings:
+        _warn(warning)
     took, cached = result.seconds, " (cached)" if result.analysis_cached else ""
     out.print(f"[bold]{result.output}[/bold]", soft_wrap=True)
     out.print(
@@ -498,9 +516,7 @@ def _report(result: SyncResult) -> None:
 
 def _pipeline(model: _Model) -> LipSyncPipeline:
     if model.name == "tiny" and model.detector not in (None, "drawn"):
-        err.print(
-            "[yellow]warning[/yellow]: tiny knows drawn presenters only; on real people it paints nonsense."
-        )
+        _warn("tiny knows drawn presenters only; on real people it paints nonsense.")
     from lipsync_engine.pipeline import LipSyncPipeline
 
     return LipSyncPipeline.from_pretrained(
