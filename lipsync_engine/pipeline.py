@@ -146,8 +146,8 @@ class LipSyncPipeline:
         store = WeightsStore(weights_dir)
         chosen = choose_device(device, dtype)
         model = load_model(name, device=chosen.device, dtype=chosen.dtype, store=store)
-        faces = load_detector(detector or store.entry(name).detector, store)
-        return cls(model, faces, cache_dir=cache_dir, weights=store)
+        finder = load_detector(detector or store.entry(name).detector, store)
+        return cls(model, finder, cache_dir=cache_dir, weights=store)
 
     def __call__(
         self,

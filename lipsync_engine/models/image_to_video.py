@@ -67,7 +67,7 @@ WAN_TI2V = Recipe(
     guidance_scale=5.0,
 )
 """Wan 2.2 TI2V 5B: one network for text and for pictures, so its index names the pipeline for text. Numbers:
-Wan-Video/Wan2.2, wan/configs/wan_ti2v_5B.py.
+Wan-Video/Wan2.2, wan/configs/wan_ti2v_5B.py. Its 24 frames per second are shown at 25, which nobody sees.
 """
 
 

@@ -165,6 +165,19 @@ def test_a_clip_follows_the_seed_and_the_prompt(folder: Path) -> None:
     model.free()
 
 
+def test_the_first_frame_is_the_picture(folder: Path) -> None:
+    """As the autoencoder renders it, which is all that one with random weights can show."""
+    model, picture = loaded(folder), noise_picture(64, 64)
+    _, frames = outcome(model.clip(picture, "e", 1, enlarge=False))
+    given = torch.from_numpy(picture).permute(2, 0, 1)[None, :, None].float() / 127.5 - 1
+    with torch.no_grad():
+        latents = model.pipeline.vae.encode(given).latent_dist.mode()
+        seen = model.pipeline.vae.decode(latents).sample[0, :, 0].permute(1, 2, 0).numpy()
+    rendered = np.clip(seen * 127.5 + 127.5, 0, 255)
+    assert np.abs(frames[0] - rendered).max() < 2
+    assert np.abs(frames[4] - rendered).max() > 2
+
+
 def test_closing_stops_within_a_step_and_leaves_no_thread(folder: Path) -> None:
     model = loaded(folder, dataclasses.replace(SHORT, num_inference_steps=100))
     calls: list[int] = []
