@@ -61,6 +61,9 @@ HEAD = (1.35, 1.75)
 HEAD_FADE = 2.1
 """Half axes of what moves as a whole, around the nose, in that unit; at so many times them the warp ends."""
 
+EASE = 12
+"""Pictures in which a clip that is shown to and fro slows down before a turn; even."""
+
 GRID = 8
 """The warp is computed on every eighth pixel and interpolated between."""
 
@@ -110,6 +113,38 @@ def smoothed(values: FloatArray, seconds: float) -> FloatArray:
     sigma = max(1e-3, seconds * FPS / 2)
     row = values.reshape(1, -1)
     return np.asarray(cv2.GaussianBlur(row, (0, 0), sigma, borderType=cv2.BORDER_REPLICATE)[0], np.float32)
+
+
+def to_and_fro(length: int, n: int) -> npt.NDArray[np.float64]:
+    """Which frame of a clip each of n pictures shows, (n,): forwards, backwards, forwards …
+
+    Starts at rest on the first frame. At a turn it stands still; before and after, speed changes evenly up to
+    a frame per picture. Between the turns the numbers are whole, so nothing is blended there.
+
+    Args:
+        length: frames in the clip.
+    """
+    ramp = 2 * min(
+        EASE // 2, (length - 1) // 2
+    )  # pictures that a ramp takes; even: it covers half as many frames
+    way = length - 1 + ramp  # pictures from turn to turn
+    since = np.arange(n) % max(1, 2 * way)
+    since = np.minimum(since, 2 * way - since)
+    near = np.minimum(since, way - since)  # pictures to the nearer turn
+    gone = np.where(near < ramp, near**2 / max(1, 2 * ramp), near - ramp / 2)
+    return np.where(since == near, gone, length - 1 - gone)
+
+
+def swinging(clip: Sequence[npt.NDArray[np.uint8]], n: int) -> Iterator[npt.NDArray[np.uint8]]:
+    """n pictures uint8 (H, W, 3) from a clip of such, see `to_and_fro`; between two frames they are mixed."""
+    for at in to_and_fro(len(clip), n):
+        before = int(at)
+        share = float(at - before)
+        if share == 0.0:
+            yield clip[before]
+        else:
+            mixed = cv2.addWeighted(clip[before], 1.0 - share, clip[before + 1], share, 0.0)
+            yield np.asarray(mixed, dtype=np.uint8)
 
 
 def _wander(time_s: npt.NDArray[np.float64], rng: np.random.Generator) -> npt.NDArray[np.float64]:

@@ -45,6 +45,7 @@ class Motion(StrEnum):
 
     STILL = "still"
     NATURAL = "natural"  # sways and nods with the voice, breathes, blinks
+    GENERATED = "generated"  # what an image-to-video model makes of it
 
 
 class Quality(StrEnum):

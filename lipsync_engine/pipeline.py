@@ -31,11 +31,11 @@ from lipsync_engine import faces, media
 from lipsync_engine.cast import Cast
 from lipsync_engine.device import choose_device
 from lipsync_engine.drawn_faces import DrawnFaceDetector
-from lipsync_engine.errors import ErrorCode, InputError, ParameterError, ResourceError
+from lipsync_engine.errors import ErrorCode, FaceError, InputError, ParameterError, ResourceError
 from lipsync_engine.models import LipSyncModel, load_model
 from lipsync_engine.params import Motion, Speaker, SyncParams
 from lipsync_engine.plan import Plan, analyse
-from lipsync_engine.portrait import animate
+from lipsync_engine.portrait import Clips, animate
 from lipsync_engine.progress import Meter, Progress, Stage
 from lipsync_engine.render import render
 from lipsync_engine.weights import WeightsStore
@@ -70,6 +70,7 @@ class SyncResult:
         seed, num_inference_steps, guidance_scale, model, weights_sha256, device, dtype: what decided the
             pixels.
         seconds: per stage.
+        warnings: sentences about what was asked for and not done.
     """
 
     output: Path
@@ -89,6 +90,7 @@ class SyncResult:
     device: str
     dtype: str
     seconds: StageSeconds
+    warnings: tuple[str, ...] = ()
 
 
 class LipSyncPipeline:
@@ -97,15 +99,23 @@ class LipSyncPipeline:
     Args:
         model: from `lipsync_engine.models.load_model`.
         detector: finds faces in single pictures.
-        cache_dir: for analyses and unfinished work; None: LIPSYNC_CACHE_DIR, else the user's cache folder.
+        cache_dir: for analyses, generated motion and unfinished work; None: LIPSYNC_CACHE_DIR, else the
+            user's cache folder.
+        weights: where models of generated motion come from; None: as `from_pretrained` takes them.
     """
 
     def __init__(
-        self, model: LipSyncModel, detector: faces.FaceDetector, *, cache_dir: Path | None = None
+        self,
+        model: LipSyncModel,
+        detector: faces.FaceDetector,
+        *,
+        cache_dir: Path | None = None,
+        weights: WeightsStore | None = None,
     ) -> None:
         self.model = model
         self.detector = detector
         self._cache_dir = cache_dir or default_cache_dir()
+        self._weights = weights or WeightsStore()
 
     @classmethod
     def from_pretrained(
@@ -136,7 +146,8 @@ class LipSyncPipeline:
         store = WeightsStore(weights_dir)
         chosen = choose_device(device, dtype)
         model = load_model(name, device=chosen.device, dtype=chosen.dtype, store=store)
-        return cls(model, load_detector(detector or store.entry(name).detector, store), cache_dir=cache_dir)
+        finder = load_detector(detector or store.entry(name).detector, store)
+        return cls(model, finder, cache_dir=cache_dir, weights=store)
 
     def __call__(
         self,
@@ -148,13 +159,7 @@ class LipSyncPipeline:
         output_audio: Path | str | None = None,
     ) -> SyncResult:
         """`run` without looking at its progress."""
-        steps = self.run(video, audio, output, params, output_audio=output_audio)
-        while True:
-            try:
-                next(steps)
-            except StopIteration as finished:
-                result: SyncResult = finished.value
-                return result
+        return _finished(self.run(video, audio, output, params, output_audio=output_audio))
 
     def run(
         self,
@@ -245,6 +250,32 @@ class LipSyncPipeline:
             shutil.rmtree(folder)
         return self._result(plan, Path(output), len(files) - len(missing), seconds)
 
+    def portrait(
+        self,
+        picture: Path | str,
+        audio: Path | str | Sequence[Speaker],
+        output: Path | str,
+        params: SyncParams | None = None,
+        *,
+        motion: Motion = Motion.NATURAL,
+        prompt: str | None = None,
+        motion_model: str | None = None,
+        output_audio: Path | str | None = None,
+    ) -> SyncResult:
+        """`run_portrait` without looking at its progress."""
+        return _finished(
+            self.run_portrait(
+                picture,
+                audio,
+                output,
+                params,
+                motion=motion,
+                prompt=prompt,
+                motion_model=motion_model,
+                output_audio=output_audio,
+            )
+        )
+
     def run_portrait(
         self,
         picture: Path | str,
@@ -253,6 +284,8 @@ class LipSyncPipeline:
         params: SyncParams | None = None,
         *,
         motion: Motion = Motion.NATURAL,
+        prompt: str | None = None,
+        motion_model: str | None = None,
         output_audio: Path | str | None = None,
     ) -> Generator[Progress, None, SyncResult]:
         """Make a still picture speak, as long as the voice lasts, at 25 fps.
@@ -260,28 +293,56 @@ class LipSyncPipeline:
         Args:
             picture: PNG, JPEG, WebP or BMP with one or more faces.
             motion: what the head does.
+            prompt: for generated motion, what happens in the picture besides speaking; None: the person
+                idles. That lips are closed and the camera stands still is always added.
+            motion_model: for generated motion, a model of the manifest; None: the first that can do it.
             audio, output, params, output_audio: as for `run`.
 
         Yields, Returns, Raises:
-            As `run`.
+            As `run`. WeightsError where files for generated motion are missing, before any work.
         """
         params = params or SyncParams()
         media.check_output(Path(output), (Path(picture),))
         still = media.read_picture(Path(picture), params.max_short_side)
+        how, warnings = self._motion(motion, prompt, motion_model)
         alone = isinstance(audio, (str, Path))
         cast = Cast.of([Speaker(params.face, Path(audio))] if isinstance(audio, (str, Path)) else audio)
         voices = [speaker.audio for speaker in cast.speakers]
-        key = self._job_key(f"{motion} {media.content_hash(Path(picture))}", voices, cast, params)
+        origin = motion if isinstance(how, Motion) else f"{motion} {how.path(still, params).stem}"
+        key = self._job_key(f"{origin} {media.content_hash(Path(picture))}", voices, cast, params)
         with _resource_errors(), self._work_folder(key) as folder:
             film = folder / "portrait.mp4"
             people = [(face, voice.path) for face, voice in cast.record(folder)]
             began = time.monotonic()
-            yield from animate(still, people, film, self.detector, params, motion)
+            yield from animate(still, people, film, self.detector, params, how)
             motion_s = time.monotonic() - began
             moving = dataclasses.replace(params, max_short_side=None)
             spoken = voices[0] if alone else cast.speakers
-            result = yield from self.run(film, spoken, output, moving, output_audio=output_audio)
-            return dataclasses.replace(result, seconds=dataclasses.replace(result.seconds, motion=motion_s))
+            try:
+                result = yield from self.run(film, spoken, output, moving, output_audio=output_audio)
+            except FaceError as error:
+                if motion is not Motion.GENERATED:
+                    raise
+                raise FaceError(  # the picture had the face
+                    error.code,
+                    "The face is lost in the generated motion: use another seed or prompt, or "
+                    "motion=natural.",
+                ) from error
+            seconds = dataclasses.replace(result.seconds, motion=motion_s)
+            return dataclasses.replace(result, seconds=seconds, warnings=result.warnings + warnings)
+
+    def _motion(
+        self, motion: Motion, prompt: str | None, model: str | None
+    ) -> tuple[Motion | Clips, tuple[str, ...]]:
+        """How a portrait is moved, and what was asked for that has no part in it."""
+        if motion is Motion.GENERATED:
+            clips = Clips.find(model, prompt, self._weights, self._cache_dir / "motion", self.model.device)
+            return clips, ()
+        unused = [name for name, given in (("prompt", prompt), ("motion model", model)) if given]
+        return motion, tuple(
+            f"The {name} was not used: motion={motion} needs none, only motion=generated does."
+            for name in unused
+        )
 
     def _result(
         self, plan: Plan, output: Path, segments_resumed: int, seconds: dict[Stage, float]
@@ -382,6 +443,16 @@ def load_detector(name: str, store: WeightsStore) -> faces.FaceDetector:
     if kind == "landmarks106" and path:
         return faces.Landmark106Detector(load_detector("yunet", store), Path(path))
     raise ParameterError(f"detector={name!r} does not exist: use yunet, drawn or landmarks106:PATH.")
+
+
+def _finished(steps: Generator[Progress, None, SyncResult]) -> SyncResult:
+    """Run to the end."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as finished:
+            result: SyncResult = finished.value
+            return result
 
 
 def _timed(

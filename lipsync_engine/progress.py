@@ -24,7 +24,8 @@ class Progress:
 
     Attributes:
         stage: what is being done.
-        done: units finished (frames; for AUDIO pieces of 30 s).
+        done: units finished (frames; for AUDIO pieces of 30 s; for motion that is generated first the model's
+            steps, then frames).
         total: units in all; 0 when not known.
         elapsed_s: since the stage began.
         resumed: units of `done` that an earlier run had finished.

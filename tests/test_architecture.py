@@ -12,7 +12,7 @@ ENGINE = ROOT / "lipsync_engine"
 
 # Layers of the engine, lowest first; a module may import its own layer's value types and anything below.
 LAYERS: list[set[str]] = [
-    {"errors", "params", "progress"},
+    {"errors", "params", "progress", "cache"},
     {"timeline", "frames", "align", "audio"},
     {"media", "faces", "drawn_faces", "device", "weights", "safety", "composite"},
     {"models"},
@@ -30,6 +30,7 @@ OWNERS = {
     "huggingface_hub": {"weights"},
     "whisper": {"audio", "models"},
     "diffusers": {"models"},
+    "transformers": {"models"},
     "typer": {"cli"},
     "rich": {"cli"},
 }

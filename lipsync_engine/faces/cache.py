@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
 import zipfile
 from pathlib import Path
 
+from lipsync_engine.cache import drop_oldest
 from lipsync_engine.faces.track import FORMAT, FaceTracks
 
 MAX_BYTES = 2**30
@@ -40,14 +40,7 @@ class AnalysisCache:
     def put(self, key: str, tracks: FaceTracks) -> None:
         self._root.mkdir(parents=True, exist_ok=True)
         tracks.save(self._path(key))
-        files = sorted(self._root.glob("*.npz"), key=lambda path: path.stat().st_mtime)
-        total = sum(path.stat().st_size for path in files)
-        for path in files[:-1]:
-            if total <= MAX_BYTES:
-                break
-            with contextlib.suppress(FileNotFoundError):
-                total -= path.stat().st_size
-                path.unlink()
+        drop_oldest(self._root, MAX_BYTES)
 
     def _path(self, key: str) -> Path:
         return self._root / f"{key}.npz"

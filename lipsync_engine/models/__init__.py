@@ -1,12 +1,13 @@
 """Model families: what a lip-sync model must offer, and a lazy registry of those that exist.
 
-A new family is one folder and one line in `FAMILIES`. Nothing here knows video files or command lines.
+A new family is one folder and one line in `FAMILIES`. `image_to_video` is no lip-sync model: it gives a still
+portrait something to do. Nothing here knows video files or command lines.
 """
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, cast
@@ -16,7 +17,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from lipsync_engine.errors import ErrorCode, WeightsError
 from lipsync_engine.weights import ModelEntry, WeightsStore
+
+IMAGE_TO_VIDEO = "image-to-video"
+"""Family of the manifest's entries that `image_to_video` loads."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +99,34 @@ def load_model(name: str, *, device: torch.device, dtype: torch.dtype, store: We
         WeightsError: unknown name, missing or damaged files, or files of another architecture.
     """
     entry = store.entry(name)
+    if entry.family not in FAMILIES:
+        raise _wrong_family(entry, "lip-sync", FAMILIES, store)
     module, function = FAMILIES[entry.family]
     load = cast(Loader, getattr(importlib.import_module(module), function))
     return load(entry, store.files(name), store.weights_sha256(name), device, dtype)
+
+
+def image_to_video_entry(name: str | None, store: WeightsStore) -> ModelEntry:
+    """The model of that name that makes clips from pictures; None: the manifest's first.
+
+    Raises:
+        WeightsError: MODEL_UNKNOWN.
+    """
+    listed = [entry for entry in store.entries() if entry.family == IMAGE_TO_VIDEO]
+    if name is None and not listed:
+        raise WeightsError(
+            ErrorCode.MODEL_UNKNOWN, "The list of models has none that makes a clip from a picture."
+        )
+    entry = listed[0] if name is None else store.entry(name)
+    if entry.family != IMAGE_TO_VIDEO:
+        raise _wrong_family(entry, IMAGE_TO_VIDEO, (IMAGE_TO_VIDEO,), store)
+    return entry
+
+
+def _wrong_family(
+    entry: ModelEntry, wanted: str, families: Container[str], store: WeightsStore
+) -> WeightsError:
+    known = ", ".join(other.name for other in store.entries() if other.family in families)
+    return WeightsError(
+        ErrorCode.MODEL_UNKNOWN, f"{entry.name} ({entry.family}) is no {wanted} model: use one of {known}."
+    )

@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import random
+import re
 import subprocess
 import sys
 import threading
@@ -24,6 +25,7 @@ import torch
 from diffusers import AutoencoderKL
 from whisper.model import ModelDimensions, Whisper
 
+from lipsync_engine.cli.terminal import downloads
 from lipsync_engine.errors import ErrorCode, ResourceError, WeightsError
 from lipsync_engine.models import load_model
 from lipsync_engine.models.latentsync.config import UNetConfig
@@ -517,3 +519,12 @@ def test_a_full_disk_is_seen_before_the_download(
     assert error.code is ErrorCode.DISK_FULL
     assert "LIPSYNC_WEIGHTS_DIR" in error.message
     assert hub.log == []
+
+
+def test_bars_show_sizes_that_are_known_and_that_are_not(capsys: pytest.CaptureFixture[str]) -> None:
+    with downloads() as report:
+        for name, done, total in (("unet.pt", 10, 30), ("config.json", 7, 0), ("unet.pt", 30, 30)):
+            report(name, done, total)
+    shown = capsys.readouterr().err
+    assert re.search(r"unet\.pt .* 30/30 +bytes", shown)
+    assert re.search(r"config\.json .* 7/\? +bytes", shown)

@@ -124,6 +124,19 @@ def test_published_models_have_what_public_records_say() -> None:
     assert entries["whisper-tiny"].files[0].sha256 in whisper._MODELS["tiny"]
 
 
+def test_the_model_that_moves_portraits_is_a_whole_folder() -> None:
+    files = {f.path: f for f in read_manifest(bundled_folder() / "manifest.toml")["wan2.2-ti2v-5b"].files}
+    assert files["model_index.json"].role == "model_index"
+    assert len({(file.repo, file.revision) for file in files.values()}) == 1
+    assert all(file.sha256 and file.size for file in files.values())
+    # Published numbers of float32 parameters, and little else.
+    for part, parameters in (("transformer/", 4_999_787_712), ("vae/", 704_688_668)):
+        sizes = [
+            f.size for f in files.values() if f.path.startswith(part) and f.path.endswith(".safetensors")
+        ]
+        assert 0 < sum(sizes) - 4 * parameters < 1_000_000
+
+
 def test_the_licence_table_of_the_readme_is_the_manifest() -> None:
     rows = re.findall(
         r"^\| `([^`]+)` \| ([^|]+) \| (yes|no|unknown) \| (\S+) \|$",

@@ -175,7 +175,7 @@ def test_a_picture_without_a_face(voice: Path, tmp_path: Path, ffmpeg: Ffmpeg) -
     grey = tmp_path / "grey.png"
     ffmpeg("-f", "lavfi", "-i", "color=gray:s=128x128", "-frames:v", 1, grey)
     pipeline = LipSyncPipeline.from_pretrained("tiny", device="cpu", cache_dir=tmp_path / "cache")
-    for how in Motion:
+    for how in (Motion.STILL, Motion.NATURAL):
         with pytest.raises(LipSyncError) as refused:
             list(pipeline.run_portrait(grey, voice, tmp_path / "made.mp4", motion=how))
         assert refused.value.code is ErrorCode.FACE_NOT_FOUND

@@ -1,0 +1,25 @@
+"""Files that may be made again, kept in a folder of limited size."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+
+
+def drop_oldest(folder: Path, max_bytes: int) -> None:
+    """Remove the least recently used files until the rest fits; the newest one stays in any case.
+
+    Safe beside other processes that do the same. A file counts as used when its modification time says so.
+    """
+    found = []
+    for path in folder.iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            stat = path.stat()
+            found.append((stat.st_mtime, stat.st_size, path))
+    found.sort()
+    total = sum(size for _, size, _ in found)
+    for _, size, path in found[:-1]:
+        if total <= max_bytes:
+            break
+        path.unlink(missing_ok=True)
+        total -= size

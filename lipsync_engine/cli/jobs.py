@@ -1,0 +1,83 @@
+"""What the commands that make videos share: options, the model they load, a job from start to report."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from lipsync_engine.cli.terminal import followed, out, report, warn
+from lipsync_engine.params import PRESETS, LoopMode, Speaker, SyncParams
+
+if TYPE_CHECKING:
+    from lipsync_engine.pipeline import LipSyncPipeline
+
+OutputFile = Annotated[Path, typer.Option("--output", "-o", help="Video to write: .mp4, .mov or .mkv.")]
+ModelName = Annotated[str, typer.Option(help="Name from `lipsync weights list`.")]
+Preset = Annotated[str, typer.Option(help=f"One of {', '.join(PRESETS)}.")]
+Steps = Annotated[int | None, typer.Option(help="Denoising steps, 1-200 [model's own].")]
+GuidanceScale = Annotated[float | None, typer.Option(help="Audio guidance, 0-20 [model's own].")]
+Seed = Annotated[int | None, typer.Option(help="Seed of all random draws [1247].")]
+MaskImage = Annotated[
+    Path | None, typer.Option(help="Image, white where the picture may change, black where not.")
+]
+MaxShortSide = Annotated[
+    int | None, typer.Option(help="Scale a larger picture down to this short side, pixels [source's].")
+]
+Looping = Annotated[LoopMode | None, typer.Option(help="When the audio is longer [pingpong].")]
+SideBySide = Annotated[Path | None, typer.Option(help="Also write a before/after video to this file.")]
+HeardAudio = Annotated[
+    Path | None, typer.Option(help="Sound of the result, where it is not AUDIO (a mix with music).")
+]
+Detector = Annotated[str | None, typer.Option(help="yunet, drawn or landmarks106:PATH [model's own].")]
+Device = Annotated[str | None, typer.Option(help="cuda, mps or cpu [best there is].")]
+Dtype = Annotated[str | None, typer.Option(help="fp32, fp16 or bf16 [device's best].")]
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """What is loaded, and where."""
+
+    name: str
+    detector: str | None
+    device: str | None
+    dtype: str | None
+
+
+def load(model: Model) -> LipSyncPipeline:
+    if model.name == "tiny" and model.detector not in (None, "drawn"):
+        warn("tiny knows drawn presenters only; on real people it paints nonsense.")
+    from lipsync_engine.pipeline import LipSyncPipeline
+
+    return LipSyncPipeline.from_pretrained(
+        model.name, device=model.device, dtype=model.dtype, detector=model.detector
+    )
+
+
+def run(
+    video: Path,
+    audio: Path | list[Speaker],
+    output: Path,
+    params: SyncParams,
+    output_audio: Path | None,
+    side_by_side: Path | None,
+    model: Model,
+) -> None:
+    """A job with its progress on the terminal."""
+    from lipsync_engine import media
+
+    # Before the model loads, which can take long: is there anything to work on, and a place for the result?
+    media.probe_video(video)
+    voices = [audio] if isinstance(audio, Path) else [speaker.audio for speaker in audio]
+    for voice in voices:
+        media.probe_audio(voice)
+    media.check_output(output, (video, *voices))
+    result = followed(load(model).run(video, audio, output, params, output_audio=output_audio))
+    if side_by_side is not None:
+        media.side_by_side(video, result.output, side_by_side, result.frames)
+
+    report(result)
+    if side_by_side is not None:
+        out.print(f"[bold]{side_by_side}[/bold] (before | after)", soft_wrap=True)

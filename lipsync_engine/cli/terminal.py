@@ -1,0 +1,111 @@
+"""What commands show on a terminal: consoles, bars, results, warnings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, contextmanager
+from fractions import Fraction
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as Bars
+
+from lipsync_engine.progress import Progress, Stage
+
+if TYPE_CHECKING:
+    from lipsync_engine.pipeline import SyncResult
+
+out = Console(highlight=False)
+err = Console(stderr=True, highlight=False)
+
+STAGE_TEXT = {
+    Stage.MOTION: "animating",
+    Stage.FACES: "finding faces",
+    Stage.AUDIO: "listening",
+    Stage.RENDER: "rendering",
+    Stage.ASSEMBLE: "assembling",
+}
+
+UNIT = {Stage.AUDIO: "pieces", Stage.MOTION: ""}
+"""What is counted, where it is not frames; for motion a model's steps, then frames."""
+
+
+def warn(sentence: str) -> None:
+    err.print(f"[yellow]warning[/yellow]: {sentence}", soft_wrap=True)
+
+
+@contextmanager
+def downloads() -> Iterator[Callable[[str, int, int], None]]:
+    """Bars of files, moved by what is yielded: (file name, bytes done, bytes in all or 0 where unknown)."""
+    with _bars() as bars:
+        tasks: dict[str, TaskID] = {}
+
+        def show(file: str, done: int, total: int) -> None:
+            if file not in tasks:
+                tasks[file] = bars.add_task(file, total=None, unit="bytes", speed="")
+            bars.update(tasks[file], completed=done, total=total or None)
+
+        yield show
+
+
+def _bars() -> Bars:
+    return Bars(
+        TextColumn("{task.description:<14}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[unit]}"),
+        TextColumn("{task.fields[speed]}"),
+        TimeElapsedColumn(),
+        console=err,
+    )
+
+
+def _show(bars: Bars, tasks: dict[Stage, TaskID], progress: Progress) -> None:
+    if progress.stage not in tasks:
+        tasks[progress.stage] = bars.add_task(STAGE_TEXT[progress.stage], unit="", speed="")
+    left = f", {progress.left_s:.0f} s left" if progress.left_s is not None else ""
+    bars.update(
+        tasks[progress.stage],
+        completed=progress.done,
+        total=max(progress.total, progress.done),
+        unit=UNIT.get(progress.stage, "frames"),
+        speed=f"{progress.per_second:.1f}/s{left}",
+    )
+
+
+def report(result: SyncResult) -> None:
+    for warning in result.warnings:
+        warn(warning)
+    took, cached = result.seconds, " (cached)" if result.analysis_cached else ""
+    out.print(f"[bold]{result.output}[/bold]", soft_wrap=True)
+    out.print(
+        f"  {result.width}x{result.height}, {number(result.fps)} fps, {result.frames} frames "
+        f"({result.frames / float(result.fps):.2f} s), {result.frames_without_face} without a usable face"
+    )
+    out.print(
+        f"  model {result.model} ({result.weights_sha256[:12]}), {result.num_inference_steps} steps, "
+        f"guidance {result.guidance_scale:g}, seed {result.seed}, {result.device} {result.dtype}"
+    )
+    out.print(
+        f"  faces {took.faces:.1f} s{cached}, audio {took.audio:.1f} s, render {took.render:.1f} s, "
+        f"assemble {took.assemble:.1f} s"
+    )
+    if result.segments_resumed:
+        out.print(f"  {result.segments_resumed} of {result.segments} segments came from the interrupted run")
+
+
+def followed(steps: Generator[Progress, None, SyncResult]) -> SyncResult:
+    """Run to the end with bars on the terminal."""
+    with _bars() as bars, closing(steps):
+        tasks: dict[Stage, TaskID] = {}
+        while True:
+            try:
+                _show(bars, tasks, next(steps))
+            except StopIteration as finished:
+                result: SyncResult = finished.value
+                return result
+
+
+def number(value: Fraction) -> str:
+    return f"{float(value):.6g}"
