@@ -107,6 +107,59 @@ def test_in_turn_the_listener_rests(
     assert eval_sync.correlation(heard[:n], wanted[:n]) > 0.98
 
 
+# --- people who cross ---
+
+HEAD_PX, ROOM_PX, LEFT_PX, WAY_PX = 270, 960, 46, 600
+"""Width of a person's picture and of the room; where they stand, and how far each walks."""
+
+STARTS_S, WALKS_S = 0.4, 2.0
+WALK = f"{WAY_PX}*(0.5-0.5*cos(PI*clip((t-{STARTS_S})/{WALKS_S}\\,0\\,1)))"
+PLACES = f"{LEFT_PX}+{WALK}", f"{LEFT_PX + WAY_PX}-{WALK}"
+
+
+@pytest.fixture(scope="module")
+def crossing(tmp_path_factory: pytest.TempPathFactory, ffmpeg: Ffmpeg) -> Path:
+    """One goes from left to right, the other from right to left, behind."""
+    path = tmp_path_factory.mktemp("crossing") / "crossing.mp4"
+    people = (
+        f"[0:v]trim=0:{SECONDS},crop={HEAD_PX}:384,split[a][b];"
+        f"color=c=0x5a6a70:s={ROOM_PX}x384:r=25:d={SECONDS}[room];"
+        f"[room][b]overlay=x='{PLACES[1]}':eval=frame[c];[c][a]overlay=x='{PLACES[0]}':eval=frame"
+    )
+    ffmpeg("-i", DEMO / "presenter.mp4", "-filter_complex", people, "-crf", 10, "-t", SECONDS, path)
+    return path
+
+
+def test_people_who_cross_keep_their_voices(
+    crossing: Path,
+    voices: tuple[Path, Path],
+    truths: tuple[eval_sync.Truth, eval_sync.Truth],
+    tmp_path: Path,
+    ffmpeg: Ffmpeg,
+) -> None:
+    pipeline = LipSyncPipeline.from_pretrained("tiny", device="cpu", cache_dir=tmp_path / "cache")
+    faces = [FaceChoice.parse(text) for text in ("180,190@0", "780,190@0")]
+    speakers = [Speaker(face, voice) for face, voice in zip(faces, voices, strict=True)]
+    made = pipeline(crossing, speakers, tmp_path / "made.mp4").output
+    times_s = np.arange(N) / 25
+    walked = 0.5 - 0.5 * np.cos(np.pi * np.clip((times_s - STARTS_S) / WALKS_S, 0, 1))
+    # Who is behind is hidden while they meet; next to that the mouth fades out and in.
+    hidden = times_s[np.abs(WAY_PX - 2 * WAY_PX * walked) < HEAD_PX]
+    rows = np.ones(N, dtype=bool), (times_s < hidden[0] - 0.2) | (times_s > hidden[-1] + 0.2)
+    assert (rows[1] & (times_s > hidden[-1])).sum() > 20
+    table = []
+    for number, place in enumerate(PLACES):
+        alone = tmp_path / f"alone-{number}.mp4"
+        follow = f"crop={HEAD_PX}:384:'{place}':0:exact=1,pad=384:384:-1:0"
+        ffmpeg("-i", made, "-vf", follow, "-qp", 0, "-preset", "ultrafast", alone)
+        lips = eval_sync.read_video(alone, truths[0])[rows[number]]
+        table.append([eval_sync.correlation(lips, truth.openness[:N][rows[number]]) for truth in truths])
+    print(np.round(table, 2))
+    for person in range(2):
+        assert table[person][person] > 0.6  # lower than at rest: the mouths are small, and they walk
+        assert table[person][1 - person] < 0.3
+
+
 # --- who and when ---
 
 

@@ -255,6 +255,84 @@ def test_the_javascript_sdk(live: Live, clip: Path, voice: Path, tmp_path: Path)
     )
 
 
+STUDIO_PROGRAM = """
+const fetch = require("node-fetch");
+const express = require("express");
+const { BASE, KEY, IMAGE, VOICE } = process.env;
+const headers = { Authorization: `Bearer ${KEY}`, "Content-Type": "application/json" };
+const app = express();
+app.use(express.json({ limit: "2mb" }));
+const told = new Promise((resolve) => {
+  app.post("/webhooks/lipsync", (request, response) => {
+    response.json({ received: true });
+    resolve(request.body);
+  });
+});
+const server = app.listen(0, "127.0.0.1", async () => {
+  const webhook = `http://127.0.0.1:${server.address().port}/webhooks/lipsync`;
+  const formState = { image: IMAGE, audio: VOICE, resolution: "480p", seed: 42 };
+  const body = JSON.stringify({ webhook, formState });
+  const submitted = await (await fetch(`${BASE}/api/v1/lipsync-image`, { method: "POST", headers, body })).json();
+  let job;
+  do {
+    await new Promise((resolve) => setTimeout(resolve, 500));
+    job = await (await fetch(`${BASE}/api/v1/jobs/${submitted.requestId}`, { headers })).json();
+  } while (job.status === "processing");
+  const film = await fetch(job.output);
+  const bytes = (await film.buffer()).length;
+  console.log(JSON.stringify({ submitted, job, webhook: await told, bytes }));
+  process.exit(0);
+});
+"""
+"""What lipsync.studio's page shows in JavaScript: submit, be called, and ask until it is done."""
+
+
+def test_a_javascript_program_for_lipsync_studio(
+    live: Live, clip: Path, voice: Path, tmp_path: Path, ffmpeg: Ffmpeg
+) -> None:
+    if shutil.which("npm") is None:
+        pytest.skip("there is no npm on this machine")
+    install = ["npm", "install", "--silent", "--no-audit", "--no-fund", "node-fetch@2.7.0", "express@4.21.2"]
+    installed = subprocess.run(install, cwd=tmp_path, capture_output=True, text=True, check=False)
+    if installed.returncode != 0:
+        pytest.skip(f"node-fetch and express cannot be installed: {installed.stderr[-200:]}")
+    portrait = tmp_path / "portrait.png"
+    ffmpeg("-i", clip, "-frames:v", 1, portrait)
+    env = {**os.environ, "KEY": live.key, "BASE": live.base}
+    env |= {"IMAGE": live.upload(portrait), "VOICE": live.upload(voice)}
+    done = subprocess.run(
+        ["node", "-e", STUDIO_PROGRAM],
+        env=env, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    print(done.stdout)
+    seen = json.loads(done.stdout.splitlines()[-1])
+    assert seen["submitted"]["status"] == "processing"
+    assert (seen["job"]["status"], seen["job"]["model"], seen["job"]["error"]) == (
+        "completed", "lipsync-image", "",
+    )  # fmt: skip
+    assert seen["webhook"] == seen["job"]
+    assert seen["bytes"] > 10_000
+
+
+def test_two_people_speak_in_segments(
+    live: Live, uploads: tuple[str, str], tmp_path: Path, clip: Path, ffmpeg: Ffmpeg
+) -> None:
+    couple = tmp_path / "couple.mp4"
+    ffmpeg("-i", clip, "-filter_complex", "[0:v]split[a][b];[a][b]hstack", "-crf", 12, couple)
+    segments = [
+        {"audio": uploads[1], "face": "left", "end": 0.6},
+        {"audio": uploads[1], "face": "right", "start": 0.4, "end": 1.2},
+    ]
+    body = {"video": live.upload(couple), "segments": segments, "inference_steps": 1, "prompt": "calm"}
+    status, told = live.call("POST", "/api/v3/bytedance/latentsync", body)
+    assert status == 200, told
+    done = live.wait(told["data"]["id"])
+    assert done["status"] == "completed", done
+    assert "prompt was not used" in done["warnings"][0]
+    assert is_video(live.call("GET", done["outputs"][0])[1], tmp_path, 30)
+
+
 def test_frames_of_a_film_are_not_black(live: Live, uploads: tuple[str, str], tmp_path: Path) -> None:
     done = live.wait(live.submit(*uploads))
     path = tmp_path / "film.mp4"
