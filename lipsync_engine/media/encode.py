@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import tempfile
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -353,10 +354,16 @@ def mix_audio(sounds: Sequence[PlacedSound], duration_s: float, output: Path) ->
     found = [probe_audio(sound.path) for sound in sounds]
     rate = max(info.sample_rate for info in found)
     layout = "mono" if all(info.channels == 1 for info in found) else "stereo"
+    uses = Counter(sound.path for sound in sounds)
+    decoded = {}  # each file once, however often it sounds
+    for path, count in uses.items():
+        track = untrusted(path, AUDIO_FORMATS)["a:0"]
+        track = track.filter("aresample", rate, **{"async": 1, "first_pts": 0})
+        copies = track.filter_multi_output("asplit", count)
+        decoded[path] = [copies[number] for number in range(count)]
     tracks = []
     for sound in sounds:
-        track = untrusted(sound.path, AUDIO_FORMATS)["a:0"]
-        track = track.filter("aresample", rate, **{"async": 1, "first_pts": 0})
+        track = decoded[sound.path].pop()
         if sound.length_s is not None:
             track = track.filter("atrim", end=sound.length_s)
         track = track.filter("aformat", sample_fmts="flt", channel_layouts=layout)

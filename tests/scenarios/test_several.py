@@ -178,6 +178,11 @@ def test_times_and_tracks(voices: tuple[Path, Path], tmp_path: Path) -> None:
     assert not samples[:15900].any()
     assert np.abs(samples[16100:23900] - first[100:7900]).max() < 400
     assert not samples[24100:31900].any()
+    # What is heard: one file twice, at the start and from two seconds on.
+    heard = np.concatenate(list(media.read_audio(cast.mix(tmp_path)))).astype(float)
+    again = np.concatenate(list(media.read_audio(voices[1]))).astype(float)
+    assert np.abs(heard[1600:14400] - again[1600:14400]).max() < 400
+    assert np.abs(heard[51200:76800] - again[19200:44800]).max() < 400
 
 
 def test_what_cannot_be_is_said(
