@@ -206,8 +206,10 @@ class LipSyncPipeline:
             self._work_folder(key) as folder,
         ):
             seconds = dict.fromkeys(Stage, 0.0)
+            shown = _Shown(self.model, folder)
 
-            # 2. Analyse, or take the plan that an interrupted run has left.
+            # 2. Analyse, or take the plan that an interrupted run has left. Of a long clip the first segments
+            #    are rendered before the rest is read.
             plan = Plan.load(folder)
             if plan is None:
                 if cast is None:
@@ -224,31 +226,22 @@ class LipSyncPipeline:
                     video_hash=video_hash,
                     folder=folder,
                 )
-                plan = yield from _timed(analysis, seconds)
+                plan = yield from _timed(analysis, seconds, shown)
 
             # 3. Render the segments that are not there yet.
-            files = [folder / f"segment-{segment.index:05d}.mp4" for segment in plan.segments]
-            missing = [segment for segment in plan.segments if not files[segment.index].exists()]
-            done = plan.n_frames - sum(segment.stop - segment.start for segment in missing)
-            meter = Meter(Stage.RENDER, plan.n_frames, resumed=done)
-            yield meter.at(done)  # a first window can take long: whoever watches knows what is being done
-            for segment in missing:
-                with closing(render(plan, segment, self.model, files[segment.index])) as frames:
-                    for count in frames:
-                        yield meter.at(done + count)
-                done += segment.stop - segment.start
-            seconds[Stage.RENDER] = meter.elapsed_s
+            yield from shown.render(plan)
+            seconds[Stage.RENDER] = shown.seconds
 
             # 4. Join them with the sound and publish.
             meter = Meter(Stage.ASSEMBLE, 1)
             yield meter.at(0)
             sound = heard.path if heard is not None else voices[0] if cast is None else cast.mix(folder)
-            media.assemble(files, part, video_info, plan.header.fps, params.quality, audio=sound)
+            media.assemble(shown.files, part, video_info, plan.header.fps, params.quality, audio=sound)
             part.replace(output)
             yield meter.at(1)
             seconds[Stage.ASSEMBLE] = meter.elapsed_s
             shutil.rmtree(folder)
-        return self._result(plan, Path(output), len(files) - len(missing), seconds)
+        return self._result(plan, Path(output), shown.resumed, seconds)
 
     def portrait(
         self,
@@ -455,22 +448,63 @@ def _finished(steps: Generator[Progress, None, SyncResult]) -> SyncResult:
             return result
 
 
+class _Shown:
+    """The finished segments of a job, in their order.
+
+    Attributes:
+        files: one per segment.
+        resumed: how many of them an earlier run has left.
+        seconds: that rendering took.
+    """
+
+    def __init__(self, model: LipSyncModel, folder: Path) -> None:
+        self._model, self._folder = model, folder
+        self.files: list[Path] = []
+        self.resumed = 0
+        self.seconds = 0.0
+        self._frames = self._frames_resumed = 0
+
+    def render(self, plan: Plan) -> Generator[Progress, None, None]:
+        """Render what is ready and not there yet; a later plan goes on where this one ends."""
+        for segment in plan.ready[len(self.files) :]:
+            file = self._folder / f"segment-{segment.index:05d}.mp4"
+            began, start_s = time.monotonic(), self.seconds
+            if file.exists():
+                self.resumed += 1
+                self._frames_resumed += segment.stop - segment.start
+            else:
+                yield self._at(plan, 0)  # a first window can take long: say what is being done
+                with closing(render(plan, segment, self._model, file)) as frames:
+                    for count in frames:
+                        self.seconds = start_s + time.monotonic() - began
+                        yield self._at(plan, count)
+            self._frames += segment.stop - segment.start
+            self.files.append(file)
+            self.seconds = start_s + time.monotonic() - began
+
+    def _at(self, plan: Plan, count: int) -> Progress:
+        done = self._frames + count
+        return Progress(Stage.RENDER, done, plan.n_expected, self.seconds, self._frames_resumed)
+
+
 def _timed(
-    steps: Generator[Progress, None, Plan], seconds: dict[Stage, float]
+    steps: Generator[Progress | Plan, None, Plan], seconds: dict[Stage, float], shown: _Shown
 ) -> Generator[Progress, None, Plan]:
-    """Pass progress on and note how long each of its stages took."""
+    """Pass progress on, note how long each stage took, and render what can be rendered in between."""
     began = time.monotonic()
     with closing(steps):
         while True:
             try:
-                progress = next(steps)
+                step = next(steps)
             except StopIteration as finished:
                 plan: Plan = finished.value
                 return plan
-            now = time.monotonic()
-            seconds[progress.stage] += now - began
-            began = now
-            yield progress
+            if isinstance(step, Plan):
+                yield from shown.render(step)
+            else:
+                seconds[step.stage] += time.monotonic() - began
+                yield step
+            began = time.monotonic()
 
 
 @contextmanager
@@ -508,12 +542,11 @@ def _resource_errors() -> Generator[None, None, None]:
 
 
 def _remove_unfinished(folder: Path) -> None:
-    """Drop half-made files; without a finished segment nothing is worth keeping."""
-    if not (folder / "plan.json").exists() or not any(folder.glob("segment-?????.mp4")):
-        for path in folder.iterdir():
-            path.unlink()
-        return
-    for path in folder.glob("*.part*"):
+    """Drop half-made files, and a plan's parts without the plan; finished segments stay."""
+    finished = set(folder.glob("segment-?????.mp4"))
+    if finished and (folder / "plan.json").exists():
+        finished |= set(folder.iterdir()) - set(folder.glob("*.part*"))
+    for path in set(folder.iterdir()) - finished:
         path.unlink()
 
 

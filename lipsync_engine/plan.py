@@ -8,6 +8,7 @@ any segment, in any order, to the same pictures. It lives in a folder, so that a
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ from lipsync_engine.composite import Compositor, ReferenceCompositor, SoftCompos
 from lipsync_engine.errors import ErrorCode, FaceError
 from lipsync_engine.media import AudioInfo, VideoInfo
 from lipsync_engine.models import LipSyncModel, ModelInfo
-from lipsync_engine.params import FaceChoice, SyncParams
+from lipsync_engine.params import FaceChoice, LoopMode, SyncParams, Tail
 from lipsync_engine.progress import Meter, Progress, Stage
 from lipsync_engine.timeline import Segment, Window
 
@@ -38,6 +39,11 @@ SEGMENT_S = 6.0
 ANALYSIS_MAX_SIDE = 960
 """Faces are searched in frames scaled down to this longest side, pixels."""
 
+FIRST_LOOK_S, LOOK_FACTOR = 13.0, 1.5
+"""When a plan is first tried before the clip's end is known, and how much later again each time: so the tries
+cost little, and the first one is late enough for a first segment (see `speaker.CHOICE_S`, `SEGMENT_S`).
+"""
+
 MATTE_SCAN_MAX_SIDE = 64
 """Only the times of a matte video's frames are wanted before rendering."""
 
@@ -50,7 +56,7 @@ class PlanHeader:
     """The part of a plan that is not arrays.
 
     Attributes:
-        audio_frames: output frames that the voices last; later ones show the source untouched.
+        n_audio: output frames that the voices last; later ones show the source untouched.
         analysis_cached: the face tracks came from an earlier job on the same video.
         matte: the matte where it is a video.
     """
@@ -59,7 +65,7 @@ class PlanHeader:
     params: SyncParams
     model: ModelInfo
     fps: Fraction
-    audio_frames: int
+    n_audio: int
     analysis_cached: bool
     matte: VideoInfo | None
 
@@ -91,13 +97,21 @@ _ARRAY_NAMES = ("pts_s", "matrices", "order", "shots", "weight", "gate", "matte_
 
 
 class Plan:
-    """All decisions of a job. Windows, one row per speaker, and segments follow from header and arrays."""
+    """All decisions of a job. Windows, one row per speaker, and segments follow from header and arrays.
 
-    def __init__(self, folder: Path, header: PlanHeader, arrays: PlanArrays) -> None:
-        self.folder, self.header, self.arrays = folder, header, arrays
+    Args:
+        is_complete: there will be no more frames; otherwise this is a draft, and `ready` are the segments
+            that are the same in the complete plan.
+    """
+
+    def __init__(
+        self, folder: Path, header: PlanHeader, arrays: PlanArrays, *, is_complete: bool = True
+    ) -> None:
+        self.folder, self.header, self.arrays, self.is_complete = folder, header, arrays, is_complete
+        usual_step = max(1, round(header.video.frame_rate / header.fps))
         self.windows: tuple[tuple[Window, ...], ...] = tuple(
             timeline.plan_windows(
-                timeline.runs(weight, arrays.shots, arrays.order),
+                timeline.runs(weight, arrays.shots, arrays.order, usual_step),
                 timeline.phases(header.fps),
                 header.model.window_frames,
                 min(header.params.window_overlap, header.model.window_frames - 1),
@@ -109,13 +123,32 @@ class Plan:
         )
 
     @property
+    def ready(self) -> tuple[Segment, ...]:
+        """Segments that can be rendered."""
+        if self.is_complete:
+            return self.segments
+        window_frames = self.header.model.window_frames
+        return timeline.settled_segments(
+            self.segments, self.n_frames, self.header.fps, window_frames, SEGMENT_S
+        )
+
+    @property
     def n_frames(self) -> int:
         return len(self.arrays.order)
 
     @property
+    def n_expected(self) -> int:
+        """Frames of the complete plan, as far as that can be said."""
+        if self.is_complete:
+            return self.n_frames
+        video, params = self.header.video, self.header.params
+        n_source = round(video.duration_s * float(self.header.fps))
+        return max(self.header.n_audio, n_source if params.tail is Tail.KEEP else 0)
+
+    @property
     def frames_without_face(self) -> int:
         """Output frames under the voices that stay untouched because no usable face was seen."""
-        shown = self.arrays.weight[:, : self.header.audio_frames].max(axis=0)
+        shown = self.arrays.weight[:, : self.header.n_audio].max(axis=0)
         return int(np.count_nonzero(shown == 0))
 
     def features(self, speaker: int) -> audio.AudioFeatures:
@@ -181,7 +214,7 @@ def analyse(
     cache: faces.AnalysisCache,
     video_hash: str,
     folder: Path,
-) -> Generator[Progress, None, Plan]:
+) -> Generator[Progress | Plan, None, Plan]:
     """Read the clip and the voices once and decide everything.
 
     Args:
@@ -194,7 +227,8 @@ def analyse(
         folder: private to the job; plan and audio features are left in it.
 
     Yields:
-        Progress of the two stages.
+        Progress of the two stages; of a longer clip also drafts of the plan, whose ready segments can be
+        rendered before the rest is read.
 
     Raises:
         MediaError: a file ends early or cannot be decoded.
@@ -205,57 +239,116 @@ def analyse(
     for number, (_, voice) in enumerate(speakers):
         heard.append((yield from _hear(voice, params, model, folder, number)))
 
-    # 2. The faces: every frame once, scaled down.
-    tracks, cached = yield from _see(video, params, detector, cache, video_hash)
-    size = video.format.width, video.format.height
-    paths = speaker_paths(tracks, params, size, [face for face, _ in speakers])
+    # 2. The faces: every frame once, scaled down, until all that the result shows is known.
+    planner = _Planner(video, [face for face, _ in speakers], params, model, folder, heard)
+    key = faces.analysis_key(video_hash, "given" if params.faces_file is not None else detector.name)
+    tracks = cache.get(key)
+    plan = None if tracks is None else planner.plan(tracks, cached=True)
+    if plan is None or not plan.is_complete:
+        with closing(_see(video, params, detector)) as looks:
+            for look in looks:
+                if isinstance(look, Progress):
+                    yield look
+                elif (plan := planner.plan(look)) is not None:
+                    if plan.is_complete:
+                        cache.put(key, look)
+                        break
+                    yield plan
+    if plan is None:
+        raise AssertionError("tracks of a whole clip always give a plan")
 
-    # 3. The timeline.
-    fps = params.fps or video.frame_rate
-    if params.reference_numerics:
-        n_audio = max(timeline.reference_audio_frames(features.length) for features, _ in heard)
-    else:
-        n_audio = max(timeline.audio_frames(features.duration_s, fps) for features, _ in heard)
-    shown = timeline.conform(tracks.pts_s, fps, video.frame_rate)
-    order = shown[
-        timeline.source_order(
-            len(shown), n_audio, params.loop_mode, params.tail, repeat_ends=params.reference_numerics
-        )
-    ]
-    fade = _tail_fade(len(order), n_audio, fps)
-    weight = np.stack([path.weight[order] * fade for path in paths])
-    if not weight.any(axis=1).all():
+    # 3. The whole plan.
+    if not plan.arrays.weight.any(axis=1).all():
         raise FaceError(
             ErrorCode.FACE_NOT_FOUND,
             "No usable face is visible while the voice speaks: use a longer or another part of the video, "
             "or give the face with a faces file.",
         )
+    plan.save()
+    return plan
 
-    # 4. When the mouth moves and when it rests.
-    times_s = np.arange(len(order)) / float(fps)
-    gate = np.ones(weight.shape, dtype=np.float32)
-    if params.voice_gate:
-        gate = np.stack([audio.voice_activity(mel, times_s) for _, mel in heard])
 
-    # 5. What may stand in front of the mouth.
-    matte, matte_pts_s = _matte(params.matte)
+class _Planner:
+    """From face tracks, of the whole clip or its beginning, to a plan.
 
-    compositor = compositor_for(params, model, video)
-    plan = Plan(
-        folder,
-        PlanHeader(video, params, model.info, fps, min(n_audio, len(order)), cached, matte),
-        PlanArrays(
+    Args:
+        choices: of each speaker.
+        heard: of each speaker.
+    """
+
+    def __init__(
+        self,
+        video: VideoInfo,
+        choices: Sequence[FaceChoice],
+        params: SyncParams,
+        model: LipSyncModel,
+        folder: Path,
+        heard: Sequence[tuple[audio.AudioFeatures, audio.Mel]],
+    ) -> None:
+        self._video, self._choices, self._params, self._model = video, choices, params, model
+        self._folder, self._mels = folder, [mel for _, mel in heard]
+        self._fps = params.fps or video.frame_rate
+        if params.reference_numerics:
+            self._n_audio = max(timeline.reference_audio_frames(features.length) for features, _ in heard)
+        else:
+            self._n_audio = max(
+                timeline.audio_frames(features.duration_s, self._fps) for features, _ in heard
+            )
+        self._compositor = compositor_for(params, model, video)
+        self._matte, self._matte_pts_s = _matte(params.matte)
+
+    def plan(self, tracks: faces.FaceTracks, *, cached: bool = False) -> Plan | None:
+        """The plan; None where nothing can be decided yet.
+
+        Args:
+            cached: the tracks came from an earlier job.
+        """
+        params, video, fps, ended = self._params, self._video, self._fps, tracks.ended
+        size = video.format.width, video.format.height
+        paths = speaker_paths(tracks, params, size, self._choices)
+        shown = timeline.conform(tracks.pts_s, fps, video.frame_rate)
+        if ended:
+            order = shown[
+                timeline.source_order(
+                    len(shown),
+                    self._n_audio,
+                    params.loop_mode,
+                    params.tail,
+                    repeat_ends=params.reference_numerics,
+                )
+            ]
+        else:
+            order = shown[: self._certain(int(np.searchsorted(shown, min(path.settled for path in paths))))]
+        is_complete = ended or (params.tail is Tail.CUT and len(order) == self._n_audio)
+        weight = np.stack([path.weight[order] for path in paths])
+        weight *= _tail_fade(len(order), self._n_audio, fps) if ended or len(order) > self._n_audio else 1
+        if not is_complete and not weight.any(axis=1).all():
+            return None
+        gate = np.ones(weight.shape, dtype=np.float32)
+        if params.voice_gate:
+            times_s = np.arange(len(order)) / float(fps)
+            gate = np.stack([audio.voice_activity(mel, times_s) for mel in self._mels])
+        header = PlanHeader(video, params, self._model.info, fps, self._n_audio, cached, self._matte)
+        arrays = PlanArrays(
             pts_s=tracks.pts_s,
-            matrices=np.stack([compositor.matrices(path.points) for path in paths]),
+            matrices=np.stack([self._compositor.matrices(path.points) for path in paths]),
             order=order,
             shots=tracks.shots[order].astype(np.int64),
             weight=weight.astype(np.float32),
             gate=gate,
-            matte_pts_s=matte_pts_s,
-        ),
-    )
-    plan.save()
-    return plan
+            matte_pts_s=self._matte_pts_s,
+        )
+        return Plan(self._folder, header, arrays, is_complete=is_complete)
+
+    def _certain(self, n_settled: int) -> int:
+        """How many output frames are certain while the video's end is not known: it may have any length."""
+        params, n_audio = self._params, self._n_audio
+        if params.loop_mode is LoopMode.REMAP:
+            return 0
+        if params.tail is Tail.CUT:
+            return min(n_settled, n_audio)
+        before_fade = n_audio - math.ceil(TAIL_FADE_S * float(self._fps))
+        return n_settled if n_settled > n_audio else max(0, min(n_settled, before_fade))
 
 
 def _hear(
@@ -280,25 +373,21 @@ def _hear(
 
 
 def _see(
-    video: VideoInfo,
-    params: SyncParams,
-    detector: faces.FaceDetector,
-    cache: faces.AnalysisCache,
-    video_hash: str,
-) -> Generator[Progress, None, tuple[faces.FaceTracks, bool]]:
+    video: VideoInfo, params: SyncParams, detector: faces.FaceDetector
+) -> Generator[Progress | faces.FaceTracks, None, None]:
+    """Progress, and the tracks: of a long clip also before its end."""
     given = params.faces_file is not None
-    key = faces.analysis_key(video_hash, "given" if given else detector.name)
-    if (tracks := cache.get(key)) is not None:
-        return tracks, True
     tracker = faces.FaceTracker(None if given else detector, video.format.width, video.format.height)
     meter = Meter(Stage.FACES, round(video.duration_s * float(video.frame_rate)))
+    next_look_s = float("inf") if given else FIRST_LOOK_S  # a file of faces speaks of the whole clip
     with closing(media.scan_frames(video, ANALYSIS_MAX_SIDE)) as frames:
         for done, (pts_s, image) in enumerate(frames, start=1):
             tracker.add(pts_s, image)
             yield meter.at(done)
-    tracks = tracker.finish()
-    cache.put(key, tracks)
-    return tracks, False
+            if pts_s >= next_look_s:
+                next_look_s = LOOK_FACTOR * pts_s
+                yield tracker.so_far(ended=False)
+    yield tracker.so_far(ended=True)
 
 
 def speaker_paths(
@@ -322,7 +411,7 @@ def speaker_paths(
     found = [faces.choose_speaker(tracks, choice, params.max_yaw_deg, mask=mask) for choice in choices]
     for one, other in itertools.combinations(found, 2):
         both = ~(np.isnan(one.points) | np.isnan(other.points))
-        if np.array_equal(one.points[both], other.points[both]):
+        if both.any() and np.array_equal(one.points[both], other.points[both]):
             raise FaceError(
                 ErrorCode.FACE_CHOICE_UNMATCHED,
                 "Two of the speakers are the same person in the video: choose other faces, or use a video in "

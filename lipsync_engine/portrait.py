@@ -63,7 +63,7 @@ def animate(
         return
     tracker = faces.FaceTracker(detector, width, height)
     tracker.add(0.0, picture)
-    tracks = tracker.finish()
+    tracks = tracker.so_far(ended=True)
     paths = speaker_paths(tracks, params, (width, height), [face for face, _ in people])
     loud = [audio.loudness(media.read_audio(voice), motion.FPS) for _, voice in people]
     n = max(map(len, loud))

@@ -134,18 +134,19 @@ def phases(fps: Fraction) -> int:
     return max(1, round(fps / MODEL_FPS))
 
 
-def runs(weight: npt.NDArray[np.float32], shots: IntArray, order: IntArray) -> list[tuple[int, int]]:
+def runs(
+    weight: npt.NDArray[np.float32], shots: IntArray, order: IntArray, usual_step: int
+) -> list[tuple[int, int]]:
     """Stretches [start, stop) of output frames that have a usable face and no cut or jump inside.
 
     Args:
         weight: (N,) 0 where the frame stays untouched.
         shots: (N,) shot number of each output frame.
         order: (N,) source frame of each output frame; a jump in it (a loop's restart) ends a run.
+        usual_step: source frames from one output frame to the next.
     """
     active = weight > 0
-    steps = np.abs(np.diff(order))
-    usual = max(1, int(np.median(steps))) if len(steps) else 1
-    breaks = (np.diff(shots) != 0) | (steps > 2 * usual + 1)
+    breaks = (np.diff(shots) != 0) | (np.abs(np.diff(order)) > 2 * usual_step + 1)
     found: list[tuple[int, int]] = []
     start: int | None = None
     for i in range(len(active)):
@@ -269,6 +270,17 @@ def plan_segments(
         Segment(index, start, stop, tuple(of_speaker[index] for of_speaker in shares))
         for index, (start, stop) in enumerate(itertools.pairwise(borders))
     )
+
+
+def settled_segments(
+    segments: Sequence[Segment], n_frames: int, fps: Fraction, window_frames: int, target_s: float
+) -> tuple[Segment, ...]:
+    """Those that stay as they are when more frames follow the `n_frames` that they were planned for.
+
+    A run that goes on moves its last two windows, and a short rest joins the segment before it.
+    """
+    margin = max(3 * window_frames * phases(fps), round(target_s * float(fps)) // 2 + 1)
+    return tuple(segment for segment in segments if segment.stop <= n_frames - margin)
 
 
 def _shares(windows: Sequence[Window], borders: Sequence[int]) -> list[Share]:

@@ -5,10 +5,14 @@ as it is; next to such gaps, and where the head turns too far, the weight rises 
 and at the clip's
 ends nothing fades: a cut hides the change. Anything else that later covers a face lowers the weight the same
     way.
+
+A path can be asked for while the clip is still being read. Every decision is made from a bounded look ahead,
+so that what was said of a frame stays true whatever follows.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 from collections.abc import Sequence
@@ -21,17 +25,25 @@ from numpy.typing import NDArray
 
 from lipsync_engine.align import alignment_points
 from lipsync_engine.errors import ErrorCode, FaceError, ParameterError
-from lipsync_engine.faces.track import FaceTracks, Track
+from lipsync_engine.faces.track import MAX_MISSING_S, FaceTracks, Track
 from lipsync_engine.params import FaceChoice, FaceRule
 
 FloatArray = NDArray[np.float32]
 
+CHOICE_S = 10.0
+"""A rule chooses among the faces of a shot's first seconds; where it finds none, among those of the next."""
+
+LOOK_AHEAD_S = 2.0
+"""So far behind the last frame that is known a path is settled: a lost face counts as gone after a second
+(`track.MAX_MISSING_S`), and positions are smoothed with those of half a second later.
+"""
+
 SIGNIFICANT_SHARE = 0.2
-"""A face counts for left, right and numbers when it is seen in this share of the shot."""
+"""A face counts for left, right and numbers when it is seen in this share of the seconds looked at."""
 
 SAME_PERSON_SIZE = 1.5
 SAME_PERSON_DISTANCE = 1.0
-"""A later track of the shot continues the chosen one when size and place (in face sizes) are this near."""
+"""A track that begins after another's end is the same person when size and place (in face sizes) are near."""
 
 MAX_GAP_S = 0.4
 FADE_S = 0.2
@@ -58,31 +70,38 @@ class FacePath:
         points: float32 (N, 3, 2) left brow, right brow, nose in full-size pixels; NaN where nothing is known.
         weight: float32 (N,) how much of a generated face may show; 0 leaves the frame.
         shots: int64 (N,).
+        settled: so many rows stay as they are when more of the clip becomes known; all of a clip that ended.
     """
 
     points: FloatArray
     weight: FloatArray
     shots: NDArray[np.int64]
+    settled: int
 
 
 def choose_speaker(
-    tracks: FaceTracks, choice: FaceChoice, max_yaw_deg: float, *, mask: NDArray[np.uint8] | None = None
+    tracks: FaceTracks,
+    choice: FaceChoice,
+    max_yaw_deg: float,
+    *,
+    mask: NDArray[np.uint8] | None = None,
 ) -> FacePath:
     """Follow the person asked for.
 
-    The rule is applied in every shot anew; a point names a face in its own shot, in the others the largest is
-    taken.
+    The rule is applied in every shot anew, to its first CHOICE_S (or the first later ones in which it finds
+    somebody); a point names a face in its own shot, in the others the largest is taken.
 
     Args:
-        tracks: of the whole clip.
+        tracks: of the clip, as far as it is known.
         choice: the rule.
         max_yaw_deg: heads turned further fade out.
         mask: uint8 (H, W), white over the speaker; overrides `choice`.
 
     Raises:
-        FaceError: FACE_NOT_FOUND, or FACE_CHOICE_UNMATCHED saying how many faces there are.
+        FaceError: of a clip that ended: FACE_NOT_FOUND, or FACE_CHOICE_UNMATCHED saying how many faces there
+            are.
     """
-    if not tracks.tracks:
+    if tracks.ended and not tracks.tracks:
         raise FaceError(
             ErrorCode.FACE_NOT_FOUND,
             "No face was found in the video. Use a video where the face is at least 50 px wide and turned "
@@ -91,26 +110,26 @@ def choose_speaker(
     n = len(tracks.pts_s)
     points = np.full((n, 3, 2), np.nan, dtype=np.float32)
     weight = np.zeros(n, dtype=np.float32)
+    settled = n
     matched = False
     most = 0
     for shot in np.unique(tracks.shots):
-        frames = np.flatnonzero(tracks.shots == shot)
-        present = [track for track in tracks.tracks if tracks.shots[track.frames[0]] == shot]
-        most = max(most, len(_significant(present, len(frames))))
-        chosen = _choose(present, len(frames), choice, mask, tracks.pts_s, frames)
-        if chosen is None:
-            continue
-        matched = True
-        person = [chosen, *_continuations(chosen, present)]
-        first, last = int(frames[0]), int(frames[-1]) + 1
-        points[first:last], weight[first:last] = _follow(person, tracks.pts_s[first:last], first, max_yaw_deg)
-    if not matched:
+        first, stop = (int(edge) for edge in np.searchsorted(tracks.shots, [shot, shot + 1]))
+        found = _find(tracks, first, stop, choice, mask, ended=tracks.ended or stop < n)
+        most = max(most, found.most)
+        settled = min(settled, found.settled)
+        if found.person:
+            matched = True
+            points[first:stop], weight[first:stop] = _follow(
+                found.person, tracks.pts_s[first:stop], first, max_yaw_deg
+            )
+    if tracks.ended and not matched:
         raise FaceError(
             ErrorCode.FACE_CHOICE_UNMATCHED,
             f"The face asked for was not found; at most {most} face(s) are seen together. Faces are counted "
             "from the left, starting at 0.",
         )
-    return FacePath(points, weight, tracks.shots)
+    return FacePath(points, weight, tracks.shots, settled)
 
 
 def load_faces_file(path: Path, tracks: FaceTracks) -> FaceTracks:
@@ -149,7 +168,7 @@ def load_faces_file(path: Path, tracks: FaceTracks) -> FaceTracks:
                 np.zeros(len(here), dtype=np.float32),
             )
         )
-    return FaceTracks(tracks.width, tracks.height, tracks.pts_s, tracks.shots, tuple(found))
+    return dataclasses.replace(tracks, tracks=tuple(found))
 
 
 def _entry(entry: Any, n_frames: int) -> tuple[int, FloatArray, FloatArray]:
@@ -179,6 +198,85 @@ def _numbers(value: Any, shape: tuple[int, ...], number: int) -> FloatArray:
 # --- choice ---
 
 
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """Who was chosen in a shot.
+
+    Attributes:
+        person: tracks, one after the other; empty: nobody, or nobody yet.
+        most: how many faces were seen together.
+        settled: of the clip's frames, how many have their final rows.
+    """
+
+    person: tuple[Track, ...]
+    most: int
+    settled: int
+
+
+def _find(
+    tracks: FaceTracks,
+    first: int,
+    stop: int,
+    choice: FaceChoice,
+    mask: NDArray[np.uint8] | None,
+    *,
+    ended: bool,
+) -> _Found:
+    """Choose in the shot of frames [first, stop); `ended`: there is no more of it."""
+    pts_s = tracks.pts_s
+    present = [t for t in tracks.tracks if first <= t.frames[0] < stop]
+    known_s = float(pts_s[stop - 1])
+    behind = len(pts_s) if ended else int(np.searchsorted(pts_s, known_s - LOOK_AHEAD_S))
+    most, at = 0, first
+    pointed = _pointed(choice, mask, pts_s, first, stop, ended=ended)
+    if pointed is None:
+        return _Found((), 0, first)  # the moment that was pointed at may still come
+    while at < stop:
+        until = int(np.searchsorted(pts_s[:stop], pts_s[at] + CHOICE_S))
+        if until == stop and not ended:
+            return _Found((), most, at if pointed < 0 else first)  # who is pointed at was there before, too
+        seen = [part for track in present if (part := _between(track, at, until)) is not None]
+        most = max(most, len(_significant(seen, until - at)))
+        if at <= pointed < until and seen:
+            chosen, since = _at_point(seen, pointed, choice), first
+        elif pointed >= 0:
+            chosen, since = None, at
+        else:
+            chosen, since = _choose(seen, until - at, choice, mask), at
+        if chosen is not None:
+            parts = [part for track in present if (part := _between(track, since, stop)) is not None]
+            return _Found(_person(chosen.track_id, parts), most, behind)
+        at = until
+    return _Found((), most, behind)
+
+
+def _pointed(
+    choice: FaceChoice,
+    mask: NDArray[np.uint8] | None,
+    pts_s: NDArray[np.float64],
+    first: int,
+    stop: int,
+    *,
+    ended: bool,
+) -> int | None:
+    """The frame of this shot that a point lies in; -1: in none of it; None: not known yet."""
+    if mask is not None or choice.rule is not FaceRule.POINT:
+        return -1
+    if not ended and choice.time_s > pts_s[stop - 1] - MAX_MISSING_S:
+        return None
+    number = int(np.clip(np.searchsorted(pts_s, choice.time_s + 1e-6) - 1, 0, len(pts_s) - 1))
+    return number if first <= number < stop else -1
+
+
+def _between(track: Track, start: int, stop: int) -> Track | None:
+    """The part of a track that lies in frames [start, stop)."""
+    a, b = np.searchsorted(track.frames, [start, stop])
+    if a == b:
+        return None
+    parts = {name: getattr(track, name)[a:b] for name in ("frames", "boxes", "points", "scores", "yaw_deg")}
+    return Track(track.track_id, **parts)
+
+
 def _area(track: Track) -> float:
     sides = np.maximum(track.boxes[:, 2:] - track.boxes[:, :2], 0)
     return float(np.prod(sides, axis=1).sum())
@@ -195,32 +293,24 @@ def _significant(present: Sequence[Track], n_frames: int) -> list[Track]:
 
 
 def _choose(
-    present: Sequence[Track],
-    n_frames: int,
-    choice: FaceChoice,
-    mask: NDArray[np.uint8] | None,
-    pts_s: NDArray[np.float64],
-    frames: NDArray[np.int64],
+    seen: Sequence[Track], n_frames: int, choice: FaceChoice, mask: NDArray[np.uint8] | None
 ) -> Track | None:
-    if not present:
+    if not seen:
         return None
     if mask is not None:
-        covered = max(present, key=lambda track: _cover(track, mask))
+        covered = max(seen, key=lambda track: _cover(track, mask))
         return covered if _cover(covered, mask) >= MASK_COVER else None
-    largest = max(present, key=_area)
-    row = _significant(present, n_frames) or [largest]
+    largest = max(seen, key=_area)
+    row = _significant(seen, n_frames) or [largest]
     match choice.rule:
-        case FaceRule.LARGEST:
-            return largest
         case FaceRule.LEFT:
             return row[0]
         case FaceRule.RIGHT:
             return row[-1]
         case FaceRule.INDEX:
             return row[choice.index] if choice.index < len(row) else None
-        case FaceRule.POINT:
-            number = int(np.clip(np.searchsorted(pts_s, choice.time_s + 1e-6) - 1, 0, len(pts_s) - 1))
-            return _at_point(present, number, choice) if frames[0] <= number <= frames[-1] else largest
+        case _:
+            return largest
 
 
 def _at_point(present: Sequence[Track], number: int, choice: FaceChoice) -> Track | None:
@@ -244,25 +334,23 @@ def _cover(track: Track, mask: NDArray[np.uint8]) -> float:
     return float(np.mean(shares))
 
 
-def _continuations(chosen: Track, present: Sequence[Track]) -> list[Track]:
-    """Other tracks of the shot that are the same person, lost from sight and seen again."""
-    taken = set(chosen.frames.tolist())
-    found = []
-    for track in sorted(present, key=lambda t: abs(int(t.frames[0]) - int(chosen.frames[0]))):
-        if track is chosen or taken & set(track.frames.tolist()):
-            continue
-        boxes = [chosen.boxes[np.abs(chosen.frames - end).argmin()] for end in track.frames[[0, -1]]]
-        sizes = [
-            float(np.sqrt(np.prod(box[2:] - box[:2]))) for box in (*boxes, track.boxes[0], track.boxes[-1])
-        ]
-        away = min(
-            float(np.hypot(*((a[:2] + a[2:]) / 2 - (b[:2] + b[2:]) / 2)))
-            for a, b in zip(boxes, track.boxes[[0, -1]], strict=True)
-        )
-        if max(sizes) / min(sizes) <= SAME_PERSON_SIZE and away <= SAME_PERSON_DISTANCE * max(sizes):
+def _person(track_id: int, parts: Sequence[Track]) -> tuple[Track, ...]:
+    """The chosen track, and those before and after it that are the same person, lost from sight and back."""
+    chosen = next(track for track in parts if track.track_id == track_id)
+    found = [chosen]
+    for track in sorted(parts, key=lambda t: int(t.frames[-1]), reverse=True):
+        if track.frames[-1] < found[0].frames[0] and _is_near(track.boxes[-1], found[0].boxes[0]):
+            found.insert(0, track)
+    for track in sorted(parts, key=lambda t: int(t.frames[0])):
+        if track.frames[0] > found[-1].frames[-1] and _is_near(found[-1].boxes[-1], track.boxes[0]):
             found.append(track)
-            taken |= set(track.frames.tolist())
-    return found
+    return tuple(found)
+
+
+def _is_near(one: FloatArray, other: FloatArray) -> bool:
+    sizes = [float(np.sqrt(np.prod(box[2:] - box[:2]))) for box in (one, other)]
+    away = float(np.hypot(*((one[:2] + one[2:]) / 2 - (other[:2] + other[2:]) / 2)))
+    return max(sizes) / min(sizes) <= SAME_PERSON_SIZE and away <= SAME_PERSON_DISTANCE * max(sizes)
 
 
 # --- path ---
@@ -277,7 +365,8 @@ def _follow(
     numbers = numbers[order]
     points = np.concatenate([track.points for track in person])[order]
     yaw = np.concatenate([track.yaw_deg for track in person])[order]
-    good = _inliers(points)
+    breaks = np.flatnonzero(np.diff(pts_s[numbers]) > MAX_GAP_S) + 1
+    good = np.concatenate([_inliers(part) for part in np.split(points, breaks)])
     numbers, points, yaw = numbers[good], points[good], yaw[good]
 
     times = pts_s[numbers]

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from lipsync_engine.faces.detect import Detection, FaceDetector
 
-FORMAT = 1
+FORMAT = 2
 MAX_MISSING_S = 1.0
 """A face that comes back near where it was within this time is the same person."""
 
@@ -51,12 +51,13 @@ class Track:
 
 @dataclass(frozen=True, slots=True)
 class FaceTracks:
-    """All faces of a clip.
+    """All faces of a clip, or of its beginning.
 
     Attributes:
         width, height: full size, pixels.
         pts_s: float64 (N,) frame times.
         shots: int64 (N,) shot number of each frame.
+        ended: there is no more of the clip.
     """
 
     width: int
@@ -64,6 +65,7 @@ class FaceTracks:
     pts_s: NDArray[np.float64]
     shots: NDArray[np.int64]
     tracks: tuple[Track, ...]
+    ended: bool
 
     def save(self, path: Path) -> None:
         """Write as .npz; the file appears complete or not at all."""
@@ -76,6 +78,7 @@ class FaceTracks:
                 size=np.array([self.width, self.height]),
                 pts_s=self.pts_s,
                 shots=self.shots,
+                ended=np.array(self.ended),
                 ids=np.array([track.track_id for track in self.tracks], dtype=np.int64),
                 lengths=lengths,
                 frames=_joined(self.tracks, "frames"),
@@ -102,7 +105,7 @@ class FaceTracks:
                 for i, track_id in enumerate(stored["ids"])
             )
             width, height = (int(side) for side in stored["size"])
-            return cls(width, height, stored["pts_s"], stored["shots"], tracks)
+            return cls(width, height, stored["pts_s"], stored["shots"], tracks, bool(stored["ended"]))
 
 
 _SHAPES = {"frames": (), "boxes": (4,), "points": (3, 2), "scores": (), "yaw_deg": ()}
@@ -127,7 +130,7 @@ class _Open:
 
 
 class FaceTracker:
-    """Takes pictures in order, gives tracks at the end.
+    """Takes pictures in order, gives tracks at any time.
 
     Args:
         detector: None where faces will be given: only times and shots are noted then.
@@ -163,11 +166,10 @@ class FaceTracker:
         found = [d for d in found if min(d.box[2] - d.box[0], d.box[3] - d.box[1]) >= MIN_FACE_PX]
         self._match(number, pts_s, found)
 
-    def finish(self) -> FaceTracks:
-        """No more pictures."""
-        self._close(self._open)
+    def so_far(self, *, ended: bool) -> FaceTracks:
+        """All that was seen; `ended`: no more pictures follow."""
         tracks = []
-        for grown in sorted(self._closed, key=lambda track: track.track_id):
+        for grown in sorted(self._closed + self._open, key=lambda track: track.track_id):
             numbers, detections = zip(*grown.seen, strict=True)
             tracks.append(
                 Track(
@@ -185,6 +187,7 @@ class FaceTracker:
             np.array(self._pts_s, dtype=np.float64),
             np.array(self._shots, dtype=np.int64),
             tuple(tracks),
+            ended,
         )
 
     def _match(self, number: int, pts_s: float, found: list[Detection]) -> None:

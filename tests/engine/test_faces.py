@@ -50,7 +50,7 @@ def track(
     tracker = FaceTracker(Scripted(script), WIDTH, HEIGHT)
     for i in range(len(script)):
         tracker.add(i / fps, pictures[i] if pictures else picture())
-    return tracker.finish()
+    return tracker.so_far(ended=True)
 
 
 LARGEST = FaceChoice()
@@ -158,6 +158,54 @@ def test_a_mask_selects_the_face_under_it() -> None:
     assert np.allclose(path.points[:, 2, 0], 150, atol=0.5)
 
 
+def a_minute_of_people(seed: int) -> list[list[Detection]]:
+    """Three people who come, go, are lost for moments, walk and turn; nobody in some seconds."""
+    rng = np.random.default_rng(seed)
+    script: list[list[Detection]] = [[] for _ in range(60 * 25)]
+    for person in range(3):
+        x, y, size = 100 + 200 * person + rng.uniform(-40, 40), 150.0, rng.uniform(60, 110)
+        at = int(rng.integers(0, 400)) if seed % 2 else 0
+        while at < len(script):
+            stays = int(rng.integers(5, 500))
+            for i in range(at, min(len(script), at + stays)):
+                x = float(np.clip(x + rng.normal(0, 1.5), 60, WIDTH - 60))
+                script[i].append(face(x, y, size, yaw_deg=abs(float(rng.normal(0, 25)))))
+            at += stays + int(rng.choice([3, 8, 15, 22, 60, 300]))
+    return script
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_what_is_settled_stays_whatever_follows(seed: int) -> None:
+    script = a_minute_of_people(seed)
+    tracker = FaceTracker(Scripted(script), WIDTH // 10, HEIGHT // 10)  # small pictures: only cuts are seen
+    mask = np.zeros((HEIGHT, WIDTH), np.uint8)
+    mask[:, 200:420] = 255
+    wishes = [(FaceChoice.parse(text), None) for text in ("largest", "left", "right", "1")]
+    seen = next(i for i in range(500, len(script)) if script[i])
+    x, y = script[seen][0].points[2]
+    wishes.append((FaceChoice(FaceRule.POINT, x=float(x), y=float(y), time_s=seen / FPS), None))
+    wishes.append((LARGEST, mask))
+    drafts = []
+    for i in range(len(script)):
+        # Cuts after 9 and 33 seconds: bright from there to there.
+        tracker.add(i / FPS, picture(180 if 225 <= i < 825 else 60)[::10, ::10])
+        if i % 83 == 82:
+            tracks = tracker.so_far(ended=False)
+            drafts += [
+                (n, choose_speaker(tracks, wish[0], 60.0, mask=wish[1])) for n, wish in enumerate(wishes)
+            ]
+    whole = tracker.so_far(ended=True)
+    assert set(whole.shots.tolist()) == {0, 1, 2}
+    final = [choose_speaker(whole, wish[0], 60.0, mask=wish[1]) for wish in wishes]
+    for n, draft in drafts:
+        rows = slice(0, draft.settled)
+        np.testing.assert_array_equal(draft.points[rows], final[n].points[rows])
+        np.testing.assert_array_equal(draft.weight[rows], final[n].weight[rows])
+    last = {n: draft.settled for n, draft in drafts}
+    assert min(last.values()) > len(script) - 25 * 13  # only the last seconds wait
+    assert all(path.weight.any() for path in final)
+
+
 def test_nobody_and_not_that_one() -> None:
     with pytest.raises(FaceError) as nobody:
         choose_speaker(track([[]] * 10), LARGEST, 60.0)
@@ -183,7 +231,7 @@ def test_faces_given_by_the_user(entry: dict[str, object], tmp_path: Path) -> No
         tracker.add(i / FPS, picture())
     path = tmp_path / "faces.json"
     path.write_text(json.dumps({"frames": [entry, {**entry, "frame": 7}]}))
-    given = choose_speaker(faces.load_faces_file(path, tracker.finish()), LARGEST, 60.0)
+    given = choose_speaker(faces.load_faces_file(path, tracker.so_far(ended=True)), LARGEST, 60.0)
     assert given.weight.min() == 1.0  # the frames between and around follow the rule for gaps
     assert np.ptp(given.points[:, 2, 0]) < 1e-3
     assert 100 < given.points[0, 2, 0] < 200
@@ -211,7 +259,7 @@ def test_a_bad_faces_file_says_what_is_wrong(text: str, tmp_path: Path) -> None:
     path = tmp_path / "faces.json"
     path.write_text(text)
     with pytest.raises(ParameterError, match=r"faces\.json"):
-        faces.load_faces_file(path, tracker.finish())
+        faces.load_faces_file(path, tracker.so_far(ended=True))
 
 
 def test_the_cache_returns_what_was_put_and_survives_damage(tmp_path: Path) -> None:
@@ -273,7 +321,7 @@ def test_yunet_on_the_real_clip() -> None:
     tracker = FaceTracker(faces.YuNetDetector(model), info.format.width, info.format.height)
     for pts_s, image in media.scan_frames(info, 960):
         tracker.add(pts_s, image)
-    tracks = tracker.finish()
+    tracks = tracker.so_far(ended=True)
     took = time.monotonic() - began
     path = choose_speaker(tracks, LARGEST, 60.0)
     longest = max(tracks.tracks, key=lambda t: len(t.frames))

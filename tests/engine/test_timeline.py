@@ -86,7 +86,7 @@ def test_runs_end_at_gaps_cuts_and_loop_restarts() -> None:
     weight = np.array([1, 1, 0, 1, 1, 1, 1, 1, 1], dtype=np.float32)
     shots = np.array([0, 0, 0, 0, 0, 1, 1, 1, 1])
     order = np.array([0, 1, 2, 3, 4, 5, 6, 0, 1])
-    assert timeline.runs(weight, shots, order) == [(0, 2), (3, 5), (5, 7), (7, 9)]
+    assert timeline.runs(weight, shots, order, 1) == [(0, 2), (3, 5), (5, 7), (7, 9)]
 
 
 def test_reference_windows_follow_each_other_and_the_last_is_short() -> None:
@@ -158,6 +158,50 @@ def test_every_frame_is_made_once_and_segments_stand_alone(
         for k in s.shares[0].windows:
             assert s.start <= windows[k].own[0]
             assert windows[k].own[-1] < s.stop
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    lengths=st.lists(st.tuples(st.integers(1, 300), st.integers(0, 40)), min_size=1, max_size=5),
+    rate=st.sampled_from([24, 25, 50, 60]),
+    window_frames=st.integers(2, 16),
+    overlap=st.integers(0, 12),
+    target_s=st.sampled_from([1.0, 2.0]),
+    share=st.floats(0.1, 1.0),
+)
+def test_settled_segments_stay_when_more_frames_come(
+    lengths: list[tuple[int, int]],
+    rate: int,
+    window_frames: int,
+    overlap: int,
+    target_s: float,
+    share: float,
+) -> None:
+    fps, overlap = Fraction(rate), min(overlap, window_frames - 1)
+    stretches, n_frames = [], 0
+    for length, gap in lengths:
+        stretches.append((n_frames, n_frames + length))
+        n_frames += length + gap
+
+    def planned(n: int) -> tuple[list[tuple[timeline.Window, ...]], tuple[timeline.Segment, ...]]:
+        windows = []
+        for shift in (0, 5):  # another speaker is seen a little later each time
+            cut = [(min(a + shift, b - 1), min(b, n)) for a, b in stretches]
+            cut = [(a, b) for a, b in cut if a < b]
+            windows.append(timeline.plan_windows(cut, timeline.phases(fps), window_frames, overlap))
+        return windows, timeline.plan_segments(n, windows, fps, target_s)
+
+    windows, segments = planned(n_frames)
+    n_known = max(1, round(share * n_frames))
+    early_windows, early = planned(n_known)
+    settled = timeline.settled_segments(early, n_known, fps, window_frames, target_s)
+    assert settled == segments[: len(settled)]
+    for segment in settled:
+        for speaker, needed in enumerate(segment.shares):
+            for k in (*needed.lead, *needed.windows):
+                assert early_windows[speaker][k] == windows[speaker][k]
+    if n_known - len(settled) * target_s * rate > 10 * target_s * rate + 6 * 16 * 3:
+        assert settled  # enough is known for some
 
 
 def test_snapping() -> None:
