@@ -156,7 +156,7 @@ def test_people_who_cross_keep_their_voices(
         table.append([eval_sync.correlation(lips, truth.openness[:N][rows[number]]) for truth in truths])
     print(np.round(table, 2))
     for person in range(2):
-        assert table[person][person] > 0.6  # lower than at rest: the mouths are small, and they walk
+        assert table[person][person] > 0.5  # lower than at rest: they walk, and one is hidden in between
         assert table[person][1 - person] < 0.3
 
 
