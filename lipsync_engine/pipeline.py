@@ -36,7 +36,7 @@ from lipsync_engine.models import LipSyncModel, load_model
 from lipsync_engine.params import Motion, Speaker, SyncParams
 from lipsync_engine.plan import Plan, analyse
 from lipsync_engine.portrait import animate
-from lipsync_engine.progress import Meter, Progress, Stage
+from lipsync_engine.progress import Meter, Progress, Stage, Watchable
 from lipsync_engine.render import render
 from lipsync_engine.weights import WeightsStore
 
@@ -221,22 +221,26 @@ class LipSyncPipeline:
                 )
                 plan = yield from _timed(analysis, seconds)
 
-            # 3. Render the segments that are not there yet.
+            # 3. Render the segments that are not there yet; each that is can be watched from now on.
+            sound = heard.path if heard is not None else voices[0] if cast is None else cast.mix(folder)
             files = [folder / f"segment-{segment.index:05d}.mp4" for segment in plan.segments]
             missing = [segment for segment in plan.segments if not files[segment.index].exists()]
             done = plan.n_frames - sum(segment.stop - segment.start for segment in missing)
             meter = Meter(Stage.RENDER, plan.n_frames, resumed=done)
-            for segment in missing:
-                with closing(render(plan, segment, self.model, files[segment.index])) as frames:
-                    for count in frames:
-                        yield meter.at(done + count)
-                done += segment.stop - segment.start
+            for segment in plan.segments:
+                if segment in missing:
+                    with closing(render(plan, segment, self.model, files[segment.index])) as frames:
+                        for count in frames:
+                            yield meter.at(done + count)
+                    done += segment.stop - segment.start
+                start_s, stop_s = (float(frame / plan.header.fps) for frame in (segment.start, segment.stop))
+                watchable = Watchable(segment.index, files[segment.index], sound, start_s, stop_s)
+                yield dataclasses.replace(meter.at(done), watchable=watchable)
             seconds[Stage.RENDER] = meter.elapsed_s
 
             # 4. Join them with the sound and publish.
             meter = Meter(Stage.ASSEMBLE, 1)
             yield meter.at(0)
-            sound = heard.path if heard is not None else voices[0] if cast is None else cast.mix(folder)
             media.assemble(files, part, video_info, plan.header.fps, params.quality, audio=sound)
             part.replace(output)
             yield meter.at(1)

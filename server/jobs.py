@@ -75,10 +75,11 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """What a job made: the blob's name and the seconds spent on the device."""
+    """What a job made: the blob's name, the seconds spent on the device, and how long the result is."""
 
     blob: str
     device_s: float
+    media_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

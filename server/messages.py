@@ -163,11 +163,32 @@ class Working:
 
 
 @dataclass(frozen=True, slots=True)
+class Shown:
+    """A stretch of the result can be seen already.
+
+    Attributes:
+        file: fragmented MP4 in the job's folder, to be taken away.
+        index: of the stretch, from 0.
+        start_s, stop_s: its place in the result.
+        still: JPEG in the job's folder, to be taken away, with the first stretch of an attempt.
+    """
+
+    job_id: str
+    file: str
+    index: int
+    start_s: float
+    stop_s: float
+    still: str | None = None
+    kind: Literal["shown"] = "shown"
+
+
+@dataclass(frozen=True, slots=True)
 class Done:
-    """The output file is complete. `device_s`: rendering alone."""
+    """The output file is complete. `device_s`: rendering alone; `media_s`: how long the result is."""
 
     job_id: str
     device_s: float
+    media_s: float = 0.0
     kind: Literal["done"] = "done"
 
 
@@ -190,7 +211,7 @@ class Stopped:
     kind: Literal["stopped"] = "stopped"
 
 
-FromWorker = Ready | Working | Done | Failed | Stopped
+FromWorker = Ready | Working | Shown | Done | Failed | Stopped
 
 _TO_WORKER: TypeAdapter[ToWorker] = TypeAdapter(Annotated[ToWorker, Field(discriminator="kind")])
 _FROM_WORKER: TypeAdapter[FromWorker] = TypeAdapter(Annotated[FromWorker, Field(discriminator="kind")])

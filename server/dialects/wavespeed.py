@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import dataclasses
 import json
 import re
 from collections.abc import AsyncIterator
@@ -143,6 +144,7 @@ def schema(model: Model) -> dict[str, Any]:
             "description": _role_text(role, model.limit(role)),
             "x-ui-component": "uploader",
             "x-accept": f"{role.value}/*",
+            "x-limits": _limits(model.limit(role)),
         }
     if model.takes_options:
         properties |= OPTIONS
@@ -157,6 +159,11 @@ def schema(model: Model) -> dict[str, Any]:
         "required": sorted(role.value for role in model.roles),
         "x-order-properties": [role.value for role in model.roles],
     }
+
+
+def _limits(limits: MediaLimits) -> dict[str, Any]:
+    """What a program can check before it uploads; only what there is a limit of."""
+    return {name: value for name, value in dataclasses.asdict(limits).items() if value}
 
 
 def _role_text(role: Role, limits: MediaLimits) -> str:
