@@ -33,7 +33,8 @@ OPTIONS: Final[dict[str, dict[str, Any]]] = {
     },
     "inference_steps": {"type": "integer", "minimum": 1, "maximum": 50, "description": "Denoising steps."},
     "num_inference_steps": {
-        "type": "integer", "minimum": 1, "maximum": 50, "description": "Another name of inference_steps."
+        "type": "integer", "minimum": 1, "maximum": 50, "description": "Another name of inference_steps.",
+        "x-alias-of": "inference_steps",
     },
     "seed": {
         "type": "integer", "minimum": -1, "maximum": 2147483647, "default": -1, "description": "-1: random."

@@ -108,6 +108,7 @@ class Compare {
 
   known(from_s) {
     this.seek.max = this.result.duration;
+    this.stage.style.setProperty("--aspect", this.result.videoWidth / this.result.videoHeight);
     if (from_s > 0 && from_s < this.result.duration) this.result.currentTime = from_s;
     this.moved();
   }

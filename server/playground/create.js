@@ -35,14 +35,15 @@ class Form {
     this.token = api.token();
     this.kinds = h("div", { class: "kinds", role: "radiogroup", "aria-label": t("create.kind") });
     this.media = h("div", { class: "media" });
-    this.panel = h("section", { class: "panel options" });
+    this.extras = h("details", { class: "panel more", set: { open: Boolean(earlier) } });
+    this.panel = h("section", { class: "panel summary" });
     this.status = h("p", { class: "status", role: "status" });
     this.view = h(
       "div",
       { class: "create" },
       h("header", { class: "head" }, h("h1", {}, t("create.title")), h("p", { class: "lead" }, t(earlier ? "create.again" : "create.words"))),
       this.kinds,
-      h("div", { class: "create-grid" }, this.media, this.panel),
+      h("div", { class: "create-grid" }, h("div", { class: "create-left" }, this.media, this.extras), this.panel),
     );
     this.choose(first);
   }
@@ -76,7 +77,7 @@ class Form {
 
   slot(name, limits) {
     const link = this.earlier?.request.files[name];
-    return new Slot(name, limits, link ?? null);
+    return new Slot(name, limits, link ?? null, () => this.say(""));
   }
 
   showOptions() {
@@ -91,11 +92,12 @@ class Form {
     this.go = button(t("create.go"), () => this.submit(), { kind: "primary big", symbol: "arrow", id: "go" });
     const may = api.session.can("run");
     this.go.disabled = !may;
+    this.extras.hidden = this.options.length === 0;
+    fill(this.extras, h("summary", {}, t("create.options")), h("div", { class: "fields" }, this.options.map((option) => option.view)));
     fill(
       this.panel,
       h("div", { class: "field" }, h("label", { for: "title" }, t("create.title.label")), this.name),
       h("div", { class: "field" }, h("label", { for: "model" }, t("create.model")), model),
-      this.options.length > 0 && h("details", { class: "more", set: { open: Boolean(this.earlier) } }, h("summary", {}, t("create.options")), h("div", { class: "fields" }, this.options.map((option) => option.view))),
       this.go,
       this.status,
       h("p", { class: "quiet" }, may ? t("create.consent") : t("create.norun")),
@@ -144,7 +146,7 @@ class Form {
     const words = h("span", {}, "");
     fill(this.status, words, bar, button(t("create.stop"), () => this.upload?.abort(), { kind: "small" }));
     this.status.className = "status";
-    const what = t(`media.${name}`);
+    const what = t(`media.${name}`).toLowerCase();
     const show = (sent) => {
       bar.value = sent;
       words.textContent = t("create.uploading", { what, percent: Math.round((100 * sent) / slot.file.size) });
@@ -163,8 +165,9 @@ class Form {
 
 /** One place for a file: drop, choose, record; preview; why it is refused. */
 class Slot {
-  constructor(field, limits, link) {
+  constructor(field, limits, link, changed) {
     this.field = field;
+    this.changed = changed;
     this.kind = kindOf(field);
     this.file = null;
     this.link = link;
@@ -216,6 +219,7 @@ class Slot {
     if (this.file !== file) return;
     this.problem = this.refused();
     this.show();
+    this.changed();
   }
 
   /** What the browser says of length and pixels; it may know neither. */
@@ -246,7 +250,7 @@ class Slot {
   showProblem() {
     this.view.classList.toggle("wrong", Boolean(this.problem));
     const [name, values] = this.problem ?? [];
-    const words = name && t(name, { ...values, what: values.what && t(`media.${values.what}`), size: values.size && bytes(values.size), most: values.most && bytes(values.most) });
+    const words = name && t(name, { ...values, what: values.what && t(`media.${values.what}`).toLowerCase(), size: values.size && bytes(values.size), most: values.most && bytes(values.most) });
     fill(this.message, words && icon("alert"), words);
   }
 
