@@ -60,7 +60,10 @@ def axe(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture
 def opened(live: Live, browser: Any) -> Iterator[Open]:
-    """`opened(width=390, dark=True)`: a signed-in page in a context of its own, checked at the end."""
+    """`opened(width=390, dark=True)`: a signed-in page in a context of its own, checked at the end.
+
+    It stands still: drawing movement without a GPU would take the processor from the model.
+    """
     pages: list[Seen] = []
 
     def open_page(
@@ -70,11 +73,13 @@ def opened(live: Live, browser: Any) -> Iterator[Open]:
         dark: bool = False,
         key: str | None = None,
         language: str = "en",
+        still: bool = True,
     ) -> Seen:
         context = browser.new_context(
             viewport={"width": width, "height": height},
             color_scheme="dark" if dark else "light",
             locale={"en": "en-GB", "zh": "zh-CN"}[language],
+            reduced_motion="reduce" if still else "no-preference",
             permissions=["camera", "microphone"],
         )
         seen = Seen(context.new_page(), live.base)

@@ -44,8 +44,9 @@ def long_voice(tmp_path_factory: pytest.TempPathFactory, voice: Path, ffmpeg: Ff
 
 
 def pick(seen: Seen, video: Path, voice: Path, steps: int) -> None:
-    seen.page.set_input_files("#file-video", video)
-    seen.page.set_input_files("#file-audio", voice)
+    for role, file in (("video", video), ("audio", voice)):
+        if seen.page.query_selector(f"#file-{role}"):
+            seen.page.set_input_files(f"#file-{role}", file)
     if not seen.page.is_visible("#option-inference_steps"):
         seen.page.click(".more summary")
     seen.page.fill("#option-inference_steps", str(steps))
@@ -103,7 +104,7 @@ def test_from_upload_to_deletion(
     asked: list[str] = []
     page.on("request", lambda request: asked.append(request.url))
     began = time.monotonic()
-    job = start(seen, clip, long_voice, 8)
+    job = start(seen, clip, long_voice, 2)
     stages = set()
 
     def plays() -> bool:
@@ -136,6 +137,7 @@ def test_from_upload_to_deletion(
     seen.wait("document.querySelector('.after video').currentTime > 2.3")
     page.click(".transport .round")
     seen.wait(f"{APART_S} < 0.1")
+    seen.expected.append("Canvas2D: Multiple readback")  # by this very look
     assert seen.wait(PAINTED)
     with page.expect_download() as download:
         page.click(".below a[download]")
@@ -163,7 +165,7 @@ def test_from_upload_to_deletion(
     page.wait_for_selector(row)
     page.click(f"{row} a.button")
     page.wait_for_selector("#go")
-    assert page.input_value("#option-inference_steps") == "8"
+    assert page.input_value("#option-inference_steps") == "2"
     assert page.input_value("#title") == "clip.mp4 + voice.wav"
     assert page.locator(".slot video").count() == 1
     seen.go("#/jobs")
@@ -192,7 +194,7 @@ def test_the_server_restarts_in_the_middle(live: Live, opened: Open, clip: Path,
     seen.expected += ["ERR_CONNECTION_REFUSED", "ERR_INCOMPLETE_CHUNKED_ENCODING", "ERR_EMPTY_RESPONSE",
                       "ERR_CONNECTION_RESET"]  # fmt: skip
     live.wait_ready()
-    job = start(seen, clip, long_voice, 4)
+    job = start(seen, clip, long_voice, 2)
     seen.wait("document.querySelector('.screen video')?.buffered.length > 0")
     live.stop(signal.SIGKILL)
     seen.page.wait_for_selector(".job .banner:not([hidden])")
@@ -321,18 +323,19 @@ def test_the_keyboard_is_enough(opened: Open) -> None:
     """From the top of the page to the form's button, and every stop can be seen."""
     seen = opened()
     stops = []
+    seen.page.evaluate("document.querySelector('.skip').focus()")
+    assert seen.page.evaluate("document.querySelector('.skip').getBoundingClientRect().top") >= 0
     for _ in range(25):
         seen.page.keyboard.press("Tab")
         stops.append(seen.page.evaluate("document.activeElement.id || document.activeElement.textContent"))
         if stops[-1] == "go":
             break
-    assert stops[0] == "Skip to content" or "Skip to content" in stops
+    assert stops[1] == "Create"
     assert {"file-video", "file-audio", "model", "go"} <= set(stops), stops
 
 
 def test_less_motion_where_that_is_wished(opened: Open) -> None:
     seen = opened()
-    seen.page.emulate_media(reduced_motion="reduce")
     moving = "document.getAnimations().length"
     seen.page.click("#go")
     assert seen.page.evaluate("getComputedStyle(document.querySelector('#go')).transitionDuration") == "0s"
@@ -348,7 +351,7 @@ def test_both_languages_say_everything(opened: Open) -> None:
         assert all(pair), name
         assert sorted(re.findall(r"\{\w+\}", pair[0])) == sorted(re.findall(r"\{\w+\}", pair[1])), name
     source = "".join(path.read_text() for path in PLAYGROUND.glob("*.js") if path.name != "texts.js")
-    said = set(re.findall(r"""["'`]((?:[a-z]+\.)+[a-z_]+)["'`]""", source)) & set(texts)
+    said = set(re.findall(r"""["'`]([a-z]+(?:\.[a-z_]+)*)["'`]""", source)) & set(texts)
     built = set(re.findall(r"`([a-z.]+\.)\$\{", source))
     unused = {name for name in texts if name not in said and not any(name.startswith(p) for p in built)}
     inside = set(re.findall(r't\("([a-z.]+)"', (PLAYGROUND / "texts.js").read_text()))

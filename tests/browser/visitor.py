@@ -48,8 +48,7 @@ class Seen:
 
     def check(self) -> None:
         unexpected = [text for text in self.messages if not any(re.search(e, text) for e in self.expected)]
-        assert unexpected == []
-        assert self.outside == []
+        assert (unexpected, self.outside) == ([], [])
 
 
 Open = Callable[..., Seen]
