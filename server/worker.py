@@ -118,7 +118,8 @@ class Worker:
                 if progress.stage is Stage.ASSEMBLE:
                     previews.wait()  # what they read goes with that stage
                 now = time.monotonic()
-                if progress.stage is not stage or now - reported >= REPORT_EVERY_S:
+                is_news = progress.stage is not stage or progress.watchable is not None
+                if is_news or now - reported >= REPORT_EVERY_S:
                     reported, stage = now, progress.stage
                     self._say(_working(start.job_id, progress))
         return Done(start.job_id, device_s=rendering_s, media_s=media_s)

@@ -145,7 +145,7 @@ class Compare {
   async showWave() {
     if ((this.job.output.duration_s ?? 0) > WAVE_MOST_S) return this.wave.remove();
     try {
-      this.peaks = await peaksOf(api.here(this.job.output.url));
+      this.peaks = await peaksOf(await (await fetch(api.here(this.job.output.url))).arrayBuffer());
       this.moved();
     } catch {
       this.wave.remove(); // a sound that this browser cannot decode; the film plays all the same

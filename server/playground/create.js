@@ -6,12 +6,14 @@ import { button, fill, h, icon, notice } from "./dom.js";
 import { bodyOf, entries } from "./entries.js";
 import { canRecord, record } from "./record.js";
 import { bytes, duration, errorText, has, t } from "./texts.js";
+import { drawWave, peaksOf } from "./wave.js";
 
 const KINDS = [
   ["video", "film"],
   ["image", "face"],
   ["several", "two"],
 ];
+const WAVE_MOST_BYTES = 40e6;
 const SYMBOLS = { video: "film", image: "face", audio: "voice" };
 
 /**
@@ -285,7 +287,16 @@ class Slot {
       const size = player.videoWidth ? { width: player.videoWidth, height: player.videoHeight } : {};
       this.measured(Number.isFinite(player.duration) ? { duration_s: player.duration, ...size } : size);
     });
-    return h("div", { class: `shown ${this.kind}` }, player);
+    return h("div", { class: `shown ${this.kind}` }, this.kind === "audio" && this.wave(), player);
+  }
+
+  /** The sound's shape; none where the browser cannot decode it, or it is long. */
+  wave() {
+    const canvas = h("canvas", { "aria-hidden": "true" });
+    if (!this.file || this.file.size > WAVE_MOST_BYTES) return null;
+    const drawn = this.file.arrayBuffer().then(peaksOf);
+    drawn.then((peaks) => canvas.isConnected && drawWave(canvas, peaks, 1), () => canvas.remove());
+    return canvas;
   }
 
   named() {

@@ -227,9 +227,9 @@ const TEXTS = {
   "health.least": ["Below {least} nothing more is taken.", "低于 {least} 时不再接受任务。"],
   "health.metrics": ["Metrics for monitoring", "监控指标"],
 
-  "time.seconds": ["{n} s", "{n} 秒"],
-  "time.minutes": ["{m} min {s} s", "{m} 分 {s} 秒"],
-  "time.hours": ["{h} h {m} min", "{h} 小时 {m} 分"],
+  "time.seconds": ["{n} s", "{n} 秒"],
+  "time.minutes": ["{m} min {s} s", "{m} 分 {s} 秒"],
+  "time.hours": ["{h} h {m} min", "{h} 小时 {m} 分"],
 };
 
 /** What went wrong with a job, by its code; English is what the server says, which knows more. */

@@ -2,10 +2,13 @@
 
 const COLUMNS = 600;
 
-/** Loudest sample of each of COLUMNS stretches, 0 to 1. */
-export async function peaksOf(url) {
+/**
+ * Loudest sample of each of COLUMNS stretches, 0 to 1.
+ * @param {ArrayBuffer} content of a file with sound
+ */
+export async function peaksOf(content) {
   const context = new OfflineAudioContext(1, 1, 16000);
-  const sound = await context.decodeAudioData(await (await fetch(url)).arrayBuffer());
+  const sound = await context.decodeAudioData(content);
   const samples = sound.getChannelData(0);
   const step = Math.max(1, Math.floor(samples.length / COLUMNS));
   const peaks = new Float32Array(Math.ceil(samples.length / step));

@@ -225,6 +225,35 @@ def test_without_streams_it_asks_again_and_again(live: Live, opened: Open, clip:
     seen.page.wait_for_selector(".compare", timeout=60000)
 
 
+def test_a_failure_in_plain_words(
+    live: Live, opened: Open, clip: Path, voice: Path, tmp_path: Path, ffmpeg: Ffmpeg
+) -> None:
+    """Two speakers are asked for where there is one: it says so, and the form comes back as it was."""
+    portrait = tmp_path / "portrait.png"
+    ffmpeg("-i", clip, "-frames:v", 1, portrait)
+    seen = opened()
+    page = seen.page
+    live.wait_ready()
+    page.check("input[value=several]", force=True)
+    page.set_input_files("#file-image", portrait)
+    for role in ("left_audio", "right_audio"):
+        page.set_input_files(f"#file-{role}", voice)
+    page.click(".more summary")
+    page.select_option("#option-order", "left_right")
+    with page.expect_request("**/api/v1/lipsync-image-multi") as submitted:
+        page.click("#go")
+    form = submitted.value.post_data_json["formState"]
+    assert set(form) >= {"image", "left_audio", "right_audio", "title"}
+    assert form["order"] == "left_right"
+    page.wait_for_selector(".panel.bad", timeout=60000)
+    assert "face_choice_unmatched" in page.inner_text(".panel.bad")
+    page.click("text=Again, with changes")
+    page.wait_for_selector("#go")
+    assert page.is_checked("input[value=several]")
+    assert page.input_value("#option-order") == "left_right"
+    assert page.locator(".slot .shown").count() == 3
+
+
 def test_keys(live: Live, opened: Open) -> None:
     seen = opened()
     page = seen.page
