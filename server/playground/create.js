@@ -282,7 +282,7 @@ class Slot {
       image.addEventListener("load", () => this.measured({ width: image.naturalWidth, height: image.naturalHeight }));
       return h("div", { class: "shown" }, image);
     }
-    const player = h(this.kind, { src: url, controls: true, preload: "metadata", "aria-label": t(`media.${this.field}`), set: { playsInline: true, muted: this.kind === "video" } });
+    const player = h(this.kind, { src: url, controls: true, preload: this.url ? "auto" : "metadata", "aria-label": t(`media.${this.field}`), set: { playsInline: true, muted: this.kind === "video" } });
     player.addEventListener("loadedmetadata", () => {
       const size = player.videoWidth ? { width: player.videoWidth, height: player.videoHeight } : {};
       this.measured(Number.isFinite(player.duration) ? { duration_s: player.duration, ...size } : size);

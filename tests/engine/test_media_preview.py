@@ -56,7 +56,7 @@ def pictures(path: Path) -> tuple[np.ndarray, list[float]]:
 
 def loudness(path: Path) -> np.ndarray:
     """RMS of every 10 ms."""
-    samples = np.concatenate(list(media.read_audio(media.probe_audio(path), 16000)))
+    samples = np.concatenate(list(media.read_audio(path, 16000))) / 32768
     return np.sqrt(np.mean(samples[: len(samples) // 160 * 160].reshape(-1, 160) ** 2, axis=1))
 
 
