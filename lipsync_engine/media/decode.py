@@ -296,8 +296,8 @@ _IMAGE_READERS = (
 def _image(path: Path) -> Any:
     """An image's picture, read as what its bytes say.
 
-    FFmpeg left alone takes a JPEG of more than 2 KiB whose name ends in .jpg for one of a numbered series, whose
-    reader is not allowed here.
+    FFmpeg left alone takes a JPEG of more than 2 KiB named *.jpg for one of a numbered series, and
+    the reader of those is not allowed here.
     """
     with path.open("rb") as file:
         head = file.read(8)
