@@ -36,7 +36,7 @@ from lipsync_engine.models import LipSyncModel, load_model
 from lipsync_engine.params import Motion, Speaker, SyncParams
 from lipsync_engine.plan import Plan, analyse
 from lipsync_engine.portrait import Clips, animate
-from lipsync_engine.progress import Meter, Progress, Stage
+from lipsync_engine.progress import Meter, Progress, Stage, Watchable
 from lipsync_engine.render import render
 from lipsync_engine.weights import WeightsStore
 
@@ -206,7 +206,8 @@ class LipSyncPipeline:
             self._work_folder(key) as folder,
         ):
             seconds = dict.fromkeys(Stage, 0.0)
-            shown = _Shown(self.model, folder)
+            sound = heard.path if heard is not None else voices[0] if cast is None else cast.mix(folder)
+            shown = _Shown(self.model, folder, sound)
 
             # 2. Analyse, or take the plan that an interrupted run has left. Of a long clip the first segments
             #    are rendered before the rest is read.
@@ -228,14 +229,13 @@ class LipSyncPipeline:
                 )
                 plan = yield from _timed(analysis, seconds, shown)
 
-            # 3. Render the segments that are not there yet.
+            # 3. Render the segments that are not there yet; each that is can be watched from now on.
             yield from shown.render(plan)
             seconds[Stage.RENDER] = shown.seconds
 
             # 4. Join them with the sound and publish.
             meter = Meter(Stage.ASSEMBLE, 1)
             yield meter.at(0)
-            sound = heard.path if heard is not None else voices[0] if cast is None else cast.mix(folder)
             media.assemble(shown.files, part, video_info, plan.header.fps, params.quality, audio=sound)
             part.replace(output)
             yield meter.at(1)
@@ -457,8 +457,8 @@ class _Shown:
         seconds: that rendering took.
     """
 
-    def __init__(self, model: LipSyncModel, folder: Path) -> None:
-        self._model, self._folder = model, folder
+    def __init__(self, model: LipSyncModel, folder: Path, sound: Path) -> None:
+        self._model, self._folder, self._sound = model, folder, sound
         self.files: list[Path] = []
         self.resumed = 0
         self.seconds = 0.0
@@ -481,6 +481,9 @@ class _Shown:
             self._frames += segment.stop - segment.start
             self.files.append(file)
             self.seconds = start_s + time.monotonic() - began
+            place_s = (float(frame / plan.header.fps) for frame in (segment.start, segment.stop))
+            watchable = Watchable(segment.index, file, self._sound, *place_s)
+            yield dataclasses.replace(self._at(plan, 0), watchable=watchable)
 
     def _at(self, plan: Plan, count: int) -> Progress:
         done = self._frames + count

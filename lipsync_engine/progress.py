@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
+from pathlib import Path
 
 
 class Stage(StrEnum):
@@ -19,6 +20,24 @@ class Stage(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class Watchable:
+    """A finished segment: it can be seen while the rest is made.
+
+    Attributes:
+        index: of the segment, from 0.
+        pictures: its file, without sound.
+        sound: file that is heard over the whole result. Both are there until the ASSEMBLE stage has ended.
+        start_s, stop_s: the segment's place in the result.
+    """
+
+    index: int
+    pictures: Path
+    sound: Path
+    start_s: float
+    stop_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class Progress:
     """One report.
 
@@ -29,6 +48,7 @@ class Progress:
         total: units in all; 0 when not known.
         elapsed_s: since the stage began.
         resumed: units of `done` that an earlier run had finished.
+        watchable: the segment that this report says is finished.
     """
 
     stage: Stage
@@ -36,6 +56,7 @@ class Progress:
     total: int
     elapsed_s: float
     resumed: int = 0
+    watchable: Watchable | None = None
 
     @property
     def per_second(self) -> float:

@@ -7,6 +7,7 @@ import signal
 import socket
 import sys
 import time
+from types import FrameType
 
 import uvicorn
 
@@ -54,8 +55,20 @@ def main() -> int:
         access_log=False,
         timeout_graceful_shutdown=int(settings.drain_s) + 5,
     )
-    uvicorn.Server(config).run(sockets=[listening])
+    _Uvicorn(config, server).run(sockets=[listening])
     return 0
+
+
+class _Uvicorn(uvicorn.Server):
+    """Tells the server at once that it is to stop: streams to clients would hold up the end."""
+
+    def __init__(self, config: uvicorn.Config, server: Server) -> None:
+        super().__init__(config)
+        self._told = server.board
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self._told.is_leaving = True
+        super().handle_exit(sig, frame)
 
 
 def _devices() -> tuple[str, ...]:

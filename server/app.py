@@ -21,11 +21,11 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse, Response
 from starlette.exceptions import HTTPException
 
-from server import auth
+from server import auth, page
 from server.auth import Keyring, RateLimit, Scope, Signer
 from server.blobs import Blobs
 from server.board import Board
-from server.dialects import studio, wavespeed
+from server.dialects import native, studio, wavespeed
 from server.dialects.common import Refusal, refusal_of, signed_headers
 from server.fetch import Inputs
 from server.jobs import Job, Policy
@@ -175,6 +175,8 @@ def create_app(server: Server) -> FastAPI:
             wavespeed.router(server.site), prefix=prefix, include_in_schema=prefix == wavespeed.PREFIXES[0]
         )
     app.include_router(studio.router(server.site), prefix=studio.PREFIX)
+    app.include_router(native.router(server.site, lambda: server.supervisor.workers), prefix=native.PREFIX)
+    page.mount(app)
     _files(app, server.site)
     _operations(app, server)
     _errors(app)
@@ -290,8 +292,11 @@ def _errors(app: FastAPI) -> None:
     """One place that turns errors into answers."""
 
     def answer(http: HttpRequest, refusal: Refusal) -> Response:
-        is_studio = http.url.path.startswith(f"{studio.PREFIX}/")
-        return studio.error_answer(refusal) if is_studio else wavespeed.error_answer(refusal)
+        if http.url.path.startswith(f"{studio.PREFIX}/"):
+            return studio.error_answer(refusal)
+        if http.url.path.startswith(f"{native.PREFIX}/"):
+            return native.error_answer(refusal)
+        return wavespeed.error_answer(refusal)
 
     async def known(http: HttpRequest, error: Exception) -> Response:
         return answer(http, refusal_of(error))

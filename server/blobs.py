@@ -1,12 +1,13 @@
 """Files that belong to jobs: uploads, inputs, results. The only owner of object storage.
 
 Names are paths of our own making, such as `results/<id>.mp4`; nothing from outside becomes a name unchecked.
-The module knows neither jobs nor HTTP.
+The module knows neither HTTP nor what happens to a job.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import re
 from collections.abc import AsyncIterator
@@ -18,6 +19,16 @@ from obstore.store import LocalStore
 
 NAME = re.compile(r"[a-z]+/[A-Za-z0-9_-]{1,64}(/[A-Za-z0-9_-]{1,64})?\.[a-z0-9]{1,5}")
 CHUNK_BYTES = 1 << 20
+
+
+def preview_folder(job_id: str) -> str:
+    """Where the stretches of a running job's result lie that can be watched already."""
+    return f"previews/{job_id}"
+
+
+def still_blob(job_id: str) -> str:
+    """A small picture out of a job's result."""
+    return f"stills/{job_id}.jpg"
 
 
 class TooLargeError(Exception):
@@ -99,6 +110,22 @@ class Blobs:
             self._store.delete(_checked(name))
         except FileNotFoundError:
             return
+
+    def under(self, folder: str) -> list[BlobInfo]:
+        """All blobs of a folder, such as `previews/<id>`, by name."""
+        found = (
+            BlobInfo(meta["path"], meta["size"], meta["last_modified"].timestamp())
+            for page in self._store.list(prefix=folder)
+            for meta in page
+        )
+        return sorted(found, key=lambda blob: blob.name)
+
+    def delete_under(self, folder: str) -> None:
+        """Forget a folder and its blobs."""
+        for blob in self.under(folder):
+            self.delete(blob.name)
+        with contextlib.suppress(OSError):  # not there, or something was stored meanwhile
+            (self._root / folder).rmdir()
 
     def older_than(self, before: float) -> list[BlobInfo]:
         """All blobs last changed before a moment."""

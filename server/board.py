@@ -8,9 +8,10 @@ dialect, no HTTP and no worker process; those subscribe.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TypeVar
@@ -48,6 +49,8 @@ class Board:
         """Told when a running job has to stop."""
         self.on_end: Callable[[Job], None] = lambda job: None
         """Told when a job has ended."""
+        self.is_leaving = False
+        """The server stops: whoever streams to a client ends that now."""
         self._usual_run_s: float | None = None
         self._turns: dict[str, Turn] = {}
         self._turns_at = 0.0
@@ -123,28 +126,40 @@ class Board:
     def _lost(self, fence: int, job: Job, now: float) -> Job:
         return jobs.fail(job, fence, now, jobs.WORKER_LOST, self.policy)
 
-    async def until_final(self, job_id: str, timeout_s: float) -> Record | None:
-        """The job when it has ended, or as it is when the time is up; None where it was deleted."""
+    @contextlib.contextmanager
+    def watched(self, job_id: str) -> Iterator[asyncio.Event]:
+        """An event that is set whenever the job changes."""
         event = asyncio.Event()
         self._waiters[job_id].add(event)
         try:
-            async with asyncio.timeout(timeout_s):
-                while (record := self.store.get(job_id)) is not None and not record.job.state.is_final:
-                    await event.wait()
-                    event.clear()
-                return record
-        except TimeoutError:
-            return self.store.get(job_id)
+            yield event
         finally:
             self._waiters[job_id].discard(event)
             if not self._waiters[job_id]:
                 del self._waiters[job_id]
+
+    async def until_final(self, job_id: str, timeout_s: float) -> Record | None:
+        """The job when it has ended, or as it is when the time is up; None where it was deleted."""
+        with self.watched(job_id) as changed:
+            try:
+                async with asyncio.timeout(timeout_s):
+                    while (record := self.store.get(job_id)) is not None and not record.job.state.is_final:
+                        await changed.wait()
+                        changed.clear()
+                    return record
+            except TimeoutError:
+                return self.store.get(job_id)
 
     def turn(self, job_id: str) -> Turn | None:
         """When a waiting job will run, as it was a moment ago: hundreds of clients ask every second."""
         if self.now() - self._turns_at > TURNS_AGE_S or job_id not in self._turns:
             self._turns, self._turns_at = jobs.turns(self.store.waiting()), self.now()
         return self._turns.get(job_id)
+
+    @property
+    def usual_run_s(self) -> float | None:
+        """How long a job takes from start to end, the latest counting most; None: nobody knows yet."""
+        return self._usual_run_s
 
     def starts_in_s(self, turn: Turn) -> float | None:
         """About how long a job will still wait; None until a job has shown how long one takes."""

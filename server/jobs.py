@@ -75,10 +75,18 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """What a job made: the blob's name, the seconds spent on the device, and what could not be done."""
+    """What a job made.
+
+    Attributes:
+        blob: its name.
+        device_s: seconds spent on the device.
+        media_s: how long the result is.
+        warnings: what was asked for and could not be done.
+    """
 
     blob: str
     device_s: float
+    media_s: float = 0.0
     warnings: tuple[str, ...] = ()
 
 

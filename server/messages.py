@@ -191,16 +191,38 @@ class Working:
 
 
 @dataclass(frozen=True, slots=True)
+class Shown:
+    """A stretch of the result can be seen already.
+
+    Attributes:
+        file: fragmented MP4 in the job's folder, to be taken away.
+        index: of the stretch, from 0.
+        start_s, stop_s: its place in the result.
+        still: JPEG in the job's folder, to be taken away, with the first stretch of an attempt.
+    """
+
+    job_id: str
+    file: str
+    index: int
+    start_s: float
+    stop_s: float
+    still: str | None = None
+    kind: Literal["shown"] = "shown"
+
+
+@dataclass(frozen=True, slots=True)
 class Done:
     """The output file is complete.
 
     Attributes:
         device_s: rendering alone.
+        media_s: how long the result is.
         warnings: sentences on what was asked for and could not be done.
     """
 
     job_id: str
     device_s: float
+    media_s: float
     warnings: tuple[str, ...]
     kind: Literal["done"] = "done"
 
@@ -224,7 +246,7 @@ class Stopped:
     kind: Literal["stopped"] = "stopped"
 
 
-FromWorker = Ready | Working | Done | Failed | Stopped
+FromWorker = Ready | Working | Shown | Done | Failed | Stopped
 
 _TO_WORKER: TypeAdapter[ToWorker] = TypeAdapter(Annotated[ToWorker, Field(discriminator="kind")])
 _FROM_WORKER: TypeAdapter[FromWorker] = TypeAdapter(Annotated[FromWorker, Field(discriminator="kind")])

@@ -13,7 +13,7 @@ from urllib.parse import quote, unquote, urlsplit
 from fastapi import Request as HttpRequest
 
 from server.auth import Caller, Keyring, RateLimit, RefusedError, Scope, Signer
-from server.blobs import Blobs, TooLargeError
+from server.blobs import Blobs, TooLargeError, still_blob
 from server.board import Board
 from server.jobs import Job
 from server.messages import Request
@@ -150,6 +150,7 @@ class Site:
     def forget_files(self, record: Record) -> None:
         """Delete the result and the inputs that belong to this job alone."""
         names = [source.blob for source in record.request.sources if source.blob is not None]
+        names.append(still_blob(record.job.id))
         if record.job.output is not None:
             names.append(record.job.output.blob)
         for name in names:
@@ -172,9 +173,10 @@ class Site:
         name = unquote(name)
         if not self.signer.holds("read", name, token, self.board.now()):
             return None
+        folder, _, rest = name.partition("/")
         owner = name.startswith(f"uploads/{caller.tenant}/")
-        result = name.startswith("results/") and self.job(caller, name[8:40]) is not None
-        return name if owner or result else None
+        of_job = folder in ("results", "inputs") and self.job(caller, rest[:32]) is not None
+        return name if owner or of_job else None
 
     def upload_place(self, caller: Caller, base: str, filename: str, content_type: str | None) -> Upload:
         """Where a file may be put once, by whoever has the link.

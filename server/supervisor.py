@@ -24,7 +24,7 @@ from typing import Any
 import psutil
 
 from server import jobs
-from server.blobs import Blobs
+from server.blobs import Blobs, preview_folder, still_blob
 from server.board import Board
 from server.fetch import Inputs
 from server.jobs import Failure, Job, NotAllowedError, Output, Progress
@@ -33,6 +33,7 @@ from server.messages import (
     Failed,
     FromWorker,
     Ready,
+    Shown,
     Start,
     Stop,
     Stopped,
@@ -81,6 +82,12 @@ def result_blob(job_id: str) -> str:
     return f"results/{job_id}.mp4"
 
 
+def _preview_blob(shown: Shown) -> str:
+    """The name tells the stretch's place, in milliseconds, so that nothing else need remember it."""
+    start_ms, stop_ms = round(1000 * shown.start_s), round(1000 * shown.stop_s)
+    return f"{preview_folder(shown.job_id)}/{shown.index:05d}-{start_ms}-{stop_ms}.mp4"
+
+
 class Supervisor:
     """All workers of this server.
 
@@ -92,7 +99,8 @@ class Supervisor:
         self, board: Board, blobs: Blobs, inputs: Inputs, devices: tuple[str, ...], settings: WorkerSettings
     ) -> None:
         self._seats = [_Seat(device, board, blobs, inputs, settings) for device in devices]
-        self._board, self._folder, self._drain_s = board, settings.folder / "jobs", settings.drain_s
+        self._board, self._blobs = board, blobs
+        self._folder, self._drain_s = settings.folder / "jobs", settings.drain_s
         self._tasks: list[asyncio.Task[None]] = []
         board.on_stop = self._stop
 
@@ -109,13 +117,15 @@ class Supervisor:
     def forget(self, job: Job) -> None:
         """Remove what an earlier attempt at an ended job left; a seat that still has it does so itself."""
         if not any(seat.has(job.id) for seat in self._seats):
-            shutil.rmtree(self._folder / job.id, ignore_errors=True)
+            _remove_left(self._folder / job.id, self._blobs, job.id)
 
     def start(self) -> None:
-        for folder in self._folder.glob("*"):  # of jobs that ended just before the server died
-            record = self._board.store.get(folder.name)
+        left = {folder.name for folder in self._folder.glob("*")}
+        left |= {blob.name.split("/")[1] for blob in self._blobs.under("previews")}
+        for job_id in left:  # of jobs that ended just before the server died
+            record = self._board.store.get(job_id)
             if record is None or record.job.state.is_final:
-                shutil.rmtree(folder, ignore_errors=True)
+                _remove_left(self._folder / job_id, self._blobs, job_id)
         self._tasks = [asyncio.create_task(seat.run(), name=f"worker {seat.device}") for seat in self._seats]
 
     async def drain(self) -> None:
@@ -131,6 +141,12 @@ class Supervisor:
     def _stop(self, job: Job) -> None:
         for seat in self._seats:
             seat.stop(job.id)
+
+
+def _remove_left(folder: Path, blobs: Blobs, job_id: str) -> None:
+    """What only a running job needs: its folder, and what could be seen of its result."""
+    shutil.rmtree(folder, ignore_errors=True)
+    blobs.delete_under(preview_folder(job_id))
 
 
 class _Seat:
@@ -218,9 +234,9 @@ class _Seat:
             folder.mkdir(parents=True, exist_ok=True)
             last = await self._work(record, folder, worker)
             match last:
-                case Done(device_s=device_s, warnings=warnings):
+                case Done(device_s=device_s, media_s=media_s, warnings=warnings):
                     await asyncio.to_thread(self._blobs.take, result_blob(job_id), folder / "out.mp4")
-                    output = Output(result_blob(job_id), device_s, warnings)
+                    output = Output(result_blob(job_id), device_s, media_s, warnings)
                     await end(lambda job, now: jobs.succeed(job, fence, now, output))
                 case Failed(code=code, message=message, again=again):
                     failure = Failure(code, message, again)
@@ -241,7 +257,9 @@ class _Seat:
             self._current_id = None
             ended = self._board.store.get(job_id)
             if ended is None or ended.job.state.is_final:
-                shutil.rmtree(folder, ignore_errors=True)
+                _remove_left(folder, self._blobs, job_id)
+            if ended is None:
+                self._blobs.delete(still_blob(job_id))
 
     async def _work(self, record: Record, folder: Path, worker: _Worker) -> FromWorker:
         """Bring the inputs and follow the worker; its last word on this job."""
@@ -275,10 +293,23 @@ class _Seat:
                     progress = Progress(working.stage, working.done, working.total, working.per_s)
                     if not await self._report(record, progress):
                         self._stop_asked.set()
+                case Shown() as shown:
+                    await asyncio.to_thread(self._show, shown)
+                    if not await self._report(record, None):
+                        self._stop_asked.set()
                 case Done() | Failed() | Stopped():
                     return message
                 case Ready():
                     raise WorkerGoneError("it started anew by itself")
+
+    def _show(self, shown: Shown) -> None:
+        """Put a stretch where it can be watched; without it the job is as good."""
+        try:
+            self._blobs.take(_preview_blob(shown), Path(shown.file))
+            if shown.still is not None:
+                self._blobs.take(still_blob(shown.job_id), Path(shown.still))
+        except OSError as error:
+            log.warning("job %s: a preview could not be stored: %s", shown.job_id, error)
 
     async def _unless_stopped(self, task: asyncio.Task[Any], *, cancel: bool = True) -> bool:
         """Wait for a task, or for the order to stop; whether the task came first."""

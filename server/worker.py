@@ -17,10 +17,12 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, BinaryIO, Final
+from typing import Any, BinaryIO, Final, Self
 
 import torch
 
@@ -37,7 +39,7 @@ from lipsync_engine import (
 )
 from lipsync_engine.errors import ErrorCode, LipSyncError, MediaError, ParameterError
 from lipsync_engine.params import FaceChoice
-from lipsync_engine.progress import Progress, Stage
+from lipsync_engine.progress import Progress, Stage, Watchable
 from server import logs
 from server.messages import (
     Done,
@@ -46,6 +48,7 @@ from server.messages import (
     MediaLimits,
     Ready,
     Role,
+    Shown,
     Start,
     Stop,
     Stopped,
@@ -74,6 +77,7 @@ class Worker:
         self._orders: queue.Queue[Start] = queue.Queue()
         self._stop = threading.Event()
         self._current: str | None = None
+        self._mouth = threading.Lock()
 
     def listen(self, orders: BinaryIO) -> None:
         """Read orders until the parent goes away; to be run in a thread of its own."""
@@ -117,7 +121,7 @@ class Worker:
             steps = self._pipeline.run(files[Role.VIDEO], voices, output, params)
             warnings = (PROMPT_UNUSED,) if start.options.prompt else ()
         reported, stage, rendering_s = 0.0, None, 0.0
-        with closing(steps):
+        with closing(steps), _Previews(start, self._say) as previews:
             while True:
                 try:
                     progress = next(steps)
@@ -128,11 +132,17 @@ class Worker:
                     return Stopped(start.job_id)
                 if progress.stage is Stage.RENDER:
                     rendering_s = progress.elapsed_s
+                if progress.watchable is not None:
+                    previews.add(progress.watchable)
+                if progress.stage is Stage.ASSEMBLE:
+                    previews.wait()  # what they read goes with that stage
                 now = time.monotonic()
-                if progress.stage is not stage or now - reported >= REPORT_EVERY_S:
+                is_news = progress.stage is not stage or progress.watchable is not None
+                if is_news or now - reported >= REPORT_EVERY_S:
                     reported, stage = now, progress.stage
                     self._say(_working(start.job_id, progress))
-        return Done(start.job_id, rendering_s, warnings + result.warnings)
+        media_s = result.frames / float(result.fps)
+        return Done(start.job_id, rendering_s, media_s, warnings + result.warnings)
 
     @torch.inference_mode()
     def _warm_up(self) -> None:
@@ -153,8 +163,56 @@ class Worker:
         model.decode(latents)
 
     def _say(self, message: FromWorker) -> None:
-        self._answers.write(line_from_worker(message))
-        self._answers.flush()
+        with self._mouth:
+            self._answers.write(line_from_worker(message))
+            self._answers.flush()
+
+
+class _Previews:
+    """Makes finished segments watchable beside the rendering, in a thread; a context manager.
+
+    Args:
+        start: the job's order; its output's folder takes the files.
+        say: tells the parent; called from the thread.
+    """
+
+    def __init__(self, start: Start, say: Callable[[FromWorker], None]) -> None:
+        self._job_id, self._folder, self._say = start.job_id, Path(start.output).parent, say
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="previews")
+        self._pending: list[Future[None]] = []
+
+    def add(self, segment: Watchable) -> None:
+        self._pending.append(self._thread.submit(self._make, segment, is_first=not self._pending))
+
+    def wait(self) -> None:
+        for made in self._pending:
+            made.result()
+
+    def _make(self, segment: Watchable, *, is_first: bool) -> None:
+        file, still = self._folder / f"preview-{segment.index}.mp4", self._folder / "still.jpg"
+        try:
+            media.write_fragment(segment.pictures, segment.sound, segment.start_s, segment.stop_s, file)
+            if is_first:
+                media.write_still(segment.pictures, (segment.stop_s - segment.start_s) / 2, still)
+        except LipSyncError as error:  # nobody is to lose a result for want of its preview
+            log.warning("job %s: segment %d has no preview: %s", self._job_id, segment.index, error)
+            return
+        self._say(
+            Shown(
+                self._job_id,
+                str(file),
+                segment.index,
+                segment.start_s,
+                segment.stop_s,
+                str(still) if is_first else None,
+            )
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._thread.shutdown(cancel_futures=True)
 
 
 def _working(job_id: str, progress: Progress) -> Working:

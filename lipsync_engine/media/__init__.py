@@ -4,6 +4,7 @@
     probe    a look at a file, and why it cannot be used
     decode   frames and samples, in bounded memory
     encode   segments, joining, comparison
+    preview  a finished segment with its sound, a still
 
 It knows neither faces nor models.
 """
@@ -19,6 +20,7 @@ from lipsync_engine.media.encode import (
     output_size,
     side_by_side,
 )
+from lipsync_engine.media.preview import write_fragment, write_still
 from lipsync_engine.media.probe import AudioInfo, VideoInfo, content_hash, probe_audio, probe_video
 from lipsync_engine.media.run import ffmpeg_version, find_ffmpeg
 
@@ -43,4 +45,6 @@ __all__ = [
     "read_picture",
     "scan_frames",
     "side_by_side",
+    "write_fragment",
+    "write_still",
 ]

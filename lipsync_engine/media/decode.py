@@ -14,7 +14,7 @@ from collections.abc import Generator, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import ffmpeg
 import numpy as np
@@ -260,7 +260,7 @@ def read_picture(path: Path, max_short_side: int | None = None) -> npt.NDArray[n
     limit = max_short_side or 8192
     shrink = f"min(1,{limit}/min(iw,ih))"
     width, height = (f"2*max(1,round({side}*{shrink}/2))" for side in ("iw", "ih"))
-    picture = untrusted(path, IMAGE_FORMATS)["v:0"].filter("format", "rgba")
+    picture = _image(path).filter("format", "rgba")
     layers = picture.filter_multi_output("split")
     white = layers[0].filter("drawbox", color="white", thickness="fill", replace=1)
     flat = ffmpeg.filter((white, layers[1]), "overlay", format="auto")
@@ -284,6 +284,27 @@ def read_picture(path: Path, max_short_side: int | None = None) -> npt.NDArray[n
     return np.frombuffer(data, np.uint8, offset=len(data) - 3 * columns * rows).reshape(rows, columns, 3)
 
 
+_IMAGE_READERS = (
+    (b"\x89PNG", "png_pipe"),
+    (b"\xff\xd8\xff", "jpeg_pipe"),
+    (b"RIFF", "webp_pipe"),
+    (b"BM", "bmp_pipe"),
+)
+"""FFmpeg's readers by how files begin."""
+
+
+def _image(path: Path) -> Any:
+    """An image's picture, read as what its bytes say.
+
+    FFmpeg left alone takes a JPEG of more than 2 KiB named *.jpg for one of a numbered series, and
+    the reader of those is not allowed here.
+    """
+    with path.open("rb") as file:
+        head = file.read(8)
+    reader = next((name for magic, name in _IMAGE_READERS if head.startswith(magic)), None)
+    return untrusted(path, IMAGE_FORMATS, **({} if reader is None else {"format": reader}))["v:0"]
+
+
 def read_mask(path: Path, width: int, height: int) -> npt.NDArray[np.uint8]:
     """A mask image as uint8 (height, width), scaled to that size.
 
@@ -292,7 +313,7 @@ def read_mask(path: Path, width: int, height: int) -> npt.NDArray[np.uint8]:
     """
     check_input(path)
     stream = ffmpeg.output(
-        untrusted(path, IMAGE_FORMATS)["v:0"]
+        _image(path)
         .filter("scale", width, height, flags="bilinear", out_range="pc")
         .filter("format", "gray"),
         "pipe:1",

@@ -34,7 +34,8 @@ OPTIONS: Final[dict[str, dict[str, Any]]] = {
     },
     "inference_steps": {"type": "integer", "minimum": 1, "maximum": 50, "description": "Denoising steps."},
     "num_inference_steps": {
-        "type": "integer", "minimum": 1, "maximum": 50, "description": "Another name of inference_steps."
+        "type": "integer", "minimum": 1, "maximum": 50, "description": "Another name of inference_steps.",
+        "x-alias-of": "inference_steps",
     },
     "seed": {
         "type": "integer", "minimum": -1, "maximum": 2147483647, "default": -1, "description": "-1: random."
@@ -162,6 +163,9 @@ def properties(form: Form) -> dict[str, Any]:
             "description": _role_text(role, form.limit(role)),
             "x-ui-component": "uploader",
             "x-accept": f"{kind}/*",
+            "x-limits": {
+                name: value for name, value in dataclasses.asdict(form.limit(role)).items() if value
+            },
         }
     if form.takes_segments:
         found["segments"] = SEGMENTS

@@ -392,6 +392,20 @@ def test_masks(suffix: str, tmp_path: Path, ffmpeg: Ffmpeg) -> None:
     assert mask[:, 90:].max() < 10
 
 
+@pytest.mark.parametrize(
+    "name", ["face.jpg", "face.jpeg", "face.png", "face.webp", "face.bmp", "face", "face.mp4"]
+)
+def test_a_picture_is_what_its_bytes_say_whatever_its_name(name: str, tmp_path: Path, ffmpeg: Ffmpeg) -> None:
+    """Of a camera's size: small ones FFmpeg would tell by itself."""
+    suffix = name.partition(".")[2]
+    drawn = tmp_path / f"drawn.{suffix if suffix in ('jpg', 'png', 'webp', 'bmp') else 'jpg'}"
+    ffmpeg("-f", "lavfi", "-i", "testsrc2=s=640x480", "-frames:v", 1, drawn)
+    assert drawn.stat().st_size > 4096
+    drawn.rename(tmp_path / name)
+    assert media.read_picture(tmp_path / name).shape == (480, 640, 3)
+    assert media.read_mask(tmp_path / name, 64, 48).std() > 10
+
+
 def test_what_is_no_mask(tmp_path: Path, ffmpeg: Ffmpeg) -> None:
     text, video, script = tmp_path / "a.png", tmp_path / "b.png", tmp_path / "c.png"
     text.write_text("no image at all")

@@ -139,7 +139,11 @@ def test_the_first_segment_is_rendered_before_the_clip_is_read(
             times.add((folder / "segment-00000.mp4").stat().st_mtime_ns)
     assert times == set(kept.values())
     stages = [stage for stage, _ in itertools.groupby(report.stage for report in seen)]
-    assert stages == [Stage.AUDIO, Stage.FACES, Stage.RENDER, Stage.ASSEMBLE]
+    told = [step.watchable.index for step in seen if step.watchable is not None]
+    assert stages == [
+        Stage.AUDIO, Stage.FACES, Stage.RENDER, Stage.FACES, Stage.RENDER, Stage.ASSEMBLE,
+    ]  # fmt: skip
+    assert told == [0, 1]
     shown = [step for step in seen if step.stage is Stage.RENDER]
     assert [step.done for step in shown] == sorted(step.done for step in shown)
     assert {(step.total, step.resumed) for step in shown} == {(375, 156)}

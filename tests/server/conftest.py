@@ -60,7 +60,7 @@ class Api:
         path.write_bytes(content)
         now = time.time()
         self.server.store.change(
-            job_id, now, lambda job: jobs.succeed(job, job.fence, now, Output(name, 1.25, warnings))
+            job_id, now, lambda job: jobs.succeed(job, job.fence, now, Output(name, 1.25, warnings=warnings))
         )
 
     def fail(self, job_id: str, code: str, message: str) -> None:

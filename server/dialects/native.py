@@ -1,0 +1,323 @@
+"""Our own dialect: what the foreign ones have no words for. Mounted under /api/native/v1.
+
+Looks only: jobs of any dialect in full, their events as they happen, what can be watched of them already, the
+server's health, the caller. Submitting, uploading, cancelling and deleting are the other dialects'. Facts:
+docs/http.md.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import shutil
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Annotated, Any, Final
+
+from fastapi import APIRouter, Query
+from fastapi import Request as HttpRequest
+from fastapi.responses import JSONResponse, Response, StreamingResponse
+
+from server.auth import Caller, Scope
+from server.blobs import preview_folder, still_blob
+from server.dialects import studio, wavespeed
+from server.dialects.common import Refusal, error_text, moment
+from server.jobs import State
+from server.site import Site
+from server.store import Record
+
+PREFIX: Final = "/api/native/v1"
+EVERYBODY: Final = "*"
+
+HEARTBEAT_S: Final = 15.0
+"""Proxies close streams in which nothing moves."""
+
+LOOK_EVERY_S: Final = 1.0
+"""The place in the queue changes without a change of the job."""
+
+SPEED_JOBS: Final = 20
+"""The latest so many results tell how fast the server is."""
+
+Workers = Callable[[], Sequence[tuple[str, bool, int]]]
+"""Of each device: its name, whether its worker is ready, how many processes were started for it."""
+
+
+def error_answer(refusal: Refusal) -> JSONResponse:
+    """A refused request, as this dialect says it."""
+    body = {"error": refusal.slug or "refused", "message": refusal.message}
+    return JSONResponse(body, refusal.status, refusal.headers)
+
+
+# --- a job ---
+
+
+def job_object(site: Site, record: Record, base: str) -> dict[str, Any]:
+    """All there is to know about a job; nulls where there is nothing yet."""
+    job, said = record.job, json.loads(record.request.said)
+    shown_input = said["input"]
+    title = shown_input.get("title")
+    return {
+        "id": job.id,
+        "tenant": job.tenant,
+        "state": job.state,
+        "is_stopping": job.cancel_asked and not job.state.is_final,
+        "model": said["model"],
+        "title": title[:200] if isinstance(title, str) else "",
+        "created_at": moment(job.created_at),
+        "started_at": _moment(job.started_at),
+        "finished_at": _moment(job.finished_at),
+        "wait": _wait(site, record),
+        "progress": _progress(record),
+        "output": _output(site, record, base),
+        "failure": _failure(record),
+        "warnings": _warnings(record),
+        "thumbnail": _thumbnail(site, record, base),
+        "request": {
+            "path": _path(record.request.dialect, said["model"]),
+            "in_form_state": record.request.dialect == studio.NAME,
+            "input": shown_input,
+            "files": {
+                source.role: source.url or _link(site, source.blob, base, job.created_at)
+                for source in record.request.sources
+            },
+        },
+    }
+
+
+def _moment(seconds: float | None) -> str | None:
+    return None if seconds is None else moment(seconds)
+
+
+def _wait(site: Site, record: Record) -> dict[str, Any] | None:
+    """The place in the tenant's queue, and when it will probably begin."""
+    if record.job.state is not State.WAITING or (turn := site.board.turn(record.job.id)) is None:
+        return None
+    wait_s = site.board.starts_in_s(turn)
+    starts_at = None if wait_s is None else moment(site.board.now() + wait_s)
+    return {"position": turn.position, "estimated_start": starts_at}
+
+
+def _progress(record: Record) -> dict[str, Any] | None:
+    progress = record.job.progress
+    if record.job.state is not State.RUNNING or progress is None:
+        return None
+    left = max(0, progress.total - progress.done)
+    left_s = left / progress.per_s if progress.total > 0 and progress.per_s > 0 else None
+    return {
+        "stage": progress.stage,
+        "done": progress.done,
+        "total": progress.total,
+        "per_second": progress.per_s,
+        "left_s": None if left_s is None else round(left_s, 1),
+    }
+
+
+def _output(site: Site, record: Record, base: str) -> dict[str, Any] | None:
+    job, output = record.job, record.job.output
+    if job.state is not State.SUCCEEDED or output is None:
+        return None
+    return {
+        "url": site.file_url(base, output.blob, job.created_at),
+        "duration_s": round(output.media_s, 3) or None,
+        "device_s": round(output.device_s, 3),
+    }
+
+
+def _failure(record: Record) -> dict[str, str] | None:
+    if record.job.failure is None:
+        return None
+    return {"code": record.job.failure.code, "message": error_text(record.job.failure)}
+
+
+def _warnings(record: Record) -> list[dict[str, Any]]:
+    """What the user should know though the job goes on."""
+    if record.job.attempts < 2:
+        return []
+    sentence = "An earlier attempt was interrupted; the job went on after its finished parts."
+    return [{"code": "tried_again", "message": sentence, "attempt": record.job.attempts}]
+
+
+def _thumbnail(site: Site, record: Record, base: str) -> str | None:
+    name = still_blob(record.job.id)
+    return _link(site, name, base, record.job.created_at) if site.blobs.info(name) is not None else None
+
+
+def _link(site: Site, blob: str | None, base: str, since: float) -> str | None:
+    return site.file_url(base, blob, since) if blob else None
+
+
+def _path(dialect: str, model: str) -> str:
+    """Where the same job is submitted again."""
+    prefix = studio.PREFIX if dialect == studio.NAME else wavespeed.PREFIXES[0]
+    return f"{prefix}/{model}"
+
+
+def stretches(site: Site, record: Record, base: str, after: int = -1) -> list[dict[str, Any]]:
+    """What can be watched of a running job: links to fragmented MP4, in order.
+
+    Args:
+        after: only those behind this index.
+    """
+    if record.job.state.is_final:
+        return []
+    found = []
+    for blob in site.blobs.under(preview_folder(record.job.id)):
+        index, start_ms, stop_ms = map(int, blob.name.rpartition("/")[2].removesuffix(".mp4").split("-"))
+        if index > after:
+            url = site.file_url(base, blob.name, record.job.created_at)
+            found.append({"index": index, "start_s": start_ms / 1000, "stop_s": stop_ms / 1000, "url": url})
+    return found
+
+
+# --- events ---
+
+
+async def events(site: Site, job_id: str, base: str, after: int) -> AsyncIterator[str]:
+    """A job's life as server-sent events, until it ends, is deleted, or the server stops.
+
+    `job`: the job object, whenever it has changed. `segment`: a stretch that can be watched; its number is
+    the event's id, so that a client that comes back misses none. `gone`: the job was deleted.
+    """
+    told, silent_s = "", 0.0
+    with site.board.watched(job_id) as changed:
+        while not site.board.is_leaving:
+            record = site.board.store.get(job_id)
+            if record is None:
+                yield _event("gone", {"id": job_id})
+                return
+            for stretch in await asyncio.to_thread(stretches, site, record, base, after):
+                after = stretch["index"]
+                yield _event("segment", stretch, after)
+            if (now := json.dumps(job_object(site, record, base))) != told:
+                told, silent_s = now, 0.0
+                yield f"event: job\ndata: {now}\n\n"
+            if record.job.state.is_final:
+                return
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(changed.wait(), LOOK_EVERY_S)
+            if not changed.is_set() and (silent_s := silent_s + LOOK_EVERY_S) >= HEARTBEAT_S:
+                silent_s = 0.0
+                yield ": still here\n\n"
+            changed.clear()
+
+
+def _event(name: str, data: dict[str, Any], number: int | None = None) -> str:
+    head = "" if number is None else f"id: {number}\n"
+    return f"{head}event: {name}\ndata: {json.dumps(data)}\n\n"
+
+
+# --- the server ---
+
+
+def health(site: Site, workers: Workers) -> dict[str, Any]:
+    """Devices, queue, speed and disk."""
+    store, now = site.board.store, site.board.now()
+    disk, oldest = shutil.disk_usage(site.settings.data_dir), store.oldest_waiting()
+    records, _ = store.page(None, offset=0, limit=SPEED_JOBS, states=[State.SUCCEEDED])
+    outputs = [record.job.output for record in records if record.job.output is not None]
+    measured = [output for output in outputs if output.media_s > 0 and output.device_s > 0]
+    media_s, device_s = (
+        sum(getattr(output, name) for output in measured) for name in ("media_s", "device_s")
+    )
+    return {
+        "ready": any(ready for _, ready, _ in workers()),
+        "model": site.settings.model,
+        "devices": [{"name": name, "ready": ready, "starts": starts} for name, ready, starts in workers()],
+        "queue": {
+            "waiting": store.count_in_state(State.WAITING),
+            "running": store.count_in_state(State.RUNNING),
+            "most_waiting": site.settings.max_waiting,
+            "oldest_wait_s": 0.0 if oldest is None else round(max(0.0, now - oldest), 1),
+        },
+        "speed": {
+            "jobs": len(measured),
+            "media_s_per_device_s": round(media_s / device_s, 3) if measured else None,
+            "usual_run_s": None if site.board.usual_run_s is None else round(site.board.usual_run_s, 1),
+        },
+        "disk": {
+            "free_bytes": disk.free,
+            "total_bytes": disk.total,
+            "least_free_bytes": site.settings.min_free_bytes,
+        },
+    }
+
+
+# --- routes ---
+
+
+def router(site: Site, workers: Workers) -> APIRouter:
+    """All endpoints, to be mounted under `PREFIX`."""
+    routes = APIRouter()
+
+    def visible(caller: Caller, job_id: str) -> Record:
+        everybody = Scope.ADMIN in caller.scopes
+        record = site.board.store.get(job_id, None if everybody else caller.tenant)
+        if record is None:
+            raise Refusal(404, f"There is no job {job_id[:64]!r}.", "not_found")
+        return record
+
+    @routes.get("/me")
+    async def me(http: HttpRequest) -> Response:
+        caller = site.caller(http, Scope.READ)
+        key = site.board.store.key(caller.key_id)
+        return JSONResponse(
+            {
+                "key_id": caller.key_id,
+                "name": key.name if key is not None else "",
+                "tenant": caller.tenant,
+                "scopes": sorted(caller.scopes),
+                "limits": {
+                    "max_upload_bytes": site.settings.max_upload_bytes,
+                    "retention_s": site.settings.retention_s,
+                    "vendor_limits": site.settings.enforce_vendor_limits,
+                },
+            }
+        )
+
+    @routes.get("/jobs")
+    async def jobs(
+        http: HttpRequest,
+        state: Annotated[list[State], Query(description="Any of these.")] = [],  # noqa: B006
+        text: Annotated[str, Query(max_length=200, description="In the id, or in what was asked for.")] = "",
+        since: Annotated[float | None, Query(description="Submitted after, seconds since 1970.")] = None,
+        tenant: Annotated[str | None, Query(description="Another's, or `*`: needs the scope admin.")] = None,
+        offset: Annotated[int, Query(ge=0, le=10**9)] = 0,
+        limit: Annotated[int, Query(ge=1, le=100)] = 25,
+    ) -> Response:
+        caller = site.caller(http, Scope.READ)
+        whose = tenant or caller.tenant
+        if whose != caller.tenant:
+            caller.require(Scope.ADMIN)
+        records, total = site.board.store.page(
+            None if whose == EVERYBODY else whose,
+            offset=offset,
+            limit=limit,
+            states=state,
+            text=text or None,
+            created_from=since,
+        )
+        base = site.base_url(http)
+        return JSONResponse({"total": total, "jobs": [job_object(site, record, base) for record in records]})
+
+    @routes.get("/jobs/{job_id}")
+    async def job(http: HttpRequest, job_id: str) -> Response:
+        record, base = visible(site.caller(http, Scope.READ), job_id), site.base_url(http)
+        return JSONResponse(job_object(site, record, base) | {"preview": stretches(site, record, base)})
+
+    @routes.get("/jobs/{job_id}/events")
+    async def job_events(http: HttpRequest, job_id: str) -> Response:
+        record = visible(site.caller(http, Scope.READ), job_id)
+        last = http.headers.get("last-event-id", "")
+        after = int(last) if last.isascii() and last.isdigit() and len(last) < 10 else -1
+        return StreamingResponse(
+            events(site, record.job.id, site.base_url(http), after),
+            media_type="text/event-stream",
+            headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
+        )
+
+    @routes.get("/health")
+    async def server_health(http: HttpRequest) -> Response:
+        site.caller(http, Scope.READ)
+        return JSONResponse(health(site, workers))
+
+    return routes

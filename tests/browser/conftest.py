@@ -1,0 +1,99 @@
+"""A live server with the tiny model, Debian's Chromium, and a page that tells on itself."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from live_server import Live
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from visitor import Open, Seen
+
+CHROMIUM_ARGS = (
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync",
+    "--autoplay-policy=no-user-gesture-required",
+    "--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream",
+)  # fmt: skip
+AXE = "axe-core@4.14.1"
+
+
+@pytest.fixture(scope="session")
+def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
+    server = Live(tmp_path_factory.mktemp("page"), requests_per_minute=10**6, drain_s=0)
+    server.start()
+    yield server
+    assert server.stop() == 0
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    program = shutil.which("chromium")
+    if program is None:
+        pytest.skip("there is no Chromium on this machine: apt-get install chromium")
+    with playwright.sync_playwright() as started:
+        opened = started.chromium.launch(executable_path=program, args=list(CHROMIUM_ARGS))
+        yield opened
+        opened.close()
+
+
+@pytest.fixture(scope="session")
+def axe(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The source of axe-core."""
+    if shutil.which("npm") is None:
+        pytest.skip("there is no npm on this machine")
+    folder = tmp_path_factory.mktemp("axe")
+    install = ["npm", "install", "--silent", "--no-audit", "--no-fund", AXE]
+    done = subprocess.run(install, cwd=folder, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        pytest.skip(f"{AXE} cannot be installed: {done.stderr[-200:]}")
+    return (folder / "node_modules" / "axe-core" / "axe.min.js").read_text()
+
+
+@pytest.fixture
+def opened(live: Live, browser: Any) -> Iterator[Open]:
+    """`opened(width=390, dark=True)`: a signed-in page in a context of its own, checked at the end.
+
+    It stands still: drawing movement without a GPU would take the processor from the model.
+    """
+    pages: list[Seen] = []
+
+    def open_page(
+        *,
+        width: int = 1280,
+        height: int = 860,
+        dark: bool = False,
+        key: str | None = None,
+        language: str = "en",
+        still: bool = True,
+    ) -> Seen:
+        context = browser.new_context(
+            viewport={"width": width, "height": height},
+            color_scheme="dark" if dark else "light",
+            locale={"en": "en-GB", "zh": "zh-CN"}[language],
+            reduced_motion="reduce" if still else "no-preference",
+            permissions=["camera", "microphone"],
+        )
+        seen = Seen(context.new_page(), live.base)
+        seen.watch()
+        pages.append(seen)
+        seen.page.goto(live.base)
+        if key != "":
+            seen.page.fill("#key", key or live.key)
+            seen.page.click("button[type=submit]")
+            seen.page.wait_for_selector("#go")
+        return seen
+
+    yield open_page
+    for seen in pages:
+        seen.page.context.close()
+    for seen in pages:
+        seen.check()

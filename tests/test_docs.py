@@ -1,0 +1,96 @@
+"""The documents do not rot: every endpoint, error code, model and link that they should name, they name."""
+
+from __future__ import annotations
+
+import ast
+import re
+import tomllib
+from itertools import product
+from pathlib import Path
+
+import pytest
+
+from lipsync_engine.errors import ErrorCode
+from server import jobs
+from server.app import Server, create_app
+from server.dialects import wavespeed
+from server.settings import Settings
+from server.transport import TransportCode
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+
+
+def rows(name: str) -> list[list[str]]:
+    """Cells of all table rows of a document, without heads and rules."""
+    lines = [line for line in (DOCS / name).read_text().splitlines() if line.startswith("|")]
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    return [row for row in cells if not row[0].startswith("---")]
+
+
+def plain(path: str) -> str:
+    """A path without the names of its parameters."""
+    return re.sub(r"\{[^}]*\}", "{}", path)
+
+
+def test_every_endpoint_is_described_and_no_other(tmp_path: Path) -> None:
+    server = Server(Settings(data_dir=tmp_path), devices=())
+    paths = create_app(server).openapi()["paths"]
+    server.board.close()
+    server.store.close()
+    real = {(method.upper(), plain(path)) for path, entry in paths.items() for method in entry}
+    described = {
+        (method, plain(path))
+        for row in rows("http.md")
+        for method, path in product(re.findall(r"[A-Z]{3,}", row[0]), re.findall(r"`(/[^`]*)`", row[1]))
+    }
+    assert real == described
+
+
+def refusal_words() -> set[str]:
+    """Third arguments of every `Refusal` in the server."""
+    found = set()
+    for path in (ROOT / "server").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if (
+                isinstance(node, ast.Call)
+                and getattr(node.func, "id", "") == "Refusal"
+                and len(node.args) > 2
+            ):
+                slugs = [leaf.value for leaf in ast.walk(node.args[2]) if isinstance(leaf, ast.Constant)]
+                found |= {slug for slug in slugs if isinstance(slug, str)}
+    return found | {"unauthorized", "forbidden"}  # chosen by status
+
+
+def test_every_error_code_has_its_line() -> None:
+    own = {failure.code for failure in (jobs.WORKER_LOST, jobs.WAITED_TOO_LONG, jobs.RAN_TOO_LONG)}
+    codes = {*map(str, ErrorCode), *map(str, TransportCode), *own, *wavespeed.CODES, *refusal_words()}
+    assert len(codes) > 50
+    explained = [row[0].strip("`") for row in rows("troubleshooting.md") if re.fullmatch(r"`\w+`", row[0])]
+    assert sorted(codes) == sorted(explained)
+
+
+def test_every_model_has_its_line() -> None:
+    described = {row[0].strip("`"): row for row in rows("models.md") if row[0].startswith("`")}
+    manifest = tomllib.loads((ROOT / "weights" / "manifest.toml").read_text())["models"]
+    assert set(described) == {*manifest, *wavespeed.MODELS}
+    for name, entry in manifest.items():
+        row = described[name]
+        assert row[3:] == [entry["licence"], entry["commercial"]], name
+        assert row[2] == str(entry.get("resolution", "")), name
+    for name, model in wavespeed.MODELS.items():
+        assert described[name][1] == ", ".join(role.value for role in model.roles), name
+
+
+@pytest.mark.parametrize("path", [*DOCS.glob("*.md"), ROOT / "README.md"], ids=lambda path: path.name)
+def test_links_and_pictures_lead_somewhere(path: Path) -> None:
+    for target in re.findall(r"\]\(([^)#\s]+)\)", path.read_text()):
+        if not target.startswith("http"):
+            assert (path.parent / target).exists(), target
+
+
+def test_pictures_are_small() -> None:
+    sizes = [path.stat().st_size for path in (DOCS / "images").glob("*")]
+    assert sizes
+    assert max(sizes) < 200_000
+    assert sum(sizes) < 1_000_000
