@@ -77,7 +77,7 @@ def job_object(site: Site, record: Record, base: str) -> dict[str, Any]:
             "in_form_state": record.request.dialect == studio.NAME,
             "input": shown_input,
             "files": {
-                source.role: source.url or _link(site, source.blob, base, job.created_at)
+                source.name: source.url or _link(site, source.blob, base, job.created_at)
                 for source in record.request.sources
             },
         },
@@ -130,11 +130,14 @@ def _failure(record: Record) -> dict[str, str] | None:
 
 
 def _warnings(record: Record) -> list[dict[str, Any]]:
-    """What the user should know though the job goes on."""
-    if record.job.attempts < 2:
-        return []
-    sentence = "An earlier attempt was interrupted; the job went on after its finished parts."
-    return [{"code": "tried_again", "message": sentence, "attempt": record.job.attempts}]
+    """What the user should know though the job goes on, or is done."""
+    job, found = record.job, list[dict[str, Any]]()
+    if job.attempts > 1:
+        sentence = "An earlier attempt was interrupted; the job went on after its finished parts."
+        found.append({"code": "tried_again", "message": sentence, "attempt": job.attempts})
+    if job.output is not None:
+        found += [{"code": "not_done", "message": sentence} for sentence in job.output.warnings]
+    return found
 
 
 def _thumbnail(site: Site, record: Record, base: str) -> str | None:
