@@ -14,7 +14,6 @@ import numpy as np
 import numpy.typing as npt
 
 FloatArray = npt.NDArray[np.float32]
-Place = tuple[slice, slice]
 
 FPS = 25
 
@@ -32,30 +31,31 @@ BLINK = (0.45, 1.0, 1.0, 0.7, 0.4, 0.15)
 """How far the lids are closed in each picture of a blink."""
 
 
-@dataclass(frozen=True, slots=True)
-class Eyes:
-    """Where eyes lie, in distances between the brows' centres, for those whose brows a detector finds.
-
-    Attributes:
-        down: from a brow's centre to the eye's.
-        half_width, half_height: of what a lid must cover.
-    """
-
-    down: float
-    half_width: float
-    half_height: float
-
-
-PHOTOGRAPHED = Eyes(0.264, 0.26, 0.12)
-DRAWN = Eyes(0.35, 0.30, 0.18)
-
-LID_FROM = 1.45
-"""A lid shows the skin that lies under the eye, from so many of its half heights down; what lies between
-eye and brow is too narrow, and full of lashes.
+DRAWN_EYES = (0.35, 0.30, 0.18, 0.11)
+"""Of drawn presenters, in that unit: from a brow's centre down to the eye's, half width and half height of
+its opening, height of the lid above.
 """
 
-LID_SHADE, LASH_SHADE, LASH_WIDTH = 0.93, 0.45, 0.22
-"""How dark a lid is, and the line of lashes at its edge; the line's width in half heights."""
+EYE_DOWN = 0.264
+"""About so far below its brow's centre lies an eye of a photographed person."""
+
+EYE_LEVELS = (2, 4, 6, 9, 12, 16, 20)
+"""Dark is what belongs to so many percent of the surroundings: how dark hair and brows are differs."""
+
+EYE_AREA = (0.006, 0.09)
+EYE_ASIDE = 0.32
+EYES_APART = (0.7, 1.2)
+EYES_TILT_DEG = 25.0
+"""What is dark near there is an eye when its area, in units squared, and its distance are within these, and
+both eyes lie about one unit apart and level with the brows.
+"""
+
+EYE_HALF_WIDTH, EYE_HALF_HEIGHT = 0.23, (0.05, 0.13)
+LID_HEIGHT = 1.4
+"""Half axes of an opening in distances between the eyes; the lid above it in half heights."""
+
+LASHES, DRAWN_LASHES = 0.3, 0.42
+"""Height of the upper lashes, in half heights of an opening."""
 
 HEAD = (1.35, 1.75)
 HEAD_FADE = 2.1
@@ -165,8 +165,111 @@ def _blinks(loudness: FloatArray, rng: np.random.Generator) -> FloatArray:
     return lids
 
 
+@dataclass(frozen=True, slots=True)
+class Eye:
+    """An open eye in a still.
+
+    Attributes:
+        centre: (2,) of the opening, pixels; across: (2,) unit vector along it, to the picture's right.
+        half_width, half_height: of the opening with its lashes, pixels; lid: height of the lid above it.
+        lashes: height of the upper lashes, in half heights.
+    """
+
+    centre: npt.NDArray[np.float64]
+    across: npt.NDArray[np.float64]
+    half_width: float
+    half_height: float
+    lid: float
+    lashes: float
+
+
+def drawn_eyes(face: FloatArray) -> tuple[Eye, ...]:
+    """Of a drawn presenter: her eyes always lie in the same place.
+
+    Args:
+        face: float32 (3, 2): left brow, right brow, nose in pixels.
+    """
+    unit, across, down = _axes(face)
+    below, half_width, half_height, lid = (length * unit for length in DRAWN_EYES)
+    return tuple(
+        Eye(brow + below * down, across, half_width, half_height, lid, DRAWN_LASHES) for brow in face[:2]
+    )
+
+
+def photographed_eyes(picture: npt.NDArray[np.uint8], face: FloatArray) -> tuple[Eye, ...]:
+    """Of a photographed person, by what is dark under the brows; none where that is not clear.
+
+    A detector's points are some percent of a face away from where they should be, and do not follow a tilted
+    head all the way: too far for a lid.
+
+    Args:
+        picture: uint8 (H, W, 3).
+        face: as for `drawn_eyes`.
+    """
+    unit, across, down = _axes(face)
+    places = face[:2].astype(np.float64) + EYE_DOWN * unit * down
+    one, other = (_dark_spot(picture, place, unit) for place in places)
+    if one is None or other is None:
+        return ()
+    (left, left_px), (right, right_px) = one, other
+    apart = float(np.linalg.norm(right - left))
+    tilt_deg = np.degrees(np.arccos(np.clip(np.dot(right - left, across) / max(apart, 1e-6), -1, 1)))
+    if not EYES_APART[0] <= apart / unit <= EYES_APART[1] or tilt_deg > EYES_TILT_DEG:
+        return ()
+    low, high = EYE_HALF_HEIGHT
+    half_height = float(np.clip(0.3 * (left_px + right_px), low * apart, high * apart))
+    return tuple(
+        Eye(
+            centre,
+            (right - left) / apart,
+            EYE_HALF_WIDTH * apart,
+            half_height,
+            LID_HEIGHT * half_height,
+            LASHES,
+        )
+        for centre in (left, right)
+    )
+
+
+def _dark_spot(
+    picture: npt.NDArray[np.uint8], near: npt.NDArray[np.float64], unit: float
+) -> tuple[npt.NDArray[np.float64], float] | None:
+    """Centre and height of the spot that is an eye's iris and lashes; brows and hair reach the border."""
+    reach = round(0.45 * unit)
+    x0, y0 = (int(value) for value in np.rint(near) - reach)
+    side = 2 * reach + 1
+    if reach < 8 or x0 < 0 or y0 < 0 or x0 + side > picture.shape[1] or y0 + side > picture.shape[0]:
+        return None
+    grey = cv2.cvtColor(picture[y0 : y0 + side, x0 : x0 + side], cv2.COLOR_RGB2GRAY)
+    grey = cv2.GaussianBlur(grey, (0, 0), max(0.6, 0.02 * unit))
+    found = []
+    for level in np.percentile(grey, EYE_LEVELS):
+        count, _, stats, centres = cv2.connectedComponentsWithStats((grey <= level).astype(np.uint8))
+        for number in range(1, count):
+            x, y, width, height, area = (int(value) for value in stats[number])
+            inside = x > 0 and y > 0 and x + width < side and y + height < side
+            away = float(np.linalg.norm(centres[number] - reach)) / unit
+            if inside and EYE_AREA[0] <= area / unit**2 <= EYE_AREA[1] and away <= EYE_ASIDE:
+                found.append((area, centres[number] + (x0, y0), float(height)))
+    if not found:
+        return None
+    _, centre, height_px = max(found, key=lambda spot: spot[0])
+    return centre, height_px
+
+
+def _axes(face: FloatArray) -> tuple[float, npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Distance between the brows, and unit vectors along and down the face."""
+    left, right, _ = face.astype(np.float64)
+    unit = max(4.0, float(np.linalg.norm(right - left)))
+    across = (right - left) / unit
+    return unit, across, np.array([-across[1], across[0]])
+
+
 def animated(
-    picture: npt.NDArray[np.uint8], faces: Sequence[FloatArray], people: Sequence[Moves], eyes: Eyes
+    picture: npt.NDArray[np.uint8],
+    faces: Sequence[FloatArray],
+    people: Sequence[Moves],
+    eyes: Sequence[Sequence[Eye]],
 ) -> Iterator[npt.NDArray[np.uint8]]:
     """The pictures, uint8 (H, W, 3).
 
@@ -174,41 +277,58 @@ def animated(
         picture: uint8 (H, W, 3).
         faces: of each person float32 (3, 2): left brow, right brow, nose in pixels.
         people: what each one does.
-        eyes: where they lie under the brows.
+        eyes: of each person those that blink.
     """
     height, width = picture.shape[:2]
-    warps = [_Head(face, (height, width), eyes) for face in faces]
+    warps = [_Head(face, (height, width)) for face in faces]
     still = np.stack(np.meshgrid(np.arange(width), np.arange(height)), axis=-1).astype(np.float32)
     for number in range(len(people[0].lids)):
         offset = np.zeros((*warps[0].shape, 2), dtype=np.float32)
         for warp, moves in zip(warps, people, strict=True):
             offset += warp.offset(moves, number)
         source = still + cv2.resize(offset, (width, height), interpolation=cv2.INTER_CUBIC)
-        lids = [
-            lid
-            for warp, moves in zip(warps, people, strict=True)
-            for lid in warp.close_lids(source, float(moves.lids[number]))
-        ]
-        moved = cv2.remap(
+        for own, moves in zip(eyes, people, strict=True):
+            for eye in own:
+                _close(eye, source, float(moves.lids[number]))
+        yield cv2.remap(
             picture, source[..., 0], source[..., 1], cv2.INTER_CUBIC, borderMode=cv2.BORDER_REFLECT_101
         )
-        for place, shade in lids:
-            moved[place] = np.rint(moved[place] * shade[..., None])
-        yield moved
+
+
+def _close(eye: Eye, source: FloatArray, closed: float) -> None:
+    """Stretch the lid above an eye down over it.
+
+    Args:
+        source: (H, W, 2) where each pixel comes from; changed.
+        closed: 0 … 1.
+    """
+    if closed <= 0:
+        return
+    down = np.array([-eye.across[1], eye.across[0]])
+    reach = 1.5 * (eye.half_width + eye.half_height + eye.lid)
+    x0, y0 = np.maximum(0, np.floor(eye.centre - reach)).astype(int)
+    x1, y1 = np.ceil(eye.centre + reach).astype(int) + 1
+    part = source[y0:y1, x0:x1]  # the eye has moved with the head: this says what is shown where
+    x = (part - eye.centre) @ eye.across / eye.half_width
+    y = (part - eye.centre) @ down / eye.half_height
+    arch = np.sqrt(np.clip(1 - x**2, 0, 1))  # half height of the opening there
+    top, lashes = -arch - eye.lid / eye.half_height, eye.lashes * arch
+    moved = closed * (2 * arch - lashes)
+    edge = moved - arch  # where the lid ends and its lashes begin, which move as they are
+    stretched = top + (y - top) * (-arch - top) / (edge - top)
+    shown = np.where(y < edge, stretched, y - moved)
+    covered = (np.abs(x) < 1) & (y > top) & (y < edge + lashes)
+    part += (np.where(covered, shown - y, 0.0)[..., None] * eye.half_height * down).astype(np.float32)
 
 
 class _Head:
     """Where one head is in the still, and what moves with it."""
 
-    def __init__(self, face: FloatArray, shape: tuple[int, int], eyes: Eyes) -> None:
+    def __init__(self, face: FloatArray, shape: tuple[int, int]) -> None:
         height, width = shape
-        left, right, nose = face.astype(np.float64)
-        self._unit = max(4.0, float(np.linalg.norm(right - left)))
-        self._across = (right - left) / self._unit
-        self._down = np.array([-self._across[1], self._across[0]])
+        nose = face[2].astype(np.float64)
+        self._unit, self._across, self._down = _axes(face)
         self._neck = nose + 1.6 * self._unit * self._down
-        self._size = eyes.half_width * self._unit, eyes.half_height * self._unit
-        self._eyes = [brow + eyes.down * self._unit * self._down for brow in (left, right)]
         # Grid points lie where cv2.resize takes the centres of coarse cells to be.
         rows, columns = -(-height // GRID), -(-width // GRID)
         x = (np.arange(columns) + 0.5) * width / columns - 0.5
@@ -240,38 +360,6 @@ class _Head:
         head = (there - self._grid) * (self._with_head * self._free)[..., None]
         chest = float(moves.breath[number]) * self._unit * (self._with_chest * self._free)[..., None]
         return np.asarray(head + chest * self._down)
-
-    def close_lids(self, source: FloatArray, closed: float) -> list[tuple[Place, FloatArray]]:
-        """Draw skin over each eye.
-
-        Args:
-            source: (H, W, 2) where pixels come from; changed.
-            closed: 0 … 1.
-
-        Returns:
-            Where lids and lashes darken the picture, and by what factor.
-        """
-        if closed <= 0:
-            return []
-        axes = np.stack([self._across / self._size[0], self._down / self._size[1]], axis=1)
-        reach = 1.5 * max(self._size)
-        shades = []
-        for eye in self._eyes:
-            # The eye has moved with the head: look for it where the warp shows it.
-            x0, y0 = np.maximum(0, np.floor(eye - reach)).astype(int)
-            x1, y1 = np.ceil(eye + reach).astype(int) + 1
-            place = np.s_[y0:y1, x0:x1]
-            part = source[place]
-            x, y = np.moveaxis((part - eye) @ axes, -1, 0)
-            edge = np.sqrt(np.clip(1 - x**2, 0, 1))  # half height of the opening there
-            lid = edge * (2 * closed - 1)
-            covered = (np.abs(x) < 1) & (y > -edge) & (y < lid)
-            move = np.where(covered, LID_FROM + 0.5 * (y + edge) - y, 0.0)
-            part += (move[..., None] * self._size[1] * self._down).astype(np.float32)
-            lashes = np.clip(1 - np.abs(y - lid) / LASH_WIDTH, 0, 1) * _ramp((1 - np.abs(x)) * 4)
-            shade = np.where(covered, LID_SHADE, 1.0) * (1 - (1 - LASH_SHADE) * lashes * closed)
-            shades.append((place, shade.astype(np.float32)))
-        return shades
 
 
 def _ramp(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

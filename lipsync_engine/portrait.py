@@ -76,8 +76,12 @@ def animate(
             motion.moves(np.pad(each, (0, n - len(each))), params.seed + number)
             for number, each in enumerate(loud)
         ]
-        eyes = motion.DRAWN if detector.name.startswith("drawn") else motion.PHOTOGRAPHED
-        pictures = motion.animated(picture, [path.points[0] for path in paths], does, eyes)
+        heads = [path.points[0] for path in paths]
+        if detector.name.startswith("drawn"):
+            eyes = [motion.drawn_eyes(head) for head in heads]
+        else:
+            eyes = [motion.photographed_eyes(picture, head) for head in heads]
+        pictures = motion.animated(picture, heads, does, eyes)
     meter = Meter(Stage.MOTION, n)
     with media.PictureWriter(film, width, height, fps) as writer:
         for done, moved in enumerate(pictures, start=1):

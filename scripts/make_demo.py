@@ -38,23 +38,13 @@ def inputs(folder: Path) -> None:
     print(f"{n} frames of voice, {len(frames)} of video")
 
 
-def picture(comparison: Path, output: Path) -> None:
-    """A small looping picture for the README."""
+def picture(film: Path, output: Path, width: int = 560) -> None:
+    """A small looping picture for the documents."""
     graph = (
-        "fps=12.5,scale=560:-1:flags=lanczos,split[a][b];[a]palettegen=max_colors=80[p];"
+        f"fps=12.5,scale={width}:-1:flags=lanczos,split[a][b];[a]palettegen=max_colors=80[p];"
         "[b][p]paletteuse=dither=bayer:bayer_scale=4"
     )
-    command = [
-        str(media.find_ffmpeg()),
-        "-v",
-        "error",
-        "-y",
-        "-i",
-        str(comparison),
-        "-vf",
-        graph,
-        str(output),
-    ]
+    command = [str(media.find_ffmpeg()), "-v", "error", "-y", "-i", str(film), "-vf", graph, str(output)]
     subprocess.run(command, check=True)
 
 

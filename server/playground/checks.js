@@ -29,7 +29,7 @@ export function sniff(head) {
 }
 
 /** The kind of media that a field takes. */
-export const kindOf = (field) => (field.endsWith("audio") ? "audio" : field);
+export const kindOf = (field) => field.split("_").find((word) => ["video", "image", "audio"].includes(word));
 
 export async function look(file) {
   const head = new Uint8Array(await file.slice(0, 4096).arrayBuffer());

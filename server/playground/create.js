@@ -3,7 +3,7 @@
 import * as api from "./api.js";
 import { kindOf, look, refusal } from "./checks.js";
 import { button, fill, h, icon, notice } from "./dom.js";
-import { bodyOf, entries } from "./entries.js";
+import { entries } from "./entries.js";
 import { canRecord, record } from "./record.js";
 import { bytes, duration, errorText, has, t } from "./texts.js";
 import { drawWave, peaksOf } from "./wave.js";
@@ -22,7 +22,8 @@ const SYMBOLS = { video: "film", image: "face", audio: "voice" };
  */
 export async function create(earlier) {
   const all = await entries();
-  const first = all.find((entry) => entry.path === earlier?.request.path) ?? all[0];
+  const inSegments = Boolean(earlier?.request.input.segments);
+  const first = all.find((entry) => entry.path === earlier?.request.path && (entry.kind === "several") === (inSegments || "left_audio" in earlier.request.files)) ?? all[0];
   const form = new Form(all, first, earlier);
   return { title: t("nav.create"), view: form.view, leave: () => form.leave() };
 }
@@ -59,11 +60,12 @@ class Form {
     this.entry = entry;
     fill(this.kinds, KINDS.filter(([kind]) => this.all.some((one) => one.kind === kind)).map(([kind, symbol]) => this.kindChoice(kind, symbol)));
     const before = this.slots;
-    this.slots = new Map(entry.media.map(({ name, limits }) => [name, before.get(name) ?? this.slot(name, limits)]));
+    this.slots = new Map(entry.media.map(({ name, limits, optional }) => [name, before.get(name) ?? this.slot(name, limits, optional)]));
     for (const [name, slot] of before) if (!this.slots.has(name)) slot.clear();
     for (const { name, limits } of entry.media) this.slots.get(name).limit(limits);
-    fill(this.media, [...this.slots.values()].map((slot) => slot.view));
-    this.media.dataset.count = this.slots.size;
+    const wanted = [...this.slots.values()].filter((slot) => !slot.optional);
+    fill(this.media, wanted.map((slot) => slot.view));
+    this.media.dataset.count = wanted.length;
     this.showOptions();
   }
 
@@ -77,9 +79,9 @@ class Form {
     return h("label", { class: "kind" }, input, icon(symbol), words);
   }
 
-  slot(name, limits) {
-    const link = this.earlier?.request.files[name];
-    return new Slot(name, limits, link ?? null, () => this.say(""));
+  slot(name, limits, optional) {
+    const link = this.earlier && this.entry.files(this.earlier.request.files)[name];
+    return new Slot(name, limits, optional, link ?? null, () => this.say(""));
   }
 
   showOptions() {
@@ -95,7 +97,8 @@ class Form {
     const may = api.session.can("run");
     this.go.disabled = !may;
     this.extras.hidden = this.options.length === 0;
-    fill(this.extras, h("summary", {}, t("create.options")), h("div", { class: "fields" }, this.options.map((option) => option.view)));
+    const further = [...this.slots.values()].filter((slot) => slot.optional).map((slot) => slot.view);
+    fill(this.extras, h("summary", {}, t("create.options")), h("div", { class: "fields" }, this.options.map((option) => option.view)), further);
     fill(
       this.panel,
       h("div", { class: "field" }, h("label", { for: "title" }, t("create.title.label")), this.name),
@@ -125,10 +128,10 @@ class Form {
     this.go.disabled = true;
     try {
       const given = {};
-      for (const [name, slot] of this.slots) given[name] = await this.send(name, slot);
+      for (const [name, slot] of this.slots) if (slot.file || slot.link) given[name] = await this.send(name, slot);
       for (const option of this.options) if (option.value !== null) given[option.name] = option.value;
       given.title = this.name.value.trim() || this.names();
-      const id = await api.submit(this.entry.path, bodyOf(this.entry, given), this.token);
+      const id = await api.submit(this.entry.path, this.entry.body(given), this.token);
       location.hash = `#/jobs/${id}`;
     } catch (error) {
       this.say(error.name === "AbortError" ? "" : errorText(error), "bad");
@@ -167,8 +170,9 @@ class Form {
 
 /** One place for a file: drop, choose, record; preview; why it is refused. */
 class Slot {
-  constructor(field, limits, link, changed) {
+  constructor(field, limits, optional, link, changed) {
     this.field = field;
+    this.optional = optional;
     this.changed = changed;
     this.kind = kindOf(field);
     this.file = null;
@@ -198,7 +202,7 @@ class Slot {
   }
 
   check() {
-    if (!this.file && !this.link) this.problem = ["refuse.missing", {}];
+    if (!this.optional && !this.file && !this.link) this.problem = ["refuse.missing", {}];
     this.show();
     return !this.problem;
   }

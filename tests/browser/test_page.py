@@ -235,14 +235,15 @@ def test_a_failure_in_plain_words(
     page = seen.page
     live.wait_ready()
     page.check("input[value=several]", force=True)
+    page.select_option("#model", "wavespeed-ai/infinitetalk/multi")
     page.set_input_files("#file-image", portrait)
     for role in ("left_audio", "right_audio"):
         page.set_input_files(f"#file-{role}", voice)
     page.click(".more summary")
     page.select_option("#option-order", "left_right")
-    with page.expect_request("**/api/v1/lipsync-image-multi") as submitted:
+    with page.expect_request("**/api/v3/wavespeed-ai/infinitetalk/multi") as submitted:
         page.click("#go")
-    form = submitted.value.post_data_json["formState"]
+    form = submitted.value.post_data_json
     assert set(form) >= {"image", "left_audio", "right_audio", "title"}
     assert form["order"] == "left_right"
     page.wait_for_selector(".panel.bad", timeout=60000)
@@ -252,6 +253,26 @@ def test_a_failure_in_plain_words(
     assert page.is_checked("input[value=several]")
     assert page.input_value("#option-order") == "left_right"
     assert page.locator(".slot .shown").count() == 3
+
+
+def test_two_people_of_a_video(opened: Open, clip: Path, voice: Path) -> None:
+    """Each voice becomes a segment with a face; with one face there it fails, and comes back as it was."""
+    seen = opened()
+    page = seen.page
+    page.check("input[value=several]", force=True)
+    page.set_input_files("#file-video", clip)
+    for role in ("left_audio", "right_audio"):
+        page.set_input_files(f"#file-{role}", voice)
+    with page.expect_request("**/api/v3/bytedance/lipsync/audio-to-video") as submitted:
+        page.click("#go")
+    segments = submitted.value.post_data_json["segments"]
+    assert [segment["face"] for segment in segments] == ["left", "right"]
+    assert segments[0]["audio"] != segments[1]["audio"]
+    page.wait_for_selector(".panel.bad", timeout=60000)
+    page.click("text=Again, with changes")
+    page.wait_for_selector("#go")
+    assert page.is_checked("input[value=several]")
+    assert page.locator(".media .slot .shown").count() == 3
 
 
 def test_keys(live: Live, opened: Open) -> None:

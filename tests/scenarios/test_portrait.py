@@ -14,6 +14,7 @@ from PIL import Image
 
 from lipsync_engine import LipSyncPipeline, Motion, Stage, SyncParams, audio, media, motion
 from lipsync_engine.errors import ErrorCode, LipSyncError
+from lipsync_engine.faces import YuNetDetector
 
 DEMO = Path(__file__).parents[2] / "demo"
 
@@ -88,7 +89,7 @@ def test_a_closed_lid_hides_the_eye(face: Path) -> None:
     still = motion.Moves(
         *(np.zeros(shape, np.float32) for shape in ((2, 2), 2, 2)), np.array([0, 1], np.float32)
     )
-    opened, closed = motion.animated(picture, [points], [still], motion.DRAWN)
+    opened, closed = motion.animated(picture, [points], [still], [motion.drawn_eyes(points)])
     assert np.abs(opened.astype(int) - picture).max() <= 1
     eye = np.s_[158:172, 160:176]
     skin = picture[190:200, 150:165].mean(axis=(0, 1))
@@ -98,6 +99,37 @@ def test_a_closed_lid_hides_the_eye(face: Path) -> None:
     rows = np.flatnonzero(changed.any(axis=1))
     assert rows.min() > 146  # the brows stay
     assert rows.max() < 182
+
+
+def test_a_photographed_person_blinks(real_media: Path) -> None:
+    """Eyes are found although the head is tilted and the detector's points are not; nothing else moves."""
+    clip = next(real_media.glob("talking_person*.mp4"))
+    photo = next(itertools.islice((p for _, p in media.scan_frames(media.probe_video(clip), 1920)), 60, None))
+    detector = real_media.parent / "weights" / "face_detection_yunet_2023mar.onnx"
+    (found,) = YuNetDetector(detector).detect(photo)
+    eyes = motion.photographed_eyes(photo, found.points)
+    # As read off the picture by hand, in pixels.
+    for eye, place in zip(eyes, ((531, 703), (627, 721)), strict=True):
+        assert np.abs(eye.centre - place).max() < 8
+        assert 18 < eye.half_width < 28
+        assert 5 < eye.half_height < 11
+    zeros = np.zeros(2, np.float32)
+    still = motion.Moves(np.zeros((2, 2), np.float32), zeros, zeros, np.array([0, 1], np.float32))
+    opened, closed = motion.animated(photo, [found.points], [still], [eyes])
+    for eye in eyes:
+        x, y = np.rint(eye.centre).astype(int)
+        iris = np.s_[y - 3 : y + 4, x - 3 : x + 4]
+        assert closed[iris].mean() > opened[iris].mean() + 25
+    changed = np.argwhere(np.abs(closed.astype(int) - opened).max(axis=2) > 3)
+    away = np.min([np.abs(changed[:, ::-1] - eye.centre).max(axis=1) for eye in eyes], axis=0)
+    assert away.max() < 40
+
+
+def test_eyes_that_are_not_clear_do_not_blink() -> None:
+    points = np.array([[130, 120], [250, 120], [190, 190]], np.float32)
+    noise = np.random.default_rng(0).integers(0, 256, (400, 400, 3), dtype=np.uint8)
+    for picture in (noise, np.full((400, 400, 3), 128, np.uint8), noise[:150, :150].copy()):
+        assert motion.photographed_eyes(picture, points) == ()
 
 
 def test_loudness() -> None:
