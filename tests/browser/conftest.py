@@ -83,6 +83,7 @@ def opened(live: Live, browser: Any) -> Iterator[Open]:
             permissions=["camera", "microphone"],
         )
         seen = Seen(context.new_page(), live.base)
+        seen.page.set_default_timeout(60000)
         seen.watch()
         pages.append(seen)
         seen.page.goto(live.base)

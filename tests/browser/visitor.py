@@ -38,7 +38,7 @@ class Seen:
         if not url.startswith((f"{self.base}/", "blob:", "data:")):
             self.outside.append(url)
 
-    def wait(self, condition: str, seconds: float = 60, otherwise: str = "") -> Any:
+    def wait(self, condition: str, seconds: float = 120, otherwise: str = "") -> Any:
         """Until a JavaScript expression is true; its value. (Playwright's own waiting needs eval there.)"""
         until(lambda: self.page.evaluate(condition), otherwise or f"never came: {condition}", seconds, 0.05)
         return self.page.evaluate(condition)

@@ -73,7 +73,7 @@ def test_every_other_line_is_a_target_of_the_makefile() -> None:
 def test_no_block_is_left_out() -> None:
     """Every fenced block is of a language that is run or checked here."""
     for document in (README, QUICKSTART):
-        languages = re.findall(r"^```(\w*)\n", document.read_text(), re.MULTILINE)
+        languages = re.findall(r"^```(\w*)\n.*?^```", document.read_text(), re.MULTILINE | re.DOTALL)
         assert set(languages) <= {"bash", "sh", "python", "py"}, document.name
 
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -125,6 +126,20 @@ def test_progress_is_seen_and_a_cancelled_job_stops_soon(
     after = live.wait(live.submit(*uploads, inference_steps=1))
     assert after["status"] == "completed"
     assert live.worker_pids() == [worker]  # it stopped the job, it was not killed
+
+
+def test_a_client_that_listens_does_not_hold_up_the_end(tmp_path: Path, clip: Path, voice: Path) -> None:
+    server = Live(tmp_path / "data", drain_s=0)
+    server.start()
+    job = server.submit(server.upload(clip), server.upload(voice))
+    url = f"{server.base}/api/native/v1/jobs/{job}/events"
+    request = urllib.request.Request(url, headers={"Authorization": f"Bearer {server.key}"})
+    with urllib.request.urlopen(request, timeout=60) as stream:
+        assert stream.readline() == b"event: job\n"
+        began = time.monotonic()
+        assert server.stop() == 0
+        assert time.monotonic() - began < 10
+        assert b"event: gone" not in stream.read()
 
 
 # --- webhooks ---
