@@ -23,7 +23,7 @@ from lipsync_engine import media
 ROOT = Path(__file__).parents[1]
 DEMO = ROOT / "demo"
 OTHER_IDENTITY = 4_000_021
-SECONDS = 3.4
+SECONDS = 2.4
 
 
 def ffmpeg(*arguments: object) -> None:
@@ -52,7 +52,7 @@ def portraits(work: Path, folder: Path) -> None:
     for motion in ("still", "natural"):
         lipsync("portrait", face, work / "left.wav", "-o", work / f"{motion}.mp4", "--motion", motion)
     beside(work / "still.mp4", work / "natural.mp4", work / "portraits.mp4")
-    picture(work / "portraits.mp4", folder / "portrait.gif", 320)
+    picture(work / "portraits.mp4", folder / "portrait.gif", 280)
 
 
 def two_people(work: Path, folder: Path) -> None:
@@ -62,7 +62,7 @@ def two_people(work: Path, folder: Path) -> None:
     beside(work / "one.mp4", work / "other.mp4", work / "couple.mp4")
     speakers = [f"--speaker={side}={work / side}.wav" for side in ("left", "right")]
     lipsync("multi", work / "couple.mp4", "-o", work / "spoken.mp4", "--order", "left_right", *speakers)
-    picture(work / "spoken.mp4", folder / "two-people.gif", 260)
+    picture(work / "spoken.mp4", folder / "two-people.gif", 184)
 
 
 def masked(work: Path, folder: Path) -> None:

@@ -79,7 +79,7 @@ def test_every_model_has_its_line() -> None:
         assert row[3:] == [entry["licence"], entry["commercial"]], name
         assert row[2] == str(entry.get("resolution", "")), name
     for name, model in wavespeed.MODELS.items():
-        assert described[name][1] == ", ".join(role.value for role in model.roles), name
+        assert described[name][1] == ", ".join(role.value for role in model.form.required), name
 
 
 @pytest.mark.parametrize("path", [*DOCS.glob("*.md"), ROOT / "README.md"], ids=lambda path: path.name)
