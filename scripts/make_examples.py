@@ -52,7 +52,7 @@ def portraits(work: Path, folder: Path) -> None:
     for motion in ("still", "natural"):
         lipsync("portrait", face, work / "left.wav", "-o", work / f"{motion}.mp4", "--motion", motion)
     beside(work / "still.mp4", work / "natural.mp4", work / "portraits.mp4")
-    picture(work / "portraits.mp4", folder / "portrait.gif", 280)
+    picture(work / "portraits.mp4", folder / "portrait.gif", 250)
 
 
 def two_people(work: Path, folder: Path) -> None:
