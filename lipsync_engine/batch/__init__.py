@@ -299,6 +299,7 @@ class _Batch:
                 inputs=_named(row) if row else {},
                 code=problems[0].code,
                 message=" ".join(sentences),
+                clip="" if row else problems[0].clip,
             )
             self._note(result)
 
@@ -306,8 +307,8 @@ class _Batch:
 
     def make(self, workers: int) -> Generator[BatchProgress, None, None]:
         """Give every waiting row to a worker."""
-        written, starts_lost = time.monotonic(), 0
-        self._began = time.monotonic()
+        began = written = time.monotonic()
+        starts_lost = 0
         (self._folder / "thumbnails").mkdir(exist_ok=True)
         with (
             _log(self._folder / LOG_NAME) as log,
@@ -319,6 +320,8 @@ class _Batch:
                     case Ready():
                         starts_lost = 0
                         worker.is_ready = True
+                        if not self._running and not self._made_media_s:
+                            self._began = time.monotonic()  # loading says nothing of a clip's speed
                         self._give(worker)
                     case Unable(code=code, message=sentence):
                         raise LipSyncError(code, sentence)
@@ -349,9 +352,7 @@ class _Batch:
                 if time.monotonic() - written >= REPORT_EVERY_S:
                     written = time.monotonic()
                     report = self._folder / REPORT_NAME
-                    write_report(
-                        report, self.rows, self.results, self._manifest.n_rows, written - self._began
-                    )
+                    write_report(report, self.rows, self.results, self._manifest.n_rows, written - began)
                 yield self._progress()
 
     def _give_all(self, pool: Pool) -> None:

@@ -95,12 +95,14 @@ class Problem:
         row: its number, from 1.
         column: where the mistake is; empty where it is the row as a whole.
         code, message: as those of errors.
+        clip: what the row calls its result or files, for people.
     """
 
     row: int
     column: str
     code: ErrorCode
     message: str
+    clip: str = ""
 
     def __str__(self) -> str:
         place = f"row {self.row}, {self.column}" if self.column else f"row {self.row}"
@@ -170,7 +172,8 @@ def read_manifest(source: Path, params: SyncParams, output: Path) -> Manifest:
         if isinstance(row, Row):
             rows.append(row)
         else:
-            problems += [Problem(number, *mistake) for mistake in row.mistakes]
+            clip = "" if isinstance(found, _Wrong) else _clip(found)
+            problems += [Problem(number, *mistake, clip) for mistake in row.mistakes]
     misplaced = list(_misplaced(rows, output))
     refused = {problem.row for problem in misplaced}
     kept = tuple(row for row in rows if row.number not in refused)
@@ -336,6 +339,12 @@ def _row(number: int, cells: Cells, base: Path, params: SyncParams) -> Row | _Wr
     return Row(number, inputs, str(PurePosixPath(output)), params, Motion(motion), given.get("prompt"))
 
 
+def _clip(cells: Cells) -> str:
+    names = [cells[name] for name in ("output", Input.VIDEO, Input.IMAGE, Input.AUDIO) if cells.get(name)]
+    shown = names[:1] if cells.get("output") else names
+    return readable(" + ".join(name[:80] for name in shown))
+
+
 def _is_text(text: str) -> bool:
     return all(unicodedata.category(character) not in ("Cc", "Cs", "Zl", "Zp") for character in text)
 
@@ -390,7 +399,7 @@ def _misplaced(rows: Iterable[Row], output: Path) -> Iterator[Problem]:
             first[name] = row.number
             folders |= {parent: row.number for parent in above if parent not in folders}
             continue
-        yield Problem(row.number, "output", ErrorCode.PARAMETER_INVALID, message)
+        yield Problem(row.number, "output", ErrorCode.PARAMETER_INVALID, message, row.output)
 
 
 def _folded(name: str) -> str:

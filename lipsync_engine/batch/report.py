@@ -87,7 +87,8 @@ def _row(number: int, row: Row | None, result: Result | None) -> str:
     word = result.status if result else WAITING
     output = row.output if row else result.output if result else ""
     made = result.made if result else None
-    name = f"<strong>{escape(output)}</strong>" if output else "<strong>no usable name</strong>"
+    shown = output or (result.clip if result else "") or "no usable name"
+    name = f"<strong>{escape(shown)}</strong>"
     picture = "<span class=none></span>"
     if made is not None:
         link = escape(f"./{quote(output)}")

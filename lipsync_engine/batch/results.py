@@ -66,7 +66,8 @@ class Result:
 
     Attributes:
         row: number in the manifest of that run.
-        output: in the output folder; empty where a refused row names none that can be used.
+        output: in the output folder; empty where a refused row names none that can be used, then `clip` says
+            what the row calls itself.
         inputs: by column.
         options_sha256: of everything but the inputs that decides the result.
         code, message: of a row that is not done; a refused row's mistakes are joined.
@@ -84,6 +85,7 @@ class Result:
     message: str = ""
     attempts: int = 0
     made: Made | None = None
+    clip: str = ""
 
 
 _RESULT: TypeAdapter[Result] = TypeAdapter(Result)

@@ -102,7 +102,8 @@ def batch(
     out.print(f"[bold]{result.report}[/bold]", soft_wrap=True)
     missing = [one for one in result.results if one.status is not Status.DONE]
     for one in missing[:SHOWN_PROBLEMS]:
-        warn(f"row {one.row} was {one.status}: {one.message}")
+        how = "failed" if one.status is Status.FAILED else "was refused"
+        warn(f"row {one.row} {how}: {one.message}")
     if missing:
         raise LipSyncError(
             ErrorCode.BATCH_INCOMPLETE,
@@ -137,7 +138,7 @@ def _followed(steps: Generator[BatchProgress, None, BatchResult]) -> BatchResult
                     continue
                 made = bars.add_task("clips", total=seen.rows, note="")
             failed = f"{seen.failed} failed" if seen.failed else ""
-            left = "" if seen.left_s is None else f"{_clock(seen.left_s)} left"
+            left = f"{_clock(seen.left_s)} left" if seen.left_s else ""
             note = ", ".join(part for part in (failed, left) if part)
             bars.update(made, completed=seen.done + seen.failed, total=seen.rows, note=note)
             while len(lines) < len(seen.running):

@@ -102,7 +102,7 @@ def test_a_csv_with_a_bad_clip_in_the_middle(inputs: Path, tmp_path: Path, lipsy
     done = lipsync("batch", manifest, "-o", out, "--skip-bad", *QUICK)
     assert done.returncode == EXIT_STATUS[ErrorCode.BATCH_INCOMPLETE], done.stderr[-2000:]
     assert "2 of 4 clips are done" in done.stdout
-    assert "row 2 was failed" in done.stderr
+    assert "row 2 failed: No face" in done.stderr
     assert set(films(out)) == {"monday/<script>alert(1)&.mp4", "face.mp4"}
 
     found = {line["row"]: line for line in lines(out)}
