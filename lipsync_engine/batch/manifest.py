@@ -205,10 +205,10 @@ Cells = Mapping[str, str]
 def _cells(source: Path) -> Iterator[Cells | _Wrong]:
     if source.is_dir():
         return _pairs(source)
-    kind = source.suffix.lower()
+    kind, size_bytes = source.suffix.lower(), source.stat().st_size
     if kind not in (".csv", ".jsonl"):
         raise ParameterError(f"{source.name!r} is not understood: give a .csv or .jsonl file, or a folder.")
-    if source.stat().st_size > MAX_MANIFEST_BYTES:
+    if size_bytes > MAX_MANIFEST_BYTES:
         raise ParameterError(f"{source.name!r} is larger than {MAX_MANIFEST_BYTES >> 20} MiB: split it.")
     text = source.read_text(encoding="utf-8-sig")
     return _csv(text) if kind == ".csv" else _jsonl(text)

@@ -309,6 +309,12 @@ def test_a_manifest_that_cannot_be_read(name: str, content: bytes, words: str, t
         read_manifest(tmp_path / name, SyncParams(), tmp_path / "out")
 
 
+def test_a_manifest_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(InputError) as raised:
+        read_manifest(tmp_path / "gone", SyncParams(), tmp_path / "out")
+    assert raised.value.code is ErrorCode.INPUT_NOT_FOUND
+
+
 def test_a_folder_where_something_is_missing(tmp_path: Path) -> None:
     for name in ("a.mp4", "a.wav", "b.mp4", "c.wav", "d.mp4", "d.png", "d.wav", ".e.mp4", "notes.txt"):
         (tmp_path / name).touch()
