@@ -9,6 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from lipsync_engine.batch import run_batch
     from lipsync_engine.cast import dialogue
     from lipsync_engine.errors import ErrorCode, LipSyncError
     from lipsync_engine.params import FaceChoice, LoopMode, Motion, Order, Quality, Speaker, SyncParams, Tail
@@ -31,6 +32,7 @@ _HOME = {
     "SyncResult": "pipeline",
     "Tail": "params",
     "dialogue": "cast",
+    "run_batch": "batch",
 }
 
 __all__ = [
@@ -49,6 +51,7 @@ __all__ = [
     "SyncResult",
     "Tail",
     "dialogue",
+    "run_batch",
 ]
 
 

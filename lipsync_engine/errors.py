@@ -22,6 +22,7 @@ class ErrorCode(StrEnum):
     """Stable names; clients may branch on them, so they are never renamed or reused."""
 
     PARAMETER_INVALID = "parameter_invalid"
+    MANIFEST_INVALID = "manifest_invalid"
 
     INPUT_NOT_FOUND = "input_not_found"
     INPUT_IS_DIRECTORY = "input_is_directory"
@@ -54,6 +55,7 @@ class ErrorCode(StrEnum):
     DEVICE_UNAVAILABLE = "device_unavailable"
     FFMPEG_MISSING = "ffmpeg_missing"
     JOB_BUSY = "job_busy"
+    WORKER_LOST = "worker_lost"
 
     OUTPUT_NOT_FINITE = "output_not_finite"
     OUTPUT_FLAT = "output_flat"
@@ -61,11 +63,13 @@ class ErrorCode(StrEnum):
     OUTPUT_MASK_COLOURED = "output_mask_coloured"
     OUTPUT_MISCOLOURED = "output_miscoloured"
 
+    BATCH_INCOMPLETE = "batch_incomplete"
     CANCELLED = "cancelled"
 
 
 EXIT_STATUS: dict[ErrorCode, int] = {
     ErrorCode.PARAMETER_INVALID: 2,
+    ErrorCode.MANIFEST_INVALID: 3,
     ErrorCode.INPUT_NOT_FOUND: 10,
     ErrorCode.INPUT_IS_DIRECTORY: 11,
     ErrorCode.INPUT_EMPTY: 12,
@@ -94,11 +98,13 @@ EXIT_STATUS: dict[ErrorCode, int] = {
     ErrorCode.DEVICE_UNAVAILABLE: 53,
     ErrorCode.FFMPEG_MISSING: 54,
     ErrorCode.JOB_BUSY: 55,
+    ErrorCode.WORKER_LOST: 56,
     ErrorCode.OUTPUT_NOT_FINITE: 60,
     ErrorCode.OUTPUT_FLAT: 61,
     ErrorCode.OUTPUT_NOISE: 62,
     ErrorCode.OUTPUT_MASK_COLOURED: 63,
     ErrorCode.OUTPUT_MISCOLOURED: 64,
+    ErrorCode.BATCH_INCOMPLETE: 70,
     ErrorCode.CANCELLED: 130,
 }
 """Process exit status of the command line, one per code."""

@@ -20,13 +20,14 @@ LAYERS: list[set[str]] = [
     {"portrait"},
     {"render"},
     {"pipeline"},
+    {"batch"},
     {"cli"},
 ]
 
 OWNERS = {
     "ffmpeg": {"media"},
     "imageio_ffmpeg": {"media"},
-    "subprocess": {"media"},
+    "subprocess": {"media", "batch"},  # FFmpeg; workers of a batch
     "huggingface_hub": {"weights"},
     "whisper": {"audio", "models"},
     "diffusers": {"models"},

@@ -6,6 +6,7 @@ nothing about media or models; heavy modules load only when a command needs them
     terminal   consoles, bars, what a result looks like
     jobs       what the commands that make videos share
     people     `portrait` and `multi`
+    batch      `batch`
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ import os
 import platform
 import signal
 import sys
-from fractions import Fraction
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, NoReturn
@@ -23,7 +23,7 @@ from typing import Annotated, NoReturn
 import typer
 from rich.table import Table
 
-from lipsync_engine.cli import people
+from lipsync_engine.cli import batch, people
 from lipsync_engine.cli.jobs import (
     Detector,
     Device,
@@ -48,7 +48,6 @@ from lipsync_engine.errors import (
     Cancelled,
     ErrorCode,
     LipSyncError,
-    ParameterError,
     WeightsError,
 )
 from lipsync_engine.params import FaceChoice, SyncParams, Tail
@@ -108,6 +107,8 @@ def sync(
 
     An interrupted run is resumed by giving the same command again.
     """
+    from lipsync_engine.timeline import parse_rate
+
     params = SyncParams.preset(
         preset,
         num_inference_steps=steps,
@@ -119,7 +120,7 @@ def sync(
         mask_image=mask_image,
         matte=matte,
         max_yaw_deg=max_yaw_deg,
-        fps=None if fps is None else _rate(fps),
+        fps=None if fps is None else parse_rate(fps),
         max_short_side=max_short_side,
         loop_mode=loop_mode,
         tail=tail,
@@ -130,6 +131,7 @@ def sync(
 
 app.command()(people.multi)
 app.command()(people.portrait)
+app.command()(batch.batch)
 
 
 @app.command()
@@ -293,15 +295,3 @@ def _cancel(signum: int, frame: FrameType | None) -> None:
 def _fail(code: ErrorCode, message: str) -> NoReturn:
     err.print(f"[bold red]error[/bold red] \\[{code}]: {message}", soft_wrap=True)
     sys.exit(EXIT_STATUS[code])
-
-
-def _rate(text: str) -> Fraction:
-    from lipsync_engine.timeline import snap_rate
-
-    try:
-        given = Fraction(text)
-    except (ValueError, ZeroDivisionError):
-        raise ParameterError(
-            f"fps={text!r} is not a rate: use a number such as 25, 29.97 or 30000/1001."
-        ) from None
-    return snap_rate(given) if given > 0 else given  # `SyncParams` refuses the latter

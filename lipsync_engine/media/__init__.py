@@ -11,6 +11,7 @@ It knows neither faces nor models.
 
 from lipsync_engine.media.decode import FrameReader, read_audio, read_mask, read_picture, scan_frames
 from lipsync_engine.media.encode import (
+    OUTPUT_SUFFIXES,
     PictureWriter,
     PlacedSound,
     SegmentWriter,
@@ -25,6 +26,7 @@ from lipsync_engine.media.probe import AudioInfo, VideoInfo, content_hash, probe
 from lipsync_engine.media.run import ffmpeg_version, find_ffmpeg
 
 __all__ = [
+    "OUTPUT_SUFFIXES",
     "AudioInfo",
     "FrameReader",
     "PictureWriter",

@@ -1,0 +1,507 @@
+"""Many clips from one command: checked as a whole, made by workers that load the model once, resumed.
+
+    manifest  rows of a file or a folder, and what is wrong with them
+    results   OUT/results.jsonl: what is done
+    messages  what the batch and its workers say to each other
+    pool      worker processes
+    worker    the process that makes clips
+    report    OUT/report.html
+
+`run_batch` is a generator that yields where it is; closing it stops the workers between two frames. It knows
+neither terminals nor HTTP.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+from collections import deque
+from collections.abc import Generator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import IO
+
+from filelock import FileLock, Timeout
+
+from lipsync_engine import media
+from lipsync_engine.batch.manifest import (
+    Input,
+    Manifest,
+    ManifestError,
+    Problem,
+    Row,
+    read_manifest,
+)
+from lipsync_engine.batch.messages import Done, Failed, Ready, Start, Unable, Working
+from lipsync_engine.batch.pool import Loading, Pool, Worker
+from lipsync_engine.batch.report import write_report
+from lipsync_engine.batch.results import (
+    InputFile,
+    Ledger,
+    Made,
+    Result,
+    Status,
+    options_sha256,
+    thumbnail,
+)
+from lipsync_engine.errors import ErrorCode, LipSyncError, ParameterError, ResourceError
+from lipsync_engine.params import SyncParams
+from lipsync_engine.progress import Stage
+from lipsync_engine.weights import WeightsStore
+
+__all__ = [
+    "BatchProgress",
+    "BatchResult",
+    "Loading",
+    "ManifestError",
+    "Problem",
+    "Result",
+    "Row",
+    "Running",
+    "Status",
+    "run_batch",
+]
+
+ATTEMPTS = 2
+"""So often is a clip tried whose worker dies; another death is taken for the clip's doing."""
+
+STARTS = 3
+"""So often in a row may workers die before they are ready."""
+
+MAX_WORKERS = 64
+REPORT_EVERY_S = 30.0
+
+SAME_FOR_ALL = frozenset({ErrorCode.DISK_FULL, ErrorCode.DEVICE_UNAVAILABLE, ErrorCode.FFMPEG_MISSING})
+"""Every other clip would fail with these: the batch ends, and goes on when they are put right."""
+
+LOCK_NAME, LOG_NAME, REPORT_NAME = ".lipsync-batch.lock", "workers.log", "report.html"
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A clip that is being made; `stage` is None before it begins, `total` 0 where it is not known."""
+
+    output: str
+    stage: Stage | None = None
+    done: int = 0
+    total: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class BatchProgress:
+    """One report.
+
+    Attributes:
+        checked, rows: rows looked at, and all there are; work begins when all are.
+        done: clips that are complete; `resumed` of them were before this run.
+        failed: rows that cannot be made, refused ones among them.
+        running: what the workers make, in order of workers.
+        left_s: seconds to go at this run's speed; None when nothing can be said yet.
+    """
+
+    checked: int
+    rows: int
+    done: int = 0
+    resumed: int = 0
+    failed: int = 0
+    running: tuple[Running, ...] = ()
+    left_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class BatchResult:
+    """How it ended.
+
+    Attributes:
+        results: of every row, in the manifest's order.
+        resumed: how many of them an earlier run had done.
+        elapsed_s: of this run.
+        report: the HTML file.
+    """
+
+    results: tuple[Result, ...]
+    resumed: int
+    elapsed_s: float
+    report: Path
+
+    def count(self, status: Status) -> int:
+        return sum(result.status is status for result in self.results)
+
+
+def run_batch(
+    source: Path | str,
+    output: Path | str,
+    params: SyncParams | None = None,
+    *,
+    loading: Loading | None = None,
+    workers: int = 1,
+    skip_bad: bool = False,
+) -> Generator[BatchProgress, None, BatchResult]:
+    """Make every clip of a manifest or folder that is not made yet.
+
+    Args:
+        source: .csv, .jsonl or a folder with pairs such as talk.mp4 and talk.wav.
+        output: folder for the results, results.jsonl, report.html and thumbnails; made where there is none.
+        params: options of rows that have none of their own; None: the default preset.
+        loading: the model, and how it is loaded.
+        workers: processes, 1-64.
+        skip_bad: make the good rows where others are bad.
+
+    Yields:
+        Where it is.
+
+    Returns:
+        The result of every row; one bad clip does not stop the others.
+
+    Raises:
+        ManifestError: rows are bad, and `skip_bad` is not given; nothing was started.
+        InputError: the manifest cannot be read.
+        ResourceError: JOB_BUSY, another batch writes to the folder; OUTPUT_NOT_WRITABLE; WORKER_LOST, workers
+            do not start; DISK_FULL, DEVICE_UNAVAILABLE or FFMPEG_MISSING, which no clip would survive.
+        LipSyncError: the model cannot be loaded, with the code that says why.
+    """
+    if not 1 <= workers <= MAX_WORKERS:
+        raise ParameterError(f"workers={workers} is out of range: it must lie between 1 and {MAX_WORKERS}.")
+    loading = loading or Loading()
+    folder = Path(output)
+    began = time.monotonic()
+    # 1. Read: what is wrong with the manifest itself is known before anything is written.
+    WeightsStore().entry(loading.model)
+    manifest = read_manifest(Path(source), params or SyncParams(), folder)
+    with _only_batch(folder), Ledger(folder) as ledger:
+        # 2. Look at every row: is it done, and if not, can its files be used?
+        batch = _Batch(manifest, folder, ledger, loading)
+        yield from batch.check()
+        if batch.problems and not skip_bad:
+            raise ManifestError(batch.problems, manifest.n_rows)
+        batch.refuse()
+        # 3. Make the rest. The report is true whatever ends this.
+        try:
+            if batch.waiting:
+                yield from batch.make(workers)
+        finally:
+            report = folder / REPORT_NAME
+            write_report(report, batch.rows, batch.results, manifest.n_rows, time.monotonic() - began)
+        results = tuple(batch.results[number] for number in sorted(batch.results))
+        return BatchResult(results, batch.resumed, time.monotonic() - began, report)
+
+
+@dataclass(slots=True, eq=False)
+class _Task:
+    """A row that a worker has or waits for."""
+
+    row: Row
+    options: str
+    attempts: int = 0
+    seen: Running = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.seen = Running(self.row.output)
+
+    @property
+    def work(self) -> object:
+        """Equal for rows that the engine would do in one work folder, and so not at once."""
+        return sorted(self.row.inputs.items()), self.row.params
+
+
+class _Batch:
+    """The state of a run.
+
+    Attributes:
+        rows: that can be named, by number.
+        problems: of rows that cannot be made.
+        results: by row number.
+        resumed: rows that an earlier run has done.
+    """
+
+    def __init__(self, manifest: Manifest, folder: Path, ledger: Ledger, loading: Loading) -> None:
+        self._manifest, self._folder, self._ledger, self._loading = manifest, folder, ledger, loading
+        self._model = (loading.model, str(loading.detector), str(loading.dtype))
+        self.rows = {row.number: row for row in manifest.rows}
+        self.problems = manifest.problems
+        self.waiting: deque[_Task] = deque()
+        self.results: dict[int, Result] = {}
+        self.resumed = 0
+        self._media_s: dict[int, float] = {}
+        self._running: dict[Worker, _Task] = {}
+        self._began = time.monotonic()
+        self._made_media_s = 0.0
+
+    # --- before work ---
+
+    def check(self) -> Generator[BatchProgress, None, None]:
+        """Find rows that are done, and what is wrong with the files of others."""
+        looked = bad = self._manifest.n_rows - len(self._manifest.rows)
+        yield BatchProgress(looked, self._manifest.n_rows)
+        found: list[Problem] = []
+        with ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="check") as pool:
+            futures = {pool.submit(self._look, row): row for row in self._manifest.rows}
+            try:
+                for future in as_completed(futures):
+                    row, known = futures[future], future.result()
+                    if isinstance(known, Result):
+                        self.results[row.number] = replace(known, row=row.number)
+                        self.resumed += 1
+                    elif isinstance(known, Problem):
+                        found.append(known)
+                    else:
+                        self._media_s[row.number] = known
+                    looked += 1
+                    yield BatchProgress(
+                        looked, self._manifest.n_rows, self.resumed, self.resumed, bad + len(found)
+                    )
+            finally:
+                pool.shutdown(cancel_futures=True)
+        self.problems = tuple(sorted([*self.problems, *found], key=lambda problem: problem.row))
+        for row in self._manifest.rows:
+            if row.number in self._media_s:
+                self.waiting.append(_Task(row, options_sha256(row, self._model)))
+
+    def _look(self, row: Row) -> Result | Problem | float:
+        """How long the result will be, in seconds, unless it is there or cannot be."""
+        done = self._ledger.done(row, options_sha256(row, self._model))
+        if done is not None:
+            return done
+        duration_s = 0.0
+        for role, path in row.inputs.items():
+            try:
+                match role:
+                    case Input.VIDEO:
+                        media.probe_video(path)
+                    case Input.IMAGE:
+                        media.read_picture(path, row.params.max_short_side)
+                    case Input.MASK_IMAGE:
+                        media.read_picture(path)
+                    case Input.AUDIO:
+                        duration_s = media.probe_audio(path).duration_s
+                    case Input.OUTPUT_AUDIO:
+                        media.probe_audio(path)
+            except LipSyncError as error:
+                return Problem(row.number, str(role), error.code, error.message)
+        return duration_s
+
+    def refuse(self) -> None:
+        """Note the rows that will not be tried."""
+        by_row: dict[int, list[Problem]] = {}
+        for problem in self.problems:
+            by_row.setdefault(problem.row, []).append(problem)
+        for number, problems in by_row.items():
+            row = self.rows.get(number)
+            sentences = [f"{p.column}: {p.message}" if p.column else p.message for p in problems]
+            result = Result(
+                row=number,
+                status=Status.REFUSED,
+                output=row.output if row else "",
+                finished_at=time.time(),
+                inputs=_named(row) if row else {},
+                code=problems[0].code,
+                message=" ".join(sentences),
+                clip="" if row else problems[0].clip,
+            )
+            self._note(result)
+
+    # --- work ---
+
+    def make(self, workers: int) -> Generator[BatchProgress, None, None]:
+        """Give every waiting row to a worker."""
+        began = written = time.monotonic()
+        starts_lost = 0
+        (self._folder / "thumbnails").mkdir(exist_ok=True)
+        with (
+            _log(self._folder / LOG_NAME) as log,
+            Pool(self._loading, min(workers, len(self.waiting)), log) as pool,
+        ):
+            while self.waiting or self._running:
+                worker, message = pool.hear()
+                match message:
+                    case Ready():
+                        starts_lost = 0
+                        worker.is_ready = True
+                        if not self._running and not self._made_media_s:
+                            self._began = time.monotonic()  # loading says nothing of a clip's speed
+                        self._give(worker)
+                    case Unable(code=code, message=sentence):
+                        raise LipSyncError(code, sentence)
+                    case Working(stage=stage, done=done, total=total):
+                        task = self._running[worker]
+                        task.seen = Running(task.row.output, stage, done, total)
+                    case Done(made=made, inputs=inputs):
+                        self._finish(worker, inputs, made=made)
+                        self._give_all(pool)
+                    case Failed(code=code, message=sentence) if code in SAME_FOR_ALL:
+                        raise ResourceError(code, sentence)
+                    case Failed(code=code, message=sentence):
+                        self._finish(worker, _named(self._running[worker].row), code=code, message=sentence)
+                        self._give_all(pool)
+                    case None:
+                        starts_lost += not worker.is_ready
+                        if starts_lost >= STARTS:
+                            raise ResourceError(
+                                ErrorCode.WORKER_LOST,
+                                f"Workers end before they are ready ({worker.how_it_ended}): {LOG_NAME} in "
+                                "the output folder says more; try lipsync doctor.",
+                            )
+                        self._lose(worker)
+                        if self.waiting:
+                            pool.replace(worker)
+                        else:
+                            pool.drop(worker)
+                if time.monotonic() - written >= REPORT_EVERY_S:
+                    written = time.monotonic()
+                    report = self._folder / REPORT_NAME
+                    write_report(report, self.rows, self.results, self._manifest.n_rows, written - began)
+                yield self._progress()
+
+    def _give_all(self, pool: Pool) -> None:
+        """Work for everyone who has none; a row may have waited for the end of another."""
+        for worker in pool.ready():
+            if worker not in self._running:
+                self._give(worker)
+
+    def _give(self, worker: Worker) -> None:
+        busy = [task.work for task in self._running.values()]
+        task = next((task for task in self.waiting if task.work not in busy), None)
+        if task is None:
+            return
+        self.waiting.remove(task)
+        task.attempts += 1
+        task.seen = Running(task.row.output)
+        self._running[worker] = task
+        place = self._folder / task.row.output
+        try:
+            place.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            sentence = f"The folder of {task.row.output!r} cannot be made ({error.strerror})."
+            self._finish(worker, _named(task.row), code=ErrorCode.OUTPUT_NOT_WRITABLE, message=sentence)
+            self._give(worker)
+            return
+        worker.start(Start(_absolute(task.row), place.absolute(), self._thumbnail(task.row).absolute()))
+
+    def _lose(self, worker: Worker) -> None:
+        """Its clip is tried once more: only a second death is taken for the clip's doing."""
+        task = self._running.get(worker)
+        if task is None:
+            return
+        if task.attempts < ATTEMPTS:
+            del self._running[worker]
+            self.waiting.appendleft(task)
+            return
+        sentence = (
+            f"The worker died twice while it made this clip ({worker.how_it_ended}); {LOG_NAME} may say why. "
+            "Is there enough memory?"
+        )
+        self._finish(worker, _named(task.row), code=ErrorCode.WORKER_LOST, message=sentence)
+
+    def _finish(
+        self,
+        worker: Worker,
+        inputs: Mapping[str, InputFile],
+        *,
+        made: Made | None = None,
+        code: ErrorCode | None = None,
+        message: str = "",
+    ) -> None:
+        task = self._running.pop(worker)
+        self._made_media_s += self._media_s[task.row.number]
+        self._note(
+            Result(
+                row=task.row.number,
+                status=Status.FAILED if made is None else Status.DONE,
+                output=task.row.output,
+                finished_at=time.time(),
+                inputs=inputs,
+                options_sha256=task.options,
+                code=code,
+                message=message,
+                attempts=task.attempts,
+                made=made,
+            )
+        )
+
+    def _note(self, result: Result) -> None:
+        self._ledger.add(result)
+        self.results[result.row] = result
+
+    def _thumbnail(self, row: Row) -> Path:
+        return self._folder / thumbnail(row.output)
+
+    def _progress(self) -> BatchProgress:
+        done = sum(result.status is Status.DONE for result in self.results.values())
+        tasks = sorted(self._running.items(), key=lambda item: item[0].index)
+        return BatchProgress(
+            checked=self._manifest.n_rows,
+            rows=self._manifest.n_rows,
+            done=done,
+            resumed=self.resumed,
+            failed=len(self.results) - done,
+            running=tuple(task.seen for _, task in tasks),
+            left_s=self._left_s(tasks),
+        )
+
+    def _left_s(self, tasks: Sequence[tuple[Worker, _Task]]) -> float | None:
+        """From how many seconds of film were made so far, clips in the making included."""
+        made_s, left_s = self._made_media_s, 0.0
+        for task in self.waiting:
+            left_s += self._media_s[task.row.number]
+        for _, task in tasks:
+            seen, length_s = task.seen, self._media_s[task.row.number]
+            part = seen.done / seen.total if seen.stage is Stage.RENDER and seen.total else 0.0
+            part = 1.0 if seen.stage is Stage.ASSEMBLE else min(1.0, part)
+            made_s += part * length_s
+            left_s += (1 - part) * length_s
+        if made_s <= 0:
+            return None
+        return (time.monotonic() - self._began) * left_s / made_s
+
+
+def _named(row: Row) -> dict[str, InputFile]:
+    return {str(role): InputFile(path) for role, path in row.inputs.items()}
+
+
+def _absolute(row: Row) -> Row:
+    return replace(row, inputs={role: path.absolute() for role, path in row.inputs.items()})
+
+
+@contextmanager
+def _log(path: Path) -> Generator[IO[bytes], None, None]:
+    """What workers write to standard error; gone at the end where that is nothing."""
+    try:
+        with path.open("ab") as log:
+            yield log
+    finally:
+        if not path.stat().st_size:
+            path.unlink()
+
+
+@contextmanager
+def _only_batch(folder: Path) -> Generator[None, None, None]:
+    """The folder exists and no other batch writes to it."""
+    lock = FileLock(folder / LOCK_NAME, blocking=False, thread_local=False)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout:
+        raise ResourceError(
+            ErrorCode.JOB_BUSY,
+            f"Another batch is writing to {folder.name!r}: wait for it, stop it, or name another folder.",
+        ) from None
+    except OSError as error:
+        raise ResourceError(
+            ErrorCode.OUTPUT_NOT_WRITABLE,
+            f"{folder.name!r} cannot take results ({error.strerror}): name another folder.",
+        ) from error
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise ResourceError(
+            ErrorCode.DISK_FULL, "The disk is full: free some space; the same command goes on then."
+        ) from error
+    finally:
+        # While it is held; whoever opened this very file finds it unlinked and tries again.
+        (folder / LOCK_NAME).unlink(missing_ok=True)
+        lock.release()

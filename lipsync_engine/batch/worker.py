@@ -1,0 +1,195 @@
+"""A process of a batch: it loads the model once and makes one clip after the other.
+
+    python -m lipsync_engine.batch.worker --model tiny
+
+Orders come as lines on standard input, answers go out on standard output (`messages`); whatever libraries
+print goes to standard error. When its parent goes away, so does it; a mistake of ours ends it with a
+traceback, and the parent sees that it is gone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import queue
+import threading
+import time
+from contextlib import closing, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+import torch
+
+from lipsync_engine import media
+from lipsync_engine.batch.manifest import Input
+from lipsync_engine.batch.messages import (
+    Done,
+    Failed,
+    FromWorker,
+    Ready,
+    Start,
+    Stop,
+    Unable,
+    Working,
+    line_from_worker,
+    read_to_worker,
+)
+from lipsync_engine.batch.results import InputFile, Made
+from lipsync_engine.errors import ErrorCode, InputError, LipSyncError
+from lipsync_engine.pipeline import LipSyncPipeline, SyncResult
+
+REPORT_EVERY_S = 0.25
+
+
+class Worker:
+    """See the module.
+
+    Args:
+        orders, answers: binary streams from and to the parent.
+    """
+
+    def __init__(self, orders: BinaryIO, answers: BinaryIO) -> None:
+        self._orders, self._answers = orders, answers
+        self._waiting: queue.Queue[Start | None] = queue.Queue()
+        self._stop = threading.Event()
+
+    def listen(self) -> None:
+        """Read orders until the parent goes away; to be run in a thread of its own."""
+        for line in self._orders:
+            match read_to_worker(line):
+                case Start() as start:
+                    self._waiting.put(start)
+                case Stop():
+                    self._stop.set()
+                    self._waiting.put(None)
+        os._exit(0)  # whatever the other thread is in the middle of: nobody wants it any more
+
+    def run(self, pipeline: LipSyncPipeline) -> None:
+        """Work until told to stop."""
+        self.say(Ready(str(pipeline.model.device)))
+        while (start := self._waiting.get()) is not None and not self._stop.is_set():
+            try:
+                answer = self._make(start, pipeline)
+            except LipSyncError as error:
+                answer = Failed(error.code, error.message)
+            if answer is not None:
+                self.say(answer)
+
+    def _make(self, start: Start, pipeline: LipSyncPipeline) -> FromWorker | None:
+        """The answer, or None where it was told to stop."""
+        row = start.row
+        inputs = {str(role): _as_it_is(path) for role, path in row.inputs.items()}
+        picture, audio = row.inputs[row.picture], row.inputs[Input.AUDIO]
+        heard = row.inputs.get(Input.OUTPUT_AUDIO)
+        if row.picture is Input.IMAGE:
+            steps = pipeline.run_portrait(
+                picture,
+                audio,
+                start.output,
+                row.params,
+                motion=row.motion,
+                prompt=row.prompt,
+                output_audio=heard,
+            )
+        else:
+            steps = pipeline.run(picture, audio, start.output, row.params, output_audio=heard)
+        reported, stage = 0.0, None
+        with closing(steps):
+            while True:
+                try:
+                    progress = next(steps)
+                except StopIteration as finished:
+                    result: SyncResult = finished.value
+                    break
+                if self._stop.is_set():
+                    return None
+                now = time.monotonic()
+                if progress.stage is not stage or now - reported >= REPORT_EVERY_S:
+                    reported, stage = now, progress.stage
+                    self.say(Working(progress.stage, progress.done, progress.total))
+        duration_s = result.frames / float(result.fps)
+        took = result.seconds
+        return Done(
+            Made(
+                frames=result.frames,
+                frames_without_face=result.frames_without_face,
+                duration_s=duration_s,
+                segments_resumed=result.segments_resumed,
+                seconds={
+                    "motion": took.motion,
+                    "faces": took.faces,
+                    "audio": took.audio,
+                    "render": took.render,
+                    "assemble": took.assemble,
+                },
+                warnings=result.warnings,
+                thumbnail=_make_thumbnail(result.output, duration_s / 2, start.thumbnail),
+            ),
+            inputs,
+        )
+
+    def say(self, message: FromWorker) -> None:
+        self._answers.write(line_from_worker(message))
+        self._answers.flush()
+
+
+def _as_it_is(path: Path) -> InputFile:
+    try:
+        status = path.stat()
+        return InputFile(path, status.st_size, status.st_mtime_ns, media.content_hash(path))
+    except OSError as error:
+        raise InputError(
+            ErrorCode.INPUT_UNREADABLE, f"{path.name!r} can no longer be read ({error.strerror})."
+        ) from error
+
+
+def _make_thumbnail(video: Path, at_s: float, file: Path) -> bool:
+    with suppress(LipSyncError):  # nobody is to lose a result for want of its picture
+        media.write_still(video, at_s, file)
+        return True
+    return False
+
+
+def _device(asked: str | None, index: int) -> str | None:
+    """As asked; else workers are dealt out over the CUDA devices there are."""
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if asked is not None or os.environ.get("LIPSYNC_DEVICE") or count < 2:
+        return asked
+    return f"cuda:{index % count}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--index", type=int, default=0)
+    parser.add_argument("--device")
+    parser.add_argument("--dtype")
+    parser.add_argument("--detector")
+    parser.add_argument("--cache-dir", type=Path)
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+
+    # Standard output belongs to the protocol: whatever prints from now on prints to standard error. Orders
+    # have a stream of their own, as Python's end would wait for a thread that reads `sys.stdin`.
+    orders, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+
+    worker = Worker(orders, answers)
+    threading.Thread(target=worker.listen, name="orders", daemon=True).start()
+    try:
+        pipeline = LipSyncPipeline.from_pretrained(
+            arguments.model,
+            device=_device(arguments.device, arguments.index),
+            dtype=arguments.dtype,
+            detector=arguments.detector,
+            cache_dir=arguments.cache_dir,
+        )
+    except LipSyncError as error:
+        worker.say(Unable(error.code, error.message))
+        return
+    worker.run(pipeline)
+
+
+if __name__ == "__main__":
+    main()

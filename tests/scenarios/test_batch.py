@@ -1,0 +1,342 @@
+"""Many clips from one command: what is refused, what is made, what a crash and a second run leave alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from lipsync_engine import SyncParams
+from lipsync_engine.batch import Loading, ManifestError, Status, run_batch
+from lipsync_engine.batch.manifest import read_manifest
+from lipsync_engine.errors import EXIT_STATUS, ErrorCode, InputError
+
+Ffmpeg = Callable[..., None]
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+QUICK = ("--steps", "1", "--guidance-scale", "1")
+DEADLINE_S = 120
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory, ffmpeg: Ffmpeg, clip: Path, voice: Path) -> Path:
+    """A folder with a clip, a picture of it, two voices and a clip without a face."""
+    folder = tmp_path_factory.mktemp("inputs")
+    (folder / "talk.mp4").hardlink_to(clip)
+    ffmpeg("-i", clip, "-frames:v", 1, "-update", 1, folder / "face.png")
+    ffmpeg("-i", voice, "-t", 0.8, folder / "talk.wav")
+    ffmpeg("-i", voice, "-t", 0.6, folder / "face.wav")
+    ffmpeg("-f", "lavfi", "-i", "color=gray:size=160x120:rate=25", "-t", 1, folder / "wall.mp4")
+    return folder
+
+
+def start(environment: Mapping[str, str], *arguments: object) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "lipsync_engine.cli", "batch", *map(str, arguments), *QUICK],
+        env=dict(environment),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def wait_for(what: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    """Look for a condition that the process brings about, 20 times a second; fail when it ends first."""
+    for _ in range(20 * DEADLINE_S):
+        if what():
+            return
+        try:
+            process.wait(timeout=0.05)
+        except subprocess.TimeoutExpired:
+            continue
+        break
+    process.kill()
+    _, errors = process.communicate(timeout=30)
+    pytest.fail(f"the condition never came: {errors[-2000:]}")
+
+
+def lines(folder: Path) -> list[dict[str, Any]]:
+    path = folder / "results.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def workers_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
+    try:
+        return psutil.Process(process.pid).children()
+    except psutil.NoSuchProcess:
+        return []
+
+
+def films(folder: Path) -> dict[str, int]:
+    found = {path: path.stat().st_mtime_ns for path in folder.rglob("*.mp4")}
+    return {str(path.relative_to(folder)): time_ns for path, time_ns in found.items()}
+
+
+def table_rows(report: Path) -> list[str]:
+    return re.findall(r"<tr class=(\w+)>", report.read_text())
+
+
+# --- what is made ---
+
+
+def test_a_csv_with_a_bad_clip_in_the_middle(inputs: Path, tmp_path: Path, lipsync: Run) -> None:
+    manifest, out = inputs / "list.csv", tmp_path / "out"
+    manifest.write_text(
+        "video,image,audio,output,seed,motion\n"
+        'talk.mp4,,talk.wav,"monday/<script>alert(1)&.mp4",7,\n'
+        "wall.mp4,,talk.wav,,,\n"
+        "\n"
+        ",face.png,face.wav,,,still\n"
+        "gone.mp4,,talk.wav,<b>gone.mp4,,\n"
+    )
+    done = lipsync("batch", manifest, "-o", out, "--skip-bad", *QUICK)
+    assert done.returncode == EXIT_STATUS[ErrorCode.BATCH_INCOMPLETE], done.stderr[-2000:]
+    assert "2 of 4 clips are done" in done.stdout
+    assert "row 2 failed: No face" in done.stderr
+    assert set(films(out)) == {"monday/<script>alert(1)&.mp4", "face.mp4"}
+
+    found = {line["row"]: line for line in lines(out)}
+    assert {row: line["status"] for row, line in found.items()} == {
+        1: "done", 2: "failed", 3: "done", 4: "refused",
+    }  # fmt: skip
+    assert (found[2]["code"], found[4]["code"]) == ("face_not_found", "input_not_found")
+    assert found[1]["made"]["frames"] == 20
+    assert found[1]["made"]["seconds"]["render"] > 0
+    assert found[3]["made"]["seconds"]["motion"] > 0
+    assert found[1]["inputs"]["audio"]["sha256"]
+
+    report = (out / "report.html").read_text()
+    assert table_rows(out / "report.html") == ["done", "failed", "done", "refused"]
+    assert "&lt;script&gt;alert(1)&amp;" in report
+    assert "<script" not in report
+    assert "<b>gone" not in report
+    assert "gone.mp4&#x27; does not exist" in report
+    assert not re.search(r"https?:|//", report)
+    pictures = re.findall(r'src="\./(.*?)"', report)
+    assert len(pictures) == 2
+    assert all((out / picture).read_bytes()[:2] == b"\xff\xd8" for picture in pictures)
+    names = {path.name for path in out.iterdir()}
+    assert names == {"monday", "face.mp4", "results.jsonl", "report.html", "thumbnails"}
+
+
+def test_killed_with_its_workers_then_only_the_rest_is_made(
+    inputs: Path, tmp_path: Path, cache_dir: Path, environment: dict[str, str], lipsync: Run
+) -> None:
+    manifest, out = inputs / "list.jsonl", tmp_path / "out"
+    rows = [
+        {"video": "talk.mp4", "audio": "talk.wav", "seed": seed, "output": f"{seed}.mp4"} for seed in range(4)
+    ]
+    manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    first = start(environment, manifest, "-o", out)
+    wait_for(lambda: len(lines(out)) >= 1, first)
+    second = lipsync("batch", manifest, "-o", out, *QUICK)
+    workers = workers_of(first)
+    first.kill()
+    first.communicate(timeout=30)
+    assert psutil.wait_procs(workers, timeout=20)[1] == []
+    assert second.returncode == EXIT_STATUS[ErrorCode.JOB_BUSY]
+    assert "error [job_busy]" in second.stderr
+    kept = {line["output"] for line in lines(out)}
+    assert 1 <= len(kept) < 4, "nothing is left to do: the batch was killed too late"
+    times = films(out)
+    with (out / "results.jsonl").open("a") as file:
+        file.write('{"row":')  # what a power cut leaves
+
+    again = start(environment, manifest, "-o", out)
+    wait_for(lambda: any(cache_dir.glob("jobs/*/segment-*.part*")), again)
+    (worker,) = workers_of(again)
+    worker.kill()
+    printed, errors = again.communicate(timeout=DEADLINE_S)
+    assert again.returncode == 0, errors[-2000:]
+    assert f"4 of 4 clips are done, {len(kept)} of them before" in printed
+    assert {name: films(out)[name] for name in kept} == {name: times[name] for name in kept}
+    whole = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines() if line[-1] == "}"]
+    assert sorted(line["output"] for line in whole) == ["0.mp4", "1.mp4", "2.mp4", "3.mp4"]
+    assert [line["attempts"] for line in whole if line["output"] not in kept].count(2) == 1
+    assert table_rows(out / "report.html") == ["done"] * 4
+    assert list((cache_dir / "jobs").iterdir()) == []
+
+
+def test_a_folder_stopped_by_the_user_then_finished_by_two_workers(
+    inputs: Path, tmp_path: Path, cache_dir: Path, environment: dict[str, str]
+) -> None:
+    folder, out = tmp_path / "in", tmp_path / "out"
+    folder.mkdir()
+    for name, source in (
+        ("a.mp4", "talk.mp4"),
+        ("a.wav", "talk.wav"),
+        ("b.mp4", "talk.mp4"),
+        ("b.wav", "face.wav"),
+    ):
+        (folder / name).hardlink_to(inputs / source)
+    process = start(environment, folder, "-o", out)
+    wait_for(lambda: any(cache_dir.glob("jobs/*/segment-*.part*")), process)
+    workers = workers_of(process)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=40)
+    assert process.returncode == EXIT_STATUS[ErrorCode.CANCELLED]
+    assert "error [cancelled]" in errors
+    assert "Traceback" not in errors
+    assert not any(worker.is_running() for worker in workers)
+    assert not list(cache_dir.rglob("*.part*"))
+    assert lines(out) == []
+    assert films(out) == {}
+    assert table_rows(out / "report.html") == ["waiting", "waiting"]
+
+    params = SyncParams(num_inference_steps=1, guidance_scale=1)
+    steps = run_batch(folder, out, params, loading=Loading(cache_dir=cache_dir), workers=2)
+    seen = []
+    while True:
+        try:
+            seen.append(next(steps))
+        except StopIteration as finished:
+            result = finished.value
+            break
+    assert [one.status for one in result.results] == [Status.DONE, Status.DONE]
+    assert max(len(progress.running) for progress in seen) == 2
+    assert any(progress.left_s is not None for progress in seen)
+    assert (seen[-1].done, seen[-1].rows) == (2, 2)
+
+    # Nothing is left to do, so no model is loaded; a changed file is.
+    times = films(out)
+    *_, last = run_batch(folder, out, params)
+    assert last.resumed == 2
+    assert films(out) == times
+    os.utime(folder / "a.wav")
+    *_, last = run_batch(folder, out, params)
+    assert last.resumed == 2, "its bytes are the same"
+    (folder / "a.wav").unlink()
+    with pytest.raises(ManifestError):
+        list(run_batch(folder, out, params))
+
+
+# --- what is refused ---
+
+HOSTILE = {
+    "an absolute name": ("output", '"output": "/tmp/x.mp4"'),
+    "a way out": ("output", '"output": "../x.mp4"'),
+    "a way out in the middle": ("output", '"output": "a/../../x.mp4"'),
+    "a backslash": ("output", '"output": "..\\\\x.mp4"'),
+    "a drive": ("output", '"output": "c:x.mp4"'),
+    "a hidden name": ("output", '"output": "a/.x.mp4"'),
+    "another kind": ("output", '"output": "report.html"'),
+    "a line break": ("output", '"output": "a\\n.mp4"'),
+    "a null": ("audio", '"audio": "a\\u0000.wav"'),
+    "half a character": ("audio", '"audio": "\\ud800.wav"'),
+    "a long name": ("output", f'"output": "{"x" * 300}.mp4"'),
+    "a range": ("steps", '"steps": 1000'),
+    "a wrong number": ("seed", '"seed": "x"'),
+    "a huge number": ("seed", f'"seed": "{"9" * 5000}"'),
+    "no number": ("guidance_scale", '"guidance_scale": NaN'),
+    "a huge rate": ("fps", '"fps": "1e999999999"'),
+    "a wrong word": ("loop_mode", '"loop_mode": "spin"'),
+    "a wrong face": ("face", '"face": "nose"'),
+    "an object": ("face", '"face": {"x": 1}'),
+    "motion of a video": ("motion", '"motion": "still"'),
+    "two pictures": ("video", '"image": "face.png"'),
+    "an unknown key": ("speed", '"speed": 1'),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_hostile_row_is_refused_with_its_place(name: str, tmp_path: Path) -> None:
+    column, mistake = HOSTILE[name]
+    manifest = tmp_path / "list.jsonl"
+    manifest.write_text(f'{{"video": "talk.mp4", "audio": "talk.wav", {mistake}}}\n')
+    found = read_manifest(manifest, SyncParams(), tmp_path / "out")
+    assert found.rows == ()
+    (problem,) = found.problems
+    assert (problem.row, problem.column, problem.code) == (1, column, ErrorCode.PARAMETER_INVALID)
+    assert problem.message.encode()
+
+
+@pytest.mark.parametrize("line", ["[" * 100_000, "{", "7", "null"])
+def test_a_line_that_is_no_object(line: str, tmp_path: Path) -> None:
+    manifest = tmp_path / "list.jsonl"
+    manifest.write_text(f'{line}\n{{"video": "a.mp4", "audio": "b.wav"}}\n')
+    found = read_manifest(manifest, SyncParams(), tmp_path / "out")
+    assert [row.output for row in found.rows] == ["a-b.mp4"]
+    assert [problem.row for problem in found.problems] == [1]
+
+
+def test_results_that_would_overwrite_one_another_or_an_input(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "away").symlink_to(tmp_path / "elsewhere")
+    manifest = tmp_path / "list.csv"
+    names = ["a.mp4", "A.mp4", "a.mp4/b.mp4", "away/b.mp4", "c/d.mp4", "c.mp4", "in.mp4"]
+    manifest.write_text("video,audio,output\n" + "".join(f"out/in.mp4,b.wav,{name}\n" for name in names))
+    found = read_manifest(manifest, SyncParams(), out)
+    assert [row.output for row in found.rows] == ["a.mp4", "c/d.mp4", "c.mp4"]
+    assert {problem.row: problem.message.split(":")[0][-24:] for problem in found.problems}.keys() == {
+        2,
+        3,
+        4,
+        7,
+    }
+    said = " ".join(problem.message for problem in found.problems)
+    for words in ("Row 1 has the result", "which row 1 needs", "through a link", "an input of this batch"):
+        assert words in said
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("a.csv", b"video,audio,shout\n", "Column 'shout' does not exist"),
+        ("a.csv", b"video,video,audio\n", "named twice"),
+        ("a.csv", b"video,audio\n", "names no clips"),
+        ("a.csv", b"video,audio\n\xff\xfe,b\n", "not UTF-8"),
+        ("a.csv", b'video,audio\n"a,b\n', "not CSV"),
+        ("a.csv", b"video,audio\n" + b"x" * 200_000 + b",b\n", "not CSV"),
+        ("a.txt", b"video,audio\n", "give a .csv or .jsonl file"),
+    ],
+)
+def test_a_manifest_that_cannot_be_read(name: str, content: bytes, words: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError, match=re.escape(words)):
+        read_manifest(tmp_path / name, SyncParams(), tmp_path / "out")
+
+
+def test_a_manifest_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(InputError) as raised:
+        read_manifest(tmp_path / "gone", SyncParams(), tmp_path / "out")
+    assert raised.value.code is ErrorCode.INPUT_NOT_FOUND
+
+
+def test_a_folder_where_something_is_missing(tmp_path: Path) -> None:
+    for name in ("a.mp4", "a.wav", "b.mp4", "c.wav", "d.mp4", "d.png", "d.wav", ".e.mp4", "notes.txt"):
+        (tmp_path / name).touch()
+    found = read_manifest(tmp_path, SyncParams(), tmp_path / "out")
+    assert [row.output for row in found.rows] == ["a.mp4"]
+    assert [(problem.row, problem.column) for problem in found.problems] == [
+        (2, "audio"),
+        (3, "video"),
+        (4, ""),
+    ]
+
+
+def test_bad_rows_are_listed_and_nothing_is_started(inputs: Path, tmp_path: Path, lipsync: Run) -> None:
+    manifest, out = inputs / "bad.csv", tmp_path / "out"
+    manifest.write_text(
+        "video,audio,output,steps\n"
+        "talk.mp4,talk.wav,1.mp4,\ntalk.wav,talk.wav,2.mp4,\ntalk.mp4,face.png,3.mp4,\ntalk.mp4,face.wav,4.mp4,0\n"
+    )
+    done = lipsync("batch", manifest, "-o", out)
+    assert done.returncode == EXIT_STATUS[ErrorCode.MANIFEST_INVALID]
+    assert "error [manifest_invalid]: 3 of 4 rows" in done.stderr
+    for place in ("row 2, video: ", "row 3, audio: ", "row 4, steps: num_inference_steps=0"):
+        assert place in done.stderr
+    assert "[media_no_video]" in done.stderr
+    assert list(out.iterdir()) == []
