@@ -15,7 +15,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -131,9 +130,9 @@ class Supervisor:
 
     def start(self) -> None:
         if self._seats and sys.platform.startswith("linux"):
-            self._starter.submit(threading.get_native_id).result()
-            own = threading.get_native_id()  # on Linux threads have priorities of their own
-            os.setpriority(os.PRIO_PROCESS, own, os.getpriority(os.PRIO_PROCESS, own) + GIVES_WAY)
+            self._starter.submit(int).result()  # it is there, with the priority that this thread still has
+            # On Linux threads have priorities of their own; 0 is the calling one.
+            os.setpriority(os.PRIO_PROCESS, 0, os.getpriority(os.PRIO_PROCESS, 0) + GIVES_WAY)
         left = {folder.name for folder in self._folder.glob("*")}
         left |= {blob.name.split("/")[1] for blob in self._blobs.under("previews")}
         for job_id in left:  # of jobs that ended just before the server died
