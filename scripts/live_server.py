@@ -47,7 +47,13 @@ class Live:
             str(self.data_dir),
         ]
         self.process = subprocess.Popen(
-            command, env=env, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+            command,
+            env=env,
+            cwd=ROOT,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,  # as under a service manager
         )
         assert self.process.stdout is not None
         first = self.process.stdout.readline()

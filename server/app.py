@@ -30,6 +30,7 @@ from server.dialects.common import Refusal, refusal_of, signed_headers
 from server.fetch import Inputs
 from server.jobs import Job, Policy
 from server.metrics import TEXT_TYPE, Measured, Metrics
+from server.polls import Polls
 from server.settings import Settings
 from server.site import MEDIA_TYPES, BodyTooLargeError, BusyError, DiskFullError, RefusedError, Site
 from server.store import Record, Store
@@ -180,6 +181,7 @@ def create_app(server: Server) -> FastAPI:
     _files(app, server.site)
     _operations(app, server)
     _errors(app)
+    app.add_middleware(Polls, site=server.site)
     app.add_middleware(Measured, metrics=server.metrics)
     app.add_middleware(
         CorrelationIdMiddleware,

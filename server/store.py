@@ -24,8 +24,12 @@ from sqlalchemy.engine import URL, Connection, Engine, make_url
 from server import jobs
 from server.jobs import Effect, Failure, Job, Output, Policy, Progress, State
 from server.messages import Request
+from server.recent import Recent
 
 MIGRATIONS = Path(__file__).parent / "migrations"
+
+RECENT_JOBS = 4096
+"""So many jobs are not read again while nothing changes them; a few kB each."""
 
 metadata = sa.MetaData()
 
@@ -199,6 +203,7 @@ class Store:
         self._file_lock = _lock_file(parsed)
         self._engine = _engine(parsed)
         self._writer = self._engine.execution_options(writing=True)
+        self._recent = Recent[Record](RECENT_JOBS) if self._file_lock is not None else None
         config = Config()
         config.set_main_option("script_location", str(MIGRATIONS))
         with self._writer.begin() as connection:
@@ -263,9 +268,13 @@ class Store:
 
     def get(self, job_id: str, tenant: str | None = None) -> Record | None:
         """A job; None where there is none, or where it is another tenant's."""
+        record = self._read(job_id) if self._recent is None else self._recent.get(job_id, self._read)
+        return None if record is None or tenant not in (None, record.job.tenant) else record
+
+    def _read(self, job_id: str) -> Record | None:
         with self._engine.connect() as connection:
             row = connection.execute(_JOB_BY_ID, {"wanted": job_id}).one_or_none()
-        return None if row is None or tenant not in (None, row.tenant) else _record(row)
+        return None if row is None else _record(row)
 
     def page(
         self,
@@ -346,7 +355,9 @@ class Store:
             if row is None:
                 return None
             record = _record(row)
-            return self._write(connection, record, jobs.claim(record.job, now, policy), now).record
+            claimed = self._write(connection, record, jobs.claim(record.job, now, policy), now).record
+        self._changed([claimed])
+        return claimed
 
     def change(self, job_id: str, now: float, transition: Callable[[Job], Job]) -> Change:
         """Apply a transition of `jobs` to a job, with everything that follows from it.
@@ -361,7 +372,9 @@ class Store:
             if row is None:
                 raise KeyError(job_id)
             record = _record(row)
-            return self._write(connection, record, transition(record.job), now)
+            change = self._write(connection, record, transition(record.job), now)
+        self._changed([change.record])
+        return change
 
     def expire(self, now: float, policy: Policy) -> list[Change]:
         """Apply all limits that have passed."""
@@ -374,10 +387,12 @@ class Store:
                 sa.select(JOBS).where(late | over).with_for_update(skip_locked=True)
             ).all()
             records = [_record(row) for row in found]
-            return [
+            changes = [
                 self._write(connection, record, jobs.expire(record.job, now, policy), now)
                 for record in records
             ]
+        self._changed([change.record for change in changes])
+        return changes
 
     def delete(self, ids: Sequence[str], tenant: str) -> list[Record]:
         """Forget ended jobs of a tenant; returns those that were there. Their blobs are the caller's task."""
@@ -386,7 +401,7 @@ class Store:
             wanted = JOBS.c.id.in_(ids) & (JOBS.c.tenant == tenant) & JOBS.c.state.in_(ended)
             rows = connection.execute(sa.select(JOBS).where(wanted)).all()
             connection.execute(sa.delete(JOBS).where(wanted))
-        return [_record(row) for row in rows]
+        return self._changed([_record(row) for row in rows])
 
     def delete_older(self, before: float) -> list[Record]:
         """Forget jobs that ended before a moment; returns them, for their blobs."""
@@ -395,7 +410,7 @@ class Store:
             rows = connection.execute(sa.select(JOBS).where(wanted)).all()
             connection.execute(sa.delete(JOBS).where(wanted))
             connection.execute(sa.delete(OUTBOX).where(OUTBOX.c.created_at < before))
-        return [_record(row) for row in rows]
+        return self._changed([_record(row) for row in rows])
 
     # --- outbox ---
 
@@ -516,6 +531,12 @@ class Store:
             .group_by(JOBS.c.tenant)
         )
         return jobs.next_tenant([jobs.Tenant(*row) for row in connection.execute(counts)])
+
+    def _changed(self, records: list[Record]) -> list[Record]:
+        """After the commit that changed or deleted them."""
+        if self._recent is not None:
+            self._recent.changed(record.job.id for record in records)
+        return records
 
     def _write(self, connection: Connection, record: Record, after: Job, now: float) -> Change:
         found = jobs.effects(record.job, after)

@@ -94,6 +94,19 @@ def _preview_blob(shown: Shown) -> str:
     return f"{preview_folder(shown.job_id)}/{shown.index:05d}-{start_ms}-{stop_ms}.mp4"
 
 
+def _give_way() -> None:
+    """Let the calling thread yield to processes of the machine that compute, on Linux.
+
+    Threads have priorities of their own there (0 is the calling one), which count within a session; where the
+    kernel also weighs sessions, ours, if it is the server's own, is made lighter than those of its workers.
+    """
+    os.setpriority(os.PRIO_PROCESS, 0, os.getpriority(os.PRIO_PROCESS, 0) + GIVES_WAY)
+    os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+    if os.getsid(0) == os.getpid():
+        with contextlib.suppress(OSError):  # a kernel without them, or a /proc that is not ours to write
+            Path("/proc/self/autogroup").write_text(str(GIVES_WAY))
+
+
 class Supervisor:
     """All workers of this server.
 
@@ -131,8 +144,7 @@ class Supervisor:
     def start(self) -> None:
         if self._seats and sys.platform.startswith("linux"):
             self._starter.submit(int).result()  # it is there, with the priority that this thread still has
-            # On Linux threads have priorities of their own; 0 is the calling one.
-            os.setpriority(os.PRIO_PROCESS, 0, os.getpriority(os.PRIO_PROCESS, 0) + GIVES_WAY)
+            _give_way()
         left = {folder.name for folder in self._folder.glob("*")}
         left |= {blob.name.split("/")[1] for blob in self._blobs.under("previews")}
         for job_id in left:  # of jobs that ended just before the server died

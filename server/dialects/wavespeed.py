@@ -307,8 +307,7 @@ def router(site: Site) -> APIRouter:
     @routes.get("/predictions/{job_id}/result")
     @routes.get("/predictions/{job_id}")
     async def result(http: HttpRequest, job_id: str) -> Response:
-        record = known_job(site, site.caller(http, Scope.READ), job_id)
-        return answer(await _with_output(site, record))
+        return await poll(site, http, job_id)
 
     @routes.post("/predictions/{job_id}/cancel")
     async def cancel(http: HttpRequest, job_id: str) -> Response:
@@ -489,6 +488,12 @@ def router(site: Site) -> APIRouter:
         return answer(_still_working(site, ended))
 
     return routes
+
+
+async def poll(site: Site, http: HttpRequest, job_id: str) -> Response:
+    """How a job is."""
+    record = known_job(site, site.caller(http, Scope.READ), job_id)
+    return answer(await _with_output(site, record))
 
 
 async def _with_output(site: Site, record: Record) -> dict[str, Any]:
