@@ -33,7 +33,7 @@ from server.metrics import TEXT_TYPE, Measured, Metrics
 from server.polls import Polls
 from server.settings import Settings
 from server.site import MEDIA_TYPES, BodyTooLargeError, BusyError, DiskFullError, RefusedError, Site
-from server.store import Record, Store
+from server.store import DatabaseAwayError, Record, Store
 from server.supervisor import Supervisor, WorkerSettings
 from server.transport import Transport, TransportPolicy
 from server.webhooks import Letter, Webhooks
@@ -50,8 +50,9 @@ ERROR_ANSWERS: dict[int | str, dict[str, Any]] = {
     405: {"description": "This path does not take that method."},
     413: {"description": "Too many bytes."},
     429: {"description": "Too many requests or waiting jobs; Retry-After says when to come again."},
-    503: {"description": "Not ready, or the disk is full."},
+    503: {"description": "Not ready, the disk is full, or the database is away."},
 }
+KNOWN_ERRORS = (Refusal, RefusedError, BusyError, BodyTooLargeError, DiskFullError, DatabaseAwayError)
 SWEEP_EVERY_S = 600.0
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 """A client's own X-Request-Id that is taken over; for any other one is made."""
@@ -77,7 +78,7 @@ class Server:
             settings,
             self.board,
             self.blobs,
-            Signer.from_file(settings.data_dir / "signing.key"),
+            Signer.from_file(settings.signing_key_file),
             Keyring(self.store),
             RateLimit(settings.requests_per_minute),
         )
@@ -105,14 +106,14 @@ class Server:
 
     def _ended(self, job: Job) -> None:
         self.metrics.job_ended(job)
-        self.supervisor.forget(job)
+        self.supervisor.forget(job.id)
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         async with self.transport:
             await self.board.recover()
             self.supervisor.start()
-            works = (self.webhooks.run, self._tick, self._sweep)
+            works = (self.board.listen, self.webhooks.run, self._tick, self._sweep)
             tasks = [asyncio.create_task(_kept_up(work)) for work in works]
             try:
                 yield
@@ -136,12 +137,13 @@ class Server:
             await asyncio.sleep(SWEEP_EVERY_S)
 
     async def sweep(self) -> None:
-        """Delete what is older than the retention: jobs, then files."""
+        """Delete what is older than the retention: jobs, then files; and what ended jobs have left here."""
         before = self.board.now() - self.settings.retention_s
         for record in await self.board.write(partial(self.store.delete_older, before)):
             self.site.forget_files(record)
         for blob in await asyncio.to_thread(self.blobs.older_than, before):
             self.blobs.delete(blob.name)
+        self.supervisor.remove_left()
 
     def _letter(
         self, body_of: Callable[[Site, Record], bytes], record: Record, secret: str, now: float
@@ -151,10 +153,13 @@ class Server:
 
 
 async def _kept_up(work: Callable[[], Awaitable[None]]) -> None:
-    """Run it for ever: a full disk or a database that is away for a while must not end it."""
+    """Run it until it is done: a full disk or a database that is away for a while must not end it."""
     while True:
         try:
             await work()
+            return
+        except DatabaseAwayError as error:
+            log.warning("the database is away, a part of the server waits %g s: %s", TICK_S, error)
         except Exception:
             log.exception("a part of the server stumbled and goes on in %g s", TICK_S)
         await asyncio.sleep(TICK_S)
@@ -303,7 +308,7 @@ def _errors(app: FastAPI) -> None:
     async def known(http: HttpRequest, error: Exception) -> Response:
         return answer(http, refusal_of(error))
 
-    for kind in (Refusal, RefusedError, BusyError, BodyTooLargeError, DiskFullError):
+    for kind in KNOWN_ERRORS:
         app.add_exception_handler(kind, known)
 
     async def http_error(http: HttpRequest, error: Exception) -> Response:

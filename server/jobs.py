@@ -130,6 +130,13 @@ class Job:
     output: Output | None = None
     failure: Failure | None = None
 
+    @property
+    def ran_s(self) -> float | None:
+        """From start to end, of a job that succeeded."""
+        if self.state is not State.SUCCEEDED or self.started_at is None or self.finished_at is None:
+            return None
+        return self.finished_at - self.started_at
+
 
 class NotAllowedError(Exception):
     """The job is not in a state in which this can happen."""

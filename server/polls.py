@@ -16,6 +16,7 @@ from starlette.types import Scope as AsgiScope
 from server.dialects import wavespeed
 from server.dialects.common import Refusal, refusal_of
 from server.site import BusyError, RefusedError, Site
+from server.store import DatabaseAwayError
 
 PATH = re.compile(rf"({'|'.join(wavespeed.PREFIXES)})/predictions/([0-9a-f]{{32}})(/result)?")
 
@@ -41,6 +42,6 @@ class Polls:
         scope["route"] = _Route(f"{found[1]}/predictions/{{job_id}}{found[3] or ''}")
         try:
             response = await wavespeed.poll(self._site, HttpRequest(scope), found[2])
-        except (Refusal, RefusedError, BusyError) as error:
+        except (Refusal, RefusedError, BusyError, DatabaseAwayError) as error:
             response = wavespeed.error_answer(refusal_of(error))
         await response(scope, receive, send)

@@ -52,6 +52,11 @@ class Settings(BaseSettings):
     database_url: str | None = Field(
         None, description="SQLAlchemy URL; unset: SQLite in the data folder, opened by this process alone."
     )
+    signing_key: Path | None = Field(
+        None,
+        description="File with the secret that signs links, the same for all processes of one database; "
+        "unset: in the data folder. Made when missing.",
+    )
     model: str = Field("tiny", description="Model that the workers load, as `lipsync weights list` names it.")
     portrait_motion: PortraitMotion = Field(
         "natural",
@@ -60,7 +65,8 @@ class Settings(BaseSettings):
     )
     devices: Names = Field(
         (),
-        description="One worker per entry (cuda:0, cpu, …); unset: every CUDA device, else one CPU worker.",
+        description="One worker per entry (cuda:0, cpu, …); `none`: only answer, others work; unset: every "
+        "CUDA device, else one CPU worker.",
     )
     max_waiting: int = Field(1000, ge=1, description="Jobs that may wait; one more is answered with 429.")
     max_attempts: int = Field(3, ge=1, le=10, description="Tries of a job whose worker is lost.")
@@ -123,6 +129,10 @@ class Settings(BaseSettings):
     @property
     def database(self) -> str:
         return self.database_url or f"sqlite:///{self.data_dir / 'lipsync.sqlite'}"
+
+    @property
+    def signing_key_file(self) -> Path:
+        return self.signing_key or self.data_dir / "signing.key"
 
 
 def load_settings(**given: object) -> Settings:

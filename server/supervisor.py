@@ -43,7 +43,7 @@ from server.messages import (
     line_to_worker,
     read_from_worker,
 )
-from server.store import Record
+from server.store import DatabaseAwayError, Record
 from server.transport import TransportError
 
 log = logging.getLogger("lipsync.supervisor")
@@ -128,30 +128,34 @@ class Supervisor:
 
     @property
     def is_ready(self) -> bool:
-        """A worker has its model loaded."""
-        return any(seat.is_ready for seat in self._seats)
+        """A worker has its model loaded, where there is to be one."""
+        return not self._seats or any(seat.is_ready for seat in self._seats)
 
     @property
     def workers(self) -> list[tuple[str, bool, int]]:
         """Of each device: its name, whether its worker is ready, how many processes were started for it."""
         return [(seat.device, seat.is_ready, seat.starts) for seat in self._seats]
 
-    def forget(self, job: Job) -> None:
+    def forget(self, job_id: str) -> None:
         """Remove what an earlier attempt at an ended job left; a seat that still has it does so itself."""
-        if not any(seat.has(job.id) for seat in self._seats):
-            _remove_left(self._folder / job.id, self._blobs, job.id)
+        if not any(seat.has(job_id) for seat in self._seats):
+            _remove_left(self._folder / job_id, self._blobs, job_id)
 
     def start(self) -> None:
         if self._seats and sys.platform.startswith("linux"):
             self._starter.submit(int).result()  # it is there, with the priority that this thread still has
             _give_way()
+        self.remove_left()
+        self._tasks = [asyncio.create_task(seat.run(), name=f"worker {seat.device}") for seat in self._seats]
+
+    def remove_left(self) -> None:
+        """Remove what is here of jobs that ended elsewhere, or just before the server died."""
         left = {folder.name for folder in self._folder.glob("*")}
         left |= {blob.name.split("/")[1] for blob in self._blobs.under("previews")}
-        for job_id in left:  # of jobs that ended just before the server died
+        for job_id in left:
             record = self._board.store.get(job_id)
             if record is None or record.job.state.is_final:
-                _remove_left(self._folder / job_id, self._blobs, job_id)
-        self._tasks = [asyncio.create_task(seat.run(), name=f"worker {seat.device}") for seat in self._seats]
+                self.forget(job_id)
 
     async def drain(self) -> None:
         """Take no more jobs; let running ones finish for a while, hand the rest back, end the workers."""
@@ -163,9 +167,9 @@ class Supervisor:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    def _stop(self, job: Job) -> None:
+    def _stop(self, job_id: str) -> None:
         for seat in self._seats:
-            seat.stop(job.id)
+            seat.stop(job_id)
 
 
 def _remove_left(folder: Path, blobs: Blobs, job_id: str) -> None:
@@ -242,9 +246,10 @@ class _Seat:
         """Wait for a job; None when it is time to leave."""
         while not self._leaving.is_set():
             self._board.job_came.clear()
-            if (record := await self._board.claim()) is not None:
-                self._board.job_came.set()  # the other seats look as well
-                return record
+            with contextlib.suppress(DatabaseAwayError):
+                if (record := await self._board.claim()) is not None:
+                    self._board.job_came.set()  # the other seats look as well
+                    return record
             waits = [asyncio.create_task(event.wait()) for event in (self._board.job_came, self._leaving)]
             await asyncio.wait(waits, timeout=BEAT_EVERY_S, return_when=asyncio.FIRST_COMPLETED)
             for wait in waits:
@@ -287,11 +292,12 @@ class _Seat:
         finally:
             beats.cancel()
             self._current_id = None
-            ended = self._board.store.get(job_id)
-            if ended is None or ended.job.state.is_final:
-                _remove_left(folder, self._blobs, job_id)
-            if ended is None:
-                self._blobs.delete(still_blob(job_id))
+            with contextlib.suppress(DatabaseAwayError):  # then it is removed later
+                ended = self._board.store.get(job_id)
+                if ended is None or ended.job.state.is_final:
+                    _remove_left(folder, self._blobs, job_id)
+                if ended is None:
+                    self._blobs.delete(still_blob(job_id))
 
     async def _work(self, record: Record, folder: Path, worker: _Worker) -> FromWorker:
         """Bring the inputs and follow the worker; its last word on this job."""
@@ -356,12 +362,13 @@ class _Seat:
         return False
 
     async def _report(self, record: Record, progress: Progress | None) -> bool:
-        """Write down that it goes on, and how far it is; False where the job is no longer ours."""
+        """Write down that it goes on, and how far it is; False where it is to stop, or no longer ours."""
         fence = record.job.fence
         try:
-            await self._board.change(
+            now = await self._board.change(
                 record.job.id, lambda job, now: jobs.beat(job, fence, now, self._board.policy, progress)
             )
+            return not now.job.cancel_asked
         except (NotAllowedError, KeyError):
             return False
         except Exception as error:  # noqa: BLE001  (a full disk, a database that is away: work goes on)

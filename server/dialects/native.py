@@ -8,7 +8,6 @@ docs/http.md.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import shutil
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -24,7 +23,7 @@ from server.dialects import studio, wavespeed
 from server.dialects.common import Refusal, error_text, moment
 from server.jobs import State
 from server.site import Site
-from server.store import Record
+from server.store import DatabaseAwayError, Record
 
 PREFIX: Final = "/api/native/v1"
 EVERYBODY: Final = "*"
@@ -184,7 +183,12 @@ async def events(site: Site, job_id: str, base: str, after: int) -> AsyncIterato
     told, silent_s = "", 0.0
     with site.board.watched(job_id) as changed:
         while not site.board.is_leaving:
-            record = site.board.store.get(job_id)
+            try:
+                record = site.board.store.get(job_id)
+            except DatabaseAwayError:
+                yield ": the database is away\n\n"
+                await site.board.change_or_pause(changed, LOOK_EVERY_S)
+                continue
             if record is None:
                 yield _event("gone", {"id": job_id})
                 return
@@ -196,12 +200,10 @@ async def events(site: Site, job_id: str, base: str, after: int) -> AsyncIterato
                 yield f"event: job\ndata: {now}\n\n"
             if record.job.state.is_final:
                 return
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(changed.wait(), LOOK_EVERY_S)
-            if not changed.is_set() and (silent_s := silent_s + LOOK_EVERY_S) >= HEARTBEAT_S:
+            is_news = await site.board.change_or_pause(changed, LOOK_EVERY_S)
+            if not is_news and (silent_s := silent_s + LOOK_EVERY_S) >= HEARTBEAT_S:
                 silent_s = 0.0
                 yield ": still here\n\n"
-            changed.clear()
 
 
 def _event(name: str, data: dict[str, Any], number: int | None = None) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -9,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 from fastapi.testclient import TestClient
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -22,6 +25,8 @@ from server.store import Record
 from server.supervisor import result_blob
 
 BASE = "http://lipsync.example"
+POSTGRES = os.environ.get("TEST_POSTGRES_URL", "postgresql+psycopg://postgres@127.0.0.1:5432/postgres")
+numbers = itertools.count(1)
 
 
 @dataclass
@@ -68,6 +73,22 @@ class Api:
         now, policy = time.time(), self.server.board.policy
         failure = Failure(code, message)
         self.server.store.change(job_id, now, lambda job: jobs.fail(job, job.fence, now, failure, policy))
+
+
+@pytest.fixture
+def postgres_url() -> Iterator[str]:
+    """An empty database of its own."""
+    server = sa.create_engine(POSTGRES, isolation_level="AUTOCOMMIT", connect_args={"connect_timeout": 2})
+    name = f"lipsync_test_{os.getpid()}_{next(numbers)}"
+    try:
+        with server.connect() as connection:
+            connection.execute(sa.text(f"CREATE DATABASE {name}"))
+    except sa.exc.OperationalError as error:
+        pytest.skip(f"no PostgreSQL at {POSTGRES}: {str(error).splitlines()[0]}")
+    yield str(sa.make_url(POSTGRES).set(database=name).render_as_string(hide_password=False))
+    with server.connect() as connection:
+        connection.execute(sa.text(f"DROP DATABASE {name} WITH (FORCE)"))
+    server.dispose()
 
 
 @pytest.fixture
