@@ -18,12 +18,12 @@ from asgi_correlation_id import CorrelationIdMiddleware
 from fastapi import FastAPI, Query
 from fastapi import Request as HttpRequest
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse, Response
+from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from starlette.exceptions import HTTPException
 
-from server import auth, page
+from server import auth, files, page
 from server.auth import Keyring, RateLimit, Scope, Signer
-from server.blobs import Blobs
+from server.blobs import Blobs, StorageAwayError
 from server.board import Board
 from server.dialects import native, studio, wavespeed
 from server.dialects.common import Refusal, refusal_of, signed_headers
@@ -32,7 +32,7 @@ from server.jobs import Job, Policy
 from server.metrics import TEXT_TYPE, Measured, Metrics
 from server.polls import Polls
 from server.settings import Settings
-from server.site import MEDIA_TYPES, BodyTooLargeError, BusyError, DiskFullError, RefusedError, Site
+from server.site import BodyTooLargeError, BusyError, DiskFullError, RefusedError, Site
 from server.store import DatabaseAwayError, Record, Store
 from server.supervisor import Supervisor, WorkerSettings
 from server.transport import Transport, TransportPolicy
@@ -50,9 +50,17 @@ ERROR_ANSWERS: dict[int | str, dict[str, Any]] = {
     405: {"description": "This path does not take that method."},
     413: {"description": "Too many bytes."},
     429: {"description": "Too many requests or waiting jobs; Retry-After says when to come again."},
-    503: {"description": "Not ready, the disk is full, or the database is away."},
+    503: {"description": "Not ready, the disk is full, or database or storage are away."},
 }
-KNOWN_ERRORS = (Refusal, RefusedError, BusyError, BodyTooLargeError, DiskFullError, DatabaseAwayError)
+KNOWN_ERRORS = (
+    Refusal,
+    RefusedError,
+    BusyError,
+    BodyTooLargeError,
+    DiskFullError,
+    DatabaseAwayError,
+    StorageAwayError,
+)
 SWEEP_EVERY_S = 600.0
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 """A client's own X-Request-Id that is taken over; for any other one is made."""
@@ -73,7 +81,7 @@ class Server:
             max_attempts=settings.max_attempts, max_wait_s=settings.max_wait_s, max_run_s=settings.max_run_s
         )
         self.board = Board(self.store, policy, settings.max_waiting, len(devices))
-        self.blobs = Blobs(settings.data_dir / "blobs")
+        self.blobs = Blobs(settings.blobs_place)
         self.site = Site(
             settings,
             self.board,
@@ -112,7 +120,7 @@ class Server:
     async def running(self) -> AsyncIterator[None]:
         async with self.transport:
             await self.board.recover()
-            self.supervisor.start()
+            await self.supervisor.start()
             works = (self.board.listen, self.webhooks.run, self._tick, self._sweep)
             tasks = [asyncio.create_task(_kept_up(work)) for work in works]
             try:
@@ -140,10 +148,10 @@ class Server:
         """Delete what is older than the retention: jobs, then files; and what ended jobs have left here."""
         before = self.board.now() - self.settings.retention_s
         for record in await self.board.write(partial(self.store.delete_older, before)):
-            self.site.forget_files(record)
-        for blob in await asyncio.to_thread(self.blobs.older_than, before):
-            self.blobs.delete(blob.name)
-        self.supervisor.remove_left()
+            await self.site.forget_files(record)
+        for blob in await self.blobs.older_than(before):
+            await self.blobs.delete(blob.name)
+        await self.supervisor.remove_left()
 
     def _letter(
         self, body_of: Callable[[Site, Record], bytes], record: Record, secret: str, now: float
@@ -158,8 +166,8 @@ async def _kept_up(work: Callable[[], Awaitable[None]]) -> None:
         try:
             await work()
             return
-        except DatabaseAwayError as error:
-            log.warning("the database is away, a part of the server waits %g s: %s", TICK_S, error)
+        except (DatabaseAwayError, StorageAwayError) as error:
+            log.warning("database or storage are away, a part of the server waits %g s: %s", TICK_S, error)
         except Exception:
             log.exception("a part of the server stumbled and goes on in %g s", TICK_S)
         await asyncio.sleep(TICK_S)
@@ -183,7 +191,7 @@ def create_app(server: Server) -> FastAPI:
     app.include_router(studio.router(server.site), prefix=studio.PREFIX)
     app.include_router(native.router(server.site, lambda: server.supervisor.workers), prefix=native.PREFIX)
     page.mount(app)
-    _files(app, server.site)
+    files.mount(app, server.site)
     _operations(app, server)
     _errors(app)
     app.add_middleware(Polls, site=server.site)
@@ -195,26 +203,6 @@ def create_app(server: Server) -> FastAPI:
         transformer=None,
     )
     return app
-
-
-def _files(app: FastAPI, site: Site) -> None:
-    """Links that carry their own permission."""
-
-    @app.head("/files/{token}/{name:path}", include_in_schema=False)
-    @app.get("/files/{token}/{name:path}")
-    async def download(token: str, name: str) -> Response:
-        if not site.signer.holds("read", name, token, site.board.now()) or site.blobs.info(name) is None:
-            return PlainTextResponse("There is no such file, or the link has expired.", 404)
-        media_type = MEDIA_TYPES.get(name.rpartition(".")[2], "application/octet-stream")
-        headers = {"X-Content-Type-Options": "nosniff", "Cache-Control": "private, max-age=3600"}
-        return FileResponse(site.blobs.path(name), media_type=media_type, headers=headers)
-
-    @app.put("/uploads/{token}/{name:path}")
-    async def put(http: HttpRequest, token: str, name: str) -> Response:
-        if not site.signer.holds("write", name, token, site.board.now()):
-            return PlainTextResponse("This upload link is not valid, or has expired: ask for a new one.", 403)
-        await site.store_upload(name, http.stream())
-        return Response(status_code=200)
 
 
 def _operations(app: FastAPI, server: Server) -> None:

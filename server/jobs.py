@@ -61,6 +61,9 @@ WAITED_TOO_LONG = Failure(
     "queue_timeout", "The job waited longer than this server allows; submit it again later."
 )
 RAN_TOO_LONG = Failure("run_timeout", "The job ran longer than this server allows; use a shorter video.")
+STORAGE_AWAY = Failure(
+    "storage_away", "The storage of this server did not answer; submit it again later.", again=True
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from fastapi import Request as HttpRequest
 from starlette.types import ASGIApp, Receive, Send
 from starlette.types import Scope as AsgiScope
 
+from server.blobs import StorageAwayError
 from server.dialects import wavespeed
 from server.dialects.common import Refusal, refusal_of
 from server.site import BusyError, RefusedError, Site
@@ -42,6 +43,6 @@ class Polls:
         scope["route"] = _Route(f"{found[1]}/predictions/{{job_id}}{found[3] or ''}")
         try:
             response = await wavespeed.poll(self._site, HttpRequest(scope), found[2])
-        except (Refusal, RefusedError, BusyError, DatabaseAwayError) as error:
+        except (Refusal, RefusedError, BusyError, DatabaseAwayError, StorageAwayError) as error:
             response = wavespeed.error_answer(refusal_of(error))
         await response(scope, receive, send)

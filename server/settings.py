@@ -57,6 +57,12 @@ class Settings(BaseSettings):
         description="File with the secret that signs links, the same for all processes of one database; "
         "unset: in the data folder. Made when missing.",
     )
+    blobs: str | None = Field(
+        None,
+        pattern=r"^s3://[a-z0-9.-]+(/[^?#]*)?(\?[^#]*)?$",
+        description="Where uploads and results lie: `s3://BUCKET/PREFIX?endpoint=URL&region=NAME`, all but "
+        "the bucket optional, credentials in AWS' variables; unset: in the data folder.",
+    )
     model: str = Field("tiny", description="Model that the workers load, as `lipsync weights list` names it.")
     portrait_motion: PortraitMotion = Field(
         "natural",
@@ -129,6 +135,10 @@ class Settings(BaseSettings):
     @property
     def database(self) -> str:
         return self.database_url or f"sqlite:///{self.data_dir / 'lipsync.sqlite'}"
+
+    @property
+    def blobs_place(self) -> Path | str:
+        return self.blobs or self.data_dir / "blobs"
 
     @property
     def signing_key_file(self) -> Path:

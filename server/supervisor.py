@@ -25,7 +25,7 @@ from typing import Any
 import psutil
 
 from server import jobs
-from server.blobs import Blobs, preview_folder, still_blob
+from server.blobs import Blobs, StorageAwayError, preview_folder, still_blob
 from server.board import Board
 from server.fetch import Inputs
 from server.jobs import Failure, Job, NotAllowedError, Output, Progress
@@ -58,6 +58,9 @@ RESTART_PAUSE_S = 2.0
 
 END_TRIES = 30
 """So often, with that pause, the end of a job is written down anew while the database cannot take it."""
+
+KEEP_TRIES = 5
+"""So often, with that pause and each with the storage's own retries, a result is tried to be stored."""
 
 LINE_BYTES = 1 << 20
 
@@ -124,6 +127,7 @@ class Supervisor:
         self._board, self._blobs = board, blobs
         self._folder, self._drain_s = settings.folder / "jobs", settings.drain_s
         self._tasks: list[asyncio.Task[None]] = []
+        self._forgetting: set[asyncio.Task[None]] = set()
         board.on_stop = self._stop
 
     @property
@@ -139,23 +143,28 @@ class Supervisor:
     def forget(self, job_id: str) -> None:
         """Remove what an earlier attempt at an ended job left; a seat that still has it does so itself."""
         if not any(seat.has(job_id) for seat in self._seats):
-            _remove_left(self._folder / job_id, self._blobs, job_id)
+            task = asyncio.create_task(_remove_left(self._folder / job_id, self._blobs, job_id))
+            self._forgetting.add(task)
+            task.add_done_callback(self._forgetting.discard)
 
-    def start(self) -> None:
+    async def start(self) -> None:
         if self._seats and sys.platform.startswith("linux"):
             self._starter.submit(int).result()  # it is there, with the priority that this thread still has
             _give_way()
-        self.remove_left()
+        with contextlib.suppress(DatabaseAwayError, StorageAwayError):  # it is done again later
+            await self.remove_left()
         self._tasks = [asyncio.create_task(seat.run(), name=f"worker {seat.device}") for seat in self._seats]
 
-    def remove_left(self) -> None:
-        """Remove what is here of jobs that ended elsewhere, or just before the server died."""
+    async def remove_left(self) -> None:
+        """Remove what is left of jobs that ended elsewhere, between two attempts, or just before a crash."""
         left = {folder.name for folder in self._folder.glob("*")}
-        left |= {blob.name.split("/")[1] for blob in self._blobs.under("previews")}
+        left |= {blob.name.split("/")[1] for blob in await self._blobs.under("previews")}
         for job_id in left:
+            if any(seat.has(job_id) for seat in self._seats):
+                continue
             record = self._board.store.get(job_id)
             if record is None or record.job.state.is_final:
-                self.forget(job_id)
+                await _remove_left(self._folder / job_id, self._blobs, job_id)
 
     async def drain(self) -> None:
         """Take no more jobs; let running ones finish for a while, hand the rest back, end the workers."""
@@ -172,10 +181,11 @@ class Supervisor:
             seat.stop(job_id)
 
 
-def _remove_left(folder: Path, blobs: Blobs, job_id: str) -> None:
+async def _remove_left(folder: Path, blobs: Blobs, job_id: str) -> None:
     """What only a running job needs: its folder, and what could be seen of its result."""
-    shutil.rmtree(folder, ignore_errors=True)
-    blobs.delete_under(preview_folder(job_id))
+    await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+    with contextlib.suppress(StorageAwayError):  # it is done again later
+        await blobs.delete_under(preview_folder(job_id))
 
 
 class _Seat:
@@ -265,14 +275,14 @@ class _Seat:
         end = partial(self._end, job_id)
         beats = asyncio.create_task(self._beat(record))
         try:
-            if self._blobs.info(result_blob(job_id)) is not None:  # stored, but its row was not written
+            if await self._blobs.info(result_blob(job_id)) is not None:  # stored, but its row was not written
                 await end(lambda job, now: jobs.succeed(job, fence, now, Output(result_blob(job_id), 0.0)))
                 return
             folder.mkdir(parents=True, exist_ok=True)
             last = await self._work(record, folder, worker)
             match last:
                 case Done(device_s=device_s, media_s=media_s, warnings=warnings):
-                    await asyncio.to_thread(self._blobs.take, result_blob(job_id), folder / "out.mp4")
+                    await self._keep(result_blob(job_id), folder / "out.mp4")
                     output = Output(result_blob(job_id), device_s, media_s, warnings)
                     await end(lambda job, now: jobs.succeed(job, fence, now, output))
                 case Failed(code=code, message=message, again=again):
@@ -283,6 +293,10 @@ class _Seat:
         except TransportError as error:
             failure = Failure(error.code, error.message)
             await end(lambda job, now: jobs.fail(job, fence, now, failure, self._board.policy))
+        except StorageAwayError as error:
+            log.warning("job %s: the storage is away: %s", job_id, error)
+            await end(lambda job, now: jobs.fail(job, fence, now, jobs.STORAGE_AWAY, self._board.policy))
+            await self._pause()
         except Exception:  # the worker is gone, the disk is full: another attempt may do better
             await end(lambda job, now: jobs.fail(job, fence, now, jobs.WORKER_LOST, self._board.policy))
             raise
@@ -292,12 +306,12 @@ class _Seat:
         finally:
             beats.cancel()
             self._current_id = None
-            with contextlib.suppress(DatabaseAwayError):  # then it is removed later
+            with contextlib.suppress(DatabaseAwayError, StorageAwayError):  # then it is removed later
                 ended = self._board.store.get(job_id)
                 if ended is None or ended.job.state.is_final:
-                    _remove_left(folder, self._blobs, job_id)
+                    await _remove_left(folder, self._blobs, job_id)
                 if ended is None:
-                    self._blobs.delete(still_blob(job_id))
+                    await self._blobs.delete(still_blob(job_id))
 
     async def _work(self, record: Record, folder: Path, worker: _Worker) -> FromWorker:
         """Bring the inputs and follow the worker; its last word on this job."""
@@ -332,7 +346,7 @@ class _Seat:
                     if not await self._report(record, progress):
                         self._stop_asked.set()
                 case Shown() as shown:
-                    await asyncio.to_thread(self._show, shown)
+                    await self._show(shown)
                     if not await self._report(record, None):
                         self._stop_asked.set()
                 case Done() | Failed() | Stopped():
@@ -340,13 +354,25 @@ class _Seat:
                 case Ready():
                     raise WorkerGoneError("it started anew by itself")
 
-    def _show(self, shown: Shown) -> None:
+    async def _keep(self, name: str, file: Path) -> None:
+        """Store a result, which took long to make: while the storage is away, try for a good while."""
+        for left in reversed(range(KEEP_TRIES)):
+            try:
+                await self._blobs.take(name, file)
+                return
+            except StorageAwayError as error:
+                if not left:
+                    raise
+                log.error("%s could not be stored: %s", name, error)
+                await asyncio.sleep(RESTART_PAUSE_S)
+
+    async def _show(self, shown: Shown) -> None:
         """Put a stretch where it can be watched; without it the job is as good."""
         try:
-            self._blobs.take(_preview_blob(shown), Path(shown.file))
+            await self._blobs.take(_preview_blob(shown), Path(shown.file))
             if shown.still is not None:
-                self._blobs.take(still_blob(shown.job_id), Path(shown.still))
-        except OSError as error:
+                await self._blobs.take(still_blob(shown.job_id), Path(shown.still))
+        except (OSError, StorageAwayError) as error:
             log.warning("job %s: a preview could not be stored: %s", shown.job_id, error)
 
     async def _unless_stopped(self, task: asyncio.Task[Any], *, cancel: bool = True) -> bool:

@@ -23,6 +23,7 @@ from asgi_correlation_id import correlation_id
 from fastapi import Request as HttpRequest
 
 from server.auth import Caller
+from server.blobs import StorageAwayError
 from server.jobs import Failure
 from server.messages import InputSource, MediaLimits, Options, Request, Role, Segment
 from server.site import (
@@ -154,6 +155,9 @@ def refusal_of(error: Exception) -> Refusal:
         case DatabaseAwayError():
             sentence = "The database of this server is away for the moment: try again shortly."
             return Refusal(503, sentence, "database_away", RETRY_AFTER_S)
+        case StorageAwayError():
+            sentence = "The storage of this server is away for the moment: try again shortly."
+            return Refusal(503, sentence, "storage_away", RETRY_AFTER_S)
         case BodyTooLargeError():
             return Refusal(413, str(error), "payload_too_large")
         case _:

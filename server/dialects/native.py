@@ -18,7 +18,7 @@ from fastapi import Request as HttpRequest
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from server.auth import Caller, Scope
-from server.blobs import preview_folder, still_blob
+from server.blobs import StorageAwayError, preview_folder, still_blob
 from server.dialects import studio, wavespeed
 from server.dialects.common import Refusal, error_text, moment
 from server.jobs import State
@@ -50,7 +50,7 @@ def error_answer(refusal: Refusal) -> JSONResponse:
 # --- a job ---
 
 
-def job_object(site: Site, record: Record, base: str) -> dict[str, Any]:
+async def job_object(site: Site, record: Record, base: str) -> dict[str, Any]:
     """All there is to know about a job; nulls where there is nothing yet."""
     job, said = record.job, json.loads(record.request.said)
     shown_input = said["input"]
@@ -70,7 +70,7 @@ def job_object(site: Site, record: Record, base: str) -> dict[str, Any]:
         "output": _output(site, record, base),
         "failure": _failure(record),
         "warnings": _warnings(record),
-        "thumbnail": _thumbnail(site, record, base),
+        "thumbnail": await _thumbnail(site, record, base),
         "request": {
             "path": _path(record.request.dialect, said["model"]),
             "in_form_state": record.request.dialect == studio.NAME,
@@ -139,9 +139,13 @@ def _warnings(record: Record) -> list[dict[str, Any]]:
     return found
 
 
-def _thumbnail(site: Site, record: Record, base: str) -> str | None:
+async def _thumbnail(site: Site, record: Record, base: str) -> str | None:
     name = still_blob(record.job.id)
-    return _link(site, name, base, record.job.created_at) if site.blobs.info(name) is not None else None
+    try:
+        is_there = await site.blobs.info(name) is not None
+    except StorageAwayError:  # the job can be looked at without it
+        return None
+    return _link(site, name, base, record.job.created_at) if is_there else None
 
 
 def _link(site: Site, blob: str | None, base: str, since: float) -> str | None:
@@ -154,7 +158,7 @@ def _path(dialect: str, model: str) -> str:
     return f"{prefix}/{model}"
 
 
-def stretches(site: Site, record: Record, base: str, after: int = -1) -> list[dict[str, Any]]:
+async def stretches(site: Site, record: Record, base: str, after: int = -1) -> list[dict[str, Any]]:
     """What can be watched of a running job: links to fragmented MP4, in order.
 
     Args:
@@ -162,8 +166,12 @@ def stretches(site: Site, record: Record, base: str, after: int = -1) -> list[di
     """
     if record.job.state.is_final:
         return []
+    try:
+        blobs = await site.blobs.under(preview_folder(record.job.id))
+    except StorageAwayError:  # they are seen when it is back
+        return []
     found = []
-    for blob in site.blobs.under(preview_folder(record.job.id)):
+    for blob in blobs:
         index, start_ms, stop_ms = map(int, blob.name.rpartition("/")[2].removesuffix(".mp4").split("-"))
         if index > after:
             url = site.file_url(base, blob.name, record.job.created_at)
@@ -192,10 +200,10 @@ async def events(site: Site, job_id: str, base: str, after: int) -> AsyncIterato
             if record is None:
                 yield _event("gone", {"id": job_id})
                 return
-            for stretch in await asyncio.to_thread(stretches, site, record, base, after):
+            for stretch in await stretches(site, record, base, after):
                 after = stretch["index"]
                 yield _event("segment", stretch, after)
-            if (now := json.dumps(job_object(site, record, base))) != told:
+            if (now := json.dumps(await job_object(site, record, base))) != told:
                 told, silent_s = now, 0.0
                 yield f"event: job\ndata: {now}\n\n"
             if record.job.state.is_final:
@@ -302,12 +310,14 @@ def router(site: Site, workers: Workers) -> APIRouter:
             created_from=since,
         )
         base = site.base_url(http)
-        return JSONResponse({"total": total, "jobs": [job_object(site, record, base) for record in records]})
+        shown = await asyncio.gather(*(job_object(site, record, base) for record in records))
+        return JSONResponse({"total": total, "jobs": shown})
 
     @routes.get("/jobs/{job_id}")
     async def job(http: HttpRequest, job_id: str) -> Response:
         record, base = visible(site.caller(http, Scope.READ), job_id), site.base_url(http)
-        return JSONResponse(job_object(site, record, base) | {"preview": stretches(site, record, base)})
+        preview = await stretches(site, record, base)
+        return JSONResponse(await job_object(site, record, base) | {"preview": preview})
 
     @routes.get("/jobs/{job_id}/events")
     async def job_events(http: HttpRequest, job_id: str) -> Response:

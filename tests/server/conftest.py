@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import os
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -19,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from server import auth, jobs
 from server.app import Server, create_app
 from server.auth import Scope
+from server.blobs import Blobs
 from server.jobs import Failure, Output
 from server.settings import Settings
 from server.store import Record
@@ -60,9 +63,7 @@ class Api:
     def succeed(self, job_id: str, content: bytes = b"an mp4", warnings: tuple[str, ...] = ()) -> None:
         record, name = self.begin(), result_blob(job_id)
         assert record.job.id == job_id
-        path = self.server.blobs.path(name)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
+        put_blob(self.server.blobs, name, content)
         now = time.time()
         self.server.store.change(
             job_id, now, lambda job: jobs.succeed(job, job.fence, now, Output(name, 1.25, warnings=warnings))
@@ -73,6 +74,12 @@ class Api:
         now, policy = time.time(), self.server.board.policy
         failure = Failure(code, message)
         self.server.store.change(job_id, now, lambda job: jobs.fail(job, job.fence, now, failure, policy))
+
+
+def put_blob(blobs: Blobs, name: str, content: bytes) -> None:
+    with tempfile.NamedTemporaryFile(delete=False) as file:
+        file.write(content)
+    asyncio.run(blobs.take(name, Path(file.name)))
 
 
 @pytest.fixture

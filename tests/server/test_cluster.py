@@ -15,6 +15,7 @@ import pytest
 from conftest import BASE, Api
 from live_server import Live, until
 from private_postgres import PrivatePostgres
+from s3 import ENVIRONMENT, Storage
 
 from server import jobs
 from server.board import LOOK_EVERY_S, Board
@@ -176,15 +177,33 @@ def private() -> Iterator[PrivatePostgres]:
     database.close()
 
 
-def test_a_restart_of_the_database_loses_and_repeats_nothing(
-    private: PrivatePostgres, tmp_path: Path, clip: Path, voice: Path, ffmpeg: Ffmpeg, receiver: Receiver
+@pytest.fixture
+def storage(monkeypatch: pytest.MonkeyPatch) -> Iterator[Storage]:
+    for name, value in ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
+    opened = Storage()
+    yield opened
+    opened.close()
+
+
+def test_database_and_storage_go_and_come_back_and_nothing_is_lost_or_done_twice(
+    private: PrivatePostgres,
+    storage: Storage,
+    tmp_path: Path,
+    clip: Path,
+    voice: Path,
+    ffmpeg: Ffmpeg,
+    receiver: Receiver,
 ) -> None:
-    """One process answers, another renders; the database stops in the middle of a job and of submissions."""
+    """One process answers, another renders, files lie in S3; the database stops in the middle of a job and of
+    submissions, the storage when a film is to be stored, and before one is to be read.
+    """
     long_voice = tmp_path / "voice.wav"
     ffmpeg("-stream_loop", -1, "-i", voice, "-t", 2.4, long_voice)
-    shared = {"database_url": private.url, "allow_hosts": "127.0.0.1", "requests_per_minute": 10**6}
-    api = Live(tmp_path / "data", devices="none", **shared)
-    worker = Live(tmp_path / "data", **shared)
+    shared = {"database_url": private.url, "blobs": storage.url, "signing_key": tmp_path / "signing.key"}
+    shared |= {"allow_hosts": "127.0.0.1", "requests_per_minute": 10**6, "max_attempts": 2}
+    api = Live(tmp_path / "api", devices="none", **shared)
+    worker = Live(tmp_path / "worker", **shared)
     api.start()
     worker.key = api.key
     worker.start()
@@ -202,35 +221,38 @@ def test_a_restart_of_the_database_loses_and_repeats_nothing(
             if is_over.wait(0.1):  # ten a second
                 return
             key, status, told = f"{client}-{number}", 0, {}
-            while status != 200:
+            while status != 200 and not is_over.is_set():
                 path = f"{LATENTSYNC}?webhook={receiver.url}"
                 status, told = api.call("POST", path, NOWHERE, **{"Idempotency-Key": key})
                 if status != 200:
                     is_over.wait(0.1)
                     assert status == 503, told
                     refused.append(told)
-            acknowledged[key] = told["data"]["id"]
+                else:
+                    acknowledged[key] = told["data"]["id"]
 
     film = api.submit(video, audio, inference_steps=2, webhook_url=receiver.url)
     api.wait(film, lambda seen: seen["timings"].get("stage") == "render")
     with ThreadPoolExecutor(2) as clients:
         running = [clients.submit(submit_on, client) for client in range(2)]
-        until(lambda: len(acknowledged) > 5, "no submission comes in")
-        private.stop()
-        until(lambda: len(refused) > 5, "nothing was refused")
-        since = time.monotonic()
-        status, told = api.call("POST", "/api/v1/lipsync-video", {"formState": NOWHERE})
-        assert (status, "away" in told["message"]) == (503, True)
-        status, told = api.call("GET", f"/api/native/v1/jobs/{film}")
-        assert (status, told["error"]) == (503, "database_away")
-        assert api.call("GET", "/livez")[0] == 200
-        assert time.monotonic() - since < 2, "requests waited for a database that is away"
-        made = tmp_path / "data" / "blobs" / "results" / f"{film}.mp4"
-        until(made.exists, "the running job did not go on")
-        private.start()
-        before = len(acknowledged)
-        until(lambda: len(acknowledged) > before + 5, "no submission comes in again", 20)
-        is_over.set()
+        try:
+            until(lambda: len(acknowledged) > 5, "no submission comes in")
+            private.stop()
+            until(lambda: len(refused) > 5, "nothing was refused")
+            since = time.monotonic()
+            status, told = api.call("POST", "/api/v1/lipsync-video", {"formState": NOWHERE})
+            assert (status, "away" in told["message"]) == (503, True)
+            status, told = api.call("GET", f"/api/native/v1/jobs/{film}")
+            assert (status, told["error"]) == (503, "database_away")
+            assert api.call("GET", "/livez")[0] == 200
+            assert time.monotonic() - since < 2, "requests waited for a database that is away"
+            stored = f"here/results/{film}.mp4"
+            until(lambda: stored in storage.names(), "the running job did not go on", pause_s=0.1)
+            private.start()
+            before = len(acknowledged)
+            until(lambda: len(acknowledged) > before + 5, "no submission comes in again", 20)
+        finally:
+            is_over.set()
         for client in running:
             client.result()
     assert {told["error_code"] for told in refused} == {"database_away"}
@@ -243,9 +265,28 @@ def test_a_restart_of_the_database_loses_and_repeats_nothing(
     assert (shown["state"], shown["warnings"]) == ("succeeded", [])
     assert worker.worker_pids() == [process], "the worker was replaced for the database's sake"
 
-    cancelled = api.submit(video, audio, inference_steps=2, seed=1)
+    kept = api.submit(video, audio, inference_steps=1, seed=1)
+    api.wait(kept, lambda seen: seen["timings"].get("stage") == "render")
+    storage.is_away = True
+    until(lambda: any("could not be stored" in line for line in worker.log), "it was stored nowhere")
+    storage.is_away = False
+    done = api.wait(kept)
+    assert done["status"] == "completed"
+    content = api.call("GET", done["outputs"][0])[1]
+    assert api.call("GET", done["outputs"][0], Range="bytes=4-11")[1] == content[4:12]
+
+    storage.is_away = True
+    unread = api.submit(video, audio, inference_steps=1, seed=2)
+    assert api.wait(unread)["status"] == "failed"
+    shown = api.call("GET", f"/api/native/v1/jobs/{unread}")[1]
+    assert (shown["failure"]["code"], shown["thumbnail"]) == ("storage_away", None)
+    storage.is_away = False
+
+    cancelled = api.submit(video, audio, inference_steps=2, seed=3)
     api.wait(cancelled, lambda seen: seen["timings"].get("stage") == "render")
     api.call("POST", f"/api/v3/predictions/{cancelled}/cancel")
     assert api.wait(cancelled)["status"] == "cancelled"
+    assert worker.worker_pids() == [process], "the worker was replaced for the storage's sake"
+    until(lambda: not any("previews" in key for key in storage.names()), "previews are left")
     assert worker.stop() == 0
     assert api.stop() == 0
