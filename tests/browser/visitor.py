@@ -46,7 +46,8 @@ class Seen:
     def go(self, view: str) -> None:
         """Another view, once it stands where the last one did."""
         self.page.evaluate(
-            "(view) => { window.left = document.querySelector('main').firstChild; location.hash = view; }", view
+            "(view) => { window.left = document.querySelector('main').firstChild; location.hash = view; }",
+            view,
         )
         self.wait("document.querySelector('main').firstChild !== window.left")
 
