@@ -1,7 +1,7 @@
 """Links that carry their own permission: files to download, in pieces too, and places to upload to.
 
-Bytes go through the server, also where they lie in S3: so a link lasts as long as its file, is taken back with
-the signing secret, and clients need no way to the storage.
+Bytes go through the server, also where they lie in S3: so a link lasts as long as its file, is taken back
+with the signing secret, and clients need no way to the storage.
 """
 
 from __future__ import annotations
