@@ -232,10 +232,11 @@ def health(site: Site, workers: Workers) -> dict[str, Any]:
     media_s, device_s = (
         sum(getattr(output, name) for output in measured) for name in ("media_s", "device_s")
     )
+    devices = workers()
     return {
-        "ready": any(ready for _, ready, _ in workers()),
+        "ready": not devices or any(ready for _, ready, _ in devices),
         "model": site.settings.model,
-        "devices": [{"name": name, "ready": ready, "starts": starts} for name, ready, starts in workers()],
+        "devices": [{"name": name, "ready": ready, "starts": starts} for name, ready, starts in devices],
         "queue": {
             "waiting": store.count_in_state(State.WAITING),
             "running": store.count_in_state(State.RUNNING),

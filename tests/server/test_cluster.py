@@ -140,6 +140,24 @@ def test_keys_and_links_hold_on_both(two: tuple[Api, Api]) -> None:
     )
 
 
+def test_leases_rest_while_their_holders_could_not_beat(
+    two: tuple[Api, Api], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both processes have just reached the database, as after its absence."""
+    here, there = two
+    job = here.submit()
+    here.begin()
+    here.server.store.change(job, 1.0, lambda job: jobs.beat(job, 1, 1.0, Policy()))  # an old lease
+    assert there.client.portal is not None
+    there.client.portal.call(there.server.board.expire)
+    assert there.server.store.count_in_state(State.RUNNING) == 1
+    monkeypatch.setattr("server.board.LEASES_REST_S", 0.0)
+    here.server.board.job_came.clear()
+    there.client.portal.call(there.server.board.expire)
+    assert there.server.store.count_in_state(State.WAITING) == 1
+    until(here.server.board.job_came.is_set, "the other process does not know that it waits again", 5)
+
+
 def test_leases_go_by_the_databases_clock(postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A process whose clock is an hour fast takes nobody's job away, and gives no lease of an hour."""
     store = Store(postgres_url)
@@ -265,7 +283,8 @@ def test_database_and_storage_go_and_come_back_and_nothing_is_lost_or_done_twice
     assert (shown["state"], shown["warnings"]) == ("succeeded", [])
     assert worker.worker_pids() == [process], "the worker was replaced for the database's sake"
 
-    kept = api.submit(video, audio, inference_steps=1, seed=1)
+    short = api.upload(voice)
+    kept = api.submit(video, short, inference_steps=1, seed=1)
     api.wait(kept, lambda seen: seen["timings"].get("stage") == "render")
     storage.is_away = True
     until(lambda: any("could not be stored" in line for line in worker.log), "it was stored nowhere")
@@ -276,7 +295,7 @@ def test_database_and_storage_go_and_come_back_and_nothing_is_lost_or_done_twice
     assert api.call("GET", done["outputs"][0], Range="bytes=4-11")[1] == content[4:12]
 
     storage.is_away = True
-    unread = api.submit(video, audio, inference_steps=1, seed=2)
+    unread = api.submit(video, short, inference_steps=1, seed=2)
     assert api.wait(unread)["status"] == "failed"
     shown = api.call("GET", f"/api/native/v1/jobs/{unread}")[1]
     assert (shown["failure"]["code"], shown["thumbnail"]) == ("storage_away", None)
