@@ -57,9 +57,7 @@ def _show(file: Path, found: Verification) -> None:
         say("signed by", f"{found.signer}{note}")
     if found.generator is not None:
         say("written by", found.generator)
-        table.add_row(
-            "generated", "made or edited by a generative model" if found.is_generated else "not said"
-        )
+        say("generated", "by a model, in whole or part" if found.is_generated else "not said")
     for name, value in (found.made or {}).items():
         say(name, value)
     for source in found.sources:
