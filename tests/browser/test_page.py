@@ -411,7 +411,13 @@ def test_both_languages_say_everything(opened: Open) -> None:
     assert unused - inside == set()
     from lipsync_engine.errors import ErrorCode
     from server import jobs
+    from server.gate import GateCode
     from server.transport import TransportCode
 
     own = {failure.code for failure in (jobs.WORKER_LOST, jobs.WAITED_TOO_LONG, jobs.RAN_TOO_LONG)}
-    assert set(tables["FAILURES"]) == {*map(str, ErrorCode), *map(str, TransportCode), *own}
+    assert set(tables["FAILURES"]) == {
+        *map(str, ErrorCode),
+        *map(str, TransportCode),
+        *map(str, GateCode),
+        *own,
+    }
