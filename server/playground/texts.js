@@ -256,6 +256,7 @@ const TEXTS = {
 /** What went wrong with a job, by its code; English is what the server says, which knows more. */
 const FAILURES = {
   parameter_invalid: "某个选项无法使用，请修改后重试。",
+  manifest_invalid: "清单中有错误，请按报告逐行修正。",
   input_not_found: "输入文件不存在，请重新上传。",
   input_is_directory: "输入是文件夹，请选择文件。",
   input_empty: "输入文件为空，可能没有复制完整。",
@@ -293,6 +294,7 @@ const FAILURES = {
   output_noise: "生成的嘴部是噪点，未予发布，请换种子重试。",
   output_mask_coloured: "生成的嘴部异常，未予发布，请换一段素材。",
   output_miscoloured: "生成的嘴部颜色异常，未予发布，请换一段素材。",
+  batch_incomplete: "有片段没有完成，请查看报告后重新运行。",
   cancelled: "已按要求停止。",
   url_invalid: "链接无法使用，请检查。",
   url_not_allowed: "不允许访问该链接的地址，请改为上传文件。",

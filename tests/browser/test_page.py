@@ -18,8 +18,8 @@ ROOT = Path(__file__).parents[2]
 PLAYGROUND = ROOT / "server" / "playground"
 Ffmpeg = Callable[..., None]
 
-LONG_S = 9.6
-"""Two segments, of 156 and 84 frames."""
+LONG_S = 4.8
+"""Two segments, of 60 frames each."""
 
 APART_S = """(() => {
     const [original, result] = ['.before video', '.after video'].map((one) => document.querySelector(one));
@@ -117,10 +117,10 @@ def test_from_upload_to_deletion(
     assert live.look(job)["status"] == "processing"
     buffered = "document.querySelector('.screen video').buffered"
     start_s, stop_s = page.evaluate(f"[{buffered}.start(0), {buffered}.end(0)]")
-    assert (start_s, round(stop_s, 1)) == (0, 6.2)
-    assert "6.2 s can be watched" in page.inner_text(".ready")
+    assert (start_s, round(stop_s, 1)) == (0, 2.4)
+    assert "2.4 s can be watched" in page.inner_text(".ready")
     assert {"Faces", "Lips"} <= stages
-    seen.wait("document.querySelector('.watch progress').value > 156")
+    seen.wait("document.querySelector('.watch progress').value > 60")
     seen.wait("document.querySelector('.compare')")
     whole_s = time.monotonic() - began
     print(f"{LONG_S} s of film: first picture after {first_picture_s:.1f} s, the end after {whole_s:.1f} s")
@@ -135,7 +135,7 @@ def test_from_upload_to_deletion(
     assert page.evaluate("document.querySelector('.stage').style.getPropertyValue('--split')") == "55%"
     page.click(".segmented label:has(input[value=beside])")
     page.click(".transport .round")
-    seen.wait("document.querySelector('.after video').currentTime > 2.3")
+    seen.wait("document.querySelector('.after video').currentTime > 1.3")
     page.click(".transport .round")
     seen.wait(f"{APART_S} < 0.1")
     seen.expected.append("Canvas2D: Multiple readback")  # by this very look
@@ -159,7 +159,7 @@ def test_from_upload_to_deletion(
     row = f"[data-job='{job}']"
     page.wait_for_selector(row)
     assert page.evaluate(f"document.querySelector(\"{row} img\").src.includes('/stills/')")
-    assert "9.6\u00a0s long" in page.inner_text(f"{row} .facts")
+    assert "4.8\u00a0s long" in page.inner_text(f"{row} .facts")
     page.fill("#filter-text", "nothing like it")
     page.wait_for_selector(".jobs .empty")
     page.fill("#filter-text", "CLIP.mp4")
