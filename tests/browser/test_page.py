@@ -127,6 +127,12 @@ def test_from_upload_to_deletion(
     assert len([url for url in asked if url.endswith("/events")]) == 1
     assert previews(live) == []
 
+    # Marked.
+    page.wait_for_selector(".badge.trusted")
+    assert page.inner_text(".badge") == "Signed as generated"
+    assert "development certificate" in page.inner_text(".credentials")
+    assert "Model tiny" in page.inner_text(".credentials")
+
     # Compared.
     seen.wait("document.querySelector('.after video').readyState === 4")
     page.locator(".split").focus()
