@@ -16,6 +16,13 @@ from typing import Any
 from lipsync_engine.errors import ParameterError
 
 
+def _require_range(name: str, value: float | Fraction | None, low: float, high: float) -> None:
+    if value is None:
+        return
+    if not low <= value <= high:  # also refuses NaN
+        raise ParameterError(f"{name}={value} is out of range: it must lie between {low} and {high}.")
+
+
 class LoopMode(StrEnum):
     """What to show when the audio outlasts the video."""
 
@@ -119,6 +126,39 @@ class Speaker:
         _require_range("length_s", self.length_s, 0.01, 6 * 3600.0)
 
 
+class Solver(StrEnum):
+    """How a step follows from what the network said; the network is the same."""
+
+    DDIM = "ddim"  # LatentSync's own
+    DPM = "dpm"  # DPM-Solver++ 2M
+    UNIPC = "unipc"
+
+
+@dataclass(frozen=True, slots=True)
+class Shortcuts:
+    """What may be left out of the model's work, at a cost in likeness that `docs/speed.md` measures.
+
+    Attributes:
+        solver: with fewer steps the higher-order ones stay closer.
+        whole_every: the whole network runs at every n-th step, 1-10; between them only its finest layer,
+            on what the coarser ones said before.
+        guide_every: the network without sound runs at every n-th step, 1-10; between them what it last made of
+            the difference is used again.
+    """
+
+    solver: Solver = Solver.DDIM
+    whole_every: int = 1
+    guide_every: int = 1
+
+    def __post_init__(self) -> None:
+        _require_range("whole_every", self.whole_every, 1, 10)
+        _require_range("guide_every", self.guide_every, 1, 10)
+
+
+EXACT = Shortcuts()
+"""None of them."""
+
+
 @dataclass(frozen=True, slots=True)
 class SyncParams:
     """Everything a caller may choose about one job; frozen, so that it can name cached work.
@@ -143,6 +183,7 @@ class SyncParams:
         reference_numerics: the reference's own mask edge, rounding, paste-back and loop rule.
         max_short_side: pixels; a larger picture is scaled down to it, a smaller one never up; None: as it is.
         quality: of the final encode.
+        shortcuts: what may be left out for speed.
     """
 
     num_inference_steps: int | None = None
@@ -163,6 +204,7 @@ class SyncParams:
     reference_numerics: bool = False
     max_short_side: int | None = None
     quality: Quality = Quality.DEFAULT
+    shortcuts: Shortcuts = EXACT
 
     def __post_init__(self) -> None:
         _require_range("num_inference_steps", self.num_inference_steps, 1, 200)
@@ -199,10 +241,3 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     },
 }
 """`default` is ours; `reference` repeats LatentSync's own choices so that its numbers can be compared."""
-
-
-def _require_range(name: str, value: float | Fraction | None, low: float, high: float) -> None:
-    if value is None:
-        return
-    if not low <= value <= high:  # also refuses NaN
-        raise ParameterError(f"{name}={value} is out of range: it must lie between {low} and {high}.")
