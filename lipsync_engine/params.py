@@ -142,8 +142,8 @@ class Shortcuts:
         solver: with fewer steps the higher-order ones stay closer.
         whole_every: the whole network runs at every n-th step, 1-10; between them only its finest layer,
             on what the coarser ones said before.
-        guide_every: the network without sound runs at every n-th step, 1-10; between them what it last made of
-            the difference is used again.
+        guide_every: the network also runs without sound at every n-th step, 1-10; between them the last
+            difference is used again.
     """
 
     solver: Solver = Solver.DDIM
@@ -153,6 +153,17 @@ class Shortcuts:
     def __post_init__(self) -> None:
         _require_range("whole_every", self.whole_every, 1, 10)
         _require_range("guide_every", self.guide_every, 1, 10)
+
+    def schedule(self, steps: int, *, guided: bool) -> list[tuple[bool, bool]]:
+        """For each step, whether it also runs without sound, and whether the whole network runs."""
+        found = []
+        guided_deep = False  # whether what the coarse layers said last was said with and without sound
+        for number in range(steps):
+            both = guided and number % self.guide_every == 0
+            whole = number % self.whole_every == 0 or (both and not guided_deep)
+            guided_deep = both if whole else guided_deep
+            found.append((both, whole))
+        return found
 
 
 EXACT = Shortcuts()
@@ -239,5 +250,11 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "sample_posterior": True,
         "reference_numerics": True,
     },
+    "fast": {"num_inference_steps": 8, "shortcuts": Shortcuts(Solver.UNIPC, guide_every=2)},
+    "fastest": {
+        "num_inference_steps": 8,
+        "shortcuts": Shortcuts(Solver.UNIPC, whole_every=2, guide_every=4),
+    },
 }
-"""`default` is ours; `reference` repeats LatentSync's own choices so that its numbers can be compared."""
+"""`default` is ours; `reference` repeats LatentSync's own choices so that its numbers can be compared; `fast`
+and `fastest` are for LatentSync's weights, whose own way takes 20 steps; their cost: docs/speed.md."""

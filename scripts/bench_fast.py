@@ -2,9 +2,9 @@
 
     OMP_NUM_THREADS=1 python scripts/bench_fast.py     # benchmarks/fast.json and .png, about ten minutes
 
-Exact is what LatentSync does: DDIM, 20 steps, every step guided, the whole network each time. Every other row is
-the same windows, noise and sound, run in turns with exact; likeness is measured on the generated pixels alone, speed
-is exact's processor time over the row's (denoising), and `network` is the share of exact's TFLOP that the same
+Exact is what LatentSync does: DDIM, 20 steps, every step guided, the whole network each time. Every other row
+is the same windows, noise and sound, run in turns with exact. Likeness is measured on the generated pixels alone;
+speed is exact's processor time over the row's (denoising); `network` is the share of exact's TFLOP that the same
 shortcuts cost LatentSync 1.6's network.
 """
 
@@ -179,7 +179,9 @@ def plot(rows: Mapping[str, Mapping[str, float]], path: Path) -> None:
     for name, row in rows.items():
         preset = name in PRESETS
         axes.scatter(row["speed"], row["ssim"], color="C3" if preset else "C0")
-        axes.annotate(name, (row["speed"], row["ssim"]), xytext=(5, 3), textcoords="offset points", fontsize=8)
+        axes.annotate(
+            name, (row["speed"], row["ssim"]), xytext=(5, 3), textcoords="offset points", fontsize=8
+        )
     axes.axhline(0.98, color="0.7", linewidth=1)
     axes.set_xlabel("denoising, times exact's speed (tiny model, CPU)")
     axes.set_ylabel("SSIM to exact, generated pixels, worst window")
@@ -201,7 +203,9 @@ def main() -> None:
             rows[name]["network"] = share
     for name, row in rows.items():
         print(f"{name:16}", row)
-    (arguments.out / "fast.json").write_text(json.dumps({"exact_steps": STEPS, "modes": rows}, indent=1) + "\n")
+    (arguments.out / "fast.json").write_text(
+        json.dumps({"exact_steps": STEPS, "modes": rows}, indent=1) + "\n"
+    )
     plot(rows, arguments.out / "fast.png")
 
 

@@ -1,8 +1,8 @@
-"""How much is done at once, by what a device's memory holds: computed before the first window, not found by trying.
+"""How much is done at once, by what a device's memory holds: computed before the first window, not by trying.
 
-Figures are values alive at the same time in the published networks, counted on their operations with attention that
-keeps no matrix of weights (`tests/engine/test_memory.py` counts them again); all grow with the picture's area, the
-frames and the width. It knows neither tensors nor devices.
+Figures are values alive at the same time in the published networks, counted on their operations, with
+attention that keeps no matrix of weights (`tests/engine/test_memory.py` counts them again); all grow with the picture's
+area, the frames and the width. It knows neither tensors nor devices.
 """
 
 from __future__ import annotations
@@ -86,6 +86,9 @@ PLANS = (
     *(MemoryPlan(thrift, 1) for thrift in (Thrift.SINGLE, Thrift.TILED)),
 )
 """From the fastest to the leanest."""
+
+DEFAULT_PLAN = MemoryPlan()
+"""Where nothing is known of the memory."""
 
 
 def plan_memory(free_bytes: int, needs: Needs) -> MemoryPlan | None:

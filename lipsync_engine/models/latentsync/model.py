@@ -26,7 +26,14 @@ from lipsync_engine.models import ModelInfo
 from lipsync_engine.models.latentsync import keys
 from lipsync_engine.models.latentsync.config import RunConfig, SchedulerConfig, UNetConfig
 from lipsync_engine.models.latentsync.mask import fixed_mask, latent_mask
-from lipsync_engine.models.latentsync.memory import PLANS, MemoryPlan, Needs, Thrift, plan_memory
+from lipsync_engine.models.latentsync.memory import (
+    DEFAULT_PLAN,
+    PLANS,
+    MemoryPlan,
+    Needs,
+    Thrift,
+    plan_memory,
+)
 from lipsync_engine.models.latentsync.unet import Heard, LatentSyncUNet, positional_table
 from lipsync_engine.params import EXACT, Shortcuts, Solver
 from lipsync_engine.weights import ModelEntry, load_strict, read_checkpoint
@@ -100,15 +107,12 @@ def sampling_steps(
     latents: Tensor = noise.expand(-1, -1, frames, -1, -1) * scheduler.init_noise_sigma
     deep: Tensor | None = None
     guidance: Tensor | float = 0.0
-    for number, timestep in enumerate(scheduler.timesteps):
-        guided = guidance_scale > 1.0 and number % shortcuts.guide_every == 0
-        runs = both if guided else heard
-        if number % shortcuts.whole_every == 0 or (deep is not None and guided and len(deep) == 1):
-            deep = None
-        elif deep is not None and not guided:
-            deep = deep[-1:]
+    schedule = shortcuts.schedule(num_inference_steps, guided=guidance_scale > 1.0)
+    for (guided, whole), timestep, on_device in zip(schedule, scheduler.timesteps, timesteps, strict=True):
         sample = torch.cat([latents, fixed], dim=1)
-        predicted, deep = _predict(unet, sample, timesteps[number], runs, deep)
+        reused = None if whole or deep is None else deep if guided else deep[-1:]
+        predicted, said = _predict(unet, sample, on_device, both if guided else heard, reused)
+        deep = said if whole else deep
         if guided:
             silent, predicted = predicted.chunk(2)
             guidance = (guidance_scale - 1.0) * (predicted - silent)
@@ -122,9 +126,7 @@ def _predict(
 ) -> tuple[Tensor, Tensor]:
     """One run of the network for each of `runs`, results one after the other on the batch axis."""
     kept = [None] * len(runs) if deep is None else deep.chunk(len(runs))
-    said = [
-        unet.predict(sample, timestep, heard, before) for heard, before in zip(runs, kept, strict=True)
-    ]
+    said = [unet.predict(sample, timestep, heard, before) for heard, before in zip(runs, kept, strict=True)]
     if len(said) == 1:
         return said[0]
     return torch.cat([predicted for predicted, _ in said]), torch.cat([deep for _, deep in said])
@@ -163,7 +165,7 @@ class LatentSync:
         vae: AutoencoderKL,
         audio_encoder: AudioEncoder,
         run: RunConfig,
-        memory: MemoryPlan = MemoryPlan(),
+        memory: MemoryPlan = DEFAULT_PLAN,
     ) -> None:
         self.info = info
         self.audio_encoder = audio_encoder
@@ -302,12 +304,12 @@ def load(
         guidance_scale=run.guidance_scale,
         weights_sha256=sha256,
     )
-    memory = MemoryPlan()
+    memory = DEFAULT_PLAN
     if device.type == "cuda":
         memory = _fitted(needs(info, unet, vae, dtype), torch.cuda.mem_get_info(device)[0])
 
-    # 3. Their weights, from the mapped files straight to the device. The encoder is cheap and its hidden states
-    #    lose accuracy in half precision: float32.
+    # 3. Their weights, from the mapped files straight to the device. The encoder is cheap and its hidden
+    #    states lose accuracy in half precision: float32.
     tables = {
         name: positional_table(*table.shape[1:])
         for name, table in unet.state_dict().items()
@@ -319,8 +321,9 @@ def load(
     load_strict(encoder, _placed(keys.whisper_encoder(whisper), device, torch.float32))
     for module in (unet, vae, encoder):
         module.eval().requires_grad_(False)
-    for module in (unet, vae):
-        module.to(memory_format=torch.channels_last)
+    both: tuple[Any, ...] = (unet, vae)
+    for network in both:
+        network.to(memory_format=torch.channels_last)
     return LatentSync(info, unet, vae, encoder, run, memory)
 
 
@@ -344,7 +347,7 @@ def _fitted(needs: Needs, free_bytes: int) -> MemoryPlan:
     if plan is None:
         plan = PLANS[-1]
         log.warning(
-            "the model needs %.1f GB, %.1f GB are free: close other programs, use --dtype fp16 or a smaller model",
+            "needs %.1f GB, %.1f GB are free: close other programs, use --dtype fp16, or a smaller model",
             needs.peak_bytes(plan) / 1e9,
             free_bytes / 1e9,
         )
@@ -395,9 +398,7 @@ def _vae_factor(vae: AutoencoderKL) -> int:
     return int(2 ** (len(vae.config.block_out_channels) - 1))
 
 
-def _placed(
-    state: Mapping[str, Tensor], device: torch.device, dtype: torch.dtype
-) -> dict[str, Tensor]:
+def _placed(state: Mapping[str, Tensor], device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
     """Moved, then cast: on a GPU that is faster than the other way round, and keeps no copy on the host."""
     return {name: tensor.to(device).to(dtype) for name, tensor in state.items()}
 

@@ -9,16 +9,16 @@ configuration.
 Two things are taken out of the sampling loop because they do not change in it: keys and values of the sound
 (`listen`), and, where a caller accepts that, everything but the finest layer (`predict` with `deep`).
 
-Shapes: B batch, F frames, C channels, H x W latent pixels; activations are (B, C, F, H, W), in memory with the
-channels last, so that a frame's convolution and a pixel's token are views. Facts and key names: parity pack
-sections 1 and 2. It knows neither schedulers nor guidance nor files.
+Shapes: B batch, F frames, C channels, H x W latent pixels; activations are (B, C, F, H, W), in memory with
+the channels last, so that a frame's convolution and a pixel's token are views. Facts and key names: parity
+pack sections 1 and 2. It knows neither schedulers nor guidance nor files.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from diffusers.models.attention import FeedForward
@@ -65,7 +65,8 @@ class Attention(nn.Module):
         return out
 
     def _split(self, tokens: Tensor) -> Tensor:
-        return tokens.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        heads: Tensor = tokens.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        return heads
 
 
 class Sound(NamedTuple):
@@ -88,7 +89,8 @@ class AudioAttention(Attention):
         return Sound(*self._keys_and_values(audio), silent)
 
     def forward(self, tokens: Tensor, sound: Sound) -> Tensor:  # type: ignore[override]
-        nothing = self.to_out[0].bias.expand(sound.silent, *tokens.shape[1:])
+        bias = cast(Tensor, self.to_out[0].bias)
+        nothing = bias.expand(sound.silent, *tokens.shape[1:])
         if sound.silent == len(tokens):
             return nothing
         heard = self._attend(tokens[sound.silent :], sound.key, sound.value)
@@ -117,7 +119,7 @@ class SpatialTransformerBlock(nn.Module):
 
 
 class SpatialTransformer(nn.Module):
-    """Each frame by itself: its pixels as tokens, rows of `sound` frame by frame. One item in may be two out."""
+    """Each frame by itself, its pixels as tokens. One item becomes two where `sound` has rows for two."""
 
     def __init__(self, channels: int, config: UNetConfig) -> None:
         super().__init__()
@@ -231,7 +233,7 @@ class MotionModule(nn.Module):
 
 
 class ResnetBlock(nn.Module):
-    """Two convolutions with the time embedding (1, D) between them; its norms pool over the window's frames."""
+    """Two convolutions, the time embedding (1, D) between them; its norms pool over the window's frames."""
 
     def __init__(self, in_channels: int, out_channels: int, config: UNetConfig) -> None:
         super().__init__()
@@ -358,7 +360,7 @@ def _each(
     return nn.ModuleList([kind(channels, config) for _ in layers]) if present else None
 
 
-def _layer(block: nn.Module, i: int, x: Tensor, time: Tensor, sounds: Sequence[Sound]) -> Tensor:
+def _layer(block: DownBlock | UpBlock, i: int, x: Tensor, time: Tensor, sounds: Sequence[Sound]) -> Tensor:
     x = block.resnets[i](x, time)
     if block.attentions is not None:
         x = block.attentions[i](x, sounds[i])
@@ -453,7 +455,7 @@ class LatentSyncUNet(nn.Module):
         first = per_frame(self.conv_in, sample.contiguous(memory_format=torch.channels_last_3d))
         if deep is None:
             deep = self._deep(first, time, heard)
-        last = self.up_blocks[-1]
+        last = self.blocks[-1]
         x = last(deep, time, heard[-1], [first], first_layer=len(last.resnets) - 1)
         return per_frame(self.conv_out, F.silu(self.conv_norm_out(x))), deep
 
@@ -465,13 +467,13 @@ class LatentSyncUNet(nn.Module):
             x, new = block(x, time, next(sounds))
             skips += new
         x = self.mid_block(x, time, next(sounds))
-        for block in self.up_blocks:
+        for block in self.blocks[-len(self.up_blocks) :]:
             count = min(len(block.resnets), len(skips))
             taken, skips = skips[-count:], skips[: len(skips) - count]
             x = block(x, time, next(sounds), taken, size=skips[-1].shape[-2:] if skips else None)
         return x
 
     @property
-    def blocks(self) -> list[nn.Module]:
+    def blocks(self) -> list[Any]:
         """In the order of `Heard`."""
         return [*self.down_blocks, self.mid_block, *self.up_blocks]
