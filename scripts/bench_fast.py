@@ -3,9 +3,9 @@
     OMP_NUM_THREADS=1 python scripts/bench_fast.py     # benchmarks/fast.json and .png, about ten minutes
 
 Exact is what LatentSync does: DDIM, 20 steps, every step guided, the whole network each time. Every other row
-is the same windows, noise and sound, run in turns with exact. Likeness is measured on the generated pixels alone;
-speed is exact's processor time over the row's (denoising); `network` is the share of exact's TFLOP that the same
-shortcuts cost LatentSync 1.6's network.
+is the same windows, noise and sound, run in turns with exact. Likeness is that of the generated pixels alone;
+speed is exact's processor time over the row's (denoising); `network` is the share of exact's TFLOP that the
+same shortcuts cost LatentSync 1.6's network.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
     python scripts/flops.py            # prints a table, writes benchmarks/flops.json
 
-Networks on the meta device carry shapes and no numbers: the counter sees every operation of a job for nothing.
+Networks on the meta device carry shapes and no numbers: every operation of a job is counted for nothing.
 A multiply-add is 2 FLOP; convolutions, linear layers and attention count, norms and activations do not.
 """
 
