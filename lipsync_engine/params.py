@@ -16,6 +16,13 @@ from typing import Any
 from lipsync_engine.errors import ParameterError
 
 
+def _require_range(name: str, value: float | Fraction | None, low: float, high: float) -> None:
+    if value is None:
+        return
+    if not low <= value <= high:  # also refuses NaN
+        raise ParameterError(f"{name}={value} is out of range: it must lie between {low} and {high}.")
+
+
 class LoopMode(StrEnum):
     """What to show when the audio outlasts the video."""
 
@@ -119,6 +126,69 @@ class Speaker:
         _require_range("length_s", self.length_s, 0.01, 6 * 3600.0)
 
 
+class Solver(StrEnum):
+    """How a step follows from what the network said; the network is the same."""
+
+    DDIM = "ddim"  # LatentSync's own
+    DPM = "dpm"  # DPM-Solver++ 2M
+    UNIPC = "unipc"
+
+
+@dataclass(frozen=True, slots=True)
+class Shortcuts:
+    """What may be left out of the model's work, at a cost in likeness that `docs/speed.md` measures.
+
+    Attributes:
+        solver: with fewer steps the higher-order ones stay closer.
+        whole_every: the whole network runs at every n-th step, 1-10; between them only its finest layer,
+            on what the coarser ones said before.
+        guide_every: the network also runs without sound at every n-th step, 1-10; between them the last
+            difference is used again.
+    """
+
+    solver: Solver = Solver.DDIM
+    whole_every: int = 1
+    guide_every: int = 1
+
+    def __post_init__(self) -> None:
+        _require_range("whole_every", self.whole_every, 1, 10)
+        _require_range("guide_every", self.guide_every, 1, 10)
+
+    def schedule(self, steps: int, *, guided: bool) -> list[tuple[bool, bool]]:
+        """For each step, whether it also runs without sound, and whether the whole network runs."""
+        found = []
+        guided_deep = False  # whether what the coarse layers said last was said with and without sound
+        for number in range(steps):
+            both = guided and number % self.guide_every == 0
+            whole = number % self.whole_every == 0 or (both and not guided_deep)
+            guided_deep = both if whole else guided_deep
+            found.append((both, whole))
+        return found
+
+
+EXACT = Shortcuts()
+"""None of them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Provenance:
+    """What a caller knows of a job that decides no pixel; hashes of it are signed with the result.
+
+    Attributes:
+        consent: reference to the consent of the person shown, 1 to 200 printable characters.
+        job: the caller's name of the job; None: one made of its inputs and options.
+    """
+
+    consent: str | None = None
+    job: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.consent is not None and not (0 < len(self.consent) <= 200 and self.consent.isprintable()):
+            raise ParameterError(
+                "consent must have 1 to 200 printable characters: give a reference, not a text."
+            )
+
+
 @dataclass(frozen=True, slots=True)
 class SyncParams:
     """Everything a caller may choose about one job; frozen, so that it can name cached work.
@@ -143,6 +213,7 @@ class SyncParams:
         reference_numerics: the reference's own mask edge, rounding, paste-back and loop rule.
         max_short_side: pixels; a larger picture is scaled down to it, a smaller one never up; None: as it is.
         quality: of the final encode.
+        shortcuts: what may be left out for speed.
     """
 
     num_inference_steps: int | None = None
@@ -163,6 +234,7 @@ class SyncParams:
     reference_numerics: bool = False
     max_short_side: int | None = None
     quality: Quality = Quality.DEFAULT
+    shortcuts: Shortcuts = EXACT
 
     def __post_init__(self) -> None:
         _require_range("num_inference_steps", self.num_inference_steps, 1, 200)
@@ -197,12 +269,11 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "sample_posterior": True,
         "reference_numerics": True,
     },
+    "fast": {"num_inference_steps": 8, "shortcuts": Shortcuts(Solver.UNIPC, guide_every=2)},
+    "fastest": {
+        "num_inference_steps": 8,
+        "shortcuts": Shortcuts(Solver.UNIPC, whole_every=2, guide_every=4),
+    },
 }
-"""`default` is ours; `reference` repeats LatentSync's own choices so that its numbers can be compared."""
-
-
-def _require_range(name: str, value: float | Fraction | None, low: float, high: float) -> None:
-    if value is None:
-        return
-    if not low <= value <= high:  # also refuses NaN
-        raise ParameterError(f"{name}={value} is out of range: it must lie between {low} and {high}.")
+"""`default` is ours; `reference` repeats LatentSync's own choices so that its numbers can be compared; `fast`
+and `fastest` are for LatentSync's weights, whose own way takes 20 steps; their cost: docs/speed.md."""

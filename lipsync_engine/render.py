@@ -212,6 +212,7 @@ class _Windows:
                 else header.params.guidance_scale
             ),
             posterior_noise=self._posterior_noise(window),
+            shortcuts=header.params.shortcuts,
         )
 
     def _posterior_noise(self, window: Window) -> tuple[torch.Tensor, torch.Tensor] | None:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from lipsync_engine.errors import ErrorCode, WeightsError
+from lipsync_engine.params import EXACT, Shortcuts
 from lipsync_engine.weights import ModelEntry, WeightsStore
 
 IMAGE_TO_VIDEO = "image-to-video"
@@ -68,6 +69,7 @@ class LipSyncModel(Protocol):
         num_inference_steps: int,
         guidance_scale: float,
         posterior_noise: tuple[Tensor, Tensor] | None = None,
+        shortcuts: Shortcuts = EXACT,
     ) -> Tensor:
         """Latents (F, C, h, w) of the generated faces.
 
@@ -78,6 +80,7 @@ class LipSyncModel(Protocol):
             num_inference_steps: evaluations of the network.
             guidance_scale: above 1 the network also runs without sound, and the difference is enlarged.
             posterior_noise: (F, C, h, w) draws for the masked and the reference faces; None takes the mean.
+            shortcuts: what may be left out.
         """
 
     def decode(self, latents: Tensor) -> Tensor:

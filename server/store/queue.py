@@ -10,7 +10,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from server import jobs
+from server import audit, jobs
 from server.jobs import Effect, Failure, Job, Output, Policy, Progress, State
 from server.messages import Request
 from server.recent import Recent
@@ -66,6 +66,7 @@ class Queue(Database):
 
     def __init__(self, url: str) -> None:
         super().__init__(url)
+        self.audit = audit.AuditLog(self)
         self._recent = Recent[Record](RECENT_JOBS) if self.is_ours_alone else None
 
     def submit(
@@ -104,6 +105,7 @@ class Queue(Database):
                 self._require_quota(connection, request.key_id, job.created_at)
                 connection.execute(sa.insert(JOBS).values(id=job.id, **values))
                 tell(connection, job)
+                audit.job_submitted(connection, job, request)
         except sa.exc.IntegrityError:
             # PostgreSQL lets another process put the same key in between the look and the write.
             with self.reading() as connection:
@@ -312,6 +314,8 @@ class Queue(Database):
         connection.execute(sa.update(JOBS).where(JOBS.c.id == after.id).values(**_values(after)))
         if (after.state, after.cancel_asked) != (record.job.state, record.job.cancel_asked):
             tell(connection, after)
+        if Effect.NOTIFY in found:
+            audit.job_ended(connection, after, record.request, now)
         if Effect.NOTIFY in found and record.request.webhook_url is not None:
             notice = {
                 "id": after.id,

@@ -127,6 +127,12 @@ def test_from_upload_to_deletion(
     assert len([url for url in asked if url.endswith("/events")]) == 1
     assert previews(live) == []
 
+    # Marked.
+    page.wait_for_selector(".badge.trusted")
+    assert page.inner_text(".badge") == "Signed as generated"
+    assert "development certificate" in page.inner_text(".credentials")
+    assert "Model tiny" in page.inner_text(".credentials")
+
     # Compared.
     seen.wait("document.querySelector('.after video').readyState === 4")
     page.locator(".split").focus()
@@ -411,8 +417,14 @@ def test_both_languages_say_everything(opened: Open) -> None:
     assert unused - inside == set()
     from lipsync_engine.errors import ErrorCode
     from server import jobs
+    from server.gate import GateCode
     from server.transport import TransportCode
 
     kinds = (jobs.WORKER_LOST, jobs.STORAGE_AWAY, jobs.WAITED_TOO_LONG, jobs.RAN_TOO_LONG)
     own = {failure.code for failure in kinds}
-    assert set(tables["FAILURES"]) == {*map(str, ErrorCode), *map(str, TransportCode), *own}
+    assert set(tables["FAILURES"]) == {
+        *map(str, ErrorCode),
+        *map(str, TransportCode),
+        *map(str, GateCode),
+        *own,
+    }

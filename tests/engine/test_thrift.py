@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from lipsync_engine import LipSyncPipeline
-from lipsync_engine.models.latentsync.model import LatentSync, Thrift
+from lipsync_engine.models.latentsync.memory import MemoryPlan, Thrift
+from lipsync_engine.models.latentsync.model import LatentSync
 
 FRAMES = 16
 
@@ -49,12 +50,13 @@ def window(model: LatentSync) -> Tensor:
 
 def test_one_at_a_time_gives_the_same_picture(model: LatentSync) -> None:
     wanted = window(model)
-    assert model.thrift is Thrift.NONE
+    assert model.memory == MemoryPlan()
     side = model.info.resolution
     limit(model._vae.encoder, 3 * side * side)
-    limit(model.unet, 13 * FRAMES * (side // 4) ** 2)
+    one_item = model.unet.config.block_out_channels[-1] * FRAMES * (side // 32) ** 2
+    limit(model.unet.mid_block, one_item)
     assert torch.allclose(window(model), wanted, atol=1e-4)
-    assert model.thrift is Thrift.SINGLE
+    assert model.memory == MemoryPlan(Thrift.SINGLE, 1)
 
 
 def test_tiles_when_one_picture_is_too_much(model: LatentSync, caplog: pytest.LogCaptureFixture) -> None:
@@ -62,11 +64,11 @@ def test_tiles_when_one_picture_is_too_much(model: LatentSync, caplog: pytest.Lo
     side = model.info.resolution
     limit(model._vae.decoder, 4 * (side // 8) ** 2)
     found = window(model)
-    assert model.thrift is Thrift.TILED
+    assert model.memory == MemoryPlan(Thrift.TILED, 1)
     assert 10 * torch.log10(4 / ((found - wanted) ** 2).mean()) > 25
     assert [line for line in caplog.messages if "ran out" in line] == [
-        "device memory ran out; trying again, single",
-        "device memory ran out; trying again, tiled",
+        f"device memory ran out; trying again, {MemoryPlan(thrift, 1)}"
+        for thrift in (Thrift.SINGLE, Thrift.TILED)
     ]
     caplog.clear()
     window(model)
@@ -74,6 +76,6 @@ def test_tiles_when_one_picture_is_too_much(model: LatentSync, caplog: pytest.Lo
 
 
 def test_when_nothing_helps_it_fails(model: LatentSync) -> None:
-    limit(model.unet, 1)
+    limit(model.unet.conv_in, 1)
     with pytest.raises(torch.OutOfMemoryError):
         window(model)

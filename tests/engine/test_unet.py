@@ -89,7 +89,8 @@ def test_zero_audio_takes_the_audio_attention_out() -> None:
     torch.manual_seed(0)
     block = LatentSyncUNet(UNetConfig.from_published(TINY)).down_blocks[0].attentions[0].transformer_blocks[0]
     tokens = torch.randn(2, 9, block.norm2.normalized_shape[0])
-    out = block.attn2(tokens, torch.zeros(2, 50, TINY["cross_attention_dim"]))
+    heard = block.attn2.listen(torch.zeros(2, 50, TINY["cross_attention_dim"]), silent=0)
+    out = block.attn2(tokens, heard)
     assert torch.equal(out, block.attn2.to_out[0].bias.expand_as(out))
 
 

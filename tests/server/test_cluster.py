@@ -72,7 +72,7 @@ def two(make_api: Callable[..., Api], postgres_url: str, tmp_path: Path) -> tupl
     """Two servers on one database, each with a data folder of its own."""
     shared = {
         "database_url": postgres_url,
-        "signing_key": tmp_path / "signing.key",
+        "link_secret": tmp_path / "signing.key",
         "allow_hosts": "127.0.0.1",
     }
     return make_api(**shared), make_api(**shared)
@@ -218,7 +218,7 @@ def test_database_and_storage_go_and_come_back_and_nothing_is_lost_or_done_twice
     """
     long_voice = tmp_path / "voice.wav"
     ffmpeg("-stream_loop", -1, "-i", voice, "-t", 2.4, long_voice)
-    shared = {"database_url": private.url, "blobs": storage.url, "signing_key": tmp_path / "signing.key"}
+    shared = {"database_url": private.url, "blobs": storage.url, "link_secret": tmp_path / "signing.key"}
     shared |= {"allow_hosts": "127.0.0.1", "requests_per_minute": 10**6, "max_attempts": 2}
     api = Live(tmp_path / "api", devices="none", **shared)
     worker = Live(tmp_path / "worker", **shared)

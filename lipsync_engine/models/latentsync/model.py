@@ -9,15 +9,14 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from enum import IntEnum
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler
+from diffusers import AutoencoderKL, DDIMScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import Tensor
 from whisper.model import AudioEncoder, ModelDimensions
@@ -25,27 +24,23 @@ from whisper.model import AudioEncoder, ModelDimensions
 from lipsync_engine.errors import ErrorCode, WeightsError
 from lipsync_engine.models import ModelInfo
 from lipsync_engine.models.latentsync import keys
-from lipsync_engine.models.latentsync.config import RunConfig, UNetConfig
+from lipsync_engine.models.latentsync.config import RunConfig, SchedulerConfig, UNetConfig
 from lipsync_engine.models.latentsync.mask import fixed_mask, latent_mask
-from lipsync_engine.models.latentsync.unet import LatentSyncUNet, positional_table
+from lipsync_engine.models.latentsync.memory import (
+    DEFAULT_PLAN,
+    PLANS,
+    MemoryPlan,
+    Needs,
+    Thrift,
+    plan_memory,
+)
+from lipsync_engine.models.latentsync.unet import Heard, LatentSyncUNet, positional_table
+from lipsync_engine.params import EXACT, Shortcuts, Solver
 from lipsync_engine.weights import ModelEntry, load_strict, read_checkpoint
-
-VAE_BATCH = 4
-"""Pictures that the VAE takes at once: it never mixes them, and at 512 pixels 16 need gigabytes."""
 
 log = logging.getLogger("lipsync.model")
 
 T = TypeVar("T")
-
-
-class Thrift(IntEnum):
-    """How little device memory is used at once; each step costs speed, the last one faint traces of tiles."""
-
-    NONE = 0
-    SINGLE = 1
-    """The VAE takes one picture at a time, the U-Net the two halves of guidance one after the other."""
-    TILED = 2
-    """The VAE also takes a picture in overlapping quarters."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,47 +84,78 @@ def sampling_steps(
     num_inference_steps: int,
     guidance_scale: float,
     in_halves: bool = False,
+    shortcuts: Shortcuts = EXACT,
 ) -> Iterator[Step]:
     """From one noise (1, C, 1, h, w), the same for every frame, step by step to clean latents.
 
-    Guidance above 1 doubles the batch: first the same picture without sound, then with it (parity pack
-    section 3); `in_halves` runs the network twice instead.
+    Guidance above 1 lets the network see the same picture without sound, then with it (parity pack section
+    3), in one run until memory forces two (`in_halves`). Nothing is read back from the device, so that it
+    never waits for the host.
     """
     # 1. What does not change over the steps.
     fixed = torch.cat([inputs.mask, inputs.masked_latents, inputs.reference_latents], dim=1)
-    audio = inputs.audio
-    guided = guidance_scale > 1.0
-    if guided:
-        fixed = fixed.expand(2, -1, -1, -1, -1)
-        audio = torch.cat([torch.zeros_like(audio), audio])
+    frames = fixed.shape[2]
+    heard = [unet.listen(inputs.audio)]
+    both = [unet.listen(inputs.audio, silent=frames)]
+    if in_halves:
+        both = [unet.listen(inputs.audio[:0], silent=frames), *heard]
 
     # 2. The steps. The scheduler counts on the host: reading its place back from a GPU would wait each time.
-    scheduler = DDIMScheduler(**dataclasses.asdict(run.scheduler))
+    scheduler = _scheduler(run.scheduler, shortcuts.solver)
     scheduler.set_timesteps(num_inference_steps)
-    latents: Tensor = noise.expand(-1, -1, fixed.shape[2], -1, -1) * scheduler.init_noise_sigma
-    for timestep in scheduler.timesteps:
-        sample = torch.cat([latents.expand(len(fixed), -1, -1, -1, -1), fixed], dim=1)
-        parts = 2 if guided and in_halves else 1
-        predicted = torch.cat(
-            [
-                unet(some, timestep.to(noise.device), heard)
-                for some, heard in zip(sample.chunk(parts), audio.chunk(parts), strict=True)
-            ]
-        )
+    timesteps = scheduler.timesteps.to(noise.device)
+    latents: Tensor = noise.expand(-1, -1, frames, -1, -1) * scheduler.init_noise_sigma
+    deep: Tensor | None = None
+    guidance: Tensor | float = 0.0
+    schedule = shortcuts.schedule(num_inference_steps, guided=guidance_scale > 1.0)
+    for (guided, whole), timestep, on_device in zip(schedule, scheduler.timesteps, timesteps, strict=True):
+        sample = torch.cat([latents, fixed], dim=1)
+        reused = None if whole or deep is None else deep if guided else deep[-1:]
+        predicted, said = _predict(unet, sample, on_device, both if guided else heard, reused)
+        deep = said if whole else deep
         if guided:
-            silent, heard = predicted.chunk(2)
-            predicted = silent + guidance_scale * (heard - silent)
-        latents = scheduler.step(predicted, int(timestep), latents, eta=0.0).prev_sample
+            silent, predicted = predicted.chunk(2)
+            guidance = (guidance_scale - 1.0) * (predicted - silent)
+        predicted = predicted + guidance
+        latents = scheduler.step(predicted, timestep, latents, return_dict=False)[0]
         yield Step(int(timestep), predicted, latents)
 
 
+def _predict(
+    unet: LatentSyncUNet, sample: Tensor, timestep: Tensor, runs: Sequence[Heard], deep: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """One run of the network for each of `runs`, results one after the other on the batch axis."""
+    kept = [None] * len(runs) if deep is None else deep.chunk(len(runs))
+    said = [unet.predict(sample, timestep, heard, before) for heard, before in zip(runs, kept, strict=True)]
+    if len(said) == 1:
+        return said[0]
+    return torch.cat([predicted for predicted, _ in said]), torch.cat([deep for _, deep in said])
+
+
+def _scheduler(config: SchedulerConfig, solver: Solver) -> Any:
+    """diffusers' scheduler; eta is 0 for all, the last step ends where the model's own would."""
+    common = dataclasses.asdict(config)
+    if solver is Solver.DDIM:
+        return DDIMScheduler(**common)
+    ends_clean = common.pop("set_alpha_to_one")
+    common |= {
+        "solver_order": 2,
+        "final_sigmas_type": "zero" if ends_clean else "sigma_min",
+        "thresholding": common.pop("clip_sample"),
+    }
+    if solver is Solver.DPM:
+        return DPMSolverMultistepScheduler(**common, algorithm_type="dpmsolver++", lower_order_final=True)
+    return UniPCMultistepScheduler(**common, solver_type="bh2", lower_order_final=True)
+
+
 class LatentSync:
-    """See `LipSyncModel`. When device memory runs out it tries again with more `thrift`, and keeps that.
+    """See `LipSyncModel`. When device memory runs out it tries again with a leaner `memory`, and keeps that.
 
     Args:
         info: name, resolution, defaults.
         unet, vae, audio_encoder: loaded, on one device, in one dtype, in eval mode.
         run: scheduler and VAE settings.
+        memory: how much is done at once.
     """
 
     def __init__(
@@ -139,6 +165,7 @@ class LatentSync:
         vae: AutoencoderKL,
         audio_encoder: AudioEncoder,
         run: RunConfig,
+        memory: MemoryPlan = DEFAULT_PLAN,
     ) -> None:
         self.info = info
         self.audio_encoder = audio_encoder
@@ -146,7 +173,7 @@ class LatentSync:
         mask = fixed_mask(info.resolution)
         self.keep_mask = mask.astype(np.float32)
         self.unet, self._vae, self._run = unet, vae, run
-        self.thrift = Thrift.NONE
+        self.memory = memory
         self._pixel_mask = torch.from_numpy(mask)
         self._latent_mask = torch.from_numpy(latent_mask(mask, _vae_factor(vae))).to(self.device, self.dtype)
 
@@ -165,50 +192,48 @@ class LatentSync:
         num_inference_steps: int,
         guidance_scale: float,
         posterior_noise: tuple[Tensor, Tensor] | None = None,
+        shortcuts: Shortcuts = EXACT,
     ) -> Tensor:
-        return self._thriftily(
-            lambda: self._denoise(
-                faces, audio, noise, num_inference_steps, guidance_scale, posterior_noise or (None, None)
-            )
-        )
+        def work() -> Tensor:
+            inputs = self._inputs(faces, audio, posterior_noise)
+            for step in sampling_steps(
+                self.unet,
+                self._run,
+                inputs,
+                noise=noise.to(self.device, self.dtype),
+                num_inference_steps=num_inference_steps,
+                guidance_scale=guidance_scale,
+                in_halves=self.memory.thrift >= Thrift.SINGLE,
+                shortcuts=shortcuts,
+            ):
+                latents = step.latents
+            return latents[0].transpose(0, 1)
+
+        return self._thriftily(work)
 
     @torch.inference_mode()
     def decode(self, latents: Tensor) -> Tensor:
         return self._thriftily(lambda: self._decode(latents))
 
-    def _denoise(
-        self,
-        faces: Tensor,
-        audio: Tensor,
-        noise: Tensor,
-        num_inference_steps: int,
-        guidance_scale: float,
-        posterior_noise: tuple[Tensor | None, Tensor | None],
-    ) -> Tensor:
+    def _inputs(
+        self, faces: Tensor, audio: Tensor, posterior_noise: tuple[Tensor, Tensor] | None
+    ) -> DenoiseInputs:
         masked = (faces.double() * self._pixel_mask).to(faces.dtype)  # in float64, as the reference
-        noise_masked, noise_reference = posterior_noise
-        inputs = DenoiseInputs(
+        latents = self.encode(
+            torch.cat([masked, faces]), None if posterior_noise is None else torch.cat(posterior_noise)
+        )
+        masked_latents, reference_latents = latents.chunk(2, dim=2)
+        return DenoiseInputs(
             mask=self._latent_mask.expand(1, 1, len(faces), -1, -1),
-            masked_latents=self.encode(masked, noise_masked),
-            reference_latents=self.encode(faces, noise_reference),
+            masked_latents=masked_latents,
+            reference_latents=reference_latents,
             audio=audio.to(self.device, self.dtype),
         )
-        for step in sampling_steps(
-            self.unet,
-            self._run,
-            inputs,
-            noise=noise.to(self.device, self.dtype),
-            num_inference_steps=num_inference_steps,
-            guidance_scale=guidance_scale,
-            in_halves=self.thrift >= Thrift.SINGLE,
-        ):
-            latents = step.latents
-        return latents[0].transpose(0, 1)
 
     @torch.inference_mode()
     def encode(self, faces: Tensor, noise: Tensor | None) -> Tensor:
         """Scaled latents (1, C, F, h, w) of faces (F, 3, R, R): the posterior's mean, or a sample."""
-        parts = faces.to(self.device, self.dtype).split(self._vae_batch)
+        parts = faces.to(self.device, self.dtype).split(self.memory.vae_batch)
         posterior = DiagonalGaussianDistribution(
             torch.cat([self._vae.encode(part).latent_dist.parameters for part in parts])
         )
@@ -218,29 +243,25 @@ class LatentSync:
         return (sample * self._run.vae_scaling_factor).transpose(0, 1)[None]
 
     def _decode(self, latents: Tensor) -> Tensor:
-        parts = (latents / self._run.vae_scaling_factor).split(self._vae_batch)
+        parts = (latents / self._run.vae_scaling_factor).split(self.memory.vae_batch)
         return torch.cat([self._vae.decode(part).sample.float() for part in parts])
 
-    @property
-    def _vae_batch(self) -> int:
-        return VAE_BATCH if self.thrift is Thrift.NONE else 1
-
     def _thriftily(self, work: Callable[[], T]) -> T:
-        """Do it; as often as memory runs out, again with the next step of thrift."""
+        """Do it; as often as memory runs out, again with the next leaner plan."""
         while True:
-            try:
-                return work()
-            except torch.OutOfMemoryError:
-                if self.thrift is Thrift.TILED:
-                    raise
-            # Outside of the except block: the exception keeps the failed attempt's tensors alive.
-            self.thrift = Thrift(self.thrift + 1)
-            log.warning("device memory ran out; trying again, %s", self.thrift.name.lower())
-            if self.thrift is Thrift.TILED:
+            if self.memory.thrift is Thrift.TILED:
                 side = self.info.resolution // 2
                 self._vae.enable_tiling()
                 self._vae.tile_sample_min_size = side
                 self._vae.tile_latent_min_size = side // _vae_factor(self._vae)
+            try:
+                return work()
+            except torch.OutOfMemoryError:
+                if self.memory == PLANS[-1]:
+                    raise
+            # Outside of the except block: the exception keeps the failed attempt's tensors alive.
+            self.memory = PLANS[PLANS.index(self.memory) + 1]
+            log.warning("device memory ran out; trying again, %s", self.memory)
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
 
@@ -273,20 +294,6 @@ def load(
         )
     _require_fit(entry, run, config, vae, dims)
 
-    # 3. Their weights. The encoder is cheap and its hidden states lose accuracy in half precision: float32.
-    tables = {
-        name: positional_table(*table.shape[1:])
-        for name, table in unet.state_dict().items()
-        if name.endswith("pos_encoder.pe")
-    }
-    unet_state = keys.unet(read_checkpoint(files["unet"]))
-    load_strict(unet, _cast(unet_state, dtype), recomputable=_cast(tables, dtype))
-    load_strict(vae, _cast(keys.vae(read_checkpoint(files["vae"])), dtype))
-    load_strict(encoder, _cast(keys.whisper_encoder(whisper), torch.float32))
-    for module in (unet, vae, encoder):
-        module.to(device).eval().requires_grad_(False)
-    vae.to(memory_format=torch.channels_last)  # convolutions with few channels are faster so
-
     info = ModelInfo(
         name=entry.name,
         family=entry.family,
@@ -297,7 +304,54 @@ def load(
         guidance_scale=run.guidance_scale,
         weights_sha256=sha256,
     )
-    return LatentSync(info, unet, vae, encoder, run)
+    memory = DEFAULT_PLAN
+    if device.type == "cuda":
+        memory = _fitted(needs(info, unet, vae, dtype), torch.cuda.mem_get_info(device)[0])
+
+    # 3. Their weights, from the mapped files straight to the device. The encoder is cheap and its hidden
+    #    states lose accuracy in half precision: float32.
+    tables = {
+        name: positional_table(*table.shape[1:])
+        for name, table in unet.state_dict().items()
+        if name.endswith("pos_encoder.pe")
+    }
+    unet_state, vae_state = keys.unet(read_checkpoint(files["unet"])), keys.vae(read_checkpoint(files["vae"]))
+    load_strict(unet, _placed(unet_state, device, dtype), recomputable=_placed(tables, device, dtype))
+    load_strict(vae, _placed(vae_state, device, dtype))
+    load_strict(encoder, _placed(keys.whisper_encoder(whisper), device, torch.float32))
+    for module in (unet, vae, encoder):
+        module.eval().requires_grad_(False)
+    both: tuple[Any, ...] = (unet, vae)
+    for network in both:
+        network.to(memory_format=torch.channels_last)
+    return LatentSync(info, unet, vae, encoder, run, memory)
+
+
+def needs(info: ModelInfo, unet: LatentSyncUNet, vae: AutoencoderKL, dtype: torch.dtype) -> Needs:
+    """What a window takes of a device's memory; the networks may be on the meta device."""
+    values = sum(tensor.numel() for network in (unet, vae) for tensor in network.state_dict().values())
+    return Needs(
+        weights_bytes=values * dtype.itemsize,
+        value_bytes=dtype.itemsize,
+        pixels=info.resolution**2,
+        latent_pixels=(info.resolution // _vae_factor(vae)) ** 2,
+        frames=info.window_frames,
+        unet_width=unet.config.block_out_channels[0],
+        vae_width=vae.config.block_out_channels[0],
+    )
+
+
+def _fitted(needs: Needs, free_bytes: int) -> MemoryPlan:
+    """The fastest plan that fits; where none does, the leanest, and a warning before memory runs out."""
+    plan = plan_memory(free_bytes, needs)
+    if plan is None:
+        plan = PLANS[-1]
+        log.warning(
+            "needs %.1f GB, %.1f GB are free: close other programs, use --dtype fp16, or a smaller model",
+            needs.peak_bytes(plan) / 1e9,
+            free_bytes / 1e9,
+        )
+    return plan
 
 
 def _build_vae(path: Path) -> AutoencoderKL:
@@ -344,8 +398,9 @@ def _vae_factor(vae: AutoencoderKL) -> int:
     return int(2 ** (len(vae.config.block_out_channels) - 1))
 
 
-def _cast(state: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
-    return {name: tensor.to(dtype) for name, tensor in state.items()}
+def _placed(state: Mapping[str, Tensor], device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Moved, then cast: on a GPU that is faster than the other way round, and keeps no copy on the host."""
+    return {name: tensor.to(device).to(dtype) for name, tensor in state.items()}
 
 
 def _json(path: Path) -> dict[str, Any]:

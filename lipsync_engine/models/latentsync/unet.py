@@ -6,13 +6,19 @@ two places: the residual blocks' group norms, whose statistics pool over all fra
 which attend over time. Attention heads, not head size, are what `attention_head_dim` counts in the published
 configuration.
 
-Shapes: B batch, F frames, C channels, H x W latent pixels; activations are (B, C, F, H, W). Facts and key
-names: parity pack sections 1 and 2. It knows neither schedulers nor guidance nor files.
+Two things are taken out of the sampling loop because they do not change in it: keys and values of the sound
+(`listen`), and, where a caller accepts that, everything but the finest layer (`predict` with `deep`).
+
+Shapes: B batch, F frames, C channels, H x W latent pixels; activations are (B, C, F, H, W), in memory with
+the channels last, so that a frame's convolution and a pixel's token are views. Facts and key names: parity
+pack sections 1 and 2. It knows neither schedulers nor guidance nor files.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple, cast
 
 import torch
 from diffusers.models.attention import FeedForward
@@ -47,15 +53,48 @@ class Attention(nn.Module):
         self.to_v = nn.Linear(context_channels or channels, channels, bias=False)
         self.to_out = nn.ModuleList([nn.Linear(channels, channels)])
 
-    def forward(self, tokens: Tensor, context: Tensor | None = None) -> Tensor:
-        context = tokens if context is None else context
-        query, key, value = (
-            part.unflatten(-1, (self.heads, -1)).transpose(1, 2)
-            for part in (self.to_q(tokens), self.to_k(context), self.to_v(context))
-        )
-        mixed = F.scaled_dot_product_attention(query, key, value)
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self._attend(tokens, *self._keys_and_values(tokens))
+
+    def _keys_and_values(self, context: Tensor) -> tuple[Tensor, Tensor]:
+        return self._split(self.to_k(context)), self._split(self.to_v(context))
+
+    def _attend(self, tokens: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        mixed = F.scaled_dot_product_attention(self._split(self.to_q(tokens)), key, value)
         out: Tensor = self.to_out[0](mixed.transpose(1, 2).flatten(2))
         return out
+
+    def _split(self, tokens: Tensor) -> Tensor:
+        heads: Tensor = tokens.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        return heads
+
+
+class Sound(NamedTuple):
+    """What one audio attention hears; the same at every step.
+
+    Attributes:
+        key, value: (rows, heads, T, head size).
+        silent: rows before those that hear nothing.
+    """
+
+    key: Tensor
+    value: Tensor
+    silent: int
+
+
+class AudioAttention(Attention):
+    """Attention to sound. Without a bias on keys and values, silence leaves the output's bias alone."""
+
+    def listen(self, audio: Tensor, silent: int) -> Sound:
+        return Sound(*self._keys_and_values(audio), silent)
+
+    def forward(self, tokens: Tensor, sound: Sound) -> Tensor:  # type: ignore[override]
+        bias = cast(Tensor, self.to_out[0].bias)
+        nothing = bias.expand(sound.silent, *tokens.shape[1:])
+        if sound.silent == len(tokens):
+            return nothing
+        heard = self._attend(tokens[sound.silent :], sound.key, sound.value)
+        return torch.cat([nothing, heard]) if sound.silent else heard
 
 
 class SpatialTransformerBlock(nn.Module):
@@ -66,19 +105,21 @@ class SpatialTransformerBlock(nn.Module):
         self.norm1 = nn.LayerNorm(channels)
         self.attn1 = Attention(channels, heads)
         self.norm2 = nn.LayerNorm(channels)
-        self.attn2 = Attention(channels, heads, context_channels)
+        self.attn2 = AudioAttention(channels, heads, context_channels)
         self.norm3 = nn.LayerNorm(channels)
         self.ff = FeedForward(channels, activation_fn="geglu")
 
-    def forward(self, tokens: Tensor, audio: Tensor) -> Tensor:
+    def forward(self, tokens: Tensor, sound: Sound) -> Tensor:
         tokens = tokens + self.attn1(self.norm1(tokens))
-        tokens = tokens + self.attn2(self.norm2(tokens), audio)
+        if len(tokens) < len(sound.key) + sound.silent:  # here silent and heard rows part
+            tokens = tokens.repeat(2, 1, 1)
+        tokens = tokens + self.attn2(self.norm2(tokens), sound)
         out: Tensor = tokens + self.ff(self.norm3(tokens))
         return out
 
 
 class SpatialTransformer(nn.Module):
-    """Each frame by itself: its pixels as tokens. `audio` is (B*F, T, context_channels)."""
+    """Each frame by itself, its pixels as tokens. One item becomes two where `sound` has rows for two."""
 
     def __init__(self, channels: int, config: UNetConfig) -> None:
         super().__init__()
@@ -89,14 +130,14 @@ class SpatialTransformer(nn.Module):
         )
         self.proj_out = nn.Conv2d(channels, channels, 1)
 
-    def forward(self, x: Tensor, audio: Tensor) -> Tensor:
+    def forward(self, x: Tensor, sound: Sound) -> Tensor:
         frames = x.transpose(1, 2).flatten(0, 1)
         y = self.proj_in(self.norm(frames))
         tokens = y.flatten(2).transpose(1, 2)
         for block in self.transformer_blocks:
-            tokens = block(tokens, audio)
+            tokens = block(tokens, sound)
         y = self.proj_out(tokens.transpose(1, 2).unflatten(2, y.shape[-2:]))
-        out: Tensor = x + y.unflatten(0, (x.shape[0], -1)).transpose(1, 2)
+        out: Tensor = x + y.unflatten(0, (-1, x.shape[2])).transpose(1, 2)
         return out
 
 
@@ -130,7 +171,7 @@ class TemporalAttention(Attention):
         super().__init__(channels, heads)
         self.pos_encoder = PositionalTable(max_frames, channels)
 
-    def forward(self, tokens: Tensor, context: Tensor | None = None) -> Tensor:
+    def forward(self, tokens: Tensor) -> Tensor:
         return super().forward(self.pos_encoder(tokens))
 
 
@@ -192,7 +233,7 @@ class MotionModule(nn.Module):
 
 
 class ResnetBlock(nn.Module):
-    """Two convolutions with the time embedding between them; its norms pool over all frames of the window."""
+    """Two convolutions, the time embedding (1, D) between them; its norms pool over the window's frames."""
 
     def __init__(self, in_channels: int, out_channels: int, config: UNetConfig) -> None:
         super().__init__()
@@ -249,10 +290,10 @@ class DownBlock(nn.Module):
         self.motion_modules = _each(layers, config.motion_in_encoder, MotionModule, out_channels, config)
         self.downsamplers = None if last else nn.ModuleList([Downsample(out_channels)])
 
-    def forward(self, x: Tensor, time: Tensor, audio: Tensor) -> tuple[Tensor, list[Tensor]]:
+    def forward(self, x: Tensor, time: Tensor, sounds: Sequence[Sound]) -> tuple[Tensor, list[Tensor]]:
         skips = []
-        for i, resnet in enumerate(self.resnets):
-            x = _layer(x, time, audio, resnet, self.attentions, self.motion_modules, i)
+        for i in range(len(self.resnets)):
+            x = _layer(self, i, x, time, sounds)
             skips.append(x)
         if self.downsamplers is not None:
             x = self.downsamplers[0](x)
@@ -266,8 +307,8 @@ class MidBlock(nn.Module):
         self.resnets = nn.ModuleList([ResnetBlock(channels, channels, config) for _ in range(2)])
         self.attentions = nn.ModuleList([SpatialTransformer(channels, config)])
 
-    def forward(self, x: Tensor, time: Tensor, audio: Tensor) -> Tensor:
-        x = self.attentions[0](self.resnets[0](x, time), audio)
+    def forward(self, x: Tensor, time: Tensor, sounds: Sequence[Sound]) -> Tensor:
+        x = self.attentions[0](self.resnets[0](x, time), sounds[0])
         out: Tensor = self.resnets[1](x, time)
         return out
 
@@ -297,13 +338,20 @@ class UpBlock(nn.Module):
         self.motion_modules = _each(layers, config.motion_in_decoder, MotionModule, out_channels, config)
         self.upsamplers = None if last else nn.ModuleList([Upsample(out_channels)])
 
-    def forward(self, x: Tensor, time: Tensor, audio: Tensor, skips: list[Tensor]) -> Tensor:
-        for i, resnet in enumerate(self.resnets):
-            x = torch.cat([x, skips.pop()], dim=1)
-            x = _layer(x, time, audio, resnet, self.attentions, self.motion_modules, i)
-        if self.upsamplers is not None:
-            x = self.upsamplers[0](x, skips[-1].shape[-2:])
-        return x
+    def forward(
+        self,
+        x: Tensor,
+        time: Tensor,
+        sounds: Sequence[Sound],
+        skips: Sequence[Tensor],
+        first_layer: int = 0,
+        size: torch.Size | None = None,
+    ) -> Tensor:
+        """As many layers from `first_layer` on as there are skips, oldest first; then to `size`, if given."""
+        for i, skip in enumerate(reversed(skips), start=first_layer):
+            x = torch.cat([x, skip.expand(len(x), -1, -1, -1, -1)], dim=1)
+            x = _layer(self, i, x, time, sounds)
+        return x if self.upsamplers is None else self.upsamplers[0](x, size)
 
 
 def _each(
@@ -312,24 +360,19 @@ def _each(
     return nn.ModuleList([kind(channels, config) for _ in layers]) if present else None
 
 
-def _layer(
-    x: Tensor,
-    time: Tensor,
-    audio: Tensor,
-    resnet: nn.Module,
-    attentions: nn.ModuleList | None,
-    motion_modules: nn.ModuleList | None,
-    i: int,
-) -> Tensor:
-    x = resnet(x, time)
-    if attentions is not None:
-        x = attentions[i](x, audio)
-    if motion_modules is not None:
-        x = motion_modules[i](x)
+def _layer(block: DownBlock | UpBlock, i: int, x: Tensor, time: Tensor, sounds: Sequence[Sound]) -> Tensor:
+    x = block.resnets[i](x, time)
+    if block.attentions is not None:
+        x = block.attentions[i](x, sounds[i])
+    if block.motion_modules is not None:
+        x = block.motion_modules[i](x)
     return x
 
 
 # --- the model ---
+
+Heard = tuple[tuple[Sound, ...], ...]
+"""A `Sound` for each attention of each block, blocks in the order of their computation."""
 
 
 class LatentSyncUNet(nn.Module):
@@ -376,14 +419,61 @@ class LatentSyncUNet(nn.Module):
         Returns:
             (B, out_channels, F, H, W).
         """
-        angles = self.time_proj(timestep.reshape(1).expand(sample.shape[0]))  # float32 in every precision
+        return self.predict(sample, timestep, self.listen(encoder_hidden_states))[0]
+
+    def listen(self, audio: Tensor, silent: int = 0) -> Heard:
+        """What every audio attention hears, for all steps of a window.
+
+        Args:
+            audio: (rows, T, cross_attention_dim); rows may be 0.
+            silent: rows of silence before those.
+        """
+        return tuple(
+            tuple(
+                attention.transformer_blocks[0].attn2.listen(audio, silent)
+                for attention in block.attentions or ()
+            )
+            for block in self.blocks
+        )
+
+    def predict(
+        self, sample: Tensor, timestep: Tensor, heard: Heard, deep: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Predict the noise, and give what an earlier step's coarser layers said to a later one.
+
+        Args:
+            sample: (B, in_channels, F, H, W); B = 1 is enough where silent and heard rows see the same.
+            timestep: scalar.
+            heard: from `listen`, B*F rows or, for B = 1, F silent ones and F that hear.
+            deep: from an earlier step: then only the finest layer is computed.
+
+        Returns:
+            (B', out_channels, F, H, W) with B' = rows heard / F, and `deep` of the same batch.
+        """
+        angles = self.time_proj(timestep.reshape(1))  # float32 in every precision
         time = self.time_embedding(angles.to(sample.dtype))
-        x = per_frame(self.conv_in, sample)
-        skips = [x]
+        first = per_frame(self.conv_in, sample.contiguous(memory_format=torch.channels_last_3d))
+        if deep is None:
+            deep = self._deep(first, time, heard)
+        last = self.blocks[-1]
+        x = last(deep, time, heard[-1], [first], first_layer=len(last.resnets) - 1)
+        return per_frame(self.conv_out, F.silu(self.conv_norm_out(x))), deep
+
+    def _deep(self, x: Tensor, time: Tensor, heard: Heard) -> Tensor:
+        """Everything between the first convolution and the last layer, which takes the first skip in."""
+        sounds = iter(heard)
+        skips: list[Tensor] = []
         for block in self.down_blocks:
-            x, new = block(x, time, encoder_hidden_states)
+            x, new = block(x, time, next(sounds))
             skips += new
-        x = self.mid_block(x, time, encoder_hidden_states)
-        for block in self.up_blocks:
-            x = block(x, time, encoder_hidden_states, skips)
-        return per_frame(self.conv_out, F.silu(self.conv_norm_out(x)))
+        x = self.mid_block(x, time, next(sounds))
+        for block in self.blocks[-len(self.up_blocks) :]:
+            count = min(len(block.resnets), len(skips))
+            taken, skips = skips[-count:], skips[: len(skips) - count]
+            x = block(x, time, next(sounds), taken, size=skips[-1].shape[-2:] if skips else None)
+        return x
+
+    @property
+    def blocks(self) -> list[Any]:
+        """In the order of `Heard`."""
+        return [*self.down_blocks, self.mid_block, *self.up_blocks]

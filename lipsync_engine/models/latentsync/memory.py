@@ -1,0 +1,97 @@
+"""How much is done at once, by what a device's memory holds: computed before the first window, not by trying.
+
+Figures are values alive at the same time in the published networks, counted on their operations, with
+attention that keeps no matrix of weights (`tests/engine/test_memory.py` counts them again); all grow with the
+picture's area, the frames and the width. It knows neither tensors nor devices.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+
+UNET_VALUES = 10_600
+"""Per latent pixel, frame and batch item."""
+
+ENCODER_VALUES = 650
+"""Per pixel of one picture."""
+
+DECODER_VALUES = 780
+"""Per pixel of one picture."""
+
+UNET_WIDTH, VAE_WIDTH = 320, 128
+"""Finest widths of the networks that the figures belong to."""
+
+USABLE = 0.85
+"""Share of the free memory that is planned with: workspaces of convolutions and gaps take the rest."""
+
+DEFAULT_VAE_BATCH = 4
+VAE_BATCHES = (32, 16, 8, DEFAULT_VAE_BATCH)
+
+
+class Thrift(IntEnum):
+    """How little device memory is used at once; each step costs speed, the last one faint traces of tiles."""
+
+    NONE = 0
+    SINGLE = 1
+    """The VAE takes one picture at a time, the U-Net the two halves of guidance one after the other."""
+    TILED = 2
+    """The VAE also takes a picture in overlapping quarters."""
+
+
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """What a window takes.
+
+    Attributes:
+        weights_bytes: of all networks.
+        value_bytes: of one value, 2 or 4.
+        pixels, latent_pixels: of one face.
+        frames: of a window.
+        unet_width, vae_width: finest widths.
+    """
+
+    weights_bytes: int
+    value_bytes: int
+    pixels: int
+    latent_pixels: int
+    frames: int
+    unet_width: int = UNET_WIDTH
+    vae_width: int = VAE_WIDTH
+
+    def peak_bytes(self, plan: MemoryPlan) -> int:
+        """Most bytes alive at once under `plan`."""
+        items = 2 if plan.thrift is Thrift.NONE else 1
+        unet = UNET_VALUES * self.latent_pixels * self.frames * items * self.unet_width / UNET_WIDTH
+        picture = self.pixels / 4 if plan.thrift is Thrift.TILED else self.pixels
+        vae = max(ENCODER_VALUES, DECODER_VALUES) * picture * plan.vae_batch * self.vae_width / VAE_WIDTH
+        return self.weights_bytes + int(max(unet, vae) * self.value_bytes)
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryPlan:
+    """What to do at once.
+
+    Attributes:
+        thrift: how the work is cut.
+        vae_batch: pictures that the VAE takes at once.
+    """
+
+    thrift: Thrift = Thrift.NONE
+    vae_batch: int = DEFAULT_VAE_BATCH
+
+
+PLANS = (
+    *(MemoryPlan(Thrift.NONE, batch) for batch in VAE_BATCHES),
+    *(MemoryPlan(thrift, 1) for thrift in (Thrift.SINGLE, Thrift.TILED)),
+)
+"""From the fastest to the leanest."""
+
+DEFAULT_PLAN = MemoryPlan()
+"""Where nothing is known of the memory."""
+
+
+def plan_memory(free_bytes: int, needs: Needs) -> MemoryPlan | None:
+    """The fastest plan that fits into what is free on the device; None: not even the leanest does."""
+    usable = USABLE * free_bytes
+    return next((plan for plan in PLANS if needs.peak_bytes(plan) <= usable), None)

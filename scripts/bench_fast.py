@@ -1,0 +1,213 @@
+"""What each shortcut costs in likeness and saves in time, side by side on the demo with the tiny model.
+
+    OMP_NUM_THREADS=1 python scripts/bench_fast.py     # benchmarks/fast.json and .png, about ten minutes
+
+Exact is what LatentSync does: DDIM, 20 steps, every step guided, the whole network each time. Every other row
+is the same windows, noise and sound, run in turns with exact. Likeness is that of the generated pixels alone;
+speed is exact's processor time over the row's (denoising); `network` is the share of exact's TFLOP that the
+same shortcuts cost LatentSync 1.6's network.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import flops
+import matplotlib
+import numpy as np
+import torch
+
+from lipsync_engine import LipSyncPipeline, SyncParams
+from lipsync_engine.models import LipSyncModel
+from lipsync_engine.params import EXACT, PRESETS, Shortcuts, Solver
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+
+ROOT = Path(__file__).parents[1]
+STEPS = 20
+
+
+@dataclass(frozen=True)
+class Mode:
+    steps: int
+    shortcuts: Shortcuts = EXACT
+
+
+def modes() -> dict[str, Mode]:
+    """Each shortcut alone, then the presets."""
+    found = {
+        "ddim 10 steps": Mode(10),
+        "ddim 8 steps": Mode(8),
+        "dpm 10 steps": Mode(10, Shortcuts(solver=Solver.DPM)),
+        "dpm 8 steps": Mode(8, Shortcuts(solver=Solver.DPM)),
+        "unipc 10 steps": Mode(10, Shortcuts(solver=Solver.UNIPC)),
+        "unipc 8 steps": Mode(8, Shortcuts(solver=Solver.UNIPC)),
+        "whole every 2": Mode(STEPS, Shortcuts(whole_every=2)),
+        "whole every 3": Mode(STEPS, Shortcuts(whole_every=3)),
+        "guide every 2": Mode(STEPS, Shortcuts(guide_every=2)),
+        "guide every 4": Mode(STEPS, Shortcuts(guide_every=4)),
+    }
+    for name, preset in PRESETS.items():
+        if "shortcuts" in preset:
+            found[name] = Mode(preset["num_inference_steps"], preset["shortcuts"])
+    return found
+
+
+@dataclass(frozen=True)
+class Window:
+    """What a model was asked for: float32 (F, 3, R, R) faces, (F, T, D) audio, (1, C, 1, h, w) noise."""
+
+    faces: torch.Tensor
+    audio: torch.Tensor
+    noise: torch.Tensor
+
+
+class Recorder:
+    """A model that remembers the windows it is asked for."""
+
+    def __init__(self, model: LipSyncModel) -> None:
+        self._model = model
+        self.windows: list[Window] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+    def denoise(self, faces: torch.Tensor, audio: torch.Tensor, *, noise: torch.Tensor, **rest: Any) -> Any:
+        self.windows.append(Window(faces, audio, noise))
+        return self._model.denoise(faces, audio, noise=noise, **rest)
+
+
+def demo_windows(pipeline: LipSyncPipeline, count: int) -> list[Window]:
+    """The first windows of the demo."""
+    model, recorder = pipeline.model, Recorder(pipeline.model)
+    pipeline.model = recorder  # type: ignore[assignment]
+    with tempfile.TemporaryDirectory() as folder:
+        pipeline(
+            ROOT / "demo" / "presenter.mp4",
+            ROOT / "demo" / "voice.wav",
+            Path(folder) / "out.mp4",
+            SyncParams(num_inference_steps=1),
+        )
+    pipeline.model = model
+    return recorder.windows[:count]
+
+
+def generate(model: LipSyncModel, window: Window, mode: Mode, guidance: float) -> tuple[np.ndarray, float]:
+    """float32 (F, R, R, 3) 0..255 faces, and the processor seconds of denoising them."""
+    began = time.process_time()
+    latents = model.denoise(
+        window.faces,
+        window.audio,
+        noise=window.noise,
+        num_inference_steps=mode.steps,
+        guidance_scale=guidance,
+        shortcuts=mode.shortcuts,
+    )
+    took = time.process_time() - began
+    faces = ((model.decode(latents).clamp(-1, 1) + 1) * 127.5).permute(0, 2, 3, 1).float().cpu().numpy()
+    return faces, took
+
+
+def likeness(made: np.ndarray, wanted: np.ndarray, generated: np.ndarray) -> tuple[float, float]:
+    """(PSNR in dB, mean SSIM) over the generated pixels of (F, R, R, 3) faces 0..255.
+
+    SSIM: Wang et al. 2004, Gaussian window of sigma 1.5 on luma.
+    """
+    error = np.square(made - wanted)[:, generated].mean()
+    scores = []
+    for one, other in zip(made, wanted, strict=True):
+        a, b = (cv2.cvtColor(face / 255, cv2.COLOR_RGB2GRAY) for face in (one, other))
+        mean_a, mean_b = _blur(a), _blur(b)
+        var_a, var_b = _blur(a * a) - mean_a**2, _blur(b * b) - mean_b**2
+        both = _blur(a * b) - mean_a * mean_b
+        c1, c2 = 0.01**2, 0.03**2
+        ssim = (2 * mean_a * mean_b + c1) * (2 * both + c2)
+        ssim /= (mean_a**2 + mean_b**2 + c1) * (var_a + var_b + c2)
+        scores.append(ssim[generated].mean())
+    return float(10 * np.log10(255**2 / max(error, 1e-9))), float(np.mean(scores))
+
+
+def _blur(image: np.ndarray) -> np.ndarray:
+    return cv2.GaussianBlur(image, (11, 11), 1.5)
+
+
+def measure(
+    pipeline: LipSyncPipeline, windows: list[Window], chosen: Mapping[str, Mode]
+) -> dict[str, dict[str, float]]:
+    """By mode: psnr_db, ssim (worst window), speed over exact (median of windows)."""
+    model = pipeline.model
+    guidance = model.info.guidance_scale
+    generated = model.keep_mask < 0.5
+    found: dict[str, list[tuple[float, float, float]]] = {name: [] for name in chosen}
+    for window in windows:
+        exact, exact_s = generate(model, window, Mode(STEPS), guidance)
+        for name, mode in chosen.items():
+            made, took = generate(model, window, mode, guidance)
+            found[name].append((*likeness(made, exact, generated), exact_s / took))
+    return {
+        name: {
+            "psnr_db": round(min(row[0] for row in rows), 1),
+            "ssim": round(min(row[1] for row in rows), 4),
+            "speed": round(statistics.median(row[2] for row in rows), 2),
+        }
+        for name, rows in found.items()
+    }
+
+
+def network_shares(chosen: Mapping[str, Mode]) -> dict[str, float]:
+    """By mode, its share of exact's TFLOP in LatentSync 1.6's U-Net."""
+    unet, _ = flops.networks()
+    exact = flops.denoising(unet, 512, STEPS, 1.5)
+    return {
+        name: round(flops.denoising(unet, 512, mode.steps, 1.5, mode.shortcuts) / exact, 3)
+        for name, mode in chosen.items()
+    }
+
+
+def plot(rows: Mapping[str, Mapping[str, float]], path: Path) -> None:
+    figure, axes = plt.subplots(figsize=(8, 5))
+    for name, row in rows.items():
+        preset = name in PRESETS
+        axes.scatter(row["speed"], row["ssim"], color="C3" if preset else "C0")
+        axes.annotate(
+            name, (row["speed"], row["ssim"]), xytext=(5, 3), textcoords="offset points", fontsize=8
+        )
+    axes.axhline(0.98, color="0.7", linewidth=1)
+    axes.set_xlabel("denoising, times exact's speed (tiny model, CPU)")
+    axes.set_ylabel("SSIM to exact, generated pixels, worst window")
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--windows", type=int, default=4)
+    parser.add_argument("--no-network", action="store_true", help="do not count the large network (minutes)")
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks")
+    arguments = parser.parse_args()
+    pipeline = LipSyncPipeline.from_pretrained("tiny", device="cpu")
+    chosen = modes()
+    rows = measure(pipeline, demo_windows(pipeline, arguments.windows), chosen)
+    if not arguments.no_network:
+        for name, share in network_shares(chosen).items():
+            rows[name]["network"] = share
+    for name, row in rows.items():
+        print(f"{name:16}", row)
+    (arguments.out / "fast.json").write_text(
+        json.dumps({"exact_steps": STEPS, "modes": rows}, indent=1) + "\n"
+    )
+    plot(rows, arguments.out / "fast.png")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,339 @@
+"""LatentSync on this device: times per stage, end to end, memory, and how near the chip's limit it runs.
+
+    python scripts/bench_gpu.py                               # CUDA, full size, benchmarks/gpu.json and .png
+    python scripts/bench_gpu.py --device cpu --small --out X  # a miniature, to see that the script works
+
+Speed depends on shapes and not on values: weights are random, made on the device, and nothing is downloaded.
+`ceiling_tflops` is a large matrix product in the same run and number format; utilisation is FLOP counted on
+the same network (`flops.py`) over time and ceiling. Each fast path is held against exact on the same window.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import statistics
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import flops
+import matplotlib
+import numpy as np
+import torch
+from diffusers import AutoencoderKL
+from whisper.model import AudioEncoder
+
+from lipsync_engine import LipSyncPipeline, SyncParams, media, safety
+from lipsync_engine.drawn_faces import DrawnFaceDetector
+from lipsync_engine.models import ModelInfo
+from lipsync_engine.models.latentsync.config import RunConfig, UNetConfig
+from lipsync_engine.models.latentsync.memory import DEFAULT_PLAN, PLANS, MemoryPlan, Thrift, plan_memory
+from lipsync_engine.models.latentsync.model import LatentSync, needs
+from lipsync_engine.models.latentsync.unet import LatentSyncUNet
+from lipsync_engine.params import EXACT, PRESETS, Shortcuts
+from lipsync_engine.weights import WeightsStore
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+
+ROOT = Path(__file__).parents[1]
+DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+FPS = 25
+OVERLAP = 4
+
+
+@dataclass(frozen=True)
+class Size:
+    """What is measured: the published networks, or a miniature of them."""
+
+    unet: UNetConfig
+    vae: dict[str, Any]
+    resolutions: dict[str, int]
+    frame: tuple[int, int]
+    clip_s: float
+    matmul: int
+
+
+FULL = Size(UNetConfig(), flops.VAE, {"latentsync-1.5": 256, "latentsync-1.6": 512}, (1920, 1080), 10, 8192)
+SMALL = Size(
+    UNetConfig(block_out_channels=(32, 64, 64, 64), layers_per_block=1),
+    {**flops.VAE, "block_out_channels": [32, 32, 32, 32], "layers_per_block": 1, "norm_num_groups": 8},
+    {"latentsync-1.5": 64},
+    (320, 240),
+    1,
+    256,
+)
+
+
+class Bench:
+    """One device and number format."""
+
+    def __init__(self, device: torch.device, dtype: torch.dtype, size: Size, repeats: int) -> None:
+        self.device, self.dtype, self.size, self.repeats = device, dtype, size, repeats
+
+    def seconds(self, work: Callable[[], Any], repeats: int | None = None) -> float:
+        """Median wall-clock time, the device idle before and after; one run first that does not count."""
+        work()
+        times = []
+        for _ in range(repeats or self.repeats):
+            self._wait()
+            began = time.perf_counter()
+            work()
+            self._wait()
+            times.append(time.perf_counter() - began)
+        return statistics.median(times)
+
+    def _wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    def peak_bytes(self, work: Callable[[], Any]) -> int | None:
+        """Most memory held during `work`; None where the device does not tell."""
+        if self.device.type != "cuda":
+            return None
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(self.device)
+        work()
+        self._wait()
+        return torch.cuda.max_memory_allocated(self.device)
+
+    def ceiling_tflops(self) -> float:
+        side = self.size.matmul
+        a, b = (torch.randn(side, side, device=self.device, dtype=self.dtype) for _ in range(2))
+        return 2 * side**3 / self.seconds(lambda: a @ b, 10) / 1e12
+
+    def model(self, name: str, resolution: int) -> LatentSync:
+        torch.manual_seed(0)
+        with torch.device(self.device):
+            unet = LatentSyncUNet(self.size.unet).to(self.dtype)
+            vae: Any = AutoencoderKL(**self.size.vae).to(self.dtype)
+            encoder = AudioEncoder(80, 1500, 384, 6, 4)
+        for parameter in (p for n, p in unet.named_parameters() if "temporal_transformer.proj_out" in n):
+            torch.nn.init.normal_(
+                parameter, std=0.02
+            )  # a fresh motion module is silent: let it say something
+        networks: tuple[Any, ...] = (unet, vae)
+        for network in networks:
+            network.to(memory_format=torch.channels_last)
+        for network in (*networks, encoder):
+            network.eval().requires_grad_(False)
+        info = ModelInfo(name, "latentsync", resolution, flops.FRAMES, (2, 2), 20, 1.5, "")
+        return LatentSync(info, unet, vae, encoder, RunConfig(), self._plan(info, unet, vae))
+
+    def _plan(self, info: ModelInfo, unet: LatentSyncUNet, vae: AutoencoderKL) -> MemoryPlan:
+        if self.device.type != "cuda":
+            return DEFAULT_PLAN
+        need = needs(info, unet, vae, self.dtype)
+        free = torch.cuda.mem_get_info(self.device)[0] + need.weights_bytes  # the weights are there already
+        return plan_memory(free, need) or PLANS[-1]
+
+
+@dataclass(frozen=True)
+class Window:
+    faces: torch.Tensor
+    audio: torch.Tensor
+    noise: torch.Tensor
+
+    @classmethod
+    def random(cls, model: LatentSync) -> Window:
+        side, frames = model.info.resolution, model.info.window_frames
+        draw = torch.Generator().manual_seed(1)
+        audio = torch.randn(frames, flops.TOKENS, model.unet.config.cross_attention_dim, generator=draw)
+        faces = torch.rand(frames, 3, side, side, generator=draw) * 2 - 1
+        return cls(faces, audio, model.initial_noise(1))
+
+    def denoised(self, model: LatentSync, steps: int, shortcuts: Shortcuts = EXACT) -> torch.Tensor:
+        return model.denoise(
+            self.faces,
+            self.audio,
+            noise=self.noise,
+            num_inference_steps=steps,
+            guidance_scale=1.5,
+            shortcuts=shortcuts,
+        )
+
+
+# --- the model ---
+
+
+def network_report(bench: Bench, model: LatentSync, ceiling: float) -> dict[str, Any]:
+    """Seconds per frame of each stage, and utilisation of the U-Net and the VAE."""
+    window, frames = Window.random(model), model.info.window_frames
+    latents = window.denoised(model, 1)
+    encode_s = bench.seconds(lambda: model.encode(window.faces, None)) / frames
+    one, three = (bench.seconds(lambda n=n: window.denoised(model, n)) for n in (1, 3))
+    step_s = (three - one) / 2 / frames
+    decode_s = bench.seconds(lambda: model.decode(latents)) / frames
+    with torch.device("meta"):
+        unet, vae = LatentSyncUNet(bench.size.unet), AutoencoderKL(**bench.size.vae)
+    side = model.info.resolution
+    cost = {
+        "step": flops.denoising(unet, side, 1, 1.5),
+        "encode": flops.vae_encode(vae, side),
+        "decode": flops.vae_decode(vae, side),
+    }
+    took = {"step": step_s, "encode": encode_s, "decode": decode_s}
+    return {
+        "plan": str(model.memory),
+        "seconds_per_frame": {name: round(value, 7) for name, value in took.items()},
+        "utilisation": {name: round(cost[name] / took[name] / ceiling, 4) for name in cost},
+    }
+
+
+def mode_report(bench: Bench, model: LatentSync) -> dict[str, Any]:
+    """Exact and every fast preset: frames per second of the model alone, memory, distance to exact."""
+    window = Window.random(model)
+    new_frames = model.info.window_frames - OVERLAP
+    chosen = {"exact": (20, EXACT)}
+    chosen |= {
+        name: (preset["num_inference_steps"], preset["shortcuts"])
+        for name, preset in PRESETS.items()
+        if "shortcuts" in preset
+    }
+    exact: torch.Tensor | None = None
+    report = {}
+    for name, (steps, shortcuts) in chosen.items():
+        found = window.denoised(model, steps, shortcuts)
+        exact = found if exact is None else exact
+        took = bench.seconds(lambda s=steps, c=shortcuts: model.decode(window.denoised(model, s, c)))
+        report[name] = {
+            "fps": round(new_frames / took, 3),
+            "peak_bytes": bench.peak_bytes(
+                lambda s=steps, c=shortcuts: model.decode(window.denoised(model, s, c))
+            ),
+            "relative_distance_to_exact": distance(found, exact),
+        }
+    return report
+
+
+def lean_distance(model: LatentSync) -> float:
+    """How far the leanest plan that cuts no tiles is from the one in use; rounding alone."""
+    window = Window.random(model)
+    wanted = window.denoised(model, 2)
+    plan, model.memory = model.memory, MemoryPlan(Thrift.SINGLE, 1)
+    found = window.denoised(model, 2)
+    model.memory = plan
+    return distance(found, wanted)
+
+
+def compiled_report(bench: Bench, model: LatentSync) -> dict[str, float]:
+    """The network compiled as a whole: seconds until it first ran, of a step per frame, distance to eager."""
+    window, frames = Window.random(model), model.info.window_frames
+    wanted, predict = window.denoised(model, 2), model.unet.predict
+    model.unet.predict = torch.compile(predict, dynamic=False)  # type: ignore[method-assign]
+    began = time.perf_counter()
+    found = window.denoised(model, 2)
+    first_s = time.perf_counter() - began
+    one, three = (bench.seconds(lambda n=n: window.denoised(model, n)) for n in (1, 3))
+    model.unet.predict = predict  # type: ignore[method-assign]
+    return {
+        "first_s": round(first_s, 1),
+        "step_seconds_per_frame": round((three - one) / 2 / frames, 7),
+        "relative_distance_to_eager": distance(found, wanted),
+    }
+
+
+def distance(found: torch.Tensor, wanted: torch.Tensor) -> float:
+    """Relative, in the Euclidean norm."""
+    return round(float((found.float() - wanted.float()).norm() / wanted.float().norm()), 6)
+
+
+# --- a whole job ---
+
+
+def job_report(bench: Bench, model: LatentSync, preset: str) -> dict[str, Any]:
+    """The demo's presenter as a clip of the measured size, with a voice of that length, from file to file."""
+    # Random weights paint noise, which this check rightly refuses.
+    safety.MouthCheck.add = lambda *_: None  # type: ignore[method-assign]
+    safety.MouthCheck.raise_if_unfit = lambda _: None  # type: ignore[method-assign]
+    (width, height), length = bench.size.frame, ["-t", str(bench.size.clip_s)]
+    ffmpeg = [str(media.find_ffmpeg()), "-v", "error", "-y", "-stream_loop", "-1"]
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        video, voice = folder / "clip.mp4", folder / "voice.wav"
+        shape = f"fps={FPS},scale={width}:{height}:force_original_aspect_ratio=decrease,"
+        shape += f"pad={width}:{height}:-1:-1"
+        demo = ROOT / "demo"
+        subprocess.run(
+            [*ffmpeg, "-i", demo / "presenter.mp4", *length, "-an", "-vf", shape, video], check=True
+        )
+        subprocess.run([*ffmpeg, "-i", demo / "voice.wav", *length, voice], check=True)
+        store = WeightsStore()
+        detector = DrawnFaceDetector(store.files("tiny")["detector"])
+        pipeline = LipSyncPipeline(model, detector, cache_dir=folder / "cache")
+        result = pipeline(video, voice, folder / "out.mp4", SyncParams.preset(preset))
+    seconds = dataclasses.asdict(result.seconds)
+    return {
+        "frames": result.frames,
+        "frames_without_face": result.frames_without_face,
+        "seconds": {name: round(value, 3) for name, value in seconds.items()},
+        "fps": round(result.frames / sum(seconds.values()), 3),
+    }
+
+
+def write(report: dict[str, Any], folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "gpu.json").write_text(json.dumps(report, indent=1) + "\n")
+    plot(report, folder / "gpu.png")
+
+
+def plot(report: dict[str, Any], path: Path) -> None:
+    figure, axes = plt.subplots(figsize=(7, 4))
+    for offset, (name, found) in enumerate(report["models"].items()):
+        modes = found["modes"]
+        places = np.arange(len(modes)) + offset * 0.4
+        axes.bar(places, [row["fps"] for row in modes.values()], 0.38, label=name)
+        axes.set_xticks(np.arange(len(modes)), list(modes))
+    axes.axhline(FPS, color="0.7", linewidth=1)
+    axes.set_ylabel("frames per second, model alone")
+    axes.set_title(report["device"])
+    axes.legend()
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--device", default="cuda:0")
+    parser.add_argument("--dtype", choices=DTYPES, default="fp16")
+    parser.add_argument("--small", action="store_true", help="a miniature instead of the published networks")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks", help="folder")
+    arguments = parser.parse_args()
+    device = torch.device(arguments.device)
+    on_gpu = device.type == "cuda"
+    bench = Bench(device, DTYPES[arguments.dtype], SMALL if arguments.small else FULL, arguments.repeats)
+    ceiling = bench.ceiling_tflops()
+    report: dict[str, Any] = {
+        "device": torch.cuda.get_device_name(device) if on_gpu else "CPU",
+        "memory_bytes": torch.cuda.get_device_properties(device).total_memory if on_gpu else None,
+        "torch": torch.__version__,
+        "dtype": arguments.dtype,
+        "small": arguments.small,
+        "ceiling_tflops": round(ceiling, 3),
+        "models": {},
+    }
+    for name, resolution in bench.size.resolutions.items():
+        model = bench.model(name, resolution)
+        found = {**network_report(bench, model, ceiling), "modes": mode_report(bench, model)}
+        found["lean_distance"] = lean_distance(model)
+        found["job"] = {preset: job_report(bench, model, preset) for preset in ("default", "fastest")}
+        report["models"][name] = found
+        print(name, json.dumps(found, indent=1), flush=True)
+        write(report, arguments.out)
+        del model
+    if on_gpu:  # last, because it may take longer than there is time
+        for name, resolution in bench.size.resolutions.items():
+            found = report["models"][name]
+            found["compiled"] = compiled_report(bench, bench.model(name, resolution))
+            write(report, arguments.out)
+
+
+if __name__ == "__main__":
+    main()

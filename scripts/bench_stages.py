@@ -1,0 +1,156 @@
+"""The stages around the model on the CPU, side by side with the reference's own routines.
+
+    OMP_NUM_THREADS=1 python scripts/bench_stages.py --reference FOLDER    # benchmarks/stages.json
+
+FOLDER is a checkout of the public LatentSync repository (with kornia and einops importable); its file
+`latentsync/utils/affine_transform.py` is run as it is, in float32. Its encodes are the two that it makes of a
+result: RGB frames at CRF 13, then that file again at CRF 18. Both sides get the same 1080p frames and face in
+turns; `times` is the reference's processor time, children included, over ours. Detection is not compared: the
+reference's detector is for CUDA only, and its weights are for research.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import resource
+import statistics
+import subprocess
+import tempfile
+from collections.abc import Callable
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from lipsync_engine import media
+from lipsync_engine.align import crop_size
+from lipsync_engine.composite import SoftCompositor
+from lipsync_engine.frames import Frame, region_to_rgb
+from lipsync_engine.models.latentsync.mask import fixed_mask
+from lipsync_engine.params import Quality
+
+ROOT = Path(__file__).parents[1]
+WIDTH, HEIGHT, FPS = 1920, 1080, Fraction(25)
+FACE = np.array([[[880.0, 430.0], [1040.0, 436.0], [962.0, 540.0]]], dtype=np.float32)
+"""Two brows and a nose, pixels."""
+
+
+def reference_restorer(folder: Path, resolution: int) -> Any:
+    path = folder / "latentsync" / "utils" / "affine_transform.py"
+    spec = importlib.util.spec_from_file_location("reference_affine_transform", path)
+    if spec is None or spec.loader is None:
+        raise SystemExit(f"{path} cannot be loaded.")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.AlignRestore(resolution=resolution, device="cpu", dtype=torch.float32)
+
+
+def processor_s() -> float:
+    """Of this process and the children that have ended."""
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(usage.ru_utime + usage.ru_stime for usage in used)
+
+
+def in_turns(theirs: Callable[[], Any], ours: Callable[[], Any], repeats: int) -> dict[str, float]:
+    """Median processor seconds of each, and their ratio."""
+    theirs(), ours()
+    times: tuple[list[float], list[float]] = ([], [])
+    for _ in range(repeats):
+        for work, into in ((theirs, times[0]), (ours, times[1])):
+            began = processor_s()
+            work()
+            into.append(processor_s() - began)
+    reference_s, ours_s = (statistics.median(some) for some in times)
+    return {
+        "reference_ms": round(1000 * reference_s, 2),
+        "ours_ms": round(1000 * ours_s, 2),
+        "times": round(reference_s / ours_s, 2),
+    }
+
+
+def film(folder: Path, seconds: float) -> tuple[media.VideoInfo, list[Frame]]:
+    path = folder / "clip.mp4"
+    source = f"testsrc2=size={WIDTH}x{HEIGHT}:rate={FPS}:duration={seconds}"
+    subprocess.run([*ffmpeg(), "-f", "lavfi", "-i", source, "-pix_fmt", "yuv420p", path], check=True)
+    info = media.probe_video(path)
+    times = np.array([time_s for time_s, _ in media.scan_frames(info, 64)])
+    with media.FrameReader(info, times) as reader:
+        return info, list(reader.read(range(len(times))))
+
+
+def ffmpeg() -> list[str]:
+    return [str(media.find_ffmpeg()), "-v", "error", "-y"]
+
+
+def picture(frame: Frame) -> np.ndarray:
+    return np.clip(np.rint(region_to_rgb(frame, (0, 0, WIDTH, HEIGHT))), 0, 255).astype(np.uint8)
+
+
+def face_stages(frame: Frame, folder: Path, resolution: int, repeats: int) -> dict[str, dict[str, float]]:
+    """Crop a face out of a frame, and paste a generated one back."""
+    theirs = reference_restorer(folder, resolution)
+    compositor = SoftCompositor(fixed_mask(resolution).astype(np.float32), Fraction(1))
+    matrix = compositor.matrices(FACE)[0]
+    rgb, points = picture(frame), np.rint(FACE[0])
+
+    def their_crop() -> tuple[np.ndarray, Any]:
+        face, found = theirs.align_warp_face(rgb.copy(), landmarks3=points, smooth=True)
+        return cv2.resize(face, (resolution, resolution), interpolation=cv2.INTER_LANCZOS4), found
+
+    face, their_matrix = their_crop()
+    chw = torch.from_numpy(face).permute(2, 0, 1).float()[None] / 127.5 - 1
+    width, height = crop_size(resolution)
+
+    def their_paste() -> np.ndarray:
+        resized = F.interpolate(chw, size=(height, width), mode="bicubic", antialias=True)[0]
+        return np.asarray(theirs.restore_img(rgb, resized, their_matrix))
+
+    crop = compositor.crop(frame, matrix)
+    return {
+        "crop": in_turns(their_crop, lambda: compositor.crop(frame, matrix), repeats),
+        "paste": in_turns(their_paste, lambda: compositor.paste(frame, crop, crop.face, 1.0, None), repeats),
+    }
+
+
+def encode_stage(info: media.VideoInfo, frames: list[Frame], folder: Path) -> dict[str, float]:
+    raw = b"".join(picture(frame).tobytes() for frame in frames)
+    size = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{WIDTH}x{HEIGHT}", "-r", str(FPS), "-i", "-"]
+    x264 = ["-c:v", "libx264", "-pix_fmt", "yuv420p"]
+
+    def theirs() -> None:
+        first, second = folder / "first.mp4", folder / "second.mp4"
+        subprocess.run([*ffmpeg(), *size, *x264, "-crf", "13", first], input=raw, check=True)
+        subprocess.run([*ffmpeg(), "-i", first, *x264, "-crf", "18", second], check=True)
+
+    def ours() -> None:
+        with media.SegmentWriter(folder / "ours.mp4", info, FPS, Quality.DEFAULT, None) as writer:
+            for frame in frames:
+                writer.write(frame)
+
+    return in_turns(theirs, ours, 1)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--reference", type=Path, required=True)
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "stages.json")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        info, frames = film(folder, 1.0)
+        report: dict[str, Any] = {"frame": [WIDTH, HEIGHT], "encode": encode_stage(info, frames, folder)}
+    for resolution in (256, 512):
+        report[str(resolution)] = face_stages(frames[0], arguments.reference, resolution, arguments.repeats)
+    print(json.dumps(report, indent=1))
+    arguments.out.write_text(json.dumps(report, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

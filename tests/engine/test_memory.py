@@ -1,0 +1,98 @@
+"""Plans for cards of every size, and the figures they stand on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import flops
+import pytest
+import torch
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+from lipsync_engine.models import ModelInfo
+from lipsync_engine.models.latentsync.memory import (
+    DECODER_VALUES,
+    ENCODER_VALUES,
+    PLANS,
+    UNET_VALUES,
+    MemoryPlan,
+    Needs,
+    Thrift,
+    plan_memory,
+)
+from lipsync_engine.models.latentsync.model import needs
+
+GIGA = 10**9
+CONTEXT = GIGA // 2
+"""What CUDA itself takes of a card before anything is planned."""
+
+
+def needed(resolution: int, dtype: torch.dtype = torch.float16) -> Needs:
+    info = ModelInfo("", "latentsync", resolution, 16, (2, 2), 20, 1.5, "")
+    return needs(info, *flops.networks(), dtype)
+
+
+@pytest.mark.parametrize(
+    ("card_gb", "at_512", "at_256"),
+    [
+        (6, MemoryPlan(Thrift.SINGLE, 1), MemoryPlan(Thrift.NONE, 16)),
+        (8, MemoryPlan(Thrift.NONE, 8), MemoryPlan(Thrift.NONE, 32)),
+        (12, MemoryPlan(Thrift.NONE, 16), MemoryPlan(Thrift.NONE, 32)),
+        (16, MemoryPlan(Thrift.NONE, 16), MemoryPlan(Thrift.NONE, 32)),
+        (24, MemoryPlan(Thrift.NONE, 32), MemoryPlan(Thrift.NONE, 32)),
+    ],
+)
+def test_plans_by_card(card_gb: int, at_512: MemoryPlan, at_256: MemoryPlan) -> None:
+    free = card_gb * GIGA - CONTEXT
+    for resolution, wanted in ((512, at_512), (256, at_256)):
+        need = needed(resolution)
+        assert plan_memory(free, need) == wanted
+        assert need.peak_bytes(wanted) < free
+
+
+def test_more_memory_is_never_used_less() -> None:
+    need = needed(512, torch.float32)
+    found = [plan_memory(gb * GIGA, need) for gb in range(1, 40)]
+    places = [len(PLANS) if plan is None else PLANS.index(plan) for plan in found]
+    assert places == sorted(places, reverse=True)
+    assert found[0] is None
+    assert found[-1] == PLANS[0]
+
+
+@pytest.mark.slow
+def test_the_figures_are_what_the_networks_hold() -> None:
+    unet, vae = flops.networks()
+    frames, resolution = 16, 256
+    side = resolution // 8
+    sample = torch.empty(1, 13, frames, side, side, device="meta")
+    audio = torch.empty(frames, 50, 384, device="meta")
+    picture = torch.empty(1, 3, resolution, resolution, device="meta")
+    latents = torch.empty(1, 4, side, side, device="meta")
+    per_latent = peak_values(lambda: unet(sample, torch.empty((), device="meta"), audio), unet)
+    assert per_latent / (frames * side**2) == pytest.approx(UNET_VALUES, rel=0.1)
+    encoding = peak_values(lambda: vae.encode(picture), vae.encoder, vae.quant_conv)
+    assert encoding / resolution**2 == pytest.approx(ENCODER_VALUES, rel=0.1)
+    decoding = peak_values(lambda: vae.decode(latents), vae.decoder, vae.post_quant_conv)
+    assert decoding / resolution**2 == pytest.approx(DECODER_VALUES, rel=0.1)
+
+
+def peak_values(work: Callable[[], Any], *networks: torch.nn.Module) -> float:
+    """float32 values alive at once besides the networks' own."""
+    from torch.distributed._tools.mem_tracker import MemTracker
+
+    tracker = MemTracker()
+    with torch.no_grad(), _FusedAttention(), tracker:
+        work()
+    peak = tracker.get_tracker_snapshot("peak")[torch.device("meta")]["Total"]
+    return peak / 4 - sum(t.numel() for network in networks for t in network.state_dict().values())
+
+
+class _FusedAttention(TorchFunctionMode):
+    """Attention as the GPU kernels do it: nothing but the result is kept."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is F.scaled_dot_product_attention:
+            return torch.empty_like(args[0])
+        return func(*args, **(kwargs or {}))
