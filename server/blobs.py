@@ -227,7 +227,7 @@ def _s3(place: str) -> S3Store:
     parts = urlsplit(place)
     given = dict(parse_qsl(parts.query))
     if parts.scheme != "s3" or not parts.netloc or not set(given) <= {"endpoint", "region"}:
-        raise ValueError("write it as s3://BUCKET/PREFIX?endpoint=URL&region=NAME")
+        raise ValueError(f"blobs = {place!r}: write it as s3://BUCKET/PREFIX?endpoint=URL&region=NAME")
     return S3Store(
         parts.netloc,
         prefix=parts.path.strip("/") or None,

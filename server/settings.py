@@ -60,7 +60,6 @@ class Settings(BaseSettings):
     )
     blobs: str | None = Field(
         None,
-        pattern=r"^s3://[a-z0-9.-]+(/[^?#]*)?(\?[^#]*)?$",
         description="Where uploads and results lie: `s3://BUCKET/PREFIX?endpoint=URL&region=NAME`, all but "
         "the bucket optional, credentials in AWS' variables; unset: in the data folder.",
     )
