@@ -14,8 +14,11 @@ import uvicorn
 from server import auth, logs
 from server.app import Server, create_app
 from server.auth import Scope
+from server.blobs import StorageAwayError
 from server.settings import Settings, SettingsError, documented, load_settings
-from server.store import AlreadyOpenError
+from server.store import AlreadyOpenError, DatabaseAwayError
+
+NO_DEVICE = ("none",)
 
 
 def main() -> int:
@@ -35,8 +38,15 @@ def main() -> int:
     try:
         settings = load_settings(**{name: value for name, value in given.items() if value is not None})
         logs.configure(settings.log_format)
-        server = Server(settings, settings.devices or _devices())
-    except (SettingsError, AlreadyOpenError, OSError) as error:
+        server = Server(settings, () if settings.devices == NO_DEVICE else settings.devices or _devices())
+        server.blobs.require()
+    except StorageAwayError as error:
+        print(f"error: the storage cannot be used: {error}", file=sys.stderr)  # noqa: T201
+        return 2
+    except DatabaseAwayError as error:
+        print(f"error: the database cannot be opened: {error}", file=sys.stderr)  # noqa: T201
+        return 2
+    except (SettingsError, AlreadyOpenError, OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201  (a command line's answer)
         return 2
     if check:

@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import logging
 import re
+import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
 from importlib.metadata import version
@@ -19,12 +20,12 @@ from asgi_correlation_id import CorrelationIdMiddleware
 from fastapi import FastAPI, Query
 from fastapi import Request as HttpRequest
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse, Response
+from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from starlette.exceptions import HTTPException
 
-from server import audit, auth, page
+from server import audit, auth, files, page
 from server.auth import Keyring, RateLimit, Scope, Signer
-from server.blobs import Blobs
+from server.blobs import Blobs, StorageAwayError
 from server.board import Board
 from server.dialects import native, studio, wavespeed
 from server.dialects.common import Refusal, refusal_of, signed_headers
@@ -34,8 +35,8 @@ from server.jobs import Job, Policy
 from server.metrics import TEXT_TYPE, Measured, Metrics
 from server.polls import Polls
 from server.settings import Settings
-from server.site import MEDIA_TYPES, BodyTooLargeError, BusyError, DiskFullError, RefusedError, Site
-from server.store import Record, Store
+from server.site import BodyTooLargeError, BusyError, DiskFullError, RefusedError, Site
+from server.store import DatabaseAwayError, Record, Store
 from server.supervisor import Supervisor, WorkerSettings
 from server.transport import Transport, TransportPolicy
 from server.webhooks import Letter, Webhooks
@@ -52,8 +53,17 @@ ERROR_ANSWERS: dict[int | str, dict[str, Any]] = {
     405: {"description": "This path does not take that method."},
     413: {"description": "Too many bytes."},
     429: {"description": "Too many requests or waiting jobs; Retry-After says when to come again."},
-    503: {"description": "Not ready, or the disk is full."},
+    503: {"description": "Not ready, the disk is full, or database or storage are away."},
 }
+KNOWN_ERRORS = (
+    Refusal,
+    RefusedError,
+    BusyError,
+    BodyTooLargeError,
+    DiskFullError,
+    DatabaseAwayError,
+    StorageAwayError,
+)
 SWEEP_EVERY_S = 600.0
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 """A client's own X-Request-Id that is taken over; for any other one is made."""
@@ -74,12 +84,12 @@ class Server:
             max_attempts=settings.max_attempts, max_wait_s=settings.max_wait_s, max_run_s=settings.max_run_s
         )
         self.board = Board(self.store, policy, settings.max_waiting, len(devices))
-        self.blobs = Blobs(settings.data_dir / "blobs")
+        self.blobs = Blobs(settings.blobs_place)
         self.site = Site(
             settings,
             self.board,
             self.blobs,
-            Signer.from_file(settings.data_dir / "signing.key"),
+            Signer.from_file(settings.link_secret_file),
             Keyring(self.store),
             RateLimit(settings.requests_per_minute),
         )
@@ -109,15 +119,15 @@ class Server:
 
     def _ended(self, job: Job) -> None:
         self.metrics.job_ended(job)
-        self.supervisor.forget(job)
+        self.supervisor.forget(job.id)
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         async with self.transport:
             await self.board.recover()
             await self._note_start()
-            self.supervisor.start()
-            works = (self.webhooks.run, self._tick, self._sweep)
+            await self.supervisor.start()
+            works = (self.board.listen, self.webhooks.run, self._tick, self._sweep)
             tasks = [asyncio.create_task(_kept_up(work)) for work in works]
             try:
                 yield
@@ -155,17 +165,18 @@ class Server:
             await asyncio.sleep(SWEEP_EVERY_S)
 
     async def sweep(self) -> None:
-        """Delete what is older than the retention: jobs, then files."""
+        """Delete what is older than the retention: jobs, then files; and what ended jobs have left here."""
         before = self.board.now() - self.settings.retention_s
         for record in await self.board.write(partial(self.store.delete_older, before)):
-            self.site.forget_files(record)
+            await self.site.forget_files(record)
         if (kept_s := self.settings.audit_retention_s) is not None:
             await self.board.write(partial(self.store.audit.delete_older, self.board.now() - kept_s))
         for left in self.settings.data_dir.glob(f"{native.VERIFYING}*"):  # of a server that was killed
             if left.stat().st_mtime < before:
-                left.unlink(missing_ok=True)
-        for blob in await asyncio.to_thread(self.blobs.older_than, before):
-            self.blobs.delete(blob.name)
+                await asyncio.to_thread(shutil.rmtree, left, ignore_errors=True)
+        for blob in await self.blobs.older_than(before):
+            await self.blobs.delete(blob.name)
+        await self.supervisor.remove_left()
 
     def _letter(
         self, body_of: Callable[[Site, Record], bytes], record: Record, secret: str, now: float
@@ -175,10 +186,13 @@ class Server:
 
 
 async def _kept_up(work: Callable[[], Awaitable[None]]) -> None:
-    """Run it for ever: a full disk or a database that is away for a while must not end it."""
+    """Run it until it is done: a full disk or a database that is away for a while must not end it."""
     while True:
         try:
             await work()
+            return
+        except (DatabaseAwayError, StorageAwayError) as error:
+            log.warning("database or storage are away, a part of the server waits %g s: %s", TICK_S, error)
         except Exception:
             log.exception("a part of the server stumbled and goes on in %g s", TICK_S)
         await asyncio.sleep(TICK_S)
@@ -202,7 +216,7 @@ def create_app(server: Server) -> FastAPI:
     app.include_router(studio.router(server.site), prefix=studio.PREFIX)
     app.include_router(native.router(server.site, lambda: server.supervisor.workers), prefix=native.PREFIX)
     page.mount(app)
-    _files(app, server.site)
+    files.mount(app, server.site)
     _operations(app, server)
     _errors(app)
     app.add_middleware(Polls, site=server.site)
@@ -214,26 +228,6 @@ def create_app(server: Server) -> FastAPI:
         transformer=None,
     )
     return app
-
-
-def _files(app: FastAPI, site: Site) -> None:
-    """Links that carry their own permission."""
-
-    @app.head("/files/{token}/{name:path}", include_in_schema=False)
-    @app.get("/files/{token}/{name:path}")
-    async def download(token: str, name: str) -> Response:
-        if not site.signer.holds("read", name, token, site.board.now()) or site.blobs.info(name) is None:
-            return PlainTextResponse("There is no such file, or the link has expired.", 404)
-        media_type = MEDIA_TYPES.get(name.rpartition(".")[2], "application/octet-stream")
-        headers = {"X-Content-Type-Options": "nosniff", "Cache-Control": "private, max-age=3600"}
-        return FileResponse(site.blobs.path(name), media_type=media_type, headers=headers)
-
-    @app.put("/uploads/{token}/{name:path}")
-    async def put(http: HttpRequest, token: str, name: str) -> Response:
-        if not site.signer.holds("write", name, token, site.board.now()):
-            return PlainTextResponse("This upload link is not valid, or has expired: ask for a new one.", 403)
-        await site.store_upload(name, http.stream())
-        return Response(status_code=200)
 
 
 def _operations(app: FastAPI, server: Server) -> None:
@@ -341,7 +335,7 @@ def _errors(app: FastAPI) -> None:
     async def known(http: HttpRequest, error: Exception) -> Response:
         return answer(http, refusal_of(error))
 
-    for kind in (Refusal, RefusedError, BusyError, BodyTooLargeError, DiskFullError):
+    for kind in KNOWN_ERRORS:
         app.add_exception_handler(kind, known)
 
     async def http_error(http: HttpRequest, error: Exception) -> Response:

@@ -11,13 +11,16 @@ import dataclasses
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import sqlalchemy as sa
-from sqlalchemy.engine import Connection, Engine
+from sqlalchemy.engine import Connection
 
 from server.jobs import Job
 from server.messages import Request
+
+if TYPE_CHECKING:
+    from server.store.database import Database
 
 metadata = sa.MetaData()
 
@@ -112,14 +115,14 @@ class AuditLog:
     """The log as a whole.
 
     Args:
-        engine: of the open database.
+        database: open.
     """
 
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+    def __init__(self, database: Database) -> None:
+        self._database = database
 
     def add(self, entry: Entry) -> None:
-        with self._engine.begin() as connection:
+        with self._database.writing() as connection:
             _insert(connection, entry)
 
     def page(
@@ -135,10 +138,10 @@ class AuditLog:
             query = query.where(AUDIT.c.at >= since)
         if until is not None:
             query = query.where(AUDIT.c.at < until)
-        with self._engine.connect() as connection:
+        with self._database.reading() as connection:
             rows = connection.execute(query.order_by(AUDIT.c.id).limit(limit)).all()
         return [Entry(**dict(row._mapping) | {"facts": json.loads(row.facts)}) for row in rows]
 
     def delete_older(self, before: float) -> None:
-        with self._engine.begin() as connection:
+        with self._database.writing() as connection:
             connection.execute(sa.delete(AUDIT).where(AUDIT.c.at < before))

@@ -10,7 +10,7 @@ from typing import IO
 
 from server.audit import AuditLog
 from server.settings import SettingsError, load_settings
-from server.store import AlreadyOpenError, Store
+from server.store import AlreadyOpenError, DatabaseAwayError, Store
 
 
 def main() -> int:
@@ -25,6 +25,8 @@ def main() -> int:
         store = Store(load_settings().database)
     except SettingsError as error:
         return _stop(str(error))
+    except DatabaseAwayError as error:
+        return _stop(f"the database cannot be opened: {error}")
     except AlreadyOpenError:
         return _stop("the server is running: use its /admin/audit (see docs/trust.md), or stop it first")
     try:

@@ -7,6 +7,7 @@ module knows no HTTP framework and no dialect; it reads no clock of its own.
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import hmac
 import secrets
@@ -184,7 +185,9 @@ class Signer:
             fresh = path.with_name(f"{path.name}.{secrets.token_hex(4)}")
             fresh.touch(mode=0o600)
             fresh.write_bytes(secrets.token_bytes(32))
-            fresh.replace(path)
+            with contextlib.suppress(FileExistsError):  # another process was faster: its secret holds
+                path.hardlink_to(fresh)
+            fresh.unlink()
         return cls(path.read_bytes())
 
     def sign(self, purpose: str, name: str, expires_at: float) -> str:

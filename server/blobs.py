@@ -10,15 +10,31 @@ import asyncio
 import contextlib
 import os
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
+from urllib.parse import parse_qsl, urlsplit
 
 import obstore
-from obstore.store import LocalStore
+from obstore.exceptions import BaseError
+from obstore.store import LocalStore, S3Store
+
+if TYPE_CHECKING:
+    from obstore.store import S3Config
 
 NAME = re.compile(r"[a-z]+/[A-Za-z0-9_-]{1,64}(/[A-Za-z0-9_-]{1,64})?\.[a-z0-9]{1,5}")
 CHUNK_BYTES = 1 << 20
+PART_BYTES = 8 << 20
+"""Of a multipart upload; S3 takes parts of at least 5 MiB and at most 10,000 of them."""
+
+PARTS_AT_ONCE = 4
+ANSWER_WITHIN_S = 20.0
+"""One request to S3; it has a part of a file at most to carry."""
+
+RETRY_WITHIN_S = 8.0
+"""So long requests that S3 refused for the moment are sent again."""
 
 
 def preview_folder(job_id: str) -> str:
@@ -35,6 +51,10 @@ class TooLargeError(Exception):
     """More bytes came than may be stored; nothing was kept."""
 
 
+class StorageAwayError(Exception):
+    """The storage does not answer, or refuses; nothing half was stored."""
+
+
 @dataclass(frozen=True, slots=True)
 class BlobInfo:
     """Attributes: size in bytes; modified_at in seconds since 1970."""
@@ -45,26 +65,58 @@ class BlobInfo:
 
 
 class Blobs:
-    """Blobs in a folder.
+    """Blobs in a folder or in a bucket.
 
     Args:
-        root: created when missing.
+        place: a folder, created when missing, or `s3://BUCKET/PREFIX?endpoint=URL&region=NAME`, all but the
+            bucket optional; credentials come from the environment, in AWS' names.
+
+    Raises:
+        ValueError: a URL of another kind.
     """
 
-    def __init__(self, root: Path) -> None:
-        root.mkdir(parents=True, exist_ok=True)
-        self._root = root
-        self._store = LocalStore(root)
+    def __init__(self, place: Path | str) -> None:
+        self._root = place if isinstance(place, Path) else None
+        self._store: LocalStore | S3Store
+        if isinstance(place, Path):
+            place.mkdir(parents=True, exist_ok=True)
+            self._store = LocalStore(place)
+        else:
+            self._store = _s3(place)
 
-    def path(self, name: str) -> Path:
-        """Where a blob lies, for programs that read files; it exists once stored."""
-        return self._root / _checked(name)
+    def require(self) -> None:
+        """Look whether the storage can be used, for a start that says what is wrong.
+
+        Raises:
+            StorageAwayError.
+        """
+        with _translated():
+            next(iter(self._store.list(prefix="uploads", chunk_size=1)), None)
+
+    async def local(self, name: str, folder: Path) -> Path:
+        """A blob as a local file: where it lies, else a copy in `folder`.
+
+        Raises:
+            FileNotFoundError: there is no such blob. StorageAwayError.
+        """
+        if self._root is not None:
+            path = self._root / _checked(name)
+            if not path.exists():
+                raise FileNotFoundError(name)
+            return path
+        if (found := await self.info(name)) is None:
+            raise FileNotFoundError(name)
+        path = folder / name.replace("/", "-")
+        with path.open("wb") as file:
+            async for part in self.read(name, 0, found.size):
+                await asyncio.to_thread(file.write, part)
+        return path
 
     async def write(self, name: str, chunks: AsyncIterator[bytes], max_bytes: int) -> int:
         """Store a stream; the blob appears only when complete. Returns its size.
 
         Raises:
-            TooLargeError: more than `max_bytes` came.
+            TooLargeError: more than `max_bytes` came. StorageAwayError.
         """
         size = 0
 
@@ -76,65 +128,127 @@ class Blobs:
                     raise TooLargeError
                 yield chunk
 
-        await obstore.put_async(self._store, _checked(name), counted(), chunk_size=CHUNK_BYTES)
-        await asyncio.to_thread(_to_disk, self.path(name))
+        with _translated():
+            await self._put(_checked(name), counted())
+        if self._root is not None:
+            await asyncio.to_thread(_to_disk, self._root / name)
         return size
 
-    def take(self, name: str, file: Path) -> None:
-        """Store a finished file by moving it here."""
-        target = self.path(name)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        file.replace(target)
-        _to_disk(target)
+    async def take(self, name: str, file: Path) -> None:
+        """Store a finished file by moving it here.
 
-    def info(self, name: str) -> BlobInfo | None:
-        """None where there is no such blob."""
+        Raises:
+            StorageAwayError: the file stays where it is.
+        """
+        if self._root is not None:
+            await asyncio.to_thread(_move, file, self._root / _checked(name))
+            return
+        with _translated():
+            await self._put(_checked(name), file)
+        file.unlink()
+
+    async def info(self, name: str) -> BlobInfo | None:
+        """None where there is no such blob.
+
+        Raises:
+            StorageAwayError.
+        """
         try:
-            found = self._store.head(_checked(name))
+            with _translated():
+                found = await self._store.head_async(_checked(name))
         except FileNotFoundError:
             return None
         return BlobInfo(name, found["size"], found["last_modified"].timestamp())
 
     async def read(self, name: str, start: int, stop: int) -> AsyncIterator[bytes]:
-        """Bytes [start, stop), in chunks."""
+        """Bytes [start, stop), in chunks; each is asked for when it is wanted.
+
+        Raises:
+            FileNotFoundError, StorageAwayError: perhaps after some chunks.
+        """
         at = start
         while at < stop:
             end = min(stop, at + CHUNK_BYTES)
-            part = await obstore.get_range_async(self._store, _checked(name), start=at, end=end)
+            with _translated():
+                part = await obstore.get_range_async(self._store, _checked(name), start=at, end=end)
             yield bytes(part)
             at = end
 
-    def delete(self, name: str) -> None:
-        """Forget a blob; one that is not there is no error."""
-        try:
-            self._store.delete(_checked(name))
-        except FileNotFoundError:
-            return
+    async def delete(self, name: str) -> None:
+        """Forget a blob; one that is not there is no error.
 
-    def under(self, folder: str) -> list[BlobInfo]:
-        """All blobs of a folder, such as `previews/<id>`, by name."""
-        found = (
-            BlobInfo(meta["path"], meta["size"], meta["last_modified"].timestamp())
-            for page in self._store.list(prefix=folder)
-            for meta in page
+        Raises:
+            StorageAwayError.
+        """
+        with _translated(), contextlib.suppress(FileNotFoundError):
+            await self._store.delete_async(_checked(name))
+
+    async def under(self, folder: str) -> list[BlobInfo]:
+        """All blobs of a folder, such as `previews/<id>`, by name.
+
+        Raises:
+            StorageAwayError.
+        """
+        return sorted(await self._list(folder), key=lambda blob: blob.name)
+
+    async def delete_under(self, folder: str) -> None:
+        """Forget a folder and its blobs.
+
+        Raises:
+            StorageAwayError.
+        """
+        for blob in await self._list(folder):
+            await self.delete(blob.name)
+        if self._root is not None:
+            with contextlib.suppress(OSError):  # not there, or something was stored meanwhile
+                (self._root / folder).rmdir()
+
+    async def older_than(self, before: float) -> list[BlobInfo]:
+        """All blobs last changed before a moment.
+
+        Raises:
+            StorageAwayError.
+        """
+        return [blob for blob in await self._list(None) if blob.modified_at < before]
+
+    async def _list(self, folder: str | None) -> list[BlobInfo]:
+        with _translated():
+            found = await self._store.list(prefix=folder).collect_async()
+        return [BlobInfo(meta["path"], meta["size"], meta["last_modified"].timestamp()) for meta in found]
+
+    async def _put(self, name: str, content: AsyncIterator[bytes] | Path) -> None:
+        part_bytes = CHUNK_BYTES if self._root is not None else PART_BYTES
+        await obstore.put_async(
+            self._store, name, content, chunk_size=part_bytes, max_concurrency=PARTS_AT_ONCE
         )
-        return sorted(found, key=lambda blob: blob.name)
 
-    def delete_under(self, folder: str) -> None:
-        """Forget a folder and its blobs."""
-        for blob in self.under(folder):
-            self.delete(blob.name)
-        with contextlib.suppress(OSError):  # not there, or something was stored meanwhile
-            (self._root / folder).rmdir()
 
-    def older_than(self, before: float) -> list[BlobInfo]:
-        """All blobs last changed before a moment."""
-        return [
-            BlobInfo(meta["path"], meta["size"], changed)
-            for page in self._store.list()
-            for meta in page
-            if (changed := meta["last_modified"].timestamp()) < before
-        ]
+def _s3(place: str) -> S3Store:
+    parts = urlsplit(place)
+    given = dict(parse_qsl(parts.query))
+    if parts.scheme != "s3" or not parts.netloc or not set(given) <= {"endpoint", "region"}:
+        raise ValueError(f"blobs = {place!r}: write it as s3://BUCKET/PREFIX?endpoint=URL&region=NAME")
+    return S3Store(
+        parts.netloc,
+        prefix=parts.path.strip("/") or None,
+        config=cast("S3Config", given),
+        client_options={"allow_http": True, "timeout": timedelta(seconds=ANSWER_WITHIN_S)},
+        retry_config={"max_retries": 5, "retry_timeout": timedelta(seconds=RETRY_WITHIN_S)},
+    )
+
+
+@contextlib.contextmanager
+def _translated() -> Iterator[None]:
+    try:
+        yield
+    except BaseError as error:
+        raise StorageAwayError(str(error).strip().splitlines()[0]) from error
+
+
+def _move(file: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    file.replace(target)
+    _to_disk(target)
 
 
 def _to_disk(path: Path) -> None:

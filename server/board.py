@@ -1,14 +1,15 @@
 """The jobs as the running server sees them: changes are committed here, and whoever waits for one is told.
 
 Between the event loop and the database: writes run in a thread, one after the other, so that a commit's wait
-for the disk does not hold up requests; reads are short and run at once. Time comes from here. It knows no
-dialect, no HTTP and no worker process; those subscribe.
+for the disk does not hold up requests; reads are short and run at once. What other processes commit to a
+shared database is heard here. It knows no dialect, no HTTP and no worker process; those subscribe.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -19,11 +20,21 @@ from typing import TypeVar
 from server import jobs
 from server.jobs import Effect, Job, Policy, State, Turn
 from server.messages import Request
-from server.store import Change, Record, Store
+from server.store import Change, DatabaseAwayError, News, Record, Store
+
+log = logging.getLogger("lipsync.board")
 
 T = TypeVar("T")
 
 TURNS_AGE_S = 1.0
+
+LOOK_EVERY_S = 5.0
+"""News from other processes can be lost with a connection; so often whoever waits looks for himself."""
+
+LISTEN_AGAIN_S = 0.5
+
+LEASES_REST_S = 20.0
+"""So long after the database came back no lease counts as over: those who hold them must beat first."""
 
 
 class Board:
@@ -33,31 +44,32 @@ class Board:
         store: open database; stays the caller's.
         policy: limits of jobs.
         max_waiting: size of the queue.
-        workers: how many jobs run at once.
+        workers: how many jobs run at once in this process.
     """
 
     def __init__(self, store: Store, policy: Policy, max_waiting: int, workers: int) -> None:
         self.store = store
-        self._workers = max(1, workers)
+        self._workers = self._least_workers = max(1, workers)
         self.policy = policy
         self._max_waiting = max_waiting
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="database")
         self._waiters: dict[str, set[asyncio.Event]] = defaultdict(set)
         self.job_came = asyncio.Event()
         self.notice_came = asyncio.Event()
-        self.on_stop: Callable[[Job], None] = lambda job: None
+        self.on_stop: Callable[[str], None] = lambda job_id: None
         """Told when a running job has to stop."""
         self.on_end: Callable[[Job], None] = lambda job: None
-        """Told when a job has ended."""
+        """Told when a job has ended by a change of this process."""
         self.is_leaving = False
         """The server stops: whoever streams to a client ends that now."""
         self._usual_run_s: float | None = None
         self._turns: dict[str, Turn] = {}
         self._turns_at = 0.0
+        self._heard_since = float("-inf")
 
     @staticmethod
     def now() -> float:
-        """Seconds since 1970."""
+        """Seconds since 1970 by this machine; changes take the database's clock instead."""
         return time.time()
 
     async def write(self, change: Callable[[], T]) -> T:
@@ -88,7 +100,7 @@ class Board:
         return self.store.count_in_state(State.WAITING) >= self._max_waiting
 
     async def claim(self) -> Record | None:
-        return await self.write(lambda: self.store.claim(self.now(), self.policy))
+        return await self.write(lambda: self.store.claim(self.store.now(), self.policy))
 
     async def change(self, job_id: str, transition: Callable[[Job, float], Job]) -> Record:
         """Apply a transition (job, now) → job and what follows from it.
@@ -98,7 +110,7 @@ class Board:
         """
 
         def changed() -> Change:
-            now = self.now()
+            now = self.store.now()
             return self.store.change(job_id, now, lambda job: transition(job, now))
 
         change = await self.write(changed)
@@ -110,8 +122,51 @@ class Board:
 
     async def expire(self) -> None:
         """Apply the limits that have passed; to be called every few seconds."""
-        for change in await self.write(lambda: self.store.expire(self.now(), self.policy)):
+        if time.monotonic() - self._heard_since < LEASES_REST_S:
+            return
+        for change in await self.write(lambda: self.store.expire(self.store.now(), self.policy)):
             self._follow(change)
+
+    async def listen(self) -> None:
+        """Follow what other processes commit, for ever; where there can be none, return."""
+        is_connected = True
+        while self.store.is_shared:
+            try:
+                async with contextlib.aclosing(self.store.news()) as heard:
+                    self._heard_since = time.monotonic()
+                    async for news in heard:
+                        if news is not None:
+                            self._hear(news)
+                        elif not is_connected:
+                            is_connected = True
+                            log.info("the database is back")
+                            self._look_all()
+            except DatabaseAwayError as error:
+                if is_connected:
+                    log.warning("the database is away: %s", error)
+                is_connected = False
+            await asyncio.sleep(LISTEN_AGAIN_S)
+
+    def _hear(self, news: News) -> None:
+        """What a change made here or elsewhere means for those who wait here."""
+        for event in self._waiters.get(news.job_id, ()):
+            event.set()
+        if news.state is State.WAITING:
+            self.job_came.set()
+        elif news.state.is_final or news.cancel_asked:
+            self.on_stop(news.job_id)
+        if news.state.is_final:
+            self.notice_came.set()
+        if news.ran_s is not None:
+            self._note_run(news.ran_s)
+
+    def _look_all(self) -> None:
+        """News may have been missed."""
+        self.job_came.set()
+        self.notice_came.set()
+        for events in self._waiters.values():
+            for event in events:
+                event.set()
 
     async def recover(self) -> None:
         """After a start: where the database is ours alone, nobody runs what is said to be running.
@@ -143,17 +198,30 @@ class Board:
         with self.watched(job_id) as changed:
             try:
                 async with asyncio.timeout(timeout_s):
-                    while (record := self.store.get(job_id)) is not None and not record.job.state.is_final:
-                        await changed.wait()
-                        changed.clear()
-                    return record
+                    while True:
+                        with contextlib.suppress(DatabaseAwayError):
+                            record = self.store.get(job_id)
+                            if record is None or record.job.state.is_final:
+                                return record
+                        await self.change_or_pause(changed, LOOK_EVERY_S)
             except TimeoutError:
                 return self.store.get(job_id)
+
+    @staticmethod
+    async def change_or_pause(changed: asyncio.Event, seconds: float) -> bool:
+        """Wait for a `watched` job to change, or so long; whether it changed."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(changed.wait(), seconds)
+        is_news = changed.is_set()
+        changed.clear()
+        return is_news
 
     def turn(self, job_id: str) -> Turn | None:
         """When a waiting job will run, as it was a moment ago: hundreds of clients ask every second."""
         if self.now() - self._turns_at > TURNS_AGE_S or job_id not in self._turns:
             self._turns, self._turns_at = jobs.turns(self.store.waiting()), self.now()
+            if self.store.is_shared:  # while jobs wait, as many run as there are workers anywhere
+                self._workers = max(self._least_workers, self.store.count_in_state(State.RUNNING))
         return self._turns.get(job_id)
 
     @property
@@ -175,13 +243,15 @@ class Board:
         for event in self._waiters.get(job.id, ()):
             event.set()
         if Effect.STOP_WORK in change.effects:
-            self.on_stop(job)
+            self.on_stop(job.id)
         if Effect.NOTIFY in change.effects:
             self.notice_came.set()
             self.on_end(job)
-        if job.state is State.SUCCEEDED and job.started_at is not None and job.finished_at is not None:
-            run_s = job.finished_at - job.started_at
-            usual_s = run_s if self._usual_run_s is None else self._usual_run_s
-            self._usual_run_s = 0.8 * usual_s + 0.2 * run_s
+        if job.ran_s is not None and not self.store.is_shared:  # else it is heard, as others' are
+            self._note_run(job.ran_s)
         if job.state is State.WAITING:
             self.job_came.set()
+
+    def _note_run(self, run_s: float) -> None:
+        usual_s = run_s if self._usual_run_s is None else self._usual_run_s
+        self._usual_run_s = 0.8 * usual_s + 0.2 * run_s

@@ -38,7 +38,7 @@ class Inputs:
         """All inputs of a job by their names, in `folder` or where they lie.
 
         Raises:
-            TransportError: one cannot be had, or is not what the model takes.
+            TransportError: one cannot be had, or is not what the model takes. StorageAwayError.
         """
         return {source.name: await self._bring(source, folder) for source in record.request.sources}
 
@@ -53,12 +53,13 @@ class Inputs:
                 sentence = f"Failed to download the {source.role} from the provided URL."
                 raise TransportError(error.code, sentence) from error
         else:
-            path = self._blobs.path(source.blob or "")
-            if not path.exists():
+            try:
+                path = await self._blobs.local(source.blob or "", folder)
+            except FileNotFoundError:
                 raise TransportError(
                     TransportCode.URL_BAD_STATUS,
                     f"The uploaded {source.role} is not here any more: upload it again.",
-                )
+                ) from None
         _check(path, source.role, source.limits)
         return path
 

@@ -61,6 +61,9 @@ WAITED_TOO_LONG = Failure(
     "queue_timeout", "The job waited longer than this server allows; submit it again later."
 )
 RAN_TOO_LONG = Failure("run_timeout", "The job ran longer than this server allows; use a shorter video.")
+STORAGE_AWAY = Failure(
+    "storage_away", "The storage of this server did not answer; submit it again later.", again=True
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +136,13 @@ class Job:
     progress: Progress | None = None
     output: Output | None = None
     failure: Failure | None = None
+
+    @property
+    def ran_s(self) -> float | None:
+        """From start to end, of a job that succeeded."""
+        if self.state is not State.SUCCEEDED or self.started_at is None or self.finished_at is None:
+            return None
+        return self.finished_at - self.started_at
 
 
 class NotAllowedError(Exception):

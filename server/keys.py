@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 
 from server.auth import Scope, create_key
 from server.settings import SettingsError, load_settings
-from server.store import AlreadyOpenError, Store
+from server.store import AlreadyOpenError, DatabaseAwayError, Store
 
 LIMITS = {
     "requests_per_minute": "more are answered with 429 [the server's setting]",
@@ -39,6 +39,8 @@ def main() -> int:
         store = Store(settings.database)
     except SettingsError as error:
         return _stop(str(error))
+    except DatabaseAwayError as error:
+        return _stop(f"the database cannot be opened: {error}")
     except AlreadyOpenError:
         return _stop("the server is running: use its /admin/keys (see docs/operations.md), or stop it first")
     try:

@@ -53,6 +53,16 @@ class Settings(BaseSettings):
     database_url: str | None = Field(
         None, description="SQLAlchemy URL; unset: SQLite in the data folder, opened by this process alone."
     )
+    link_secret: Path | None = Field(
+        None,
+        description="File with the secret that signs links, the same for all processes of one database; "
+        "unset: in the data folder. Made when missing.",
+    )
+    blobs: str | None = Field(
+        None,
+        description="Where uploads and results lie: `s3://BUCKET/PREFIX?endpoint=URL&region=NAME`, all but "
+        "the bucket optional, credentials in AWS' variables; unset: in the data folder.",
+    )
     model: str = Field("tiny", description="Model that the workers load, as `lipsync weights list` names it.")
     portrait_motion: PortraitMotion = Field(
         "natural",
@@ -61,7 +71,8 @@ class Settings(BaseSettings):
     )
     devices: Names = Field(
         (),
-        description="One worker per entry (cuda:0, cpu, …); unset: every CUDA device, else one CPU worker.",
+        description="One worker per entry (cuda:0, cpu, …); `none`: only answer, others work; unset: every "
+        "CUDA device, else one CPU worker.",
     )
     max_waiting: int = Field(1000, ge=1, description="Jobs that may wait; one more is answered with 429.")
     max_attempts: int = Field(3, ge=1, le=10, description="Tries of a job whose worker is lost.")
@@ -168,6 +179,14 @@ class Settings(BaseSettings):
     @property
     def database(self) -> str:
         return self.database_url or f"sqlite:///{self.data_dir / 'lipsync.sqlite'}"
+
+    @property
+    def blobs_place(self) -> Path | str:
+        return self.blobs or self.data_dir / "blobs"
+
+    @property
+    def link_secret_file(self) -> Path:
+        return self.link_secret or self.data_dir / "signing.key"
 
 
 def load_settings(**given: object) -> Settings:

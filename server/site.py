@@ -13,7 +13,7 @@ from urllib.parse import quote, unquote, urlsplit
 from fastapi import Request as HttpRequest
 
 from server.auth import Caller, Keyring, RateLimit, RefusedError, Scope, Signer
-from server.blobs import Blobs, TooLargeError, still_blob
+from server.blobs import Blobs, TooLargeError, preview_folder, still_blob
 from server.board import Board
 from server.jobs import Job
 from server.messages import Request
@@ -144,18 +144,23 @@ class Site:
                 await self.board.until_final(job_id, 20.0)
         gone = await self.board.write(lambda: self.board.store.delete(ids, caller.tenant))
         for record in gone:
-            self.forget_files(record)
+            await self.forget_files(record)
         return len(gone)
 
-    def forget_files(self, record: Record) -> None:
-        """Delete the result and the inputs that belong to this job alone."""
+    async def forget_files(self, record: Record) -> None:
+        """Delete the result, what could be seen of it before, and the inputs that belong to this job alone.
+
+        Raises:
+            StorageAwayError: what is left goes when it is older than the retention.
+        """
         names = [source.blob for source in record.request.sources if source.blob is not None]
         names.append(still_blob(record.job.id))
         if record.job.output is not None:
             names.append(record.job.output.blob)
         for name in names:
             if not name.startswith("uploads/"):  # other jobs may use an upload
-                self.blobs.delete(name)
+                await self.blobs.delete(name)
+        await self.blobs.delete_under(preview_folder(record.job.id))
 
     # --- files ---
 

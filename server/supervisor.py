@@ -25,7 +25,7 @@ from typing import Any
 import psutil
 
 from server import jobs
-from server.blobs import Blobs, preview_folder, still_blob
+from server.blobs import Blobs, StorageAwayError, preview_folder, still_blob
 from server.board import Board
 from server.fetch import Inputs
 from server.gate import Gate, sha256_of
@@ -44,7 +44,7 @@ from server.messages import (
     line_to_worker,
     read_from_worker,
 )
-from server.store import Record
+from server.store import DatabaseAwayError, Record
 from server.transport import TransportError
 
 log = logging.getLogger("lipsync.supervisor")
@@ -59,6 +59,9 @@ RESTART_PAUSE_S = 2.0
 
 END_TRIES = 30
 """So often, with that pause, the end of a job is written down anew while the database cannot take it."""
+
+KEEP_TRIES = 5
+"""So often, with that pause and each with the storage's own retries, a result is tried to be stored."""
 
 LINE_BYTES = 1 << 20
 
@@ -134,34 +137,44 @@ class Supervisor:
         self._board, self._blobs = board, blobs
         self._folder, self._drain_s = settings.folder / "jobs", settings.drain_s
         self._tasks: list[asyncio.Task[None]] = []
+        self._forgetting: set[asyncio.Task[None]] = set()
         board.on_stop = self._stop
 
     @property
     def is_ready(self) -> bool:
-        """A worker has its model loaded."""
-        return any(seat.is_ready for seat in self._seats)
+        """A worker has its model loaded, where there is to be one."""
+        return not self._seats or any(seat.is_ready for seat in self._seats)
 
     @property
     def workers(self) -> list[tuple[str, bool, int]]:
         """Of each device: its name, whether its worker is ready, how many processes were started for it."""
         return [(seat.device, seat.is_ready, seat.starts) for seat in self._seats]
 
-    def forget(self, job: Job) -> None:
+    def forget(self, job_id: str) -> None:
         """Remove what an earlier attempt at an ended job left; a seat that still has it does so itself."""
-        if not any(seat.has(job.id) for seat in self._seats):
-            _remove_left(self._folder / job.id, self._blobs, job.id)
+        if not any(seat.has(job_id) for seat in self._seats):
+            task = asyncio.create_task(_remove_left(self._folder / job_id, self._blobs, job_id))
+            self._forgetting.add(task)
+            task.add_done_callback(self._forgetting.discard)
 
-    def start(self) -> None:
+    async def start(self) -> None:
         if self._seats and sys.platform.startswith("linux"):
             self._starter.submit(int).result()  # it is there, with the priority that this thread still has
             _give_way()
+        with contextlib.suppress(DatabaseAwayError, StorageAwayError):  # it is done again later
+            await self.remove_left()
+        self._tasks = [asyncio.create_task(seat.run(), name=f"worker {seat.device}") for seat in self._seats]
+
+    async def remove_left(self) -> None:
+        """Remove what is left of jobs that ended elsewhere, between two attempts, or just before a crash."""
         left = {folder.name for folder in self._folder.glob("*")}
-        left |= {blob.name.split("/")[1] for blob in self._blobs.under("previews")}
-        for job_id in left:  # of jobs that ended just before the server died
+        left |= {blob.name.split("/")[1] for blob in await self._blobs.under("previews")}
+        for job_id in left:
+            if any(seat.has(job_id) for seat in self._seats):
+                continue
             record = self._board.store.get(job_id)
             if record is None or record.job.state.is_final:
-                _remove_left(self._folder / job_id, self._blobs, job_id)
-        self._tasks = [asyncio.create_task(seat.run(), name=f"worker {seat.device}") for seat in self._seats]
+                await _remove_left(self._folder / job_id, self._blobs, job_id)
 
     async def drain(self) -> None:
         """Take no more jobs; let running ones finish for a while, hand the rest back, end the workers."""
@@ -173,15 +186,16 @@ class Supervisor:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    def _stop(self, job: Job) -> None:
+    def _stop(self, job_id: str) -> None:
         for seat in self._seats:
-            seat.stop(job.id)
+            seat.stop(job_id)
 
 
-def _remove_left(folder: Path, blobs: Blobs, job_id: str) -> None:
+async def _remove_left(folder: Path, blobs: Blobs, job_id: str) -> None:
     """What only a running job needs: its folder, and what could be seen of its result."""
-    shutil.rmtree(folder, ignore_errors=True)
-    blobs.delete_under(preview_folder(job_id))
+    await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+    with contextlib.suppress(StorageAwayError):  # it is done again later
+        await blobs.delete_under(preview_folder(job_id))
 
 
 class _Seat:
@@ -253,9 +267,10 @@ class _Seat:
         """Wait for a job; None when it is time to leave."""
         while not self._leaving.is_set():
             self._board.job_came.clear()
-            if (record := await self._board.claim()) is not None:
-                self._board.job_came.set()  # the other seats look as well
-                return record
+            with contextlib.suppress(DatabaseAwayError):
+                if (record := await self._board.claim()) is not None:
+                    self._board.job_came.set()  # the other seats look as well
+                    return record
             waits = [asyncio.create_task(event.wait()) for event in (self._board.job_came, self._leaving)]
             await asyncio.wait(waits, timeout=BEAT_EVERY_S, return_when=asyncio.FIRST_COMPLETED)
             for wait in waits:
@@ -271,7 +286,7 @@ class _Seat:
         end = partial(self._end, job_id)
         beats = asyncio.create_task(self._beat(record))
         try:
-            if self._blobs.info(result_blob(job_id)) is not None:  # stored, but its row was not written
+            if await self._blobs.info(result_blob(job_id)) is not None:  # stored, but its row was not written
                 await end(lambda job, now: jobs.succeed(job, fence, now, Output(result_blob(job_id), 0.0)))
                 return
             folder.mkdir(parents=True, exist_ok=True)
@@ -279,7 +294,7 @@ class _Seat:
             match last:
                 case Done() as done:
                     sha256 = await asyncio.to_thread(sha256_of, folder / "out.mp4")
-                    await asyncio.to_thread(self._blobs.take, result_blob(job_id), folder / "out.mp4")
+                    await self._keep(result_blob(job_id), folder / "out.mp4")
                     output = Output(
                         result_blob(job_id),
                         done.device_s,
@@ -297,6 +312,13 @@ class _Seat:
         except TransportError as error:
             failure = Failure(error.code, error.message)
             await end(lambda job, now: jobs.fail(job, fence, now, failure, self._board.policy))
+        except StorageAwayError as error:
+            log.warning("job %s: the storage is away: %s", job_id, error)
+            await end(lambda job, now: jobs.fail(job, fence, now, jobs.STORAGE_AWAY, self._board.policy))
+            await self._pause()
+        except DatabaseAwayError as error:  # before the work has begun; it is nobody's fault
+            log.warning("job %s: the database is away: %s", job_id, error)
+            await end(lambda job, now: jobs.hand_back(job, fence, now))
         except Exception:  # the worker is gone, the disk is full: another attempt may do better
             await end(lambda job, now: jobs.fail(job, fence, now, jobs.WORKER_LOST, self._board.policy))
             raise
@@ -306,11 +328,12 @@ class _Seat:
         finally:
             beats.cancel()
             self._current_id = None
-            ended = self._board.store.get(job_id)
-            if ended is None or ended.job.state.is_final:
-                _remove_left(folder, self._blobs, job_id)
-            if ended is None:
-                self._blobs.delete(still_blob(job_id))
+            with contextlib.suppress(DatabaseAwayError, StorageAwayError):  # then it is removed later
+                ended = self._board.store.get(job_id)
+                if ended is None or ended.job.state.is_final:
+                    await _remove_left(folder, self._blobs, job_id)
+                if ended is None:
+                    await self._blobs.delete(still_blob(job_id))
 
     async def _work(self, record: Record, folder: Path, worker: _Worker) -> FromWorker:
         """Bring the inputs, ask whether the job may run, and follow the worker; its last word on this job."""
@@ -351,7 +374,7 @@ class _Seat:
                     if not await self._report(record, progress):
                         self._stop_asked.set()
                 case Shown() as shown:
-                    await asyncio.to_thread(self._show, shown)
+                    await self._show(shown)
                     if not await self._report(record, None):
                         self._stop_asked.set()
                 case Done() | Failed() | Stopped():
@@ -359,13 +382,25 @@ class _Seat:
                 case Ready():
                     raise WorkerGoneError("it started anew by itself")
 
-    def _show(self, shown: Shown) -> None:
+    async def _keep(self, name: str, file: Path) -> None:
+        """Store a result, which took long to make: while the storage is away, try for a good while."""
+        for left in reversed(range(KEEP_TRIES)):
+            try:
+                await self._blobs.take(name, file)
+                return
+            except StorageAwayError as error:
+                if not left:
+                    raise
+                log.error("%s could not be stored: %s", name, error)
+                await asyncio.sleep(RESTART_PAUSE_S)
+
+    async def _show(self, shown: Shown) -> None:
         """Put a stretch where it can be watched; without it the job is as good."""
         try:
-            self._blobs.take(_preview_blob(shown), Path(shown.file))
+            await self._blobs.take(_preview_blob(shown), Path(shown.file))
             if shown.still is not None:
-                self._blobs.take(still_blob(shown.job_id), Path(shown.still))
-        except OSError as error:
+                await self._blobs.take(still_blob(shown.job_id), Path(shown.still))
+        except (OSError, StorageAwayError) as error:
             log.warning("job %s: a preview could not be stored: %s", shown.job_id, error)
 
     async def _unless_stopped(self, task: asyncio.Task[Any], *, cancel: bool = True) -> bool:
@@ -381,12 +416,13 @@ class _Seat:
         return False
 
     async def _report(self, record: Record, progress: Progress | None) -> bool:
-        """Write down that it goes on, and how far it is; False where the job is no longer ours."""
+        """Write down that it goes on, and how far it is; False where it is to stop, or no longer ours."""
         fence = record.job.fence
         try:
-            await self._board.change(
+            now = await self._board.change(
                 record.job.id, lambda job, now: jobs.beat(job, fence, now, self._board.policy, progress)
             )
+            return not now.job.cancel_asked
         except (NotAllowedError, KeyError):
             return False
         except Exception as error:  # noqa: BLE001  (a full disk, a database that is away: work goes on)

@@ -28,6 +28,8 @@ JITTER = 0.2
 
 LOOK_EVERY_S = 30.0
 AT_ONCE = 8
+HOLD_S = 60.0
+"""So long a notice belongs to the process that delivers it; a delivery takes a sixth of it at most."""
 
 Letter = Callable[[Record, str, float], tuple[bytes, dict[str, str]]]
 """(job, webhook secret, now) → body and headers."""
@@ -46,12 +48,17 @@ class Webhooks:
     async def run(self) -> None:
         while True:
             self._board.notice_came.clear()
-            due = self._board.store.due_notices(self._board.now(), AT_ONCE)
+            due = await self._board.write(self._claim)
             if due:
                 await asyncio.gather(*(self._try(notice) for notice in due))
                 continue
+            pause_s = self._pause_s()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._board.notice_came.wait(), self._pause_s())
+                await asyncio.wait_for(self._board.notice_came.wait(), pause_s)
+
+    def _claim(self) -> list[Notice]:
+        store = self._board.store
+        return store.claim_notices(store.now(), AT_ONCE, HOLD_S)
 
     def _pause_s(self) -> float:
         """Until the next notice is due, or for a while."""

@@ -23,10 +23,19 @@ from asgi_correlation_id import correlation_id
 from fastapi import Request as HttpRequest
 
 from server.auth import Caller
+from server.blobs import StorageAwayError
 from server.jobs import Failure
 from server.messages import InputSource, MediaLimits, Options, Request, Role, Segment
-from server.site import BodyTooLargeError, BusyError, DiskFullError, RefusedError, Site, read_body
-from server.store import Record
+from server.site import (
+    RETRY_AFTER_S,
+    BodyTooLargeError,
+    BusyError,
+    DiskFullError,
+    RefusedError,
+    Site,
+    read_body,
+)
+from server.store import DatabaseAwayError, Record
 
 OPTIONS: Final[dict[str, dict[str, Any]]] = {
     "guidance_scale": {
@@ -148,6 +157,12 @@ def refusal_of(error: Exception) -> Refusal:
             return Refusal(429, error.message, "rate_limited", error.wait_s)
         case DiskFullError():
             return Refusal(503, str(error), "storage_full", 60)
+        case DatabaseAwayError():
+            sentence = "The database of this server is away for the moment: try again shortly."
+            return Refusal(503, sentence, "database_away", RETRY_AFTER_S)
+        case StorageAwayError():
+            sentence = "The storage of this server is away for the moment: try again shortly."
+            return Refusal(503, sentence, "storage_away", RETRY_AFTER_S)
         case BodyTooLargeError():
             return Refusal(413, str(error), "payload_too_large")
         case _:

@@ -8,7 +8,6 @@ deleting are the other dialects'. Facts: docs/http.md.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import shutil
 import tempfile
@@ -21,12 +20,12 @@ from fastapi import Request as HttpRequest
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from server.auth import Caller, Scope
-from server.blobs import preview_folder, still_blob
+from server.blobs import StorageAwayError, preview_folder, still_blob
 from server.dialects import studio, wavespeed
 from server.dialects.common import Refusal, error_text, moment
 from server.jobs import State
 from server.site import BodyTooLargeError, Site
-from server.store import Record
+from server.store import DatabaseAwayError, Record
 from server.verify import NotVerifiedError, Verifier
 
 PREFIX: Final = "/api/native/v1"
@@ -49,7 +48,7 @@ FILE_BODY: Final = {
 }
 
 VERIFYING: Final = ".verify-"
-"""So begins the name of a file in the data folder that is being looked at."""
+"""So begins the name of a folder in the data folder whose file is being looked at."""
 
 Workers = Callable[[], Sequence[tuple[str, bool, int]]]
 """Of each device: its name, whether its worker is ready, how many processes were started for it."""
@@ -64,7 +63,7 @@ def error_answer(refusal: Refusal) -> JSONResponse:
 # --- a job ---
 
 
-def job_object(site: Site, record: Record, base: str) -> dict[str, Any]:
+async def job_object(site: Site, record: Record, base: str) -> dict[str, Any]:
     """All there is to know about a job; nulls where there is nothing yet."""
     job, said = record.job, json.loads(record.request.said)
     shown_input = said["input"]
@@ -84,7 +83,7 @@ def job_object(site: Site, record: Record, base: str) -> dict[str, Any]:
         "output": _output(site, record, base),
         "failure": _failure(record),
         "warnings": _warnings(record),
-        "thumbnail": _thumbnail(site, record, base),
+        "thumbnail": await _thumbnail(site, record, base),
         "request": {
             "path": _path(record.request.dialect, said["model"]),
             "in_form_state": record.request.dialect == studio.NAME,
@@ -154,9 +153,13 @@ def _warnings(record: Record) -> list[dict[str, Any]]:
     return found
 
 
-def _thumbnail(site: Site, record: Record, base: str) -> str | None:
+async def _thumbnail(site: Site, record: Record, base: str) -> str | None:
     name = still_blob(record.job.id)
-    return _link(site, name, base, record.job.created_at) if site.blobs.info(name) is not None else None
+    try:
+        is_there = await site.blobs.info(name) is not None
+    except StorageAwayError:  # the job can be looked at without it
+        return None
+    return _link(site, name, base, record.job.created_at) if is_there else None
 
 
 def _link(site: Site, blob: str | None, base: str, since: float) -> str | None:
@@ -169,7 +172,7 @@ def _path(dialect: str, model: str) -> str:
     return f"{prefix}/{model}"
 
 
-def stretches(site: Site, record: Record, base: str, after: int = -1) -> list[dict[str, Any]]:
+async def stretches(site: Site, record: Record, base: str, after: int = -1) -> list[dict[str, Any]]:
     """What can be watched of a running job: links to fragmented MP4, in order.
 
     Args:
@@ -177,8 +180,12 @@ def stretches(site: Site, record: Record, base: str, after: int = -1) -> list[di
     """
     if record.job.state.is_final:
         return []
+    try:
+        blobs = await site.blobs.under(preview_folder(record.job.id))
+    except StorageAwayError:  # they are seen when it is back
+        return []
     found = []
-    for blob in site.blobs.under(preview_folder(record.job.id)):
+    for blob in blobs:
         index, start_ms, stop_ms = map(int, blob.name.rpartition("/")[2].removesuffix(".mp4").split("-"))
         if index > after:
             url = site.file_url(base, blob.name, record.job.created_at)
@@ -198,24 +205,27 @@ async def events(site: Site, job_id: str, base: str, after: int) -> AsyncIterato
     told, silent_s = "", 0.0
     with site.board.watched(job_id) as changed:
         while not site.board.is_leaving:
-            record = site.board.store.get(job_id)
+            try:
+                record = site.board.store.get(job_id)
+            except DatabaseAwayError:
+                yield ": the database is away\n\n"
+                await site.board.change_or_pause(changed, LOOK_EVERY_S)
+                continue
             if record is None:
                 yield _event("gone", {"id": job_id})
                 return
-            for stretch in await asyncio.to_thread(stretches, site, record, base, after):
+            for stretch in await stretches(site, record, base, after):
                 after = stretch["index"]
                 yield _event("segment", stretch, after)
-            if (now := json.dumps(job_object(site, record, base))) != told:
+            if (now := json.dumps(await job_object(site, record, base))) != told:
                 told, silent_s = now, 0.0
                 yield f"event: job\ndata: {now}\n\n"
             if record.job.state.is_final:
                 return
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(changed.wait(), LOOK_EVERY_S)
-            if not changed.is_set() and (silent_s := silent_s + LOOK_EVERY_S) >= HEARTBEAT_S:
+            is_news = await site.board.change_or_pause(changed, LOOK_EVERY_S)
+            if not is_news and (silent_s := silent_s + LOOK_EVERY_S) >= HEARTBEAT_S:
                 silent_s = 0.0
                 yield ": still here\n\n"
-            changed.clear()
 
 
 def _event(name: str, data: dict[str, Any], number: int | None = None) -> str:
@@ -236,10 +246,11 @@ def health(site: Site, workers: Workers) -> dict[str, Any]:
     media_s, device_s = (
         sum(getattr(output, name) for output in measured) for name in ("media_s", "device_s")
     )
+    devices = workers()
     return {
-        "ready": any(ready for _, ready, _ in workers()),
+        "ready": not devices or any(ready for _, ready, _ in devices),
         "model": site.settings.model,
-        "devices": [{"name": name, "ready": ready, "starts": starts} for name, ready, starts in workers()],
+        "devices": [{"name": name, "ready": ready, "starts": starts} for name, ready, starts in devices],
         "queue": {
             "waiting": store.count_in_state(State.WAITING),
             "running": store.count_in_state(State.RUNNING),
@@ -322,34 +333,39 @@ def router(site: Site, workers: Workers) -> APIRouter:
             created_from=since,
         )
         base = site.base_url(http)
-        return JSONResponse({"total": total, "jobs": [job_object(site, record, base) for record in records]})
+        shown = await asyncio.gather(*(job_object(site, record, base) for record in records))
+        return JSONResponse({"total": total, "jobs": shown})
 
     @routes.get("/jobs/{job_id}")
     async def job(http: HttpRequest, job_id: str) -> Response:
         record, base = visible(site.caller(http, Scope.READ), job_id), site.base_url(http)
-        return JSONResponse(job_object(site, record, base) | {"preview": stretches(site, record, base)})
+        preview = await stretches(site, record, base)
+        return JSONResponse(await job_object(site, record, base) | {"preview": preview})
 
     @routes.get("/jobs/{job_id}/credentials")
     async def credentials(http: HttpRequest, job_id: str) -> Response:
         record = visible(site.caller(http, Scope.READ), job_id)
-        output = record.job.output
-        if output is None or site.blobs.info(output.blob) is None:
+        if (output := record.job.output) is None:
             raise Refusal(404, "This job has no result.", "not_found")
-        return await verified(site.blobs.path(output.blob))
+        with tempfile.TemporaryDirectory(dir=site.settings.data_dir, prefix=VERIFYING) as folder:
+            try:
+                return await verified(await site.blobs.local(output.blob, Path(folder)))
+            except FileNotFoundError:
+                raise Refusal(404, "This job has no result.", "not_found") from None
 
     @routes.post("/verify", openapi_extra=FILE_BODY)
     async def verify(http: HttpRequest) -> Response:
         site.caller(http, Scope.READ)
         site.require_space()
         most = site.settings.max_upload_bytes
-        with tempfile.NamedTemporaryFile(dir=site.settings.data_dir, prefix=VERIFYING) as file:
-            size = 0
-            async for chunk in http.stream():
-                if (size := size + len(chunk)) > most:
-                    raise BodyTooLargeError(f"A file may have at most {most / 1e6:.0f} MB here.")
-                await asyncio.to_thread(file.write, chunk)
-            file.flush()
-            return await verified(Path(file.name))
+        with tempfile.TemporaryDirectory(dir=site.settings.data_dir, prefix=VERIFYING) as folder:
+            path, size = Path(folder) / "file", 0
+            with path.open("wb") as file:
+                async for chunk in http.stream():
+                    if (size := size + len(chunk)) > most:
+                        raise BodyTooLargeError(f"A file may have at most {most / 1e6:.0f} MB here.")
+                    await asyncio.to_thread(file.write, chunk)
+            return await verified(path)
 
     @routes.get("/jobs/{job_id}/events")
     async def job_events(http: HttpRequest, job_id: str) -> Response:

@@ -501,7 +501,7 @@ async def _with_output(site: Site, record: Record) -> dict[str, Any]:
     shown = prediction(site, record)
     if shown["outputs"] and json.loads(record.request.said)["base64"] and record.job.output is not None:
         name = record.job.output.blob
-        info = site.blobs.info(name)
+        info = await site.blobs.info(name)
         content = b"".join([part async for part in site.blobs.read(name, 0, info.size if info else 0)])
         shown["outputs"] = [base64.b64encode(content).decode()]
     return shown

@@ -305,6 +305,7 @@ const FAILURES = {
   url_wrong_type: "文件类型不符，请换一个文件。",
   url_too_many_redirects: "链接跳转过多，请使用直接链接。",
   worker_lost: "处理进程意外停止，请重新提交。",
+  storage_away: "服务器存储暂时不可用，请稍后重新提交。",
   queue_timeout: "任务等待过久，请稍后重新提交。",
   run_timeout: "任务运行过久，请使用更短的视频。",
 };

@@ -420,7 +420,8 @@ def test_both_languages_say_everything(opened: Open) -> None:
     from server.gate import GateCode
     from server.transport import TransportCode
 
-    own = {failure.code for failure in (jobs.WORKER_LOST, jobs.WAITED_TOO_LONG, jobs.RAN_TOO_LONG)}
+    kinds = (jobs.WORKER_LOST, jobs.STORAGE_AWAY, jobs.WAITED_TOO_LONG, jobs.RAN_TOO_LONG)
+    own = {failure.code for failure in kinds}
     assert set(tables["FAILURES"]) == {
         *map(str, ErrorCode),
         *map(str, TransportCode),

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
+import itertools
+import os
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 from fastapi.testclient import TestClient
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -16,12 +21,15 @@ sys.path.insert(0, str(Path(__file__).parent))
 from server import auth, jobs
 from server.app import Server, create_app
 from server.auth import Scope
+from server.blobs import Blobs
 from server.jobs import Failure, Output
 from server.settings import Settings
 from server.store import Record
 from server.supervisor import result_blob
 
 BASE = "http://lipsync.example"
+POSTGRES = os.environ.get("TEST_POSTGRES_URL", "postgresql+psycopg://postgres@127.0.0.1:5432/postgres")
+numbers = itertools.count(1)
 
 
 @dataclass
@@ -55,9 +63,7 @@ class Api:
     def succeed(self, job_id: str, content: bytes = b"an mp4", warnings: tuple[str, ...] = ()) -> None:
         record, name = self.begin(), result_blob(job_id)
         assert record.job.id == job_id
-        path = self.server.blobs.path(name)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
+        put_blob(self.server.blobs, name, content)
         now = time.time()
         self.server.store.change(
             job_id, now, lambda job: jobs.succeed(job, job.fence, now, Output(name, 1.25, warnings=warnings))
@@ -68,6 +74,28 @@ class Api:
         now, policy = time.time(), self.server.board.policy
         failure = Failure(code, message)
         self.server.store.change(job_id, now, lambda job: jobs.fail(job, job.fence, now, failure, policy))
+
+
+def put_blob(blobs: Blobs, name: str, content: bytes) -> None:
+    with tempfile.NamedTemporaryFile(delete=False) as file:
+        file.write(content)
+    asyncio.run(blobs.take(name, Path(file.name)))
+
+
+@pytest.fixture
+def postgres_url() -> Iterator[str]:
+    """An empty database of its own."""
+    server = sa.create_engine(POSTGRES, isolation_level="AUTOCOMMIT", connect_args={"connect_timeout": 2})
+    name = f"lipsync_test_{os.getpid()}_{next(numbers)}"
+    try:
+        with server.connect() as connection:
+            connection.execute(sa.text(f"CREATE DATABASE {name}"))
+    except sa.exc.OperationalError as error:
+        pytest.skip(f"no PostgreSQL at {POSTGRES}: {str(error).splitlines()[0]}")
+    yield str(sa.make_url(POSTGRES).set(database=name).render_as_string(hide_password=False))
+    with server.connect() as connection:
+        connection.execute(sa.text(f"DROP DATABASE {name} WITH (FORCE)"))
+    server.dispose()
 
 
 @pytest.fixture

@@ -171,15 +171,19 @@ def test_blobs_appear_whole_or_not_at_all(tmp_path: Path) -> None:
 
     asyncio.run(go())
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["a.wav"]
-    found = blobs.info("uploads/t/a.wav")
+    found = asyncio.run(blobs.info("uploads/t/a.wav"))
     assert found is not None
     assert found.size == 6
-    assert blobs.info("uploads/t/b.wav") is None
-    assert [blob.name for blob in blobs.older_than(found.modified_at + 1)] == ["uploads/t/a.wav"]
-    assert blobs.older_than(found.modified_at - 1) == []
-    blobs.delete("uploads/t/a.wav")
-    blobs.delete("uploads/t/a.wav")
-    assert blobs.info("uploads/t/a.wav") is None
+
+    async def go_on() -> None:
+        assert await blobs.info("uploads/t/b.wav") is None
+        assert [blob.name for blob in await blobs.older_than(found.modified_at + 1)] == ["uploads/t/a.wav"]
+        assert await blobs.older_than(found.modified_at - 1) == []
+        await blobs.delete("uploads/t/a.wav")
+        await blobs.delete("uploads/t/a.wav")
+        assert await blobs.info("uploads/t/a.wav") is None
+
+    asyncio.run(go_on())
 
 
 @pytest.mark.parametrize(
@@ -191,7 +195,7 @@ def test_blobs_appear_whole_or_not_at_all(tmp_path: Path) -> None:
 )  # fmt: skip
 def test_names_from_outside_are_no_paths(name: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no blob's name"):
-        Blobs(tmp_path).path(name)
+        asyncio.run(Blobs(tmp_path).info(name))
 
 
 # --- the command line for keys ---

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import os
 import subprocess
 import sys
 import threading
@@ -24,8 +23,8 @@ from server.auth import create_key
 from server.jobs import Effect, Failure, Job, NotAllowedError, Output, Policy, State, Turn
 from server.messages import InputSource, MediaLimits, Options, Request, Role, Segment
 from server.store import AlreadyOpenError, QueueFullError, QuotaError, Store, metadata
+from server.store.tables import OUTBOX
 
-POSTGRES = os.environ.get("TEST_POSTGRES_URL", "postgresql+psycopg://postgres@127.0.0.1:5432/postgres")
 POLICY = Policy(lease_s=60, max_attempts=3, max_wait_s=1000, max_run_s=500)
 REQUEST = Request(
     dialect="wavespeed",
@@ -54,21 +53,10 @@ def new_job(tenant: str = "studio", at: float = 100.0, priority: int = 0) -> Job
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if request.param == "sqlite":
-        yield f"sqlite:///{tmp_path / 'jobs.sqlite'}"
-        return
-    server = sa.create_engine(POSTGRES, isolation_level="AUTOCOMMIT", connect_args={"connect_timeout": 2})
-    name = f"lipsync_test_{os.getpid()}_{next(numbers)}"
-    try:
-        with server.connect() as connection:
-            connection.execute(sa.text(f"CREATE DATABASE {name}"))
-    except sa.exc.OperationalError as error:
-        pytest.skip(f"no PostgreSQL at {POSTGRES}: {str(error).splitlines()[0]}")
-    yield str(sa.make_url(POSTGRES).set(database=name).render_as_string(hide_password=False))
-    with server.connect() as connection:
-        connection.execute(sa.text(f"DROP DATABASE {name} WITH (FORCE)"))
-    server.dispose()
+        return f"sqlite:///{tmp_path / 'jobs.sqlite'}"
+    return str(request.getfixturevalue("postgres_url"))
 
 
 @pytest.fixture
@@ -76,6 +64,14 @@ def store(url: str) -> Iterator[Store]:
     opened = Store(url)
     yield opened
     opened.close()
+
+
+def noticed(store: Store) -> set[str]:
+    """Jobs about which a notice waits."""
+    with store.reading() as connection:
+        return set(
+            connection.execute(sa.select(OUTBOX.c.job_id).where(OUTBOX.c.due_at.is_not(None))).scalars()
+        )
 
 
 def test_what_was_said_is_there_after_reopening(url: str) -> None:
@@ -138,6 +134,12 @@ def test_one_process_opens_a_sqlite_file(tmp_path: Path) -> None:
         Store(url)
     first.close()
     Store(url).close()
+
+
+def test_processes_that_start_together_make_the_tables_once(postgres_url: str) -> None:
+    program = f"from server.store import Store\nStore({postgres_url!r}).close()"
+    starting = [subprocess.Popen([sys.executable, "-c", program]) for _ in range(2)]
+    assert [process.wait(60) for process in starting] == [0, 0]
 
 
 def test_fifty_threads_with_one_key_make_one_job(store: Store) -> None:
@@ -235,7 +237,7 @@ def test_a_refused_transition_changes_nothing(store: Store) -> None:
     with pytest.raises(NotAllowedError):
         store.change(job.id, 101.0, lambda j: jobs.succeed(j, 1, 101.0, Output("x", 1.0)))
     assert store.get(job.id) == before
-    assert store.due_notices(1e9, 10) == []
+    assert not noticed(store)
     with pytest.raises(KeyError):
         store.change("0" * 32, 101.0, lambda j: j)
 
@@ -246,19 +248,22 @@ def test_the_outbox_holds_one_notice_per_ended_job(store: Store) -> None:
     store.claim(110.0, POLICY)
     done = store.change(job.id, 120.0, lambda j: jobs.succeed(j, 1, 120.0, Output("x.mp4", 2.0)))
     assert done.effects == {Effect.NOTIFY}
-    (notice,) = store.due_notices(120.0, 10)
+    (notice,) = store.claim_notices(120.0, 10, 60.0)
     assert (notice.job_id, notice.url, notice.tries) == (job.id, REQUEST.webhook_url, 0)
+    assert store.claim_notices(179.0, 10, 60.0) == [], "somebody else delivers it"
     store.not_delivered(notice.id, "HTTP 503", 130.0)
-    assert store.due_notices(129.0, 10) == []
-    (again,) = store.due_notices(130.0, 10)
+    assert store.claim_notices(129.0, 10, 60.0) == []
+    (again,) = store.claim_notices(130.0, 10, 60.0)
     assert (again.id, again.tries, again.last_error) == (notice.id, 1, "HTTP 503")
+    (again,) = store.claim_notices(190.0, 10, 60.0)
+    assert again.id == notice.id, "whoever had it is gone"
     store.not_delivered(notice.id, "HTTP 503", None)
-    assert store.due_notices(1e9, 10) == []
+    assert store.claim_notices(1e9, 10, 60.0) == []
     assert [dead.id for dead in store.dead_notices(10)] == [notice.id]
     assert store.count_notices() == (0, 1)
     assert store.try_again(notice.id, 135.0)
     assert not store.try_again(notice.id, 135.0)
-    assert [again.id for again in store.due_notices(135.0, 10)] == [notice.id]
+    assert [again.id for again in store.claim_notices(135.0, 10, 60.0)] == [notice.id]
     store.delivered(notice.id, 140.0)
     assert store.dead_notices(10) == []
     assert store.count_notices() == (0, 0)
@@ -391,7 +396,7 @@ class Both(RuleBasedStateMachine):
             record = self.store.get(job.id)
             assert record is not None
             assert record.job == job
-        assert {notice.job_id for notice in self.store.due_notices(1e12, 1000)} == self.ended
+        assert noticed(self.store) == self.ended
 
 
 Both.TestCase.settings = settings(max_examples=30, stateful_step_count=25, deadline=None)

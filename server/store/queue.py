@@ -1,104 +1,29 @@
-"""The database: jobs, which are the queue and the truth, and the outbox of notifications.
-
-The only owner of SQL. Every public method is one transaction; when it returns, what it says is on disk. What
-may happen to a job is decided in `jobs`; this module finds the row, lets the pure transition change it, and
-writes the row and what has to follow in the same commit. It knows no HTTP, no dialect and no clock.
-
-SQLite by default, opened by exactly one process (a lock file guards that); PostgreSQL through its URL.
-"""
+"""Jobs: the queue and the truth about each of them."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
-from alembic import command
-from alembic.config import Config
-from filelock import FileLock, Timeout
-from sqlalchemy.engine import URL, Connection, Engine, make_url
+from sqlalchemy.engine import Connection
 
 from server import audit, jobs
 from server.jobs import Effect, Failure, Job, Output, Policy, Progress, State
 from server.messages import Request
 from server.recent import Recent
-
-MIGRATIONS = Path(__file__).parent / "migrations"
+from server.store.database import Database
+from server.store.news import tell
+from server.store.tables import JOBS, KEYS, OUTBOX
 
 RECENT_JOBS = 4096
 """So many jobs are not read again while nothing changes them; a few kB each."""
 
-metadata = sa.MetaData()
-
-JOBS = sa.Table(
-    "jobs",
-    metadata,
-    sa.Column("id", sa.String(32), primary_key=True),
-    sa.Column("tenant", sa.String(64), nullable=False),
-    sa.Column("request", sa.Text, nullable=False),
-    sa.Column("label", sa.String(200), nullable=False),
-    sa.Column("key_id", sa.String(16), nullable=False),
-    sa.Column("idempotency_key", sa.String(200)),
-    sa.Column("created_at", sa.Float, nullable=False),
-    sa.Column("priority", sa.Integer, nullable=False),
-    sa.Column("state", sa.String(16), nullable=False),
-    sa.Column("fence", sa.Integer, nullable=False),
-    sa.Column("attempts", sa.Integer, nullable=False),
-    sa.Column("lease_until", sa.Float),
-    sa.Column("started_at", sa.Float),
-    sa.Column("finished_at", sa.Float),
-    sa.Column("cancel_asked", sa.Boolean, nullable=False),
-    sa.Column("progress", sa.Text),
-    sa.Column("output", sa.Text),
-    sa.Column("failure", sa.Text),
-    sa.UniqueConstraint("tenant", "idempotency_key", name="one_job_per_key"),
-    sa.Index("by_turn", "state", "tenant", "priority", "created_at"),
-    sa.Index("by_tenant", "tenant", "created_at"),
-    sa.Index("by_key", "key_id", "created_at"),
-)
-
-OUTBOX = sa.Table(
-    "outbox",
-    metadata,
-    sa.Column("id", sa.String(32), primary_key=True),
-    sa.Column("job_id", sa.String(32), nullable=False),
-    sa.Column("tenant", sa.String(64), nullable=False),
-    sa.Column("url", sa.Text, nullable=False),
-    sa.Column("created_at", sa.Float, nullable=False),
-    sa.Column("due_at", sa.Float),
-    sa.Column("tries", sa.Integer, nullable=False),
-    sa.Column("delivered_at", sa.Float),
-    sa.Column("last_error", sa.Text),
-    sa.Index("by_due", "due_at"),
-)
-
-KEYS = sa.Table(
-    "keys",
-    metadata,
-    sa.Column("id", sa.String(16), primary_key=True),
-    sa.Column("tenant", sa.String(64), nullable=False),
-    sa.Column("name", sa.String(100), nullable=False),
-    sa.Column("digest", sa.String(64), nullable=False, unique=True),
-    sa.Column("scopes", sa.String(100), nullable=False),
-    sa.Column("webhook_secret", sa.String(100), nullable=False),
-    sa.Column("requests_per_minute", sa.Integer),
-    sa.Column("max_active_jobs", sa.Integer),
-    sa.Column("max_jobs_per_day", sa.Integer),
-    sa.Column("created_at", sa.Float, nullable=False),
-    sa.Column("expires_at", sa.Float),
-    sa.Column("revoked_at", sa.Float),
-    sa.Column("last_used_at", sa.Float),
-)
-
-
-# Asked hundreds of times a second by polling clients, so they are made once.
+# Asked hundreds of times a second by polling clients, so it is made once.
 _JOB_BY_ID = sa.select(JOBS).where(JOBS.c.id == sa.bindparam("wanted"))
-_KEY_BY_DIGEST = sa.select(KEYS).where(KEYS.c.digest == sa.bindparam("wanted"))
 
-_DEAD = OUTBOX.c.due_at.is_(None) & OUTBOX.c.delivered_at.is_(None)
 DAY_S = 86400.0
 
 
@@ -112,10 +37,6 @@ class QuotaError(Exception):
     def __init__(self, message: str, wait_s: float) -> None:
         super().__init__(message)
         self.message, self.wait_s = message, wait_s
-
-
-class AlreadyOpenError(Exception):
-    """Another process has this SQLite file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,88 +61,13 @@ class Change:
     effects: frozenset[Effect]
 
 
-@dataclass(frozen=True, slots=True)
-class Notice:
-    """A notification to deliver.
-
-    Attributes:
-        id: stable over all tries.
-        due_at: next try; None: delivered, or given up.
-    """
-
-    id: str
-    job_id: str
-    tenant: str
-    url: str
-    created_at: float
-    due_at: float | None
-    tries: int
-    delivered_at: float | None
-    last_error: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class ApiKey:
-    """Who may call; the key itself is nowhere, only its digest.
-
-    Attributes:
-        id: public name of the key.
-        scopes: space-separated, see `auth`.
-        webhook_secret: signs this key's webhooks.
-        requests_per_minute: None: as the server's setting.
-        max_active_jobs: how many may wait or run at once; None: no limit.
-        max_jobs_per_day: how many may be submitted in any 24 hours; None: no limit.
-    """
-
-    id: str
-    tenant: str
-    name: str
-    digest: str
-    scopes: str
-    webhook_secret: str
-    created_at: float
-    requests_per_minute: int | None = None
-    max_active_jobs: int | None = None
-    max_jobs_per_day: int | None = None
-    expires_at: float | None = None
-    revoked_at: float | None = None
-    last_used_at: float | None = None
-
-
-class Store:
-    """Open database.
-
-    Args:
-        url: SQLAlchemy's, such as `sqlite:////var/lib/lipsync/jobs.sqlite` or `postgresql+psycopg://…`.
-
-    Raises:
-        AlreadyOpenError: another process has the SQLite file.
-    """
+class Queue(Database):
+    """Part of `Store`."""
 
     def __init__(self, url: str) -> None:
-        parsed = make_url(url)
-        self._file_lock = _lock_file(parsed)
-        self._engine = _engine(parsed)
-        self._writer = self._engine.execution_options(writing=True)
-        self.audit = audit.AuditLog(self._writer)
-        self._recent = Recent[Record](RECENT_JOBS) if self._file_lock is not None else None
-        config = Config()
-        config.set_main_option("script_location", str(MIGRATIONS))
-        with self._writer.begin() as connection:
-            config.attributes["connection"] = connection
-            command.upgrade(config, "head")
-
-    @property
-    def is_ours_alone(self) -> bool:
-        """No other process can have this database open."""
-        return self._file_lock is not None
-
-    def close(self) -> None:
-        self._engine.dispose()
-        if self._file_lock is not None:
-            self._file_lock.release()
-
-    # --- jobs ---
+        super().__init__(url)
+        self.audit = audit.AuditLog(self)
+        self._recent = Recent[Record](RECENT_JOBS) if self.is_ours_alone else None
 
     def submit(
         self,
@@ -250,7 +96,7 @@ class Store:
             "idempotency_key": idempotency_key,
         }
         try:
-            with self._writer.begin() as connection:
+            with self.writing() as connection:
                 if (known := self._known(connection, job.tenant, idempotency_key)) is not None:
                     return known, False
                 waiting = sa.select(sa.func.count()).where(JOBS.c.state == State.WAITING)
@@ -258,10 +104,11 @@ class Store:
                     raise QueueFullError
                 self._require_quota(connection, request.key_id, job.created_at)
                 connection.execute(sa.insert(JOBS).values(id=job.id, **values))
+                tell(connection, job)
                 audit.job_submitted(connection, job, request)
         except sa.exc.IntegrityError:
             # PostgreSQL lets another process put the same key in between the look and the write.
-            with self._engine.connect() as connection:
+            with self.reading() as connection:
                 known = self._known(connection, job.tenant, idempotency_key)
             if known is None:
                 raise
@@ -274,7 +121,7 @@ class Store:
         return None if record is None or tenant not in (None, record.job.tenant) else record
 
     def _read(self, job_id: str) -> Record | None:
-        with self._engine.connect() as connection:
+        with self.reading() as connection:
             row = connection.execute(_JOB_BY_ID, {"wanted": job_id}).one_or_none()
         return None if row is None else _record(row)
 
@@ -311,7 +158,7 @@ class Store:
             wanted.append(JOBS.c.created_at <= created_to)
         newest = JOBS.c.created_at.desc(), JOBS.c.id
         page = sa.select(JOBS).where(*wanted).order_by(*newest).offset(offset).limit(limit)
-        with self._engine.connect() as connection:
+        with self.reading() as connection:
             rows = connection.execute(page).all()
             total = connection.execute(
                 sa.select(sa.func.count()).select_from(JOBS).where(*wanted)
@@ -322,30 +169,30 @@ class Store:
         """(id, tenant) of all waiting jobs, within a tenant in the order of their turns."""
         turn = JOBS.c.priority.desc(), JOBS.c.created_at, JOBS.c.id
         query = sa.select(JOBS.c.id, JOBS.c.tenant).where(JOBS.c.state == State.WAITING).order_by(*turn)
-        with self._engine.connect() as connection:
+        with self.reading() as connection:
             return [(row.id, row.tenant) for row in connection.execute(query)]
 
     def oldest_waiting(self) -> float | None:
         """When the oldest waiting job was submitted."""
         query = sa.select(sa.func.min(JOBS.c.created_at)).where(JOBS.c.state == State.WAITING)
-        with self._engine.connect() as connection:
+        with self.reading() as connection:
             created_at: float | None = connection.execute(query).scalar_one()
         return created_at
 
     def count_in_state(self, state: State) -> int:
         query = sa.select(sa.func.count()).select_from(JOBS).where(JOBS.c.state == state)
-        with self._engine.connect() as connection:
+        with self.reading() as connection:
             return int(connection.execute(query).scalar_one())
 
     def in_state(self, state: State) -> list[Record]:
         """All jobs of a state, oldest first."""
         query = sa.select(JOBS).where(JOBS.c.state == state).order_by(JOBS.c.created_at)
-        with self._engine.connect() as connection:
+        with self.reading() as connection:
             return [_record(row) for row in connection.execute(query)]
 
     def claim(self, now: float, policy: Policy) -> Record | None:
         """Take the job whose turn it is: fair between tenants; in one, by priority, then by age."""
-        with self._writer.begin() as connection:
+        with self.writing() as connection:
             name = self._next_tenant(connection)
             if name is None:
                 return None
@@ -368,7 +215,7 @@ class Store:
             KeyError: there is no such job.
             NotAllowedError: from the transition; nothing is changed.
         """
-        with self._writer.begin() as connection:
+        with self.writing() as connection:
             query = sa.select(JOBS).where(JOBS.c.id == job_id).with_for_update()
             row = connection.execute(query).one_or_none()
             if row is None:
@@ -384,7 +231,7 @@ class Store:
         over = (JOBS.c.state == State.RUNNING) & (
             (JOBS.c.lease_until < now) | (JOBS.c.started_at < now - policy.max_run_s)
         )
-        with self._writer.begin() as connection:
+        with self.writing() as connection:
             found = connection.execute(
                 sa.select(JOBS).where(late | over).with_for_update(skip_locked=True)
             ).all()
@@ -399,7 +246,7 @@ class Store:
     def delete(self, ids: Sequence[str], tenant: str) -> list[Record]:
         """Forget ended jobs of a tenant; returns those that were there. Their blobs are the caller's task."""
         ended = [state for state in State if state.is_final]
-        with self._writer.begin() as connection:
+        with self.writing() as connection:
             wanted = JOBS.c.id.in_(ids) & (JOBS.c.tenant == tenant) & JOBS.c.state.in_(ended)
             rows = connection.execute(sa.select(JOBS).where(wanted)).all()
             connection.execute(sa.delete(JOBS).where(wanted))
@@ -407,90 +254,12 @@ class Store:
 
     def delete_older(self, before: float) -> list[Record]:
         """Forget jobs that ended before a moment; returns them, for their blobs."""
-        with self._writer.begin() as connection:
+        with self.writing() as connection:
             wanted = JOBS.c.finished_at < before
             rows = connection.execute(sa.select(JOBS).where(wanted)).all()
             connection.execute(sa.delete(JOBS).where(wanted))
             connection.execute(sa.delete(OUTBOX).where(OUTBOX.c.created_at < before))
         return self._changed([_record(row) for row in rows])
-
-    # --- outbox ---
-
-    def due_notices(self, now: float, limit: int) -> list[Notice]:
-        query = sa.select(OUTBOX).where(OUTBOX.c.due_at <= now).order_by(OUTBOX.c.due_at).limit(limit)
-        with self._engine.connect() as connection:
-            return [Notice(**row._mapping) for row in connection.execute(query)]
-
-    def next_notice_at(self) -> float | None:
-        """When the next notice is due; None where none waits."""
-        with self._engine.connect() as connection:
-            due_at: float | None = connection.execute(sa.select(sa.func.min(OUTBOX.c.due_at))).scalar_one()
-        return due_at
-
-    def delivered(self, notice_id: str, now: float) -> None:
-        self._tried(notice_id, delivered_at=now, due_at=None, last_error=None)
-
-    def not_delivered(self, notice_id: str, error: str, due_at: float | None) -> None:
-        """One more try went wrong; None gives up."""
-        self._tried(notice_id, due_at=due_at, last_error=error)
-
-    def dead_notices(self, limit: int) -> list[Notice]:
-        """What could not be delivered, newest first."""
-        query = sa.select(OUTBOX).where(_DEAD).order_by(OUTBOX.c.created_at.desc()).limit(limit)
-        with self._engine.connect() as connection:
-            return [Notice(**row._mapping) for row in connection.execute(query)]
-
-    def count_notices(self) -> tuple[int, int]:
-        """How many wait for a try, and how many were given up."""
-        waiting, dead = (
-            sa.select(sa.func.count()).select_from(OUTBOX).where(kind)
-            for kind in (OUTBOX.c.due_at.is_not(None), _DEAD)
-        )
-        with self._engine.connect() as connection:
-            return int(connection.execute(waiting).scalar_one()), int(connection.execute(dead).scalar_one())
-
-    def try_again(self, notice_id: str, now: float) -> bool:
-        """Deliver a given-up notice after all; whether there was such a one."""
-        with self._writer.begin() as connection:
-            revived = sa.update(OUTBOX).where(_DEAD, OUTBOX.c.id == notice_id).values(due_at=now, tries=0)
-            return connection.execute(revived).rowcount == 1
-
-    def _tried(self, notice_id: str, **values: Any) -> None:
-        with self._writer.begin() as connection:
-            changed = sa.update(OUTBOX).where(OUTBOX.c.id == notice_id)
-            connection.execute(changed.values(tries=OUTBOX.c.tries + 1, **values))
-
-    # --- keys ---
-
-    def add_key(self, key: ApiKey) -> None:
-        with self._writer.begin() as connection:
-            values = {name: getattr(key, name) for name in key.__dataclass_fields__}
-            connection.execute(sa.insert(KEYS).values(**values))
-
-    def key_by_digest(self, digest: str) -> ApiKey | None:
-        with self._engine.connect() as connection:
-            row = connection.execute(_KEY_BY_DIGEST, {"wanted": digest}).one_or_none()
-        return None if row is None else ApiKey(**row._mapping)
-
-    def key(self, key_id: str) -> ApiKey | None:
-        with self._engine.connect() as connection:
-            row = connection.execute(sa.select(KEYS).where(KEYS.c.id == key_id)).one_or_none()
-        return None if row is None else ApiKey(**row._mapping)
-
-    def all_keys(self) -> list[ApiKey]:
-        with self._engine.connect() as connection:
-            rows = connection.execute(sa.select(KEYS).order_by(KEYS.c.created_at)).all()
-        return [ApiKey(**row._mapping) for row in rows]
-
-    def revoke_key(self, key_id: str, now: float) -> bool:
-        """Whether there was such a key that still worked."""
-        working = (KEYS.c.id == key_id) & KEYS.c.revoked_at.is_(None)
-        with self._writer.begin() as connection:
-            return connection.execute(sa.update(KEYS).where(working).values(revoked_at=now)).rowcount == 1
-
-    def key_used(self, key_id: str, now: float) -> None:
-        with self._writer.begin() as connection:
-            connection.execute(sa.update(KEYS).where(KEYS.c.id == key_id).values(last_used_at=now))
 
     # --- inside a transaction ---
 
@@ -543,6 +312,8 @@ class Store:
     def _write(self, connection: Connection, record: Record, after: Job, now: float) -> Change:
         found = jobs.effects(record.job, after)
         connection.execute(sa.update(JOBS).where(JOBS.c.id == after.id).values(**_values(after)))
+        if (after.state, after.cancel_asked) != (record.job.state, record.job.cancel_asked):
+            tell(connection, after)
         if Effect.NOTIFY in found:
             audit.job_ended(connection, after, record.request, now)
         if Effect.NOTIFY in found and record.request.webhook_url is not None:
@@ -610,38 +381,3 @@ def _text(value: Progress | Output | Failure | None) -> str | None:
     if value is None:
         return None
     return json.dumps({name: getattr(value, name) for name in value.__dataclass_fields__})
-
-
-# --- the engine ---
-
-
-def _lock_file(url: URL) -> FileLock | None:
-    if url.get_backend_name() != "sqlite" or not url.database:
-        return None
-    lock = FileLock(f"{url.database}.lock", blocking=False)
-    try:
-        lock.acquire()
-    except Timeout:
-        raise AlreadyOpenError(f"{url.database} is open in another process") from None
-    return lock
-
-
-def _engine(url: URL) -> Engine:
-    engine = sa.create_engine(url)
-    if url.get_backend_name() == "sqlite":
-
-        @sa.event.listens_for(engine, "connect")
-        def durable(connection: Any, _: object) -> None:
-            connection.isolation_level = None  # transactions are begun below, by us
-            connection.execute("PRAGMA journal_mode = WAL")
-            connection.execute("PRAGMA synchronous = FULL")
-            connection.execute("PRAGMA busy_timeout = 10000")
-
-        @sa.event.listens_for(engine, "begin")
-        def at_once(connection: Connection) -> None:
-            # A transaction that reads first and writes later could not get the lock any more. What only reads
-            # needs none: each of its statements sees one state.
-            if connection.get_execution_options().get("writing", False):
-                connection.exec_driver_sql("BEGIN IMMEDIATE")
-
-    return engine

@@ -1,0 +1,73 @@
+"""What processes that share a PostgreSQL database tell each other: a line per change that others wait for.
+
+A line is sent in the transaction that makes the change, so it comes when that is on disk, or not at all.
+While a connection is away lines are lost; whoever listens looks for itself now and then.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator
+from dataclasses import asdict, dataclass
+
+import sqlalchemy as sa
+from sqlalchemy.engine import URL, Connection
+
+from server.jobs import Job, State
+
+CHANNEL = "lipsync_jobs"
+ASK_EVERY_S = 2.0
+"""So often a silent connection is asked whether it still holds."""
+
+
+@dataclass(frozen=True, slots=True)
+class News:
+    """A job came, began, was to stop, or ended.
+
+    Attributes:
+        ran_s: of one that succeeded, how long it took.
+    """
+
+    job_id: str
+    state: State
+    cancel_asked: bool
+    ran_s: float | None
+
+
+def tell(connection: Connection, job: Job) -> None:
+    """Send the news about a job with the transaction's commit; SQLite has nobody else to tell."""
+    if connection.dialect.name != "postgresql":
+        return
+    line = json.dumps(asdict(News(job.id, job.state, job.cancel_asked, job.ran_s)))
+    connection.execute(sa.select(sa.func.pg_notify(CHANNEL, line)))
+
+
+async def listen(
+    url: URL, limits: dict[str, int], answer_within_s: float
+) -> AsyncGenerator[News | None, None]:
+    """News as they come; None first, and whenever the connection was asked and holds.
+
+    Args:
+        url: of a PostgreSQL database.
+        limits: more of libpq's parameters.
+
+    Raises:
+        OSError: the connection could not be made, or is lost.
+    """
+    import psycopg  # comes with an extra
+
+    place = url.set(drivername="postgresql").render_as_string(hide_password=False)
+    try:
+        connection = await psycopg.AsyncConnection.connect(place, autocommit=True, **limits)  # type: ignore[arg-type]
+        async with connection:
+            await connection.execute(f"LISTEN {CHANNEL}")
+            while True:
+                yield None
+                async for notice in connection.notifies(timeout=ASK_EVERY_S):
+                    told = json.loads(notice.payload)
+                    yield News(**told | {"state": State(told["state"])})
+                async with asyncio.timeout(answer_within_s):
+                    await connection.execute("SELECT 1")
+    except psycopg.Error as error:
+        raise OSError(str(error).splitlines()[0]) from error

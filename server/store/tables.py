@@ -1,0 +1,67 @@
+"""The tables; `migrations` makes them."""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+
+metadata = sa.MetaData()
+
+JOBS = sa.Table(
+    "jobs",
+    metadata,
+    sa.Column("id", sa.String(32), primary_key=True),
+    sa.Column("tenant", sa.String(64), nullable=False),
+    sa.Column("request", sa.Text, nullable=False),
+    sa.Column("label", sa.String(200), nullable=False),
+    sa.Column("key_id", sa.String(16), nullable=False),
+    sa.Column("idempotency_key", sa.String(200)),
+    sa.Column("created_at", sa.Float, nullable=False),
+    sa.Column("priority", sa.Integer, nullable=False),
+    sa.Column("state", sa.String(16), nullable=False),
+    sa.Column("fence", sa.Integer, nullable=False),
+    sa.Column("attempts", sa.Integer, nullable=False),
+    sa.Column("lease_until", sa.Float),
+    sa.Column("started_at", sa.Float),
+    sa.Column("finished_at", sa.Float),
+    sa.Column("cancel_asked", sa.Boolean, nullable=False),
+    sa.Column("progress", sa.Text),
+    sa.Column("output", sa.Text),
+    sa.Column("failure", sa.Text),
+    sa.UniqueConstraint("tenant", "idempotency_key", name="one_job_per_key"),
+    sa.Index("by_turn", "state", "tenant", "priority", "created_at"),
+    sa.Index("by_tenant", "tenant", "created_at"),
+    sa.Index("by_key", "key_id", "created_at"),
+)
+
+OUTBOX = sa.Table(
+    "outbox",
+    metadata,
+    sa.Column("id", sa.String(32), primary_key=True),
+    sa.Column("job_id", sa.String(32), nullable=False),
+    sa.Column("tenant", sa.String(64), nullable=False),
+    sa.Column("url", sa.Text, nullable=False),
+    sa.Column("created_at", sa.Float, nullable=False),
+    sa.Column("due_at", sa.Float),
+    sa.Column("tries", sa.Integer, nullable=False),
+    sa.Column("delivered_at", sa.Float),
+    sa.Column("last_error", sa.Text),
+    sa.Index("by_due", "due_at"),
+)
+
+KEYS = sa.Table(
+    "keys",
+    metadata,
+    sa.Column("id", sa.String(16), primary_key=True),
+    sa.Column("tenant", sa.String(64), nullable=False),
+    sa.Column("name", sa.String(100), nullable=False),
+    sa.Column("digest", sa.String(64), nullable=False, unique=True),
+    sa.Column("scopes", sa.String(100), nullable=False),
+    sa.Column("webhook_secret", sa.String(100), nullable=False),
+    sa.Column("requests_per_minute", sa.Integer),
+    sa.Column("max_active_jobs", sa.Integer),
+    sa.Column("max_jobs_per_day", sa.Integer),
+    sa.Column("created_at", sa.Float, nullable=False),
+    sa.Column("expires_at", sa.Float),
+    sa.Column("revoked_at", sa.Float),
+    sa.Column("last_used_at", sa.Float),
+)
