@@ -2,8 +2,8 @@
 
     python scripts/bench_start.py --model tiny --runs 3        # prints JSON
 
-Each run is a process of its own. `loaded` is when the weights are on the device, `ready` when one window has been
-denoised and decoded: what a server's worker does before it says that it is ready.
+Each run is a process of its own. `loaded` is when the weights are on the device, `ready` when one window has
+been denoised and decoded: what a server's worker does before it says that it is ready.
 """
 
 from __future__ import annotations
