@@ -166,6 +166,15 @@ def test_presets_are_as_close_to_exact_as_documented(name: str) -> None:
     assert f"| {row['ssim']:.3f} | {row['psnr_db']:.1f} |" in text
 
 
+def test_stages_around_the_model_are_as_fast_as_documented() -> None:
+    found = json.loads((ROOT / "benchmarks" / "stages.json").read_text())
+    text = (ROOT / "docs" / "speed.md").read_text()
+    for stage in ("crop", "paste", "together"):
+        times = [found[resolution][stage]["times"] for resolution in ("256", "512")]
+        assert min(times) > 3
+        assert " | ".join(f"{value:.1f}" for value in times) in text
+
+
 # --- counted at full size ---
 
 
