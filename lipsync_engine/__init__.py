@@ -12,7 +12,17 @@ if TYPE_CHECKING:
     from lipsync_engine.batch import run_batch
     from lipsync_engine.cast import dialogue
     from lipsync_engine.errors import ErrorCode, LipSyncError
-    from lipsync_engine.params import FaceChoice, LoopMode, Motion, Order, Quality, Speaker, SyncParams, Tail
+    from lipsync_engine.params import (
+        FaceChoice,
+        LoopMode,
+        Motion,
+        Order,
+        Provenance,
+        Quality,
+        Speaker,
+        SyncParams,
+        Tail,
+    )
     from lipsync_engine.pipeline import LipSyncPipeline, SyncResult
     from lipsync_engine.progress import Progress, Stage
 
@@ -25,6 +35,7 @@ _HOME = {
     "Motion": "params",
     "Order": "params",
     "Progress": "progress",
+    "Provenance": "params",
     "Quality": "params",
     "Speaker": "params",
     "Stage": "progress",
@@ -44,6 +55,7 @@ __all__ = [
     "Motion",
     "Order",
     "Progress",
+    "Provenance",
     "Quality",
     "Speaker",
     "Stage",

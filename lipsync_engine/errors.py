@@ -6,7 +6,7 @@
     │   ├── MediaError                a video, audio or image file
     │   └── FaceError                 nobody to lip-sync in the picture
     ├── WeightsError                  model files: missing, damaged, of another architecture
-    ├── ResourceError                 disk, memory, device, a child process over its limits
+    ├── ResourceError                 disk, memory, device, a child process over its limits, the signer
     ├── OutputError                   the result is not fit to be published
     └── Cancelled                     the caller asked to stop
 
@@ -23,6 +23,7 @@ class ErrorCode(StrEnum):
 
     PARAMETER_INVALID = "parameter_invalid"
     MANIFEST_INVALID = "manifest_invalid"
+    CONSENT_REQUIRED = "consent_required"
 
     INPUT_NOT_FOUND = "input_not_found"
     INPUT_IS_DIRECTORY = "input_is_directory"
@@ -56,6 +57,7 @@ class ErrorCode(StrEnum):
     FFMPEG_MISSING = "ffmpeg_missing"
     JOB_BUSY = "job_busy"
     WORKER_LOST = "worker_lost"
+    SIGNING_FAILED = "signing_failed"
 
     OUTPUT_NOT_FINITE = "output_not_finite"
     OUTPUT_FLAT = "output_flat"
@@ -70,6 +72,7 @@ class ErrorCode(StrEnum):
 EXIT_STATUS: dict[ErrorCode, int] = {
     ErrorCode.PARAMETER_INVALID: 2,
     ErrorCode.MANIFEST_INVALID: 3,
+    ErrorCode.CONSENT_REQUIRED: 6,
     ErrorCode.INPUT_NOT_FOUND: 10,
     ErrorCode.INPUT_IS_DIRECTORY: 11,
     ErrorCode.INPUT_EMPTY: 12,
@@ -99,6 +102,7 @@ EXIT_STATUS: dict[ErrorCode, int] = {
     ErrorCode.FFMPEG_MISSING: 54,
     ErrorCode.JOB_BUSY: 55,
     ErrorCode.WORKER_LOST: 56,
+    ErrorCode.SIGNING_FAILED: 57,
     ErrorCode.OUTPUT_NOT_FINITE: 60,
     ErrorCode.OUTPUT_FLAT: 61,
     ErrorCode.OUTPUT_NOISE: 62,

@@ -171,6 +171,25 @@ EXACT = Shortcuts()
 
 
 @dataclass(frozen=True, slots=True)
+class Provenance:
+    """What a caller knows of a job that decides no pixel; hashes of it are signed with the result.
+
+    Attributes:
+        consent: reference to the consent of the person shown, 1 to 200 printable characters.
+        job: the caller's name of the job; None: one made of its inputs and options.
+    """
+
+    consent: str | None = None
+    job: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.consent is not None and not (0 < len(self.consent) <= 200 and self.consent.isprintable()):
+            raise ParameterError(
+                "consent must have 1 to 200 printable characters: give a reference, not a text."
+            )
+
+
+@dataclass(frozen=True, slots=True)
 class SyncParams:
     """Everything a caller may choose about one job; frozen, so that it can name cached work.
 

@@ -29,11 +29,12 @@ from pydantic import TypeAdapter
 
 from lipsync_engine import faces, media
 from lipsync_engine.cast import Cast
+from lipsync_engine.credentials import Facts, Marker, require_consent, signed_beside
 from lipsync_engine.device import choose_device
 from lipsync_engine.drawn_faces import DrawnFaceDetector
 from lipsync_engine.errors import ErrorCode, FaceError, InputError, ParameterError, ResourceError
 from lipsync_engine.models import LipSyncModel, load_model
-from lipsync_engine.params import Motion, Speaker, SyncParams
+from lipsync_engine.params import Motion, Provenance, Speaker, SyncParams
 from lipsync_engine.plan import Plan, analyse
 from lipsync_engine.portrait import Clips, animate
 from lipsync_engine.progress import Meter, Progress, Stage, Watchable
@@ -70,6 +71,8 @@ class SyncResult:
         seed, num_inference_steps, guidance_scale, model, weights_sha256, device, dtype: what decided the
             pixels.
         seconds: per stage.
+        job: the name whose SHA-256 stands in the content credentials.
+        is_marked: it carries them.
         warnings: sentences about what was asked for and not done.
     """
 
@@ -90,6 +93,8 @@ class SyncResult:
     device: str
     dtype: str
     seconds: StageSeconds
+    job: str
+    is_marked: bool
     warnings: tuple[str, ...] = ()
 
 
@@ -102,6 +107,7 @@ class LipSyncPipeline:
         cache_dir: for analyses, generated motion and unfinished work; None: LIPSYNC_CACHE_DIR, else the
             user's cache folder.
         weights: where models of generated motion come from; None: as `from_pretrained` takes them.
+        marker: signs results; None: as the environment says.
     """
 
     def __init__(
@@ -111,11 +117,13 @@ class LipSyncPipeline:
         *,
         cache_dir: Path | None = None,
         weights: WeightsStore | None = None,
+        marker: Marker | None = None,
     ) -> None:
         self.model = model
         self.detector = detector
         self._cache_dir = cache_dir or default_cache_dir()
         self._weights = weights or WeightsStore()
+        self.marker = marker or Marker.from_environment()
 
     @classmethod
     def from_pretrained(
@@ -127,6 +135,7 @@ class LipSyncPipeline:
         detector: str | None = None,
         weights_dir: Path | None = None,
         cache_dir: Path | None = None,
+        marking: str | None = None,
     ) -> Self:
         """Load a model of the manifest.
 
@@ -138,16 +147,19 @@ class LipSyncPipeline:
             weights_dir: where downloaded weights lie; None: LIPSYNC_WEIGHTS_DIR, else the user's cache
                 folder.
             cache_dir: see the class.
+            marking: what happens to a result that cannot be signed: required, best_effort, or off, where none
+                is to be; None: LIPSYNC_MARKING, else required.
 
         Raises:
             WeightsError: files are missing or do not fit; the message names the command that helps.
-            ResourceError: the device is not there.
+            ResourceError: the device is not there. ParameterError: marking.
         """
+        marker = Marker.from_environment(marking)
         store = WeightsStore(weights_dir)
         chosen = choose_device(device, dtype)
         model = load_model(name, device=chosen.device, dtype=chosen.dtype, store=store)
         finder = load_detector(detector or store.entry(name).detector, store)
-        return cls(model, finder, cache_dir=cache_dir, weights=store)
+        return cls(model, finder, cache_dir=cache_dir, weights=store, marker=marker)
 
     def __call__(
         self,
@@ -157,9 +169,12 @@ class LipSyncPipeline:
         params: SyncParams | None = None,
         *,
         output_audio: Path | str | None = None,
+        provenance: Provenance | None = None,
     ) -> SyncResult:
         """`run` without looking at its progress."""
-        return _finished(self.run(video, audio, output, params, output_audio=output_audio))
+        return _finished(
+            self.run(video, audio, output, params, output_audio=output_audio, provenance=provenance)
+        )
 
     def run(
         self,
@@ -169,6 +184,7 @@ class LipSyncPipeline:
         params: SyncParams | None = None,
         *,
         output_audio: Path | str | None = None,
+        provenance: Provenance | None = None,
     ) -> Generator[Progress, None, SyncResult]:
         """Make the video.
 
@@ -180,6 +196,7 @@ class LipSyncPipeline:
             params: options; None: the default preset.
             output_audio: what is heard, where that is not `audio` (a mix with music, say). Several voices are
                 mixed.
+            provenance: what is signed with the result besides its making.
 
         Yields:
             Progress of each stage.
@@ -190,6 +207,20 @@ class LipSyncPipeline:
         Raises:
             LipSyncError: with the code of what went wrong; nothing half-made is left behind.
         """
+        self._prepare(Path(output), provenance)
+        return (yield from self._run(video, audio, output, params, output_audio, provenance, Path(video)))
+
+    def _run(
+        self,
+        video: Path | str,
+        audio: Path | str | Sequence[Speaker],
+        output: Path | str,
+        params: SyncParams | None,
+        output_audio: Path | str | None,
+        provenance: Provenance | None,
+        source: Path,
+    ) -> Generator[Progress, None, SyncResult]:
+        """`run`, of a video that was made from `source`."""
         params = params or SyncParams()
         # 1. Look at the inputs and the output's place before any heavy work.
         video_info = media.probe_video(Path(video))
@@ -233,15 +264,17 @@ class LipSyncPipeline:
             yield from shown.render(plan)
             seconds[Stage.RENDER] = shown.seconds
 
-            # 4. Join them with the sound and publish.
+            # 4. Join them with the sound, sign, and publish.
             meter = Meter(Stage.ASSEMBLE, 1)
             yield meter.at(0)
             media.assemble(shown.files, part, video_info, plan.header.fps, params.quality, audio=sound)
+            facts = self._facts(plan, provenance or Provenance(), key)
+            unmarked = self.marker.mark(part, source, facts)
             part.replace(output)
             yield meter.at(1)
             seconds[Stage.ASSEMBLE] = meter.elapsed_s
             shutil.rmtree(folder)
-        return self._result(plan, Path(output), shown.resumed, seconds)
+        return self._result(plan, Path(output), shown.resumed, seconds, facts.job, unmarked)
 
     def portrait(
         self,
@@ -254,6 +287,7 @@ class LipSyncPipeline:
         prompt: str | None = None,
         motion_model: str | None = None,
         output_audio: Path | str | None = None,
+        provenance: Provenance | None = None,
     ) -> SyncResult:
         """`run_portrait` without looking at its progress."""
         return _finished(
@@ -266,6 +300,7 @@ class LipSyncPipeline:
                 prompt=prompt,
                 motion_model=motion_model,
                 output_audio=output_audio,
+                provenance=provenance,
             )
         )
 
@@ -280,6 +315,7 @@ class LipSyncPipeline:
         prompt: str | None = None,
         motion_model: str | None = None,
         output_audio: Path | str | None = None,
+        provenance: Provenance | None = None,
     ) -> Generator[Progress, None, SyncResult]:
         """Make a still picture speak, as long as the voice lasts, at 25 fps.
 
@@ -289,13 +325,14 @@ class LipSyncPipeline:
             prompt: for generated motion, what happens in the picture besides speaking; None: the person
                 idles. That lips are closed and the camera stands still is always added.
             motion_model: for generated motion, a model of the manifest; None: the first that can do it.
-            audio, output, params, output_audio: as for `run`.
+            audio, output, params, output_audio, provenance: as for `run`.
 
         Yields, Returns, Raises:
             As `run`. WeightsError where files for generated motion are missing, before any work.
         """
         params = params or SyncParams()
         media.check_output(Path(output), (Path(picture),))
+        self._prepare(Path(output), provenance)
         still = media.read_picture(Path(picture), params.max_short_side)
         how, warnings = self._motion(motion, prompt, motion_model)
         alone = isinstance(audio, (str, Path))
@@ -312,7 +349,9 @@ class LipSyncPipeline:
             moving = dataclasses.replace(params, max_short_side=None)
             spoken = voices[0] if alone else cast.speakers
             try:
-                result = yield from self.run(film, spoken, output, moving, output_audio=output_audio)
+                result = yield from self._run(
+                    film, spoken, output, moving, output_audio, provenance, Path(picture)
+                )
             except FaceError as error:
                 if motion is not Motion.GENERATED:
                     raise
@@ -337,8 +376,56 @@ class LipSyncPipeline:
             for name in unused
         )
 
+    def compare(
+        self, video: Path, result: SyncResult, output: Path, provenance: Provenance | None = None
+    ) -> str | None:
+        """Source and result side by side, signed like the result.
+
+        Returns:
+            A sentence where it is left unmarked.
+
+        Raises:
+            As `media.side_by_side`, and SigningError.
+        """
+        self.marker.prepare(output)
+        with _resource_errors(), _unpublished(output, (video, result.output), "compare") as part:
+            media.side_by_side(video, result.output, part, result.frames)
+            facts = Facts(
+                model=result.model,
+                weights_sha256=result.weights_sha256,
+                seed=result.seed,
+                num_inference_steps=result.num_inference_steps,
+                job=result.job,
+                consent=None if provenance is None else provenance.consent,
+            )
+            unmarked = self.marker.mark(part, video, facts)
+            part.replace(output)
+        return unmarked
+
+    def _prepare(self, output: Path, provenance: Provenance | None) -> None:
+        """Whether this job may run and its result can be signed."""
+        require_consent((provenance or Provenance()).consent)
+        self.marker.prepare(output)
+
+    def _facts(self, plan: Plan, provenance: Provenance, key: str) -> Facts:
+        info, params = self.model.info, plan.header.params
+        return Facts(
+            model=info.name,
+            weights_sha256=info.weights_sha256,
+            seed=params.seed,
+            num_inference_steps=params.num_inference_steps or info.num_inference_steps,
+            job=provenance.job or key,
+            consent=provenance.consent,
+        )
+
     def _result(
-        self, plan: Plan, output: Path, segments_resumed: int, seconds: dict[Stage, float]
+        self,
+        plan: Plan,
+        output: Path,
+        segments_resumed: int,
+        seconds: dict[Stage, float],
+        job: str,
+        unmarked: str | None,
     ) -> SyncResult:
         info, params = self.model.info, plan.header.params
         guidance = info.guidance_scale if params.guidance_scale is None else params.guidance_scale
@@ -361,6 +448,9 @@ class LipSyncPipeline:
             device=str(self.model.device),
             dtype=str(self.model.dtype).removeprefix("torch."),
             seconds=StageSeconds(**{stage.value: seconds[stage] for stage in Stage}),
+            job=job,
+            is_marked=unmarked is None,
+            warnings=() if unmarked is None else (unmarked,),
         )
 
     def _job_key(self, video_hash: str, voices: Sequence[Path], cast: Cast | None, params: SyncParams) -> str:
@@ -518,11 +608,14 @@ def _unpublished(output: Path, inputs: tuple[Path, ...], key: str) -> Generator[
     """
     media.check_output(output, inputs)
     part = output.with_name(f".{output.stem}.{key[:8]}.part{output.suffix}")
-    part.unlink(missing_ok=True)
+    left = (part, signed_beside(part))
+    for path in left:
+        path.unlink(missing_ok=True)
     try:
         yield part
     finally:
-        part.unlink(missing_ok=True)
+        for path in left:
+            path.unlink(missing_ok=True)
 
 
 @contextmanager

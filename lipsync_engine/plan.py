@@ -36,6 +36,9 @@ IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp"})
 SEGMENT_S = 6.0
 """Length of a segment: its lead window must cost little, and a crash must lose little."""
 
+FIRST_SEGMENT_S = 2.0
+"""Length of the first one, which somebody may be waiting to see."""
+
 ANALYSIS_MAX_SIDE = 960
 """Faces are searched in frames scaled down to this longest side, pixels."""
 
@@ -119,7 +122,7 @@ class Plan:
             for weight in arrays.weight
         )
         self.segments: tuple[Segment, ...] = timeline.plan_segments(
-            len(arrays.order), self.windows, header.fps, SEGMENT_S
+            len(arrays.order), self.windows, header.fps, FIRST_SEGMENT_S, SEGMENT_S
         )
 
     @property

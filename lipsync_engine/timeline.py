@@ -264,9 +264,9 @@ class Segment:
 
 
 def plan_segments(
-    n_frames: int, windows: Sequence[Sequence[Window]], fps: Fraction, target_s: float
+    n_frames: int, windows: Sequence[Sequence[Window]], fps: Fraction, first_s: float, usual_s: float
 ) -> tuple[Segment, ...]:
-    """Cut [0, n_frames) into segments of about `target_s`.
+    """Cut [0, n_frames) into segments of about `usual_s`; the first of about `first_s`.
 
     Args:
         windows: of each speaker. The first one's own frames are never split; a window of another speaker that
@@ -275,9 +275,10 @@ def plan_segments(
     allowed = np.ones(n_frames + 1, dtype=bool)
     for window in windows[0]:
         allowed[window.own[0] + 1 : window.own[-1] + 1] = False
-    target = max(1, round(target_s * float(fps)))
+    first, usual = (max(1, round(length_s * float(fps))) for length_s in (first_s, usual_s))
     borders = [0]
     while borders[-1] < n_frames:
+        target = usual if borders[-1] > 0 else first
         candidates = np.flatnonzero(allowed[borders[-1] + target :])
         nearest = borders[-1] + target + int(candidates[0]) if len(candidates) else n_frames
         # A short rest would cost a lead window for nothing: it joins the last segment.
@@ -290,13 +291,13 @@ def plan_segments(
 
 
 def settled_segments(
-    segments: Sequence[Segment], n_frames: int, fps: Fraction, window_frames: int, target_s: float
+    segments: Sequence[Segment], n_frames: int, fps: Fraction, window_frames: int, usual_s: float
 ) -> tuple[Segment, ...]:
     """Those that stay as they are when more frames follow the `n_frames` that they were planned for.
 
     A run that goes on moves its last two windows, and a short rest joins the segment before it.
     """
-    margin = max(3 * window_frames * phases(fps), round(target_s * float(fps)) // 2 + 1)
+    margin = max(3 * window_frames * phases(fps), round(usual_s * float(fps)) // 2 + 1)
     return tuple(segment for segment in segments if segment.stop <= n_frames - margin)
 
 

@@ -145,7 +145,7 @@ class Live:
         return [pid for pid in descendants(self.process.pid) if b"server.worker" in command_line(pid)]
 
 
-def until(what: Callable[[], Any], otherwise: str, seconds: float = 60, pause_s: float = 0.002) -> None:
+def until(what: Callable[[], Any], otherwise: str, seconds: float = 60, pause_s: float = 0.01) -> None:
     """Look again and again, with pauses.
 
     Raises:

@@ -33,7 +33,7 @@ from lipsync_engine import media
 UNFINISHED = 4
 """So many jobs are kept in the queue."""
 
-LENGTHS_S = (0.8, 1.6, 9.6)
+LENGTHS_S = (0.8, 1.6, 4.8)
 """Of the voices: the longest makes two segments."""
 
 CALM_S = 6.0

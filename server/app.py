@@ -12,6 +12,7 @@ import logging
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
+from importlib.metadata import version
 from typing import Annotated, Any
 
 from asgi_correlation_id import CorrelationIdMiddleware
@@ -21,13 +22,14 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse, Response
 from starlette.exceptions import HTTPException
 
-from server import auth, page
+from server import audit, auth, page
 from server.auth import Keyring, RateLimit, Scope, Signer
 from server.blobs import Blobs
 from server.board import Board
 from server.dialects import native, studio, wavespeed
 from server.dialects.common import Refusal, refusal_of, signed_headers
 from server.fetch import Inputs
+from server.gate import Gate
 from server.jobs import Job, Policy
 from server.metrics import TEXT_TYPE, Measured, Metrics
 from server.polls import Polls
@@ -93,9 +95,11 @@ class Server:
             recycle_growth_bytes=settings.recycle_growth_bytes,
             log_format=settings.log_format,
             drain_s=settings.drain_s,
+            environment=settings.signing,
         )
+        gate = Gate(self.board, settings.job_hook, settings.job_hook_timeout_s)
         inputs = Inputs(self.transport, self.blobs)
-        self.supervisor = Supervisor(self.board, self.blobs, inputs, devices, work)
+        self.supervisor = Supervisor(self.board, self.blobs, inputs, gate, devices, work)
         self.board.on_end = self._ended
         letters: dict[str, Letter] = {
             wavespeed.NAME: partial(self._letter, wavespeed.webhook_body),
@@ -111,6 +115,7 @@ class Server:
     async def running(self) -> AsyncIterator[None]:
         async with self.transport:
             await self.board.recover()
+            await self._note_start()
             self.supervisor.start()
             works = (self.webhooks.run, self._tick, self._sweep)
             tasks = [asyncio.create_task(_kept_up(work)) for work in works]
@@ -123,6 +128,20 @@ class Server:
                 await asyncio.gather(*tasks, return_exceptions=True)
                 self.board.close()
                 self.store.close()
+
+    async def _note_start(self) -> None:
+        """What the operator has decided about marking and consent is on record."""
+        settings = self.settings
+        if settings.marking == "off":
+            log.warning("marking is off: results carry no content credentials")
+        facts = {
+            "version": version("lipsync-engine"),
+            "marking": settings.marking,
+            "require_consent": settings.require_consent,
+            "job_hook": settings.job_hook is not None,
+        }
+        entry = audit.Entry(self.board.now(), audit.SERVER_STARTED, facts)
+        await self.board.write(partial(self.store.audit.add, entry))
 
     async def _tick(self) -> None:
         """Limits of waiting and running jobs."""
@@ -140,6 +159,11 @@ class Server:
         before = self.board.now() - self.settings.retention_s
         for record in await self.board.write(partial(self.store.delete_older, before)):
             self.site.forget_files(record)
+        if (kept_s := self.settings.audit_retention_s) is not None:
+            await self.board.write(partial(self.store.audit.delete_older, self.board.now() - kept_s))
+        for left in self.settings.data_dir.glob(f"{native.VERIFYING}*"):  # of a server that was killed
+            if left.stat().st_mtime < before:
+                left.unlink(missing_ok=True)
         for blob in await asyncio.to_thread(self.blobs.older_than, before):
             self.blobs.delete(blob.name)
 
@@ -268,6 +292,20 @@ def _operations(app: FastAPI, server: Server) -> None:
         )
         text, key = await server.board.write(make)
         return JSONResponse({"id": key.id, "key": text, "tenant": tenant, "name": name, "scopes": key.scopes})
+
+    @app.get("/admin/audit")
+    async def audit_log(
+        http: HttpRequest,
+        since: Annotated[float | None, Query(description="First moment, seconds since 1970.")] = None,
+        until: Annotated[float | None, Query(description="Moment before which it ends.")] = None,
+        after: Annotated[int, Query(ge=0, le=2**31 - 1, description="Id of the last entry seen.")] = 0,
+        limit: Annotated[int, Query(ge=1, le=10_000)] = 1000,
+    ) -> Response:
+        server.site.caller(http, Scope.ADMIN)
+        page = partial(server.store.audit.page, after=after, since=since, until=until, limit=limit)
+        entries = await asyncio.to_thread(page)
+        lines = "".join(f"{entry.to_json()}\n" for entry in entries)
+        return Response(lines, media_type="application/jsonl")
 
     @app.get("/admin/webhooks/dead")
     async def dead_webhooks(http: HttpRequest) -> Response:

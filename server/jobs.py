@@ -82,12 +82,16 @@ class Output:
         device_s: seconds spent on the device.
         media_s: how long the result is.
         warnings: what was asked for and could not be done.
+        is_marked: it carries content credentials; None: nobody remembers.
+        sha256: of the file, in hex; None: nobody remembers.
     """
 
     blob: str
     device_s: float
     media_s: float = 0.0
     warnings: tuple[str, ...] = ()
+    is_marked: bool | None = None
+    sha256: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

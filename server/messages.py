@@ -110,6 +110,7 @@ class Request:
         options: of the engine.
         key_id: of the API key that asked; its secret signs the webhook.
         request_id: of the HTTP request that submitted it; stands in logs and in the webhook's headers.
+        consent: reference to the consent of the person shown.
         webhook_url: told about the end.
     """
 
@@ -122,6 +123,7 @@ class Request:
     options: Options = field(default_factory=Options)
     webhook_url: str | None = None
     request_id: str = "-"
+    consent: str | None = None
 
     def to_json(self) -> str:
         return _REQUEST.dump_json(self).decode()
@@ -152,6 +154,7 @@ class Start:
     segments: tuple[Segment, ...]
     output: str
     options: Options
+    consent: str | None = None
     kind: Literal["start"] = "start"
 
 
@@ -218,12 +221,14 @@ class Done:
         device_s: rendering alone.
         media_s: how long the result is.
         warnings: sentences on what was asked for and could not be done.
+        is_marked: it carries content credentials.
     """
 
     job_id: str
     device_s: float
     media_s: float
     warnings: tuple[str, ...]
+    is_marked: bool
     kind: Literal["done"] = "done"
 
 

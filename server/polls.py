@@ -17,7 +17,7 @@ from server.dialects import wavespeed
 from server.dialects.common import Refusal, refusal_of
 from server.site import BusyError, RefusedError, Site
 
-PATH = re.compile(rf"({'|'.join(wavespeed.PREFIXES)})/predictions/([0-9a-f]{{32}})(/result)?")
+PATH = re.compile(rf"(?:{'|'.join(wavespeed.PREFIXES)})/predictions/([0-9a-f]{{32}})(/result)?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,9 +38,9 @@ class Polls:
         if not is_get or not (found := PATH.fullmatch(scope["path"])):
             await self._app(scope, receive, send)
             return
-        scope["route"] = _Route(f"{found[1]}/predictions/{{job_id}}{found[3] or ''}")
+        scope["route"] = _Route(f"/predictions/{{job_id}}{found[2] or ''}")
         try:
-            response = await wavespeed.poll(self._site, HttpRequest(scope), found[2])
+            response = await wavespeed.poll(self._site, HttpRequest(scope), found[1])
         except (Refusal, RefusedError, BusyError) as error:
             response = wavespeed.error_answer(refusal_of(error))
         await response(scope, receive, send)

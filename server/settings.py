@@ -22,10 +22,11 @@ from pydantic_settings import (
 )
 
 PREFIX = "LIPSYNC_"
-ENGINE_VARIABLES = {"CACHE_DIR", "WEIGHTS_DIR", "FFMPEG", "DEVICE", "CONFIG"}
+ENGINE_VARIABLES = {"CACHE_DIR", "WEIGHTS_DIR", "FFMPEG", "DEVICE", "CREDENTIALS_DIR", "CONFIG"}
 """LIPSYNC_ variables that belong to the engine, and the one that names the file."""
 
 LogFormat = Literal["text", "json"]
+Marking = Literal["required", "best_effort", "off"]
 PortraitMotion = Literal["still", "natural", "generated"]
 Names = Annotated[tuple[str, ...], NoDecode]
 """Comma-separated in the environment, a list in the file."""
@@ -95,6 +96,37 @@ class Settings(BaseSettings):
         ge=1,
         description="A worker that holds that much more memory than when fresh is replaced.",
     )
+    marking: Marking = Field(
+        "required",
+        description="Results are signed as generated: `required` (a job that cannot be signed fails), "
+        "`best_effort` (it is done, unmarked, with a warning) or `off`.",
+    )
+    signing_chain: Path | None = Field(
+        None,
+        description="PEM file: the signer's certificate, then those up to the root; unset: a "
+        "development certificate is made in the data folder.",
+    )
+    signing_key: Path | None = Field(None, description="PEM file with the private key of that certificate.")
+    signing_command: str | None = Field(
+        None,
+        description="Instead of a key: a command that reads bytes and writes their raw signature.",
+    )
+    trust_anchors: Path | None = Field(
+        None, description="PEM file of further roots whose signatures count as known."
+    )
+    require_consent: bool = Field(
+        False,
+        description="Refuse jobs that give no `consent`, a reference to the consent of the person shown.",
+    )
+    job_hook: str | None = Field(
+        None, description="URL or command that is asked before every job and may refuse it."
+    )
+    job_hook_timeout_s: float = Field(
+        10, gt=0, description="A hook that has not answered by then counts as broken, and the job is refused."
+    )
+    audit_retention_s: float | None = Field(
+        None, gt=0, description="Entries of the audit log older than this are deleted; unset: none is."
+    )
     log_format: LogFormat = Field("text", description="`text` or `json`: one object per line.")
     drain_s: float = Field(30, ge=0, description="How long a stopping server lets running jobs finish.")
 
@@ -119,6 +151,19 @@ class Settings(BaseSettings):
         named = os.environ.get(f"{PREFIX}CONFIG")
         file = (TomlConfigSettingsSource(settings_cls, Path(named)),) if named else ()
         return (init_settings, env_settings, *file)
+
+    @property
+    def signing(self) -> dict[str, str]:
+        """The environment in which the engine signs and verifies."""
+        given = {
+            "MARKING": self.marking,
+            "SIGNING_CHAIN": self.signing_chain,
+            "SIGNING_KEY": self.signing_key,
+            "SIGNING_COMMAND": self.signing_command,
+            "TRUST_ANCHORS": self.trust_anchors,
+            "CREDENTIALS_DIR": os.environ.get(f"{PREFIX}CREDENTIALS_DIR", self.data_dir / "credentials"),
+        }
+        return {f"{PREFIX}{name}": str(value) for name, value in given.items() if value is not None}
 
     @property
     def database(self) -> str:

@@ -21,7 +21,7 @@ from alembic.config import Config
 from filelock import FileLock, Timeout
 from sqlalchemy.engine import URL, Connection, Engine, make_url
 
-from server import jobs
+from server import audit, jobs
 from server.jobs import Effect, Failure, Job, Output, Policy, Progress, State
 from server.messages import Request
 from server.recent import Recent
@@ -203,6 +203,7 @@ class Store:
         self._file_lock = _lock_file(parsed)
         self._engine = _engine(parsed)
         self._writer = self._engine.execution_options(writing=True)
+        self.audit = audit.AuditLog(self._writer)
         self._recent = Recent[Record](RECENT_JOBS) if self._file_lock is not None else None
         config = Config()
         config.set_main_option("script_location", str(MIGRATIONS))
@@ -257,6 +258,7 @@ class Store:
                     raise QueueFullError
                 self._require_quota(connection, request.key_id, job.created_at)
                 connection.execute(sa.insert(JOBS).values(id=job.id, **values))
+                audit.job_submitted(connection, job, request)
         except sa.exc.IntegrityError:
             # PostgreSQL lets another process put the same key in between the look and the write.
             with self._engine.connect() as connection:
@@ -541,6 +543,8 @@ class Store:
     def _write(self, connection: Connection, record: Record, after: Job, now: float) -> Change:
         found = jobs.effects(record.job, after)
         connection.execute(sa.update(JOBS).where(JOBS.c.id == after.id).values(**_values(after)))
+        if Effect.NOTIFY in found:
+            audit.job_ended(connection, after, record.request, now)
         if Effect.NOTIFY in found and record.request.webhook_url is not None:
             notice = {
                 "id": after.id,

@@ -28,6 +28,7 @@ from server import jobs
 from server.blobs import Blobs, preview_folder, still_blob
 from server.board import Board
 from server.fetch import Inputs
+from server.gate import Gate, sha256_of
 from server.jobs import Failure, Job, NotAllowedError, Output, Progress
 from server.messages import (
     Done,
@@ -78,6 +79,7 @@ class WorkerSettings:
     recycle_growth_bytes: int
     log_format: str
     drain_s: float
+    environment: dict[str, str]
 
 
 class WorkerGoneError(Exception):
@@ -115,12 +117,20 @@ class Supervisor:
     """
 
     def __init__(
-        self, board: Board, blobs: Blobs, inputs: Inputs, devices: tuple[str, ...], settings: WorkerSettings
+        self,
+        board: Board,
+        blobs: Blobs,
+        inputs: Inputs,
+        gate: Gate,
+        devices: tuple[str, ...],
+        settings: WorkerSettings,
     ) -> None:
         # Workers are started by a thread that does not give way, for they inherit what their starter has. It
         # lives as long as this process: the kernel kills a worker whose starter is gone.
         self._starter = ThreadPoolExecutor(1, thread_name_prefix="starter")
-        self._seats = [_Seat(device, board, blobs, inputs, settings, self._starter) for device in devices]
+        self._seats = [
+            _Seat(device, board, blobs, inputs, gate, settings, self._starter) for device in devices
+        ]
         self._board, self._blobs = board, blobs
         self._folder, self._drain_s = settings.folder / "jobs", settings.drain_s
         self._tasks: list[asyncio.Task[None]] = []
@@ -183,6 +193,7 @@ class _Seat:
         board: Board,
         blobs: Blobs,
         inputs: Inputs,
+        gate: Gate,
         settings: WorkerSettings,
         starter: ThreadPoolExecutor,
     ) -> None:
@@ -190,7 +201,7 @@ class _Seat:
         self.is_ready = False
         self.starts = 0
         self._board, self._blobs, self._inputs, self._settings = board, blobs, inputs, settings
-        self._starter = starter
+        self._gate, self._starter = gate, starter
         self._leaving = asyncio.Event()
         self._current: asyncio.Task[None] | None = None
         self._current_id: str | None = None
@@ -266,9 +277,17 @@ class _Seat:
             folder.mkdir(parents=True, exist_ok=True)
             last = await self._work(record, folder, worker)
             match last:
-                case Done(device_s=device_s, media_s=media_s, warnings=warnings):
+                case Done() as done:
+                    sha256 = await asyncio.to_thread(sha256_of, folder / "out.mp4")
                     await asyncio.to_thread(self._blobs.take, result_blob(job_id), folder / "out.mp4")
-                    output = Output(result_blob(job_id), device_s, media_s, warnings)
+                    output = Output(
+                        result_blob(job_id),
+                        done.device_s,
+                        done.media_s,
+                        done.warnings,
+                        done.is_marked,
+                        sha256,
+                    )
                     await end(lambda job, now: jobs.succeed(job, fence, now, output))
                 case Failed(code=code, message=message, again=again):
                     failure = Failure(code, message, again)
@@ -294,11 +313,16 @@ class _Seat:
                 self._blobs.delete(still_blob(job_id))
 
     async def _work(self, record: Record, folder: Path, worker: _Worker) -> FromWorker:
-        """Bring the inputs and follow the worker; its last word on this job."""
+        """Bring the inputs, ask whether the job may run, and follow the worker; its last word on this job."""
         fetching = asyncio.create_task(self._inputs.bring(record, folder))
         if not await self._unless_stopped(fetching):
             return Stopped(record.job.id)
         local = fetching.result()
+        asking = asyncio.create_task(self._gate.admit(record, local))
+        if not await self._unless_stopped(asking):
+            return Stopped(record.job.id)
+        if (refusal := asking.result()) is not None:
+            return Failed(record.job.id, refusal.code, refusal.message, again=False)
         await worker.say(
             Start(
                 job_id=record.job.id,
@@ -307,6 +331,7 @@ class _Seat:
                 segments=record.request.segments,
                 output=str(folder / "out.mp4"),
                 options=record.request.options,
+                consent=record.request.consent,
             )
         )
         loop, kill_at = asyncio.get_running_loop(), None
@@ -441,6 +466,7 @@ async def _worker(
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         bufsize=0,
+        env={**os.environ, **settings.environment},
         start_new_session=True,  # a Ctrl-C in the terminal is for the parent
     )
     loop = asyncio.get_running_loop()

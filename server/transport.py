@@ -109,9 +109,10 @@ class Fetched:
 
 @dataclass(frozen=True, slots=True)
 class Delivered:
-    """A webhook was answered."""
+    """A webhook was answered; of the body, what came within the limit."""
 
     status: int
+    body: bytes = b""
 
 
 # --- what a file is ---
@@ -322,12 +323,12 @@ class Transport:
             self._limited(self._policy.webhook_s),
             self._asked("POST", url, content=body, headers=headers) as answer,
         ):
-            size = 0
+            body = b""
             async for chunk in answer.aiter_raw():
-                size += len(chunk)
-                if size > WEBHOOK_ANSWER_BYTES:
+                body += chunk
+                if len(body) > WEBHOOK_ANSWER_BYTES:
                     break
-            return Delivered(answer.status_code)
+            return Delivered(answer.status_code, body[:WEBHOOK_ANSWER_BYTES])
 
     async def _checked(self, url: str) -> _Target:
         parts, host, port = _parsed(url)

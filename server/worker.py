@@ -31,6 +31,7 @@ from lipsync_engine import (
     LoopMode,
     Motion,
     Order,
+    Provenance,
     Speaker,
     SyncParams,
     SyncResult,
@@ -110,15 +111,22 @@ class Worker:
         for name in files.keys() - {Role.VIDEO, Role.IMAGE, Role.MASK}:
             _require_length("audio", media.probe_audio(files[name]).duration_s, start.limits[name])
         voices, params = _voices(start, files), _params(start, files)
+        provenance = Provenance(start.consent, start.job_id)
         warnings: tuple[str, ...] = ()
         if Role.IMAGE in files:
             motion = Motion(start.options.motion or Motion.NATURAL)
             steps = self._pipeline.run_portrait(
-                files[Role.IMAGE], voices, output, params, motion=motion, prompt=start.options.prompt
+                files[Role.IMAGE],
+                voices,
+                output,
+                params,
+                motion=motion,
+                prompt=start.options.prompt,
+                provenance=provenance,
             )
         else:
             _require_picture(files[Role.VIDEO], start.limits[Role.VIDEO])
-            steps = self._pipeline.run(files[Role.VIDEO], voices, output, params)
+            steps = self._pipeline.run(files[Role.VIDEO], voices, output, params, provenance=provenance)
             warnings = (PROMPT_UNUSED,) if start.options.prompt else ()
         reported, stage, rendering_s = 0.0, None, 0.0
         with closing(steps), _Previews(start, self._say) as previews:
@@ -142,7 +150,7 @@ class Worker:
                     reported, stage = now, progress.stage
                     self._say(_working(start.job_id, progress))
         media_s = result.frames / float(result.fps)
-        return Done(start.job_id, rendering_s, media_s, warnings + result.warnings)
+        return Done(start.job_id, rendering_s, media_s, warnings + result.warnings, result.is_marked)
 
     @torch.inference_mode()
     def _warm_up(self) -> None:
@@ -297,6 +305,10 @@ def main() -> None:
     pipeline = LipSyncPipeline.from_pretrained(
         arguments.model, device=arguments.device, cache_dir=arguments.work_dir
     )
+    try:
+        pipeline.marker.prepare(Path("out.mp4"))
+    except LipSyncError as error:
+        log.error("jobs will fail until this is put right: %s", error)
     worker = Worker(pipeline, answers)
     threading.Thread(target=worker.listen, args=(sys.stdin.buffer,), name="orders", daemon=True).start()
     worker.run()

@@ -30,6 +30,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: SLOW_FIRST.index(item.path.stem) if item.path.stem in SLOW_FIRST else 99)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def credentials_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Development certificates of this run lie there, and not in the user's folders."""
+    folder = tmp_path_factory.mktemp("signer") / "credentials"
+    os.environ["LIPSYNC_CREDENTIALS_DIR"] = str(folder)
+    return folder
+
+
 @pytest.fixture(scope="session")
 def ffmpeg() -> Ffmpeg:
     """Call the same FFmpeg binary that the engine uses: `ffmpeg("-i", …, output)`."""

@@ -14,7 +14,7 @@ ENGINE = ROOT / "lipsync_engine"
 LAYERS: list[set[str]] = [
     {"errors", "params", "progress", "cache"},
     {"timeline", "frames", "align", "audio"},
-    {"media", "faces", "drawn_faces", "device", "weights", "safety", "composite"},
+    {"media", "faces", "drawn_faces", "device", "weights", "safety", "composite", "credentials"},
     {"models"},
     {"plan", "cast", "motion"},
     {"portrait"},
@@ -27,7 +27,9 @@ LAYERS: list[set[str]] = [
 OWNERS = {
     "ffmpeg": {"media"},
     "imageio_ffmpeg": {"media"},
-    "subprocess": {"media", "batch"},  # FFmpeg; workers of a batch
+    "subprocess": {"media", "batch", "credentials"},  # FFmpeg; workers of a batch; the operator's signer
+    "c2pa": {"credentials"},
+    "cryptography": {"credentials"},
     "huggingface_hub": {"weights"},
     "whisper": {"audio", "models"},
     "diffusers": {"models"},
@@ -132,7 +134,7 @@ def test_every_module_is_described() -> None:
 
 SERVER = ROOT / "server"
 SERVER_OWNERS = {
-    "sqlalchemy": {"store", "migrations"},
+    "sqlalchemy": {"store", "audit", "migrations"},
     "alembic": {"store", "migrations"},
     "obstore": {"blobs"},
     "httpx2": {"transport"},

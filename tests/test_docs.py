@@ -14,6 +14,7 @@ from lipsync_engine.errors import ErrorCode
 from server import jobs
 from server.app import Server, create_app
 from server.dialects import wavespeed
+from server.gate import GateCode
 from server.settings import Settings
 from server.transport import TransportCode
 
@@ -64,7 +65,14 @@ def refusal_words() -> set[str]:
 
 def test_every_error_code_has_its_line() -> None:
     own = {failure.code for failure in (jobs.WORKER_LOST, jobs.WAITED_TOO_LONG, jobs.RAN_TOO_LONG)}
-    codes = {*map(str, ErrorCode), *map(str, TransportCode), *own, *wavespeed.CODES, *refusal_words()}
+    codes = {
+        *map(str, ErrorCode),
+        *map(str, TransportCode),
+        *map(str, GateCode),
+        *own,
+        *wavespeed.CODES,
+        *refusal_words(),
+    }
     assert len(codes) > 50
     explained = [row[0].strip("`") for row in rows("troubleshooting.md") if re.fullmatch(r"`\w+`", row[0])]
     assert sorted(codes) == sorted(explained)

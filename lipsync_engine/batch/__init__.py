@@ -47,6 +47,7 @@ from lipsync_engine.batch.results import (
     options_sha256,
     thumbnail,
 )
+from lipsync_engine.credentials import Marker
 from lipsync_engine.errors import ErrorCode, LipSyncError, ParameterError, ResourceError
 from lipsync_engine.params import SyncParams
 from lipsync_engine.progress import Stage
@@ -74,7 +75,14 @@ STARTS = 3
 MAX_WORKERS = 64
 REPORT_EVERY_S = 30.0
 
-SAME_FOR_ALL = frozenset({ErrorCode.DISK_FULL, ErrorCode.DEVICE_UNAVAILABLE, ErrorCode.FFMPEG_MISSING})
+SAME_FOR_ALL = frozenset(
+    {
+        ErrorCode.DISK_FULL,
+        ErrorCode.DEVICE_UNAVAILABLE,
+        ErrorCode.FFMPEG_MISSING,
+        ErrorCode.SIGNING_FAILED,
+    }
+)
 """Every other clip would fail with these: the batch ends, and goes on when they are put right."""
 
 LOCK_NAME, LOG_NAME, REPORT_NAME = ".lipsync-batch.lock", "workers.log", "report.html"
@@ -139,6 +147,7 @@ def run_batch(
     loading: Loading | None = None,
     workers: int = 1,
     skip_bad: bool = False,
+    consent: str | None = None,
 ) -> Generator[BatchProgress, None, BatchResult]:
     """Make every clip of a manifest or folder that is not made yet.
 
@@ -149,6 +158,7 @@ def run_batch(
         loading: the model, and how it is loaded.
         workers: processes, 1-64.
         skip_bad: make the good rows where others are bad.
+        consent: reference to the consent of the people shown, of rows that have none of their own.
 
     Yields:
         Where it is.
@@ -160,7 +170,8 @@ def run_batch(
         ManifestError: rows are bad, and `skip_bad` is not given; nothing was started.
         InputError: the manifest cannot be read.
         ResourceError: JOB_BUSY, another batch writes to the folder; OUTPUT_NOT_WRITABLE; WORKER_LOST, workers
-            do not start; DISK_FULL, DEVICE_UNAVAILABLE or FFMPEG_MISSING, which no clip would survive.
+            do not start; DISK_FULL, DEVICE_UNAVAILABLE, FFMPEG_MISSING or SIGNING_FAILED, which no clip would
+            survive.
         LipSyncError: the model cannot be loaded, with the code that says why.
     """
     if not 1 <= workers <= MAX_WORKERS:
@@ -170,10 +181,12 @@ def run_batch(
     began = time.monotonic()
     # 1. Read: what is wrong with the manifest itself is known before anything is written.
     WeightsStore().entry(loading.model)
-    manifest = read_manifest(Path(source), params or SyncParams(), folder)
+    manifest = read_manifest(Path(source), params or SyncParams(), folder, consent)
+    marker = Marker.from_environment(loading.marking)
+    marker.prepare(Path("result.mp4"))
     with _only_batch(folder), Ledger(folder) as ledger:
         # 2. Look at every row: is it done, and if not, can its files be used?
-        batch = _Batch(manifest, folder, ledger, loading)
+        batch = _Batch(manifest, folder, ledger, loading, marker)
         yield from batch.check()
         if batch.problems and not skip_bad:
             raise ManifestError(batch.problems, manifest.n_rows)
@@ -217,8 +230,11 @@ class _Batch:
         resumed: rows that an earlier run has done.
     """
 
-    def __init__(self, manifest: Manifest, folder: Path, ledger: Ledger, loading: Loading) -> None:
+    def __init__(
+        self, manifest: Manifest, folder: Path, ledger: Ledger, loading: Loading, marker: Marker
+    ) -> None:
         self._manifest, self._folder, self._ledger, self._loading = manifest, folder, ledger, loading
+        self._marker = marker
         self._model = (loading.model, str(loading.detector), str(loading.dtype))
         self.rows = {row.number: row for row in manifest.rows}
         self.problems = manifest.problems
@@ -265,6 +281,10 @@ class _Batch:
         done = self._ledger.done(row, options_sha256(row, self._model))
         if done is not None:
             return done
+        try:
+            self._marker.check_container(Path(row.output))
+        except ParameterError as error:
+            return Problem(row.number, "output", error.code, error.message)
         duration_s = 0.0
         for role, path in row.inputs.items():
             try:
@@ -299,6 +319,7 @@ class _Batch:
                 inputs=_named(row) if row else {},
                 code=problems[0].code,
                 message=" ".join(sentences),
+                consent=row.consent if row else None,
                 clip="" if row else problems[0].clip,
             )
             self._note(result)
@@ -418,6 +439,7 @@ class _Batch:
                 message=message,
                 attempts=task.attempts,
                 made=made,
+                consent=task.row.consent,
             )
         )
 

@@ -18,9 +18,10 @@ from enum import StrEnum
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from lipsync_engine.credentials import require_consent
 from lipsync_engine.errors import ErrorCode, InputError, LipSyncError, ParameterError
 from lipsync_engine.media import OUTPUT_SUFFIXES
-from lipsync_engine.params import FaceChoice, LoopMode, Motion, SyncParams, Tail
+from lipsync_engine.params import FaceChoice, LoopMode, Motion, Provenance, SyncParams, Tail
 from lipsync_engine.timeline import parse_rate
 
 
@@ -60,7 +61,7 @@ OPTIONS: Mapping[str, tuple[str, Callable[[str], Any]]] = {
 
 PORTRAIT_OPTIONS = ("motion", "prompt")
 VIDEO_OPTIONS = ("fps", "loop_mode", "tail")
-COLUMNS = (*map(str, Input), "output", *OPTIONS, *PORTRAIT_OPTIONS)
+COLUMNS = (*map(str, Input), "output", *OPTIONS, *PORTRAIT_OPTIONS, "consent")
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +74,7 @@ class Row:
         output: path of the result in the output folder, with `/`; no other row has it.
         params: the batch's options with the row's own.
         motion, prompt: of a portrait.
+        consent: reference to the consent of the person shown.
     """
 
     number: int
@@ -81,6 +83,7 @@ class Row:
     params: SyncParams
     motion: Motion = Motion.NATURAL
     prompt: str | None = None
+    consent: str | None = None
 
     @property
     def picture(self) -> Input:
@@ -139,13 +142,14 @@ class Manifest:
         return len(self.rows) + len({problem.row for problem in self.problems})
 
 
-def read_manifest(source: Path, params: SyncParams, output: Path) -> Manifest:
+def read_manifest(source: Path, params: SyncParams, output: Path, consent: str | None = None) -> Manifest:
     """Rows of a file or pairs of a folder.
 
     Args:
         source: .csv, .jsonl or a folder; relative paths in a file are relative to it.
         params: options of rows that have none of their own.
         output: folder of the results; it need not exist.
+        consent: of rows that have none of their own.
 
     Raises:
         InputError: the file cannot be read at all, has columns that do not exist, or no rows.
@@ -168,7 +172,7 @@ def read_manifest(source: Path, params: SyncParams, output: Path) -> Manifest:
     rows: list[Row] = []
     problems: list[Problem] = []
     for number, found in enumerate(cells, 1):
-        row = found if isinstance(found, _Wrong) else _row(number, found, base, params)
+        row = found if isinstance(found, _Wrong) else _row(number, found, base, params, consent)
         if isinstance(row, Row):
             rows.append(row)
         else:
@@ -292,7 +296,7 @@ def _pairs(folder: Path) -> Iterator[Cells | _Wrong]:
 # --- rows ---
 
 
-def _row(number: int, cells: Cells, base: Path, params: SyncParams) -> Row | _Wrong:
+def _row(number: int, cells: Cells, base: Path, params: SyncParams, consent: str | None) -> Row | _Wrong:
     given = {name: cell.strip() for name, cell in cells.items() if cell.strip()}
     mistakes: list[tuple[str, ErrorCode, str]] = []
 
@@ -325,6 +329,12 @@ def _row(number: int, cells: Cells, base: Path, params: SyncParams) -> Row | _Wr
     motion = given.get("motion", Motion.NATURAL)
     if motion not in list(Motion):
         wrong("motion", f"{motion[:80]!r} is not understood{_choices(Motion)}.")
+    consent = given.get("consent", consent)
+    try:
+        Provenance(consent)
+        require_consent(consent)
+    except LipSyncError as error:
+        mistakes.append(("consent", error.code, error.message))
     if mistakes:
         return _Wrong(tuple(mistakes))
     inputs = {role: base / given[role] for role in Input if role in given}
@@ -336,7 +346,9 @@ def _row(number: int, cells: Cells, base: Path, params: SyncParams) -> Row | _Wr
     output = given.get("output") or _default_output(picture, inputs[Input.AUDIO])
     if mistake := _mistake_in_name(output):
         return _Wrong.one("output", mistake)
-    return Row(number, inputs, str(PurePosixPath(output)), params, Motion(motion), given.get("prompt"))
+    return Row(
+        number, inputs, str(PurePosixPath(output)), params, Motion(motion), given.get("prompt"), consent
+    )
 
 
 def _clip(cells: Cells) -> str:

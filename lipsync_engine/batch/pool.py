@@ -39,6 +39,7 @@ class Loading:
         detector, device, dtype: as `LipSyncPipeline.from_pretrained` takes them; without a device, workers
             are dealt out over the CUDA devices there are.
         cache_dir: None: LIPSYNC_CACHE_DIR, else the user's cache folder.
+        marking: as `from_pretrained` takes it.
     """
 
     model: str = "tiny"
@@ -46,6 +47,7 @@ class Loading:
     device: str | None = None
     dtype: str | None = None
     cache_dir: Path | None = None
+    marking: str | None = None
 
     def arguments(self) -> list[str]:
         given = {
@@ -54,6 +56,7 @@ class Loading:
             "--device": self.device,
             "--dtype": self.dtype,
             "--cache-dir": self.cache_dir,
+            "--marking": self.marking,
         }
         return [f"{name}={value}" for name, value in given.items() if value is not None]
 

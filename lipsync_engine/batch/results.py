@@ -49,6 +49,7 @@ class Made:
         seconds: wall clock per stage.
         warnings: sentences on what was asked for and not done.
         thumbnail: whether there is one.
+        is_marked: it carries content credentials.
     """
 
     frames: int
@@ -58,6 +59,7 @@ class Made:
     seconds: Mapping[str, float]
     warnings: tuple[str, ...]
     thumbnail: bool
+    is_marked: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +74,7 @@ class Result:
         options_sha256: of everything but the inputs that decides the result.
         code, message: of a row that is not done; a refused row's mistakes are joined.
         attempts: how many workers tried.
+        consent: reference to the consent of the person shown.
         finished_at: seconds since 1970, UTC.
     """
 
@@ -86,6 +89,7 @@ class Result:
     attempts: int = 0
     made: Made | None = None
     clip: str = ""
+    consent: str | None = None
 
 
 _RESULT: TypeAdapter[Result] = TypeAdapter(Result)
@@ -98,7 +102,13 @@ def options_sha256(row: Row, model: tuple[str, ...]) -> str:
     Args:
         model: its name, and how it is loaded.
     """
-    options = _ROW.dump_json(row, exclude={"number": True, "inputs": True, "params": {"mask_image"}})
+    no_option: dict[str, bool | set[str]] = {
+        "number": True,
+        "inputs": True,
+        "params": {"mask_image"},
+        "consent": True,
+    }
+    options = _ROW.dump_json(row, exclude=no_option)
     return hashlib.sha256(repr(model).encode() + b"\0" + options).hexdigest()
 
 

@@ -37,6 +37,7 @@ from lipsync_engine.batch.messages import (
 )
 from lipsync_engine.batch.results import InputFile, Made
 from lipsync_engine.errors import ErrorCode, InputError, LipSyncError
+from lipsync_engine.params import Provenance
 from lipsync_engine.pipeline import LipSyncPipeline, SyncResult
 
 REPORT_EVERY_S = 0.25
@@ -81,7 +82,7 @@ class Worker:
         row = start.row
         inputs = {str(role): _as_it_is(path) for role, path in row.inputs.items()}
         picture, audio = row.inputs[row.picture], row.inputs[Input.AUDIO]
-        heard = row.inputs.get(Input.OUTPUT_AUDIO)
+        heard, provenance = row.inputs.get(Input.OUTPUT_AUDIO), Provenance(consent=row.consent)
         if row.picture is Input.IMAGE:
             steps = pipeline.run_portrait(
                 picture,
@@ -91,9 +92,12 @@ class Worker:
                 motion=row.motion,
                 prompt=row.prompt,
                 output_audio=heard,
+                provenance=provenance,
             )
         else:
-            steps = pipeline.run(picture, audio, start.output, row.params, output_audio=heard)
+            steps = pipeline.run(
+                picture, audio, start.output, row.params, output_audio=heard, provenance=provenance
+            )
         reported, stage = 0.0, None
         with closing(steps):
             while True:
@@ -124,6 +128,7 @@ class Worker:
                     "assemble": took.assemble,
                 },
                 warnings=result.warnings,
+                is_marked=result.is_marked,
                 thumbnail=_make_thumbnail(result.output, duration_s / 2, start.thumbnail),
             ),
             inputs,
@@ -167,6 +172,7 @@ def main() -> None:
     parser.add_argument("--dtype")
     parser.add_argument("--detector")
     parser.add_argument("--cache-dir", type=Path)
+    parser.add_argument("--marking")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
 
@@ -184,6 +190,7 @@ def main() -> None:
             dtype=arguments.dtype,
             detector=arguments.detector,
             cache_dir=arguments.cache_dir,
+            marking=arguments.marking,
         )
     except LipSyncError as error:
         worker.say(Unable(error.code, error.message))

@@ -7,6 +7,7 @@ nothing about media or models; heavy modules load only when a command needs them
     jobs       what the commands that make videos share
     people     `portrait` and `multi`
     batch      `batch`
+    verify     `verify`
 """
 
 from __future__ import annotations
@@ -23,14 +24,16 @@ from typing import Annotated, NoReturn
 import typer
 from rich.table import Table
 
-from lipsync_engine.cli import batch, people
+from lipsync_engine.cli import batch, people, verify
 from lipsync_engine.cli.jobs import (
+    Consent,
     Detector,
     Device,
     Dtype,
     GuidanceScale,
     HeardAudio,
     Looping,
+    Marking,
     MaskImage,
     MaxShortSide,
     Model,
@@ -50,7 +53,7 @@ from lipsync_engine.errors import (
     LipSyncError,
     WeightsError,
 )
-from lipsync_engine.params import FaceChoice, SyncParams, Tail
+from lipsync_engine.params import FaceChoice, Provenance, SyncParams, Tail
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -99,6 +102,8 @@ def sync(
     ] = None,
     output_audio: HeardAudio = None,
     side_by_side: SideBySide = None,
+    consent: Consent = None,
+    marking: Marking = None,
     detector: Detector = None,
     device: Device = None,
     dtype: Dtype = None,
@@ -126,12 +131,22 @@ def sync(
         tail=tail,
         voice_gate=voice_gate,
     )
-    run(video, audio, output, params, output_audio, side_by_side, Model(model, detector, device, dtype))
+    run(
+        video,
+        audio,
+        output,
+        params,
+        output_audio,
+        side_by_side,
+        Model(model, detector, device, dtype, marking),
+        Provenance(consent),
+    )
 
 
 app.command()(people.multi)
 app.command()(people.portrait)
 app.command()(batch.batch)
+app.command()(verify.verify)
 
 
 @app.command()
@@ -181,6 +196,12 @@ def keys(context: typer.Context) -> None:
     _become("server.keys", context.args)
 
 
+@app.command(context_settings=PASSED_ON)
+def audit(context: typer.Context) -> None:
+    """Export the server's audit log."""
+    _become("server.audit_export", context.args)
+
+
 def _become(module: str, arguments: list[str]) -> NoReturn:
     """The server is another package, which this one never imports: it takes this process over."""
     os.execv(sys.executable, [sys.executable, "-m", module, *arguments])
@@ -192,6 +213,7 @@ def doctor() -> None:
     from importlib.metadata import version
 
     from lipsync_engine import media, pipeline
+    from lipsync_engine.credentials import Marker
     from lipsync_engine.device import choose_device
     from lipsync_engine.weights import WeightsStore
 
@@ -202,6 +224,8 @@ def doctor() -> None:
     chosen = choose_device(None, None)
     table.add_row("device", f"{chosen.device} {str(chosen.dtype).removeprefix('torch.')} ({chosen.reason})")
     table.add_row("ffmpeg", f"{media.find_ffmpeg()} ({media.ffmpeg_version()})")
+    marker = Marker.from_environment()
+    table.add_row("marking", f"{marker.policy}, {marker.describe()} (LIPSYNC_MARKING)")
     store = WeightsStore()
     table.add_row("cache", f"{pipeline.default_cache_dir()} (LIPSYNC_CACHE_DIR)")
     table.add_row("weights", f"{store.root} (LIPSYNC_WEIGHTS_DIR)")
@@ -273,11 +297,9 @@ def main() -> NoReturn:
     for request in (signal.SIGINT, signal.SIGTERM):
         signal.signal(request, _cancel)
     try:
-        app(standalone_mode=False)
+        status = app(standalone_mode=False)
     except LipSyncError as error:
         _fail(error.code, error.message)
-    except typer.Exit as stop:
-        sys.exit(stop.exit_code)
     except typer.Abort:
         sys.exit(EXIT_STATUS[ErrorCode.CANCELLED])
     except Exception as error:
@@ -285,7 +307,7 @@ def main() -> NoReturn:
             error.show()
             sys.exit(error.exit_code)
         raise
-    sys.exit(0)
+    sys.exit(status if isinstance(status, int) else 0)  # of commands that end with one, such as `verify`
 
 
 def _cancel(signum: int, frame: FrameType | None) -> None:

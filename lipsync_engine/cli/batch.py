@@ -12,11 +12,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn
 from rich.progress import Progress as Bars
 
 from lipsync_engine.cli.jobs import (
+    Consent,
     Detector,
     Device,
     Dtype,
     GuidanceScale,
     Looping,
+    Marking,
     MaskImage,
     MaxShortSide,
     ModelName,
@@ -61,6 +63,8 @@ def batch(
     max_short_side: MaxShortSide = None,
     loop_mode: Looping = None,
     tail: Annotated[Tail | None, typer.Option(help="When the video is longer [cut].")] = None,
+    consent: Consent = None,
+    marking: Marking = None,
     detector: Detector = None,
     device: Device = None,
     dtype: Dtype = None,
@@ -85,10 +89,12 @@ def batch(
         loop_mode=loop_mode,
         tail=tail,
     )
-    loading = Loading(model, detector, device, dtype)
+    loading = Loading(model, detector, device, dtype, marking=marking)
     try:
         result = _followed(
-            run_batch(source, output, params, loading=loading, workers=workers, skip_bad=skip_bad)
+            run_batch(
+                source, output, params, loading=loading, workers=workers, skip_bad=skip_bad, consent=consent
+            )
         )
     except ManifestError as error:
         for problem in error.problems[:SHOWN_PROBLEMS]:

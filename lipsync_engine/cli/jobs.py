@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lipsync_engine.cli.terminal import followed, out, report, warn
-from lipsync_engine.params import PRESETS, LoopMode, Speaker, SyncParams
+from lipsync_engine.params import PRESETS, LoopMode, Provenance, Speaker, SyncParams
 
 if TYPE_CHECKING:
     from lipsync_engine.pipeline import LipSyncPipeline
@@ -31,6 +31,13 @@ SideBySide = Annotated[Path | None, typer.Option(help="Also write a before/after
 HeardAudio = Annotated[
     Path | None, typer.Option(help="Sound of the result, where it is not AUDIO (a mix with music).")
 ]
+Consent = Annotated[
+    str | None, typer.Option(help="Reference to the consent of the person shown; its hash is signed with it.")
+]
+Marking = Annotated[
+    str | None,
+    typer.Option(help="Sign results as generated: required, best_effort or off [LIPSYNC_MARKING, required]."),
+]
 Detector = Annotated[str | None, typer.Option(help="yunet, drawn or landmarks106:PATH [model's own].")]
 Device = Annotated[str | None, typer.Option(help="cuda, mps or cpu [best there is].")]
 Dtype = Annotated[str | None, typer.Option(help="fp32, fp16 or bf16 [device's best].")]
@@ -44,6 +51,7 @@ class Model:
     detector: str | None
     device: str | None
     dtype: str | None
+    marking: str | None
 
 
 def load(model: Model) -> LipSyncPipeline:
@@ -52,7 +60,11 @@ def load(model: Model) -> LipSyncPipeline:
     from lipsync_engine.pipeline import LipSyncPipeline
 
     return LipSyncPipeline.from_pretrained(
-        model.name, device=model.device, dtype=model.dtype, detector=model.detector
+        model.name,
+        device=model.device,
+        dtype=model.dtype,
+        detector=model.detector,
+        marking=model.marking,
     )
 
 
@@ -64,6 +76,7 @@ def run(
     output_audio: Path | None,
     side_by_side: Path | None,
     model: Model,
+    provenance: Provenance,
 ) -> None:
     """A job with its progress on the terminal."""
     from lipsync_engine import media
@@ -74,9 +87,13 @@ def run(
     for voice in voices:
         media.probe_audio(voice)
     media.check_output(output, (video, *voices))
-    result = followed(load(model).run(video, audio, output, params, output_audio=output_audio))
+    pipeline = load(model)
     if side_by_side is not None:
-        media.side_by_side(video, result.output, side_by_side, result.frames)
+        pipeline.marker.check_container(side_by_side)
+    job = pipeline.run(video, audio, output, params, output_audio=output_audio, provenance=provenance)
+    result = followed(job)
+    if side_by_side is not None and (unmarked := pipeline.compare(video, result, side_by_side, provenance)):
+        warn(f"{side_by_side.name}: {unmarked}")
 
     report(result)
     if side_by_side is not None:

@@ -8,12 +8,14 @@ from typing import Annotated
 import typer
 
 from lipsync_engine.cli.jobs import (
+    Consent,
     Detector,
     Device,
     Dtype,
     GuidanceScale,
     HeardAudio,
     Looping,
+    Marking,
     MaskImage,
     MaxShortSide,
     Model,
@@ -28,7 +30,7 @@ from lipsync_engine.cli.jobs import (
 )
 from lipsync_engine.cli.terminal import followed, report
 from lipsync_engine.errors import ParameterError
-from lipsync_engine.params import FaceChoice, FaceRule, Motion, Order, Speaker, SyncParams
+from lipsync_engine.params import FaceChoice, FaceRule, Motion, Order, Provenance, Speaker, SyncParams
 
 
 def multi(
@@ -57,6 +59,8 @@ def multi(
         Path | None, typer.Option(help="Sound of the result, where it is not the voices' mix.")
     ] = None,
     side_by_side: SideBySide = None,
+    consent: Consent = None,
+    marking: Marking = None,
     detector: Detector = None,
     device: Device = None,
     dtype: Dtype = None,
@@ -75,7 +79,16 @@ def multi(
         loop_mode=loop_mode,
     )
     speakers = _speakers(speaker or [], order, segment or [])
-    run(video, speakers, output, params, output_audio, side_by_side, Model(model, detector, device, dtype))
+    run(
+        video,
+        speakers,
+        output,
+        params,
+        output_audio,
+        side_by_side,
+        Model(model, detector, device, dtype, marking),
+        Provenance(consent),
+    )
 
 
 def portrait(
@@ -100,6 +113,8 @@ def portrait(
     mask_image: MaskImage = None,
     max_short_side: MaxShortSide = None,
     output_audio: HeardAudio = None,
+    consent: Consent = None,
+    marking: Marking = None,
     detector: Detector = None,
     device: Device = None,
     dtype: Dtype = None,
@@ -114,12 +129,13 @@ def portrait(
         mask_image=mask_image,
         max_short_side=max_short_side,
     )
+    provenance = Provenance(consent)
     from lipsync_engine import media
 
     media.read_picture(image, max_short_side)
     media.probe_audio(audio)
     media.check_output(output, (image, audio))
-    pipeline = load(Model(model, detector, device, dtype))
+    pipeline = load(Model(model, detector, device, dtype, marking))
     job = pipeline.run_portrait(
         image,
         audio,
@@ -129,6 +145,7 @@ def portrait(
         prompt=prompt,
         motion_model=motion_model,
         output_audio=output_audio,
+        provenance=provenance,
     )
     report(followed(job))
 

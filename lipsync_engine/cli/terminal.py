@@ -91,6 +91,8 @@ def report(result: SyncResult) -> None:
         f"  faces {took.faces:.1f} s{cached}, audio {took.audio:.1f} s, render {took.render:.1f} s, "
         f"assemble {took.assemble:.1f} s"
     )
+    if result.is_marked:
+        out.print("  signed as generated; `lipsync verify` shows its content credentials")
     if result.segments_resumed:
         out.print(f"  {result.segments_resumed} of {result.segments} segments came from the interrupted run")
 

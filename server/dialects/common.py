@@ -78,6 +78,11 @@ SEGMENTS: Final[dict[str, Any]] = {
         "required": ["audio", "face"],
     },
 }
+CONSENT: Final[dict[str, Any]] = {
+    "type": "string",
+    "maxLength": 200,
+    "description": "Reference to the consent of the person shown, for the record.",
+}
 MEGABYTE: Final = 10**6
 MAX_LENGTH_S: Final = 6 * 3600.0
 ORDERS: Final = {"meanwhile": "together", "left_right": "left_right", "right_left": "right_left"}
@@ -172,7 +177,7 @@ def properties(form: Form) -> dict[str, Any]:
     for name in form.options:
         default = {"default": form.resolution} if name == "resolution" and form.resolution else {}
         found[name] = OPTIONS[name] | default
-    return found
+    return found | {"consent": CONSENT}
 
 
 def _role_text(role: Role, limits: MediaLimits) -> str:
@@ -262,6 +267,7 @@ class Asked:
     inputs: Inputs
     segments: tuple[Segment, ...]
     options: Options
+    consent: str | None
 
 
 def read_form(form: Form, given: dict[str, Any], *, vendor_limits: bool) -> Asked:
@@ -286,7 +292,7 @@ def read_form(form: Form, given: dict[str, Any], *, vendor_limits: bool) -> Aske
         segments = _segments(given["segments"], inputs, form.limit(Role.AUDIO) if vendor_limits else None)
     if vendor_limits and form.resolution is not None:
         given = {**given, "resolution": given.get("resolution") or form.resolution}
-    return Asked(inputs, segments, _options(form, given))
+    return Asked(inputs, segments, _options(form, given), _consent(given.get("consent")))
 
 
 def _segments(given: Any, inputs: Inputs, limits: MediaLimits | None) -> tuple[Segment, ...]:
@@ -317,6 +323,15 @@ def _segments(given: Any, inputs: Inputs, limits: MediaLimits | None) -> tuple[S
         length_s = None if end_s is None else float(end_s - start_s)
         found.append(Segment(name, face, float(start_s), length_s))
     return tuple(found)
+
+
+def _consent(given: Any) -> str | None:
+    if given is None or given == "":
+        return None
+    if not isinstance(given, str) or len(given) > CONSENT["maxLength"] or not given.isprintable():
+        sentence = f"consent must be a reference of at most {CONSENT['maxLength']} printable characters."
+        raise Refusal(400, sentence, "invalid_parameter")
+    return given
 
 
 def _options(form: Form, given: dict[str, Any]) -> Options:
@@ -394,7 +409,13 @@ async def submit(
     Args:
         said: what the dialect's answers need; the base URL is added.
         label: a word to find the job by.
+
+    Raises:
+        Refusal: 400, no consent is given where one is required.
     """
+    if asked.consent is None and site.settings.require_consent:
+        sentence = "This server takes no job without consent, a reference to the consent of the person shown."
+        raise Refusal(400, sentence, "consent_required")
     job_id, base = uuid.uuid4().hex, site.base_url(http)
     sources = []
     for source in asked.inputs.sources:
@@ -419,6 +440,7 @@ async def submit(
         options=options,
         webhook_url=webhook_url,
         request_id=correlation_id.get() or "-",
+        consent=asked.consent,
     )
     return await site.submit(caller, job_id, request, idempotency_key(http))
 

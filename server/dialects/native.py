@@ -1,8 +1,8 @@
 """Our own dialect: what the foreign ones have no words for. Mounted under /api/native/v1.
 
-Looks only: jobs of any dialect in full, their events as they happen, what can be watched of them already, the
-server's health, the caller. Submitting, uploading, cancelling and deleting are the other dialects'. Facts:
-docs/http.md.
+Looks only: jobs of any dialect in full, their events as they happen, what can be watched of them already,
+what content credentials are worth, the server's health, the caller. Submitting, uploading, cancelling and
+deleting are the other dialects'. Facts: docs/http.md.
 """
 
 from __future__ import annotations
@@ -11,7 +11,9 @@ import asyncio
 import contextlib
 import json
 import shutil
+import tempfile
 from collections.abc import AsyncIterator, Callable, Sequence
+from pathlib import Path
 from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, Query
@@ -23,8 +25,9 @@ from server.blobs import preview_folder, still_blob
 from server.dialects import studio, wavespeed
 from server.dialects.common import Refusal, error_text, moment
 from server.jobs import State
-from server.site import Site
+from server.site import BodyTooLargeError, Site
 from server.store import Record
+from server.verify import NotVerifiedError, Verifier
 
 PREFIX: Final = "/api/native/v1"
 EVERYBODY: Final = "*"
@@ -37,6 +40,16 @@ LOOK_EVERY_S: Final = 1.0
 
 SPEED_JOBS: Final = 20
 """The latest so many results tell how fast the server is."""
+
+FILE_BODY: Final = {
+    "requestBody": {
+        "required": True,
+        "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
+    }
+}
+
+VERIFYING: Final = ".verify-"
+"""So begins the name of a file in the data folder that is being looked at."""
 
 Workers = Callable[[], Sequence[tuple[str, bool, int]]]
 """Of each device: its name, whether its worker is ready, how many processes were started for it."""
@@ -120,6 +133,7 @@ def _output(site: Site, record: Record, base: str) -> dict[str, Any] | None:
         "url": site.file_url(base, output.blob, job.created_at),
         "duration_s": round(output.media_s, 3) or None,
         "device_s": round(output.device_s, 3),
+        "is_marked": output.is_marked,
     }
 
 
@@ -251,6 +265,14 @@ def health(site: Site, workers: Workers) -> dict[str, Any]:
 def router(site: Site, workers: Workers) -> APIRouter:
     """All endpoints, to be mounted under `PREFIX`."""
     routes = APIRouter()
+    verifier = Verifier(site.settings.signing)
+
+    async def verified(file: Path) -> Response:
+        try:
+            return JSONResponse(await verifier.verify(file))
+        except NotVerifiedError:
+            sentence = "The file could not be looked at: is it a whole video or picture?"
+            raise Refusal(400, sentence, "not_verified") from None
 
     def visible(caller: Caller, job_id: str) -> Record:
         everybody = Scope.ADMIN in caller.scopes
@@ -306,6 +328,28 @@ def router(site: Site, workers: Workers) -> APIRouter:
     async def job(http: HttpRequest, job_id: str) -> Response:
         record, base = visible(site.caller(http, Scope.READ), job_id), site.base_url(http)
         return JSONResponse(job_object(site, record, base) | {"preview": stretches(site, record, base)})
+
+    @routes.get("/jobs/{job_id}/credentials")
+    async def credentials(http: HttpRequest, job_id: str) -> Response:
+        record = visible(site.caller(http, Scope.READ), job_id)
+        output = record.job.output
+        if output is None or site.blobs.info(output.blob) is None:
+            raise Refusal(404, "This job has no result.", "not_found")
+        return await verified(site.blobs.path(output.blob))
+
+    @routes.post("/verify", openapi_extra=FILE_BODY)
+    async def verify(http: HttpRequest) -> Response:
+        site.caller(http, Scope.READ)
+        site.require_space()
+        most = site.settings.max_upload_bytes
+        with tempfile.NamedTemporaryFile(dir=site.settings.data_dir, prefix=VERIFYING) as file:
+            size = 0
+            async for chunk in http.stream():
+                if (size := size + len(chunk)) > most:
+                    raise BodyTooLargeError(f"A file may have at most {most / 1e6:.0f} MB here.")
+                await asyncio.to_thread(file.write, chunk)
+            file.flush()
+            return await verified(Path(file.name))
 
     @routes.get("/jobs/{job_id}/events")
     async def job_events(http: HttpRequest, job_id: str) -> Response:

@@ -71,6 +71,7 @@ async function ask(method, path, given) {
 export const me = () => ask("GET", `${NATIVE}/me`);
 export const health = () => ask("GET", `${NATIVE}/health`);
 export const job = (id, given) => ask("GET", `${NATIVE}/jobs/${encodeURIComponent(id)}`, given);
+export const credentials = (id) => ask("GET", `${NATIVE}/jobs/${encodeURIComponent(id)}/credentials`);
 export const cancel = (id) => ask("POST", `api/v3/predictions/${encodeURIComponent(id)}/cancel`);
 export const remove = (id) => ask("DELETE", `api/v3/predictions/${encodeURIComponent(id)}`);
 export const models = async () => (await ask("GET", "api/v3/models")).data;

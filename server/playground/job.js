@@ -2,6 +2,7 @@
 
 import * as api from "./api.js";
 import { compare } from "./compare.js";
+import { badge } from "./credentials.js";
 import { button, empty, fill, h, icon, notice } from "./dom.js";
 import { Preview } from "./preview.js";
 import { duration, errorText, failureText, moment, t } from "./texts.js";
@@ -113,7 +114,7 @@ class JobView {
     this.watch?.close();
     if (job.state === "succeeded") {
       this.compared = compare(job, at);
-      fill(this.body, this.compared.view);
+      fill(this.body, badge(job), this.compared.view);
     } else if (job.state === "failed") {
       fill(this.body, h("section", { class: "panel bad", role: "alert" }, h("h2", {}, icon("alert"), t("job.failed")), h("p", { class: "lead" }, failureText(job.failure)), h("p", { class: "quiet" }, h("code", {}, job.failure.code))));
     } else fill(this.body, empty("close", t("job.cancelled"), t("job.cancelled.words")));

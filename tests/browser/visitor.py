@@ -44,7 +44,12 @@ class Seen:
         return self.page.evaluate(condition)
 
     def go(self, view: str) -> None:
-        self.page.evaluate("(view) => { location.hash = view; }", view)
+        """Another view, once it stands where the last one did."""
+        self.page.evaluate(
+            "(view) => { window.left = document.querySelector('main').firstChild; location.hash = view; }",
+            view,
+        )
+        self.wait("document.querySelector('main').firstChild !== window.left")
 
     def check(self) -> None:
         unexpected = [text for text in self.messages if not any(re.search(e, text) for e in self.expected)]

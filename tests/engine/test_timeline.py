@@ -117,10 +117,16 @@ def test_overlap_as_large_as_the_window_is_refused() -> None:
     n_phases=st.integers(1, 4),
     window_frames=st.integers(2, 16),
     overlap=st.integers(0, 12),
+    first_s=st.sampled_from([0.2, 2.0]),
     target_s=st.sampled_from([0.2, 1.0, 6.0]),
 )
 def test_every_frame_is_made_once_and_segments_stand_alone(
-    lengths: list[tuple[int, int]], n_phases: int, window_frames: int, overlap: int, target_s: float
+    lengths: list[tuple[int, int]],
+    n_phases: int,
+    window_frames: int,
+    overlap: int,
+    first_s: float,
+    target_s: float,
 ) -> None:
     overlap = min(overlap, window_frames - 1)
     stretches, position = [], 0
@@ -142,7 +148,7 @@ def test_every_frame_is_made_once_and_segments_stand_alone(
     # Another speaker is seen a little later each time, so that windows do not meet at the same frames.
     later = [(min(start + 5, stop - 1), stop) for start, stop in stretches]
     others = timeline.plan_windows(later, n_phases, window_frames, overlap)
-    segments = timeline.plan_segments(position, [windows, others], Fraction(25), target_s)
+    segments = timeline.plan_segments(position, [windows, others], Fraction(25), first_s, target_s)
     assert [s.start for s in segments] == [0] + [s.stop for s in segments[:-1]]
     assert segments[-1].stop == position
     assert sorted(k for s in segments for k in s.shares[0].windows) == list(range(len(windows)))
@@ -166,6 +172,7 @@ def test_every_frame_is_made_once_and_segments_stand_alone(
     rate=st.sampled_from([24, 25, 50, 60]),
     window_frames=st.integers(2, 16),
     overlap=st.integers(0, 12),
+    first_s=st.sampled_from([0.5, 2.0]),
     target_s=st.sampled_from([1.0, 2.0]),
     share=st.floats(0.1, 1.0),
 )
@@ -174,6 +181,7 @@ def test_settled_segments_stay_when_more_frames_come(
     rate: int,
     window_frames: int,
     overlap: int,
+    first_s: float,
     target_s: float,
     share: float,
 ) -> None:
@@ -189,7 +197,7 @@ def test_settled_segments_stay_when_more_frames_come(
             cut = [(min(a + shift, b - 1), min(b, n)) for a, b in stretches]
             cut = [(a, b) for a, b in cut if a < b]
             windows.append(timeline.plan_windows(cut, timeline.phases(fps), window_frames, overlap))
-        return windows, timeline.plan_segments(n, windows, fps, target_s)
+        return windows, timeline.plan_segments(n, windows, fps, first_s, target_s)
 
     windows, segments = planned(n_frames)
     n_known = max(1, round(share * n_frames))

@@ -18,7 +18,8 @@ import pytest
 from lipsync_engine import SyncParams
 from lipsync_engine.batch import Loading, ManifestError, Status, run_batch
 from lipsync_engine.batch.manifest import read_manifest
-from lipsync_engine.errors import EXIT_STATUS, ErrorCode, InputError
+from lipsync_engine.credentials import Marker, Verdict, verify
+from lipsync_engine.errors import EXIT_STATUS, ErrorCode, InputError, LipSyncError
 
 Ffmpeg = Callable[..., None]
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -92,12 +93,12 @@ def table_rows(report: Path) -> list[str]:
 def test_a_csv_with_a_bad_clip_in_the_middle(inputs: Path, tmp_path: Path, lipsync: Run) -> None:
     manifest, out = inputs / "list.csv", tmp_path / "out"
     manifest.write_text(
-        "video,image,audio,output,seed,motion\n"
-        'talk.mp4,,talk.wav,"monday/<script>alert(1)&.mp4",7,\n'
-        "wall.mp4,,talk.wav,,,\n"
+        "video,image,audio,output,seed,motion,consent\n"
+        'talk.mp4,,talk.wav,"monday/<script>alert(1)&.mp4",7,,release 17\n'
+        "wall.mp4,,talk.wav,,,,\n"
         "\n"
-        ",face.png,face.wav,,,still\n"
-        "gone.mp4,,talk.wav,<b>gone.mp4,,\n"
+        ",face.png,face.wav,,,still,\n"
+        "gone.mp4,,talk.wav,<b>gone.mp4,,,\n"
     )
     done = lipsync("batch", manifest, "-o", out, "--skip-bad", *QUICK)
     assert done.returncode == EXIT_STATUS[ErrorCode.BATCH_INCOMPLETE], done.stderr[-2000:]
@@ -114,6 +115,12 @@ def test_a_csv_with_a_bad_clip_in_the_middle(inputs: Path, tmp_path: Path, lipsy
     assert found[1]["made"]["seconds"]["render"] > 0
     assert found[3]["made"]["seconds"]["motion"] > 0
     assert found[1]["inputs"]["audio"]["sha256"]
+    assert (found[1]["consent"], found[3]["consent"]) == ("release 17", None)
+    for row in (1, 3):
+        assert found[row]["made"]["is_marked"]
+        signed = verify(out / found[row]["output"], Marker.from_environment().known())
+        assert (signed.verdict, len(signed.sources)) == (Verdict.TRUSTED, 1)
+        assert ("consent_sha256" in (signed.made or {})) == (row == 1)
 
     report = (out / "report.html").read_text()
     assert table_rows(out / "report.html") == ["done", "failed", "done", "refused"]
@@ -127,6 +134,27 @@ def test_a_csv_with_a_bad_clip_in_the_middle(inputs: Path, tmp_path: Path, lipsy
     assert all((out / picture).read_bytes()[:2] == b"\xff\xd8" for picture in pictures)
     names = {path.name for path in out.iterdir()}
     assert names == {"monday", "face.mp4", "results.jsonl", "report.html", "thumbnails"}
+
+
+def test_what_cannot_be_signed_is_refused_before_work(
+    inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest, out = inputs / "list.jsonl", tmp_path / "out"
+    manifest.write_text('{"video": "talk.mp4", "audio": "talk.wav", "output": "talk.mkv"}\n')
+    with pytest.raises(ManifestError) as failed:
+        list(run_batch(manifest, out))
+    assert failed.value.problems[0].column == "output"
+    assert "cannot hold content credentials" in failed.value.problems[0].message
+    monkeypatch.setenv("LIPSYNC_REQUIRE_CONSENT", "1")
+    for consent, codes in ((None, ["consent_required"]), ("release 17", ["parameter_invalid"])):
+        with pytest.raises(ManifestError) as failed:
+            list(run_batch(manifest, out, consent=consent))
+        assert [problem.code for problem in failed.value.problems] == codes
+    monkeypatch.setenv("LIPSYNC_SIGNING_CHAIN", str(tmp_path / "gone.pem"))
+    monkeypatch.setenv("LIPSYNC_SIGNING_KEY", str(tmp_path / "gone.pem"))
+    with pytest.raises(LipSyncError) as broken:
+        list(run_batch(manifest, out, consent="release 17"))
+    assert broken.value.code is ErrorCode.SIGNING_FAILED
 
 
 def test_killed_with_its_workers_then_only_the_rest_is_made(

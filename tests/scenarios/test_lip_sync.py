@@ -7,14 +7,11 @@ breaking it in three ways.
 
 from __future__ import annotations
 
-import dataclasses
-import itertools
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import eval_sync
-import numpy as np
 import pytest
 import torch
 
@@ -61,7 +58,7 @@ def pipeline(tmp_path: Path) -> LipSyncPipeline:
 
 
 def scored(pipeline: LipSyncPipeline, voice: Path, truth: eval_sync.Truth, folder: Path) -> eval_sync.Score:
-    result = pipeline(VIDEO, voice, folder / "out.mp4")
+    result = pipeline(VIDEO, voice, folder / "out.mp4", SyncParams(num_inference_steps=2))
     found = eval_sync.score(eval_sync.read_video(result.output, truth), truth)
     print(found)
     return found
@@ -75,36 +72,6 @@ def test_the_command_makes_lips_follow_the_voice(
     found = eval_sync.score(eval_sync.read_video(tmp_path / "out.mp4", truth), truth)
     print(found)
     assert speaks(found)
-
-
-def test_two_segments_join_without_a_jump(
-    truth: eval_sync.Truth, tmp_path: Path, ffmpeg: Ffmpeg, pipeline: LipSyncPipeline
-) -> None:
-    n = len(truth.openness)
-    twice = tmp_path / "twice.wav"  # the second time begins on a whole frame
-    ffmpeg("-i", VOICE, "-i", VOICE, "-filter_complex",
-           f"[0:a]apad=whole_dur={n / 25}[a];[a][1:a]concat=n=2:v=0:a=1", "-t", 10, twice)  # fmt: skip
-    result = pipeline(VIDEO, twice, tmp_path / "out.mp4", SyncParams(num_inference_steps=2))
-    assert (result.segments, result.frames) == (2, 250)
-
-    there_and_back = dataclasses.replace(
-        truth,
-        poses=truth.poses + truth.poses[-2:0:-1],
-        openness=np.concatenate([truth.openness, truth.openness]),
-        events=truth.events + [(start + n / 25, viseme) for start, viseme in truth.events],
-    )
-    read = eval_sync.read_video(result.output, there_and_back)
-    found = eval_sync.score(read, there_and_back)
-    print(found)
-    assert speaks(found)
-
-    # Neither the picture nor the lips' distance from the truth jumps more at the join than elsewhere.
-    frames = [picture.astype(np.float32) for picture in eval_sync.pictures(result.output)]
-    steps = np.array([np.abs(b - a).mean() for a, b in itertools.pairwise(frames)])
-    slips = np.abs(np.diff(read - there_and_back.openness[: len(read)]))
-    join = slice(150, 162)  # the segments meet at frame 156
-    for jumps in (steps, slips):
-        assert jumps[join].max() <= np.percentile(np.delete(jumps, join), 99.5)
 
 
 # --- the measure bites: each of these must not count as speaking ---

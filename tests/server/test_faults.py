@@ -25,7 +25,7 @@ from live_server import FINAL, Live, processes_naming, until
 from lipsync_engine import media
 
 Ffmpeg = Callable[..., None]
-LONG_FRAMES, SHORT_FRAMES, FIRST_SEGMENT = 240, 38, 156
+LONG_FRAMES, SHORT_FRAMES, FIRST_SEGMENT = 180, 38, 60
 LATENTSYNC = "/api/v3/bytedance/latentsync"
 
 
@@ -44,7 +44,7 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
 
 @pytest.fixture(scope="module")
 def long_voice(tmp_path_factory: pytest.TempPathFactory, voice: Path, ffmpeg: Ffmpeg) -> Path:
-    """Two segments, of 156 and 84 frames."""
+    """Two segments, of 60 and 120 frames."""
     path = tmp_path_factory.mktemp("long") / "voice.wav"
     ffmpeg("-stream_loop", -1, "-i", voice, "-t", LONG_FRAMES / 25, path)
     return path

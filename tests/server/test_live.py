@@ -23,7 +23,7 @@ from server.dialects.common import signed_headers
 
 Ffmpeg = Callable[..., None]
 Likeness = Callable[[Path, Path], float]
-LONG_FRAMES = 240
+LONG_FRAMES = 120
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def uploads(live: Live, clip: Path, voice: Path) -> tuple[str, str]:
 
 @pytest.fixture(scope="module")
 def long_voice(tmp_path_factory: pytest.TempPathFactory, voice: Path, ffmpeg: Ffmpeg) -> Path:
-    """Two segments, of 156 and 84 frames."""
+    """Two segments, of 60 frames each."""
     path = tmp_path_factory.mktemp("long") / "voice.wav"
     ffmpeg("-stream_loop", -1, "-i", voice, "-t", LONG_FRAMES / 25, path)
     return path

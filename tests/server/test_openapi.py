@@ -18,10 +18,11 @@ def test_no_request_breaks_the_server(api: Api) -> None:
     statuses: Counter[int] = Counter()
     for found in schema.get_all_operations():
         operation = found.ok()
+        costs_a_process = operation.path.endswith("/verify")
 
         @given(case=operation.as_strategy(), with_key=st.booleans())
         @settings(
-            max_examples=25,
+            max_examples=4 if costs_a_process else 25,
             deadline=None,
             derandomize=True,
             phases=[Phase.generate],

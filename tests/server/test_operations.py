@@ -40,6 +40,10 @@ def test_every_metric_is_documented_and_tells_the_truth(api: Api) -> None:
             assert f"| `{name}` |" in documented, name
     assert 'lipsync_jobs{state="waiting"} 1.0' in text
     assert 'lipsync_jobs{state="succeeded"} 1.0' in text
+    api.client.get(f"/api/v3/predictions/{done}/result", headers=api.headers)
+    text = api.client.get("/metrics").text
+    answered = 'method="GET",route="/predictions/{job_id}/result",status="200"'
+    assert f"lipsync_http_request_seconds_count{{{answered}}} 1.0" in text
     answered = 'method="POST",route="/{vendor}/{name:path}",status="200"'
     assert f"lipsync_http_request_seconds_count{{{answered}}} 2.0" in text
     assert done not in text

@@ -19,7 +19,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from server import jobs
+from server import audit, jobs
 from server.auth import create_key
 from server.jobs import Effect, Failure, Job, NotAllowedError, Output, Policy, State, Turn
 from server.messages import InputSource, MediaLimits, Options, Request, Role, Segment
@@ -98,7 +98,34 @@ def test_what_was_said_is_there_after_reopening(url: str) -> None:
 
 def test_the_migrations_make_the_tables_that_the_code_knows(store: Store) -> None:
     with store._engine.connect() as connection:
-        assert compare_metadata(MigrationContext.configure(connection), metadata) == []
+        assert compare_metadata(MigrationContext.configure(connection), [metadata, audit.metadata]) == []
+
+
+def test_entries_of_the_audit_log_cannot_be_changed(store: Store) -> None:
+    store.audit.add(audit.Entry(100.0, "server_started", {"marking": "required"}))
+    changes: list[dict[str, object]] = [{"facts": "{}"}, {"at": 1.0}, {"job_id": "x"}]
+    for values in changes:
+        change = sa.update(audit.AUDIT).values(**values)
+        with pytest.raises(sa.exc.DBAPIError, match="append-only"), store._writer.begin() as connection:
+            connection.execute(change)
+    store.audit.add(audit.Entry(200.0, "server_started", {}))
+    assert [entry.facts for entry in store.audit.page()] == [{"marking": "required"}, {}]
+    store.audit.delete_older(150.0)
+    assert [entry.at for entry in store.audit.page()] == [200.0]
+
+
+def test_the_audit_log_is_written_in_the_jobs_commit(store: Store) -> None:
+    job = new_job()
+    store.submit(job, REQUEST)
+    with pytest.raises(QueueFullError):
+        store.submit(new_job(), REQUEST, max_waiting=1)
+    claimed = store.claim(101.0, POLICY)
+    assert claimed is not None
+    with pytest.raises(NotAllowedError):
+        store.change(job.id, 102.0, lambda job: jobs.succeed(job, 99, 102.0, Output("results/x.mp4", 1.0)))
+    store.change(job.id, 103.0, lambda job: jobs.fail(job, job.fence, 103.0, NO_FACE, POLICY))
+    found = [(entry.event, entry.at, entry.job_id) for entry in store.audit.page()]
+    assert found == [("job_submitted", 100.0, job.id), ("job_ended", 103.0, job.id)]
 
 
 def test_one_process_opens_a_sqlite_file(tmp_path: Path) -> None:

@@ -1,0 +1,67 @@
+"""The command that reads content credentials."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from lipsync_engine.cli.terminal import out
+
+if TYPE_CHECKING:
+    from lipsync_engine.credentials import Verification
+
+STATUS = {"trusted": 0, "invalid": 1, "unknown_signer": 4, "none": 5}
+"""Exit status of each verdict; no error's is among them."""
+
+SENTENCE = {
+    "trusted": "valid, and signed by somebody known here",
+    "unknown_signer": "valid, but nobody here knows the signer",
+    "invalid": "INVALID: changed since it was signed, or never rightly signed",
+    "none": "no content credentials",
+}
+
+
+def verify(
+    file: Annotated[Path, typer.Argument(help="Video or picture.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead.")] = False,
+) -> None:
+    """Say what the content credentials of FILE are worth.
+
+    Ends with 0: valid and signed by somebody known here; 1: invalid; 4: valid, signer not known; 5: none.
+    """
+    from lipsync_engine.credentials import Marker
+    from lipsync_engine.credentials import verify as check
+
+    found = check(file, Marker.from_environment().known())
+    if as_json:
+        out.print_json(json.dumps(dataclasses.asdict(found)), indent=None, highlight=False)
+    else:
+        _show(file, found)
+    raise typer.Exit(STATUS[found.verdict])
+
+
+def _show(file: Path, found: Verification) -> None:
+    out.print(f"{file.name}: {SENTENCE[found.verdict]}", markup=False, soft_wrap=True)
+
+    def say(name: str, value: object) -> None:
+        # The file chose the words: neither our markup nor a terminal's commands may be among them.
+        words = "".join(filter(str.isprintable, f"{name:<20} {value}"))
+        out.print(f"  {words}", markup=False, soft_wrap=True)
+
+    if found.signer is not None:
+        note = " (a certificate for trying things out)" if found.is_development else ""
+        say("signed by", f"{found.signer}{note}")
+    if found.generator is not None:
+        say("written by", found.generator)
+        say("generated", "by a model, in whole or part" if found.is_generated else "not said")
+    for name, value in (found.made or {}).items():
+        say(name, value)
+    for source in found.sources:
+        told = "without credentials" if source.signer is None else f"with credentials of {source.signer}"
+        say("source", told)
+    for problem in found.problems:
+        say("problem", problem)
