@@ -168,7 +168,7 @@ def crop_face(image: FloatArray, matrix: FloatArray, resolution: int) -> FloatAr
     warped = cv2.warpAffine(
         smooth, square, (resolution, resolution), flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE
     )
-    return cast(FloatArray, np.clip(warped, 0.0, 255.0))
+    return cast(FloatArray, np.clip(warped, 0.0, 255.0, out=warped))
 
 
 def paste(

@@ -175,16 +175,15 @@ def network_shares(chosen: Mapping[str, Mode]) -> dict[str, float]:
 
 
 def plot(rows: Mapping[str, Mapping[str, float]], path: Path) -> None:
-    figure, axes = plt.subplots(figsize=(8, 5))
-    for name, row in rows.items():
-        preset = name in PRESETS
-        axes.scatter(row["speed"], row["ssim"], color="C3" if preset else "C0")
-        axes.annotate(
-            name, (row["speed"], row["ssim"]), xytext=(5, 3), textcoords="offset points", fontsize=8
-        )
-    axes.axhline(0.98, color="0.7", linewidth=1)
-    axes.set_xlabel("denoising, times exact's speed (tiny model, CPU)")
-    axes.set_ylabel("SSIM to exact, generated pixels, worst window")
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 4.5), sharey=True)
+    names = list(rows)[::-1]
+    colours = ["C3" if name in PRESETS else "C0" for name in names]
+    left.barh(names, [rows[name]["speed"] for name in names], color=colours)
+    left.set_xlabel("denoising, times exact's speed\n(tiny model, CPU)")
+    right.barh(names, [rows[name]["ssim"] for name in names], color=colours)
+    right.set_xlim(0.97, 1)
+    right.axvline(0.98, color="0.5", linewidth=1)
+    right.set_xlabel("SSIM to exact\n(generated pixels, worst window)")
     figure.tight_layout()
     figure.savefig(path, dpi=110)
 

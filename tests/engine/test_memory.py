@@ -22,7 +22,7 @@ from lipsync_engine.models.latentsync.memory import (
     Thrift,
     plan_memory,
 )
-from lipsync_engine.models.latentsync.model import needs
+from lipsync_engine.models.latentsync.model import fitted, needs
 
 GIGA = 10**9
 CONTEXT = GIGA // 2
@@ -96,3 +96,8 @@ class _FusedAttention(TorchFunctionMode):
         if func is F.scaled_dot_product_attention:
             return torch.empty_like(args[0])
         return func(*args, **(kwargs or {}))
+
+
+def test_where_nothing_fits_the_leanest_is_tried_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    assert fitted(needed(512, torch.float32), 5 * GIGA) == PLANS[-1]
+    assert "use --dtype fp16" in caplog.text

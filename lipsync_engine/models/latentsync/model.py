@@ -306,7 +306,7 @@ def load(
     )
     memory = DEFAULT_PLAN
     if device.type == "cuda":
-        memory = _fitted(needs(info, unet, vae, dtype), torch.cuda.mem_get_info(device)[0])
+        memory = fitted(needs(info, unet, vae, dtype), torch.cuda.mem_get_info(device)[0])
 
     # 3. Their weights, from the mapped files straight to the device. The encoder is cheap and its hidden
     #    states lose accuracy in half precision: float32.
@@ -341,7 +341,7 @@ def needs(info: ModelInfo, unet: LatentSyncUNet, vae: AutoencoderKL, dtype: torc
     )
 
 
-def _fitted(needs: Needs, free_bytes: int) -> MemoryPlan:
+def fitted(needs: Needs, free_bytes: int) -> MemoryPlan:
     """The fastest plan that fits; where none does, the leanest, and a warning before memory runs out."""
     plan = plan_memory(free_bytes, needs)
     if plan is None:
