@@ -8,6 +8,7 @@ nothing about media or models; heavy modules load only when a command needs them
     people     `portrait` and `multi`
     batch      `batch`
     verify     `verify`
+    licences   `doctor --licenses`
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from typing import Annotated, NoReturn
 import typer
 from rich.table import Table
 
-from lipsync_engine.cli import batch, people, verify
+from lipsync_engine.cli import batch, licences, people, verify
 from lipsync_engine.cli.jobs import (
     Consent,
     Detector,
@@ -208,9 +209,17 @@ def _become(module: str, arguments: list[str]) -> NoReturn:
 
 
 @app.command()
-def doctor() -> None:
+def doctor(
+    show_licences: Annotated[
+        bool, typer.Option("--licenses", help="List the licences of libraries and weights instead.")
+    ] = False,
+) -> None:
     """Show device, FFmpeg, weights and effective settings, with what to do where something is missing."""
     from importlib.metadata import version
+
+    if show_licences:
+        licences.show()
+        return
 
     from lipsync_engine import media, pipeline
     from lipsync_engine.credentials import Marker

@@ -1,0 +1,29 @@
+"""Everything that runs here says under which licence."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from lipsync_engine.cli import licences
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_every_library_names_its_licence() -> None:
+    found = {one.name.lower().replace("_", "-"): one for one in licences.licensed()}
+    wanted = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    names = [licences.NAME.match(line)[0].lower().replace("_", "-") for line in wanted]  # type: ignore[index]
+    assert set(names) <= set(found)
+    assert len(found) > len(names)
+    assert {one.name for one in found.values() if one.licence == "unknown"} == set()
+
+
+def test_they_are_listed_with_those_of_weights(capsys: pytest.CaptureFixture[str]) -> None:
+    licences.show()
+    shown = capsys.readouterr().out
+    for words in (("torch ", "BSD-3-Clause"), ("latentsync-1.6", "OpenRAIL++"), ("c2pa-python", "MIT")):
+        assert any(all(word in line for word in words) for line in shown.splitlines()), words
+    assert "schemathesis" not in shown, "only what runs"
