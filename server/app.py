@@ -27,6 +27,7 @@ from server import audit, auth, files, page
 from server.auth import Keyring, RateLimit, Scope, Signer
 from server.blobs import Blobs, StorageAwayError
 from server.board import Board
+from server.child import WorkerSettings
 from server.dialects import native, studio, wavespeed
 from server.dialects.common import Refusal, refusal_of, signed_headers
 from server.fetch import Inputs
@@ -37,7 +38,7 @@ from server.polls import Polls
 from server.settings import Settings
 from server.site import BodyTooLargeError, BusyError, DiskFullError, RefusedError, Site
 from server.store import DatabaseAwayError, Record, Store
-from server.supervisor import Supervisor, WorkerSettings
+from server.supervisor import Supervisor
 from server.transport import Transport, TransportPolicy
 from server.webhooks import Letter, Webhooks
 

@@ -12,21 +12,17 @@ import contextlib
 import logging
 import os
 import shutil
-import signal
-import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from server import jobs
 from server.blobs import Blobs, StorageAwayError, preview_folder, still_blob
 from server.board import Board
+from server.child import WorkerGoneError, WorkerProcess, WorkerSettings, worker_process
 from server.fetch import Inputs
 from server.gate import Gate, sha256_of
 from server.jobs import Failure, Job, NotAllowedError, Output, Progress
@@ -39,10 +35,7 @@ from server.messages import (
     Start,
     Stop,
     Stopped,
-    ToWorker,
     Working,
-    line_to_worker,
-    read_from_worker,
 )
 from server.store import DatabaseAwayError, Record
 from server.transport import TransportError
@@ -53,7 +46,6 @@ BEAT_EVERY_S = 10.0
 STOP_WITHIN_S = 10.0
 """A worker that does not stop a job within this time is killed."""
 
-READY_WITHIN_S = 900.0
 RESTART_PAUSE_S = 2.0
 """Between a worker's death and its successor, so that one that cannot start does not spin."""
 
@@ -63,30 +55,10 @@ END_TRIES = 30
 KEEP_TRIES = 5
 """So often, with that pause and each with the storage's own retries, a result is tried to be stored."""
 
-LINE_BYTES = 1 << 20
-
 GIVES_WAY = 5
 """So much nicer than its workers is the thread that answers requests: answers can wait for some milliseconds,
 but a worker's threads wait for each other, so that hundreds of polls would slow rendering twice over.
 """
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerSettings:
-    """Attributes: as in `Settings`; `folder` holds inputs, outputs and the engine's resumable work."""
-
-    model: str
-    folder: Path
-    stall_s: float
-    recycle_after_jobs: int
-    recycle_growth_bytes: int
-    log_format: str
-    drain_s: float
-    environment: dict[str, str]
-
-
-class WorkerGoneError(Exception):
-    """The worker process ended, went silent, or spoke nonsense."""
 
 
 def result_blob(job_id: str) -> str:
@@ -236,7 +208,7 @@ class _Seat:
         while not self._leaving.is_set():
             self.starts += 1
             try:
-                async with _worker(self.device, self._settings, self._starter) as worker:
+                async with worker_process(self.device, self._settings, self._starter) as worker:
                     self.is_ready = True
                     await self._serve(worker)
             except WorkerGoneError as error:
@@ -252,7 +224,7 @@ class _Seat:
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._leaving.wait(), RESTART_PAUSE_S)
 
-    async def _serve(self, worker: _Worker) -> None:
+    async def _serve(self, worker: WorkerProcess) -> None:
         fresh_bytes = worker.resident_bytes()
         for _ in range(self._settings.recycle_after_jobs):
             record = await self._next_job()
@@ -277,7 +249,7 @@ class _Seat:
                 wait.cancel()
         return None
 
-    async def _do(self, record: Record, worker: _Worker) -> None:
+    async def _do(self, record: Record, worker: WorkerProcess) -> None:
         """One claim of one job, to whatever end; the job's row says which."""
         job_id, fence = record.job.id, record.job.fence
         folder = self._settings.folder / "jobs" / job_id
@@ -335,7 +307,7 @@ class _Seat:
                 if ended is None:
                     await self._blobs.delete(still_blob(job_id))
 
-    async def _work(self, record: Record, folder: Path, worker: _Worker) -> FromWorker:
+    async def _work(self, record: Record, folder: Path, worker: WorkerProcess) -> FromWorker:
         """Bring the inputs, ask whether the job may run, and follow the worker; its last word on this job."""
         fetching = asyncio.create_task(self._inputs.bring(record, folder))
         if not await self._unless_stopped(fetching):
@@ -452,76 +424,3 @@ class _Seat:
                 why = f": {failure.code}: {failure.message}" if failure is not None else ""
                 log.info("job %s: %s%s", job_id, record.job.state, why, extra=record.tags)
                 return
-
-
-class _Worker:
-    """A running worker process."""
-
-    def __init__(self, pid: int, answers: asyncio.StreamReader, orders: asyncio.StreamWriter) -> None:
-        self._pid, self._answers, self._orders = pid, answers, orders
-
-    def resident_bytes(self) -> int:
-        """Memory that it holds; 0 where it is gone."""
-        try:
-            return int(psutil.Process(self._pid).memory_info().rss)
-        except psutil.Error:
-            return 0
-
-    async def say(self, message: ToWorker) -> None:
-        if self._orders.is_closing():
-            raise WorkerGoneError("it has closed its ear")
-        self._orders.write(line_to_worker(message))
-        with contextlib.suppress(ConnectionError):  # `hear` will say so
-            await self._orders.drain()
-
-    async def hear(self, within_s: float) -> FromWorker:
-        """Its next message.
-
-        Raises:
-            WorkerGoneError: it ended, or said nothing for that long.
-        """
-        try:
-            line = await asyncio.wait_for(self._answers.readline(), within_s)
-        except TimeoutError:
-            raise WorkerGoneError(f"it was silent for {within_s:g} s") from None
-        if not line.endswith(b"\n"):
-            raise WorkerGoneError("it ended")
-        return read_from_worker(line)
-
-
-@contextlib.asynccontextmanager
-async def _worker(
-    device: str, settings: WorkerSettings, starter: ThreadPoolExecutor
-) -> AsyncIterator[_Worker]:
-    """A worker that is ready; killed with all its children at the end."""
-    command = [sys.executable, "-m", "server.worker", "--model", settings.model, "--device", device]
-    command += ["--work-dir", str(settings.folder / "engine"), "--log-format", settings.log_format]
-    start = partial(
-        subprocess.Popen,
-        command,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        bufsize=0,
-        env={**os.environ, **settings.environment},
-        start_new_session=True,  # a Ctrl-C in the terminal is for the parent
-    )
-    loop = asyncio.get_running_loop()
-    process = await asyncio.shield(loop.run_in_executor(starter, start))
-    answers, orders = asyncio.StreamReader(limit=LINE_BYTES), None
-    try:
-        await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(answers), process.stdout)
-        idle = asyncio.StreamReaderProtocol(asyncio.StreamReader())
-        transport, _ = await loop.connect_write_pipe(lambda: idle, process.stdin)
-        orders = asyncio.StreamWriter(transport, idle, None, loop)
-        worker = _Worker(process.pid, answers, orders)
-        ready = await worker.hear(READY_WITHIN_S)
-        if not isinstance(ready, Ready):
-            raise WorkerGoneError("it did not say that it is ready")
-        log.info("worker %s: ready with %s", ready.device, ready.model)
-        yield worker
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        if orders is not None:
-            orders.close()
-        await asyncio.to_thread(process.wait)

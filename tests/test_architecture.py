@@ -143,7 +143,7 @@ SERVER_OWNERS = {
     "lipsync_engine": {"worker"},
     "pydantic_settings": {"settings"},
     "prometheus_client": {"metrics"},
-    "psutil": {"supervisor"},
+    "psutil": {"child"},
     "pythonjsonlogger": {"logs"},
 }
 SERVER_PURE = {"jobs", "messages"}
