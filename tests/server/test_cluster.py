@@ -284,7 +284,7 @@ def test_database_and_storage_go_and_come_back_and_nothing_is_lost_or_done_twice
     assert worker.worker_pids() == [process], "the worker was replaced for the database's sake"
 
     short = api.upload(voice)
-    kept = api.submit(video, short, inference_steps=1, seed=1)
+    kept = api.submit(video, short, inference_steps=1, guidance_scale=1, seed=1)
     api.wait(kept, lambda seen: seen["timings"].get("stage") == "render")
     storage.is_away = True
     until(lambda: any("could not be stored" in line for line in worker.log), "it was stored nowhere")
@@ -295,7 +295,7 @@ def test_database_and_storage_go_and_come_back_and_nothing_is_lost_or_done_twice
     assert api.call("GET", done["outputs"][0], Range="bytes=4-11")[1] == content[4:12]
 
     storage.is_away = True
-    unread = api.submit(video, short, inference_steps=1, seed=2)
+    unread = api.submit(video, short, inference_steps=1, guidance_scale=1, seed=2)
     assert api.wait(unread)["status"] == "failed"
     shown = api.call("GET", f"/api/native/v1/jobs/{unread}")[1]
     assert (shown["failure"]["code"], shown["thumbnail"]) == ("storage_away", None)

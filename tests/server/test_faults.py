@@ -133,14 +133,14 @@ NEEDS_LONG = ("first window", "second segment")
     ("who", "when"),
     [
         (kill_worker, "fetch"),
-        (kill_worker, "faces"),
-        (kill_worker, "first window"),
+        pytest.param(kill_worker, "faces", marks=pytest.mark.slow),
+        pytest.param(kill_worker, "first window", marks=pytest.mark.slow),
         (kill_worker, "second segment"),
-        (kill_worker, "assemble"),
-        (kill_server, "fetch"),
+        pytest.param(kill_worker, "assemble", marks=pytest.mark.slow),
+        pytest.param(kill_server, "fetch", marks=pytest.mark.slow),
         (kill_server, "first window"),
-        (kill_server_and_freeze_worker, "fetch"),
-        (kill_both, "second segment"),
+        pytest.param(kill_server_and_freeze_worker, "fetch", marks=pytest.mark.slow),
+        pytest.param(kill_both, "second segment", marks=pytest.mark.slow),
         (kill_both, "assemble"),
         (stop_server, "first window"),
     ],
@@ -164,7 +164,7 @@ def test_a_job_outlives(
     heard, frames = (long_voice, LONG_FRAMES) if when in NEEDS_LONG else (voice, SHORT_FRAMES)
     audio = house.upload(heard)
     house.wait_ready()
-    job = house.submit(gate.url, audio, inference_steps=1)
+    job = house.submit(gate.url, audio, inference_steps=1, guidance_scale=1)
     until(MOMENTS[when](house, job, gate), "the moment never came")
     who(house)
     gate.open.set()
@@ -196,7 +196,7 @@ def test_a_film_that_was_stored_is_not_made_again(
     """The server dies between storing the film and saying so: a lock holds the database at that moment."""
     video, audio = house.upload(clip), house.upload(voice)
     house.wait_ready()
-    job = house.submit(video, audio, inference_steps=1, seed=1)
+    job = house.submit(video, audio, inference_steps=1, guidance_scale=1, seed=1)
     until(assembling(house, job), "it never came to the end")
     database = sqlite3.connect(house.data_dir / "lipsync.sqlite", isolation_level=None, timeout=20)
     database.execute("BEGIN IMMEDIATE")
@@ -214,7 +214,7 @@ def test_a_film_that_was_stored_is_not_made_again(
 def test_a_worker_that_hangs_is_replaced(house: Live, clip: Path, long_voice: Path, tmp_path: Path) -> None:
     video, audio = house.upload(clip), house.upload(long_voice)
     house.wait_ready()
-    job = house.submit(video, audio, inference_steps=1, seed=2)
+    job = house.submit(video, audio, inference_steps=1, guidance_scale=1, seed=2)
     until(rendering(house, job, 1), "it never rendered")
     (worker,) = house.worker_pids()
     os.kill(worker, signal.SIGSTOP)
@@ -300,7 +300,7 @@ def fill(path: Path) -> None:
 def test_a_full_disk_loses_nothing(small_house: Live, clip: Path, long_voice: Path, tmp_path: Path) -> None:
     server = small_house
     video, audio = server.upload(clip), server.upload(long_voice)
-    job = server.submit(video, audio, inference_steps=1)
+    job = server.submit(video, audio, inference_steps=1, guidance_scale=1)
     until(rendering(server, job, 1), "it never rendered")
     filler = server.data_dir.parent / "filler"
     fill(filler)
