@@ -28,8 +28,9 @@ test: setup lint
 test-slow: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "slow and not gpu" -n 2 --dist loadfile --no-loadscope-reorder
 
+soak: MINUTES ?= 3
 soak: setup
-	$(BIN)/python scripts/soak.py --minutes 3 --seed 1
+	$(BIN)/python scripts/soak.py --minutes $(MINUTES) --seed 1
 
 lint: setup
 	$(BIN)/ruff check .

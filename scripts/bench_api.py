@@ -32,7 +32,7 @@ from live_server import ROOT, Live
 
 from lipsync_engine import media
 
-WAITING, POLLERS, PAIRS = 1000, 200, 12
+WAITING, POLLERS, PAIRS = 1000, 200, 10
 
 
 @dataclass

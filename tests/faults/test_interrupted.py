@@ -143,7 +143,9 @@ def test_the_same_job_twice_at_once_is_refused(
 ) -> None:
     process = start([*long_job, "-o", str(tmp_path / "first.mp4")], environment)
     wait_for(lambda: any(cache_dir.glob("jobs/*/segment-*.part*")), process)
+    process.send_signal(signal.SIGSTOP)  # it has the job for as long as that takes
     second = lipsync("sync", *long_job, "-o", tmp_path / "second.mp4")
+    process.send_signal(signal.SIGCONT)
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=20)
     assert second.returncode == EXIT_STATUS[ErrorCode.JOB_BUSY]

@@ -87,6 +87,7 @@ def test_another_voice_is_noticed(
     assert found.correlation < 0.4
 
 
+@pytest.mark.slow
 def test_a_model_that_does_not_listen_is_noticed(
     voice: Path, truth: eval_sync.Truth, tmp_path: Path, pipeline: LipSyncPipeline
 ) -> None:
@@ -100,6 +101,7 @@ def test_a_model_that_does_not_listen_is_noticed(
     assert found.correlation < 0.5
 
 
+@pytest.mark.slow
 def test_lips_that_come_late_are_noticed(
     voice: Path, truth: eval_sync.Truth, tmp_path: Path, ffmpeg: Ffmpeg, pipeline: LipSyncPipeline
 ) -> None:

@@ -143,7 +143,7 @@ def test_the_first_segment_is_rendered_before_the_clip_is_read(
     assert stages == [
         Stage.AUDIO, Stage.FACES, Stage.RENDER, Stage.FACES, Stage.RENDER, Stage.ASSEMBLE,
     ]  # fmt: skip
-    assert told == [0, 1]
+    assert told == [0, 1, 2]
     shown = [step for step in seen if step.stage is Stage.RENDER]
     assert [step.done for step in shown] == sorted(step.done for step in shown)
     assert {(step.total, step.resumed) for step in shown} == {(375, 156)}

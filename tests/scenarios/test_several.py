@@ -85,6 +85,7 @@ def test_two_people_who_speak_at_once(
         assert table[person][1 - person] < 0.3
 
 
+@pytest.mark.slow
 def test_in_turn_the_listener_rests(
     couple: Path, voices: tuple[Path, Path], tmp_path: Path, ffmpeg: Ffmpeg
 ) -> None:
@@ -130,6 +131,7 @@ def crossing(tmp_path_factory: pytest.TempPathFactory, ffmpeg: Ffmpeg) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_people_who_cross_keep_their_voices(
     crossing: Path,
     voices: tuple[Path, Path],
