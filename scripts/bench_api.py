@@ -201,7 +201,6 @@ def main() -> int:
             subprocess.run(command, check=True)
         server = Live(folder / "data", max_waiting=2 * WAITING, requests_per_minute=10**6, drain_s=0)
         server.start()
-        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))  # clients are other machines
         try:
             server.wait_ready()
             mine = Live(server.data_dir)

@@ -53,7 +53,6 @@ class Live:
             text=True,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            start_new_session=True,  # as under a service manager
         )
         assert self.process.stdout is not None
         first = self.process.stdout.readline()

@@ -71,19 +71,6 @@ def _preview_blob(shown: Shown) -> str:
     return f"{preview_folder(shown.job_id)}/{shown.index:05d}-{start_ms}-{stop_ms}.mp4"
 
 
-def _give_way() -> None:
-    """Let the calling thread yield to processes of the machine that compute, on Linux.
-
-    Threads have priorities of their own there (0 is the calling one), which count within a session; where the
-    kernel also weighs sessions, ours, if it is the server's own, is made lighter than those of its workers.
-    """
-    os.setpriority(os.PRIO_PROCESS, 0, os.getpriority(os.PRIO_PROCESS, 0) + GIVES_WAY)
-    os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
-    if os.getsid(0) == os.getpid():
-        with contextlib.suppress(OSError):  # a kernel without them, or a /proc that is not ours to write
-            Path("/proc/self/autogroup").write_text(str(GIVES_WAY))
-
-
 class Supervisor:
     """All workers of this server.
 
@@ -132,7 +119,8 @@ class Supervisor:
     async def start(self) -> None:
         if self._seats and sys.platform.startswith("linux"):
             self._starter.submit(int).result()  # it is there, with the priority that this thread still has
-            _give_way()
+            # On Linux threads have priorities of their own; 0 is the calling one.
+            os.setpriority(os.PRIO_PROCESS, 0, os.getpriority(os.PRIO_PROCESS, 0) + GIVES_WAY)
         with contextlib.suppress(DatabaseAwayError, StorageAwayError):  # it is done again later
             await self.remove_left()
         self._tasks = [asyncio.create_task(seat.run(), name=f"worker {seat.device}") for seat in self._seats]
