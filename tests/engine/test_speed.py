@@ -57,6 +57,10 @@ def sampled(
     return last.latents
 
 
+ROUNDING = 1.5e-4
+"""What batches of other sizes may round otherwise in float32: the parity packs' bound for the U-Net."""
+
+
 def rows_seen(module: nn.Module, into: list[int]) -> torch.utils.hooks.RemovableHandle:
     return module.register_forward_pre_hook(lambda _, given: into.append(len(given[0])))
 
@@ -72,8 +76,8 @@ def test_silence_and_sound_in_one_run_equal_the_plain_network_run_on_both(model:
     plain = unet(sample.expand(2, -1, -1, -1, -1), time, doubled)
     shared, _ = unet.predict(sample, time, unet.listen(given.audio, silent=FRAMES))
     silent, _ = unet.predict(sample, time, unet.listen(given.audio[:0], silent=FRAMES))
-    assert torch.allclose(shared, plain, atol=1e-5)
-    assert torch.allclose(silent, plain[:1], atol=1e-5)
+    assert torch.allclose(shared, plain, atol=ROUNDING)
+    assert torch.allclose(silent, plain[:1], atol=ROUNDING)
 
 
 @torch.inference_mode()

@@ -146,5 +146,5 @@ def test_the_first_segment_is_rendered_before_the_clip_is_read(
     assert told == [0, 1, 2]
     shown = [step for step in seen if step.stage is Stage.RENDER]
     assert [step.done for step in shown] == sorted(step.done for step in shown)
-    assert {(step.total, step.resumed) for step in shown} == {(375, 156)}
+    assert {(step.total, step.resumed) for step in shown} == {(375, 60)}
     assert len(list(media.scan_frames(media.probe_video(made), 64))) == 375
