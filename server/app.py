@@ -29,14 +29,14 @@ from server.blobs import Blobs, StorageAwayError
 from server.board import Board
 from server.child import WorkerSettings
 from server.dialects import native, studio, wavespeed
-from server.dialects.common import Refusal, refusal_of, signed_headers
+from server.dialects.common import KNOWN_ERRORS, Refusal, refusal_of, signed_headers
 from server.fetch import Inputs
 from server.gate import Gate
 from server.jobs import Job, Policy
 from server.metrics import TEXT_TYPE, Measured, Metrics
 from server.polls import Polls
 from server.settings import Settings
-from server.site import BodyTooLargeError, BusyError, DiskFullError, RefusedError, Site
+from server.site import Site
 from server.store import DatabaseAwayError, Record, Store
 from server.supervisor import Supervisor
 from server.transport import Transport, TransportPolicy
@@ -56,15 +56,6 @@ ERROR_ANSWERS: dict[int | str, dict[str, Any]] = {
     429: {"description": "Too many requests or waiting jobs; Retry-After says when to come again."},
     503: {"description": "Not ready, the disk is full, or database or storage are away."},
 }
-KNOWN_ERRORS = (
-    Refusal,
-    RefusedError,
-    BusyError,
-    BodyTooLargeError,
-    DiskFullError,
-    DatabaseAwayError,
-    StorageAwayError,
-)
 SWEEP_EVERY_S = 600.0
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 """A client's own X-Request-Id that is taken over; for any other one is made."""

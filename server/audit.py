@@ -73,13 +73,10 @@ class Entry:
 
 
 def job_submitted(connection: Connection, job: Job, request: Request) -> None:
-    options = {
-        name: value for name, value in dataclasses.asdict(request.options).items() if value is not None
-    }
     facts = {
         "model": request.label,
         "consent": request.consent,
-        "options": options,
+        "options": request.options.chosen(),
         "inputs": {source.name: source.role for source in request.sources},
     }
     _insert(connection, _of_job(JOB_SUBMITTED, job, request, job.created_at, facts))

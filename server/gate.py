@@ -95,9 +95,6 @@ class _Answer:
 
 def _question(record: Record, inputs: Mapping[str, Path], hashes: Mapping[str, str]) -> bytes:
     request, roles = record.request, {source.name: source.role for source in record.request.sources}
-    options = {
-        name: value for name, value in dataclasses.asdict(request.options).items() if value is not None
-    }
     files = [
         {"name": name, "role": roles[name], "sha256": hashes[name], "path": str(path)}
         for name, path in inputs.items()
@@ -109,7 +106,7 @@ def _question(record: Record, inputs: Mapping[str, Path], hashes: Mapping[str, s
         "request_id": request.request_id,
         "model": request.label,
         "consent": request.consent,
-        "options": options,
+        "options": request.options.chosen(),
         "inputs": files,
     }
     return json.dumps(asked).encode()

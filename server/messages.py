@@ -8,7 +8,7 @@ name.
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Annotated, Literal
 
@@ -95,6 +95,10 @@ class Options:
     order: str | None = None
     motion: str | None = None
     prompt: str | None = None
+
+    def chosen(self) -> dict[str, object]:
+        """Those that are not left to the model, by name."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 @dataclass(frozen=True, slots=True)

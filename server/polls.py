@@ -13,11 +13,9 @@ from fastapi import Request as HttpRequest
 from starlette.types import ASGIApp, Receive, Send
 from starlette.types import Scope as AsgiScope
 
-from server.blobs import StorageAwayError
 from server.dialects import wavespeed
-from server.dialects.common import Refusal, refusal_of
-from server.site import BusyError, RefusedError, Site
-from server.store import DatabaseAwayError
+from server.dialects.common import KNOWN_ERRORS, refusal_of
+from server.site import Site
 
 PATH = re.compile(rf"(?:{'|'.join(wavespeed.PREFIXES)})/predictions/([0-9a-f]{{32}})(/result)?")
 
@@ -43,6 +41,6 @@ class Polls:
         scope["route"] = _Route(f"/predictions/{{job_id}}{found[2] or ''}")
         try:
             response = await wavespeed.poll(self._site, HttpRequest(scope), found[1])
-        except (Refusal, RefusedError, BusyError, DatabaseAwayError, StorageAwayError) as error:
+        except KNOWN_ERRORS as error:
             response = wavespeed.error_answer(refusal_of(error))
         await response(scope, receive, send)

@@ -145,6 +145,18 @@ class Refusal(Exception):  # noqa: N818  (an answer, not a fault)
         return {"Retry-After": str(max(1, round(self.retry_after_s)))} if self.retry_after_s else None
 
 
+KNOWN_ERRORS: Final = (
+    Refusal,
+    RefusedError,
+    BusyError,
+    BodyTooLargeError,
+    DiskFullError,
+    DatabaseAwayError,
+    StorageAwayError,
+)
+"""What `refusal_of` makes an answer of."""
+
+
 def refusal_of(error: Exception) -> Refusal:
     """A known error as an answer."""
     match error:
