@@ -16,7 +16,7 @@ LAYERS: list[set[str]] = [
     {"timeline", "frames", "align", "audio", "speech"},
     {"media", "faces", "drawn_faces", "device", "weights", "safety", "composite", "credentials"},
     {"models"},
-    {"plan", "cast", "motion"},
+    {"plan", "cast", "motion", "work"},
     {"portrait"},
     {"render"},
     {"pipeline"},
