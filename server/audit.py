@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from server.jobs import Job
+from server.jobs import Batch, Job
 from server.messages import Request
 
 if TYPE_CHECKING:
@@ -42,6 +42,8 @@ SERVER_STARTED: Final = "server_started"
 JOB_SUBMITTED: Final = "job_submitted"
 JOB_INPUTS: Final = "job_inputs"
 JOB_ENDED: Final = "job_ended"
+BATCH_SUBMITTED: Final = "batch_submitted"
+BATCH_ENDED: Final = "batch_ended"
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +53,8 @@ class Entry:
     Attributes:
         id: grows with time; 0 until stored.
         at: seconds since 1970.
-        event: `server_started`, `job_submitted`, `job_inputs` or `job_ended`.
-        tenant, key_id, job_id, request_id: whose; None for the server itself.
+        event: one of this module's words.
+        tenant, key_id, job_id, request_id: whose; None for the server itself, job_id for batches.
         facts: what there is to say of such an event; plain JSON.
     """
 
@@ -79,6 +81,8 @@ def job_submitted(connection: Connection, job: Job, request: Request) -> None:
         "options": request.options.chosen(),
         "inputs": {source.name: source.role for source in request.sources},
     }
+    if job.batch_id is not None:
+        facts["batch"] = job.batch_id
     _insert(connection, _of_job(JOB_SUBMITTED, job, request, job.created_at, facts))
 
 
@@ -92,6 +96,20 @@ def job_ended(connection: Connection, job: Job, request: Request, now: float) ->
         "is_marked": None if output is None else output.is_marked,
     }
     _insert(connection, _of_job(JOB_ENDED, job, request, now, facts))
+
+
+def batch_submitted(connection: Connection, batch: Batch) -> None:
+    _insert(connection, _of_batch(BATCH_SUBMITTED, batch, batch.created_at))
+
+
+def batch_ended(connection: Connection, batch: Batch, now: float) -> None:
+    """Of its jobs each has an entry of its own."""
+    _insert(connection, _of_batch(BATCH_ENDED, batch, now))
+
+
+def _of_batch(event: str, batch: Batch, at: float) -> Entry:
+    facts = {"batch": batch.id, "jobs": batch.total}
+    return Entry(at, event, facts, batch.tenant, batch.key_id, None, batch.request_id)
 
 
 def job_inputs(job: Job, request: Request, now: float, sha256: Mapping[str, str]) -> Entry:
