@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -74,7 +74,11 @@ class Entry:
 # --- in the commit of a job's change ---
 
 
-def job_submitted(connection: Connection, job: Job, request: Request) -> None:
+def jobs_submitted(connection: Connection, entries: Sequence[tuple[Job, Request]]) -> None:
+    _insert(connection, *(_submitted(job, request) for job, request in entries))
+
+
+def _submitted(job: Job, request: Request) -> Entry:
     facts = {
         "model": request.label,
         "consent": request.consent,
@@ -83,7 +87,7 @@ def job_submitted(connection: Connection, job: Job, request: Request) -> None:
     }
     if job.batch_id is not None:
         facts["batch"] = job.batch_id
-    _insert(connection, _of_job(JOB_SUBMITTED, job, request, job.created_at, facts))
+    return _of_job(JOB_SUBMITTED, job, request, job.created_at, facts)
 
 
 def job_ended(connection: Connection, job: Job, request: Request, now: float) -> None:
@@ -121,9 +125,13 @@ def _of_job(event: str, job: Job, request: Request, at: float, facts: Mapping[st
     return Entry(at, event, facts, job.tenant, request.key_id, job.id, request.request_id)
 
 
-def _insert(connection: Connection, entry: Entry) -> None:
-    values = {name: getattr(entry, name) for name in Entry.__dataclass_fields__ if name != "id"}
-    connection.execute(sa.insert(AUDIT).values(**values | {"facts": json.dumps(entry.facts)}))
+def _insert(connection: Connection, *entries: Entry) -> None:
+    names = [name for name in Entry.__dataclass_fields__ if name != "id"]
+    rows = [
+        {name: getattr(entry, name) for name in names} | {"facts": json.dumps(entry.facts)}
+        for entry in entries
+    ]
+    connection.execute(sa.insert(AUDIT), rows)
 
 
 class AuditLog:

@@ -67,8 +67,7 @@ class Batches(Queue):
                 values = {name: getattr(batch, name) for name in Batch.__dataclass_fields__}
                 connection.execute(sa.insert(BATCHES).values(**values, idempotency_key=idempotency_key))
                 audit.batch_submitted(connection, batch)
-                for job, request in entries:
-                    self._insert(connection, job, request)
+                self._insert(connection, entries)
         except sa.exc.IntegrityError:
             # PostgreSQL lets another process put the same key in between the look and the write.
             with self.reading() as connection:

@@ -103,7 +103,7 @@ class Queue(Database):
                 if (known := self._known(connection, job.tenant, idempotency_key)) is not None:
                     return known, False
                 self._require_room(connection, request.key_id, job.created_at, 1, max_waiting)
-                self._insert(connection, job, request, idempotency_key)
+                self._insert(connection, [(job, request)], idempotency_key)
         except sa.exc.IntegrityError:
             # PostgreSQL lets another process put the same key in between the look and the write.
             with self.reading() as connection:
@@ -274,19 +274,28 @@ class Queue(Database):
         return None if row is None else _record(row)
 
     def _insert(
-        self, connection: Connection, job: Job, request: Request, idempotency_key: str | None = None
+        self,
+        connection: Connection,
+        entries: Sequence[tuple[Job, Request]],
+        idempotency_key: str | None = None,
     ) -> None:
-        values = _values(job) | {
-            "request": request.to_json(),
-            "label": request.label,
-            "key_id": request.key_id,
-            "idempotency_key": idempotency_key,
-            "batch_id": job.batch_id,
-            "batch_row": job.batch_row,
-        }
-        connection.execute(sa.insert(JOBS).values(id=job.id, **values))
-        tell(connection, job)
-        audit.job_submitted(connection, job, request)
+        """New jobs; that there are some is told by the first."""
+        rows = [
+            _values(job)
+            | {
+                "id": job.id,
+                "request": request.to_json(),
+                "label": request.label,
+                "key_id": request.key_id,
+                "idempotency_key": idempotency_key,
+                "batch_id": job.batch_id,
+                "batch_row": job.batch_row,
+            }
+            for job, request in entries
+        ]
+        connection.execute(sa.insert(JOBS), rows)
+        audit.jobs_submitted(connection, entries)
+        tell(connection, entries[0][0])
 
     def _require_room(
         self, connection: Connection, key_id: str, now: float, count: int, max_waiting: int | None
