@@ -17,7 +17,7 @@ from importlib.metadata import version
 from typing import Annotated, Any
 
 from asgi_correlation_id import CorrelationIdMiddleware
-from fastapi import FastAPI, Query
+from fastapi import Depends, FastAPI, Query
 from fastapi import Request as HttpRequest
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
@@ -203,7 +203,12 @@ def create_app(server: Server) -> FastAPI:
             yield
 
     app = FastAPI(
-        title="lipsync server", lifespan=lifespan, docs_url=None, redoc_url=None, responses=ERROR_ANSWERS
+        title="lipsync server",
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        responses=ERROR_ANSWERS,
+        dependencies=[Depends(_require_plain_url)],
     )
     for prefix in wavespeed.PREFIXES:
         app.include_router(
@@ -225,6 +230,12 @@ def create_app(server: Server) -> FastAPI:
         transformer=None,
     )
     return app
+
+
+def _require_plain_url(http: HttpRequest) -> None:
+    """No database, file system or log takes NUL: refused before it gets to one."""
+    if "\0" in http.scope["path"] or b"%00" in http.scope["query_string"]:
+        raise Refusal(400, "The URL has a character that cannot be used.", "invalid_parameter")
 
 
 def _operations(app: FastAPI, server: Server) -> None:

@@ -24,6 +24,7 @@ from fastapi import Request as HttpRequest
 
 from server.auth import Caller
 from server.blobs import StorageAwayError
+from server.dialects.json_body import BodyError, read_json
 from server.jobs import Failure
 from server.messages import InputSource, MediaLimits, Options, Request, Role, Segment
 from server.site import (
@@ -236,9 +237,9 @@ async def read_object(http: HttpRequest, max_bytes: int = 1 << 20) -> dict[str, 
 
 def json_object(body: bytes) -> dict[str, Any]:
     try:
-        given = json.loads(body)
-    except (ValueError, RecursionError):
-        raise Refusal(400, "The body is not JSON.", "invalid_json") from None
+        given = read_json(body)
+    except BodyError as error:
+        raise Refusal(400, str(error), "invalid_json") from None
     if not isinstance(given, dict):
         raise Refusal(400, "The body must be a JSON object.", "invalid_json")
     return given
