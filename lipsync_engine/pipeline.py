@@ -26,13 +26,8 @@ from pydantic import TypeAdapter
 
 from lipsync_engine import faces, media
 from lipsync_engine.cast import Cast
-<<<<<<< HEAD
 from lipsync_engine.credentials import Facts, Marker, require_consent
-from lipsync_engine.device import choose_device
-=======
-from lipsync_engine.credentials import Facts, Marker, require_consent, signed_beside
 from lipsync_engine.device import choose_compiling, choose_device
->>>>>>> speed
 from lipsync_engine.drawn_faces import DrawnFaceDetector
 from lipsync_engine.errors import FaceError, ParameterError
 from lipsync_engine.models import LipSyncModel, load_model

@@ -103,7 +103,7 @@ def test_a_model_may_begin_offloaded(model: LatentSync) -> None:
 def test_recorded_runs_are_given_up_first(model: LatentSync, tmp_path: Path) -> None:
     wanted = window(model)
     network = CompiledUNet(model.unet, FRAMES, tmp_path, lambda work: (work(), lambda: None))
-    model._network = network
+    model._compiled = model._network.network = network
     failures = iter([True])
 
     def refuse(*_: Any) -> None:
