@@ -1,12 +1,13 @@
 """Windows of several jobs in shared runs of the U-Net: how much faster, and how near to each job alone.
 
-    python scripts/bench_batching.py                      # the tiny model on the CPU: benchmarks/batching.json
-    python scripts/bench_batching.py --device cuda:0      # also the published networks at 256 and 512, random weights
+    python scripts/bench_batching.py                   # the tiny model on the CPU: benchmarks/batching.json
+    python scripts/bench_batching.py --device cuda:0   # also the published networks, at 256 and 512
 
-Per number of jobs: as many threads as jobs sample windows of their own, one after the other, the same number of
-windows in all; once with as many windows in a run as there are jobs (`shared`), once with one (`apart`), in turns
-in one process. Numbers are windows per second, VAE included; distances are to the same window sampled alone.
-On a CPU a second is one of processor time, so that other work on the machine does not count.
+Per number of jobs: as many threads as jobs sample windows of their own, one after the other, the same number
+of windows in all; once with as many windows in a run as there are jobs (`shared`), once with one (`apart`),
+in turns in one process. Numbers are windows per second, VAE included; distances are to the same window
+sampled alone. On a CPU a second is one of processor time, so that other work on the machine does not count.
+The published networks have random weights, which cost the same.
 """
 
 from __future__ import annotations
