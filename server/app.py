@@ -97,7 +97,7 @@ class Server:
             recycle_growth_bytes=settings.recycle_growth_bytes,
             log_format=settings.log_format,
             drain_s=settings.drain_s,
-            environment=settings.signing,
+            environment=settings.of_workers,
         )
         gate = Gate(self.board, settings.job_hook, settings.job_hook_timeout_s)
         inputs = Inputs(self.transport, self.blobs)
