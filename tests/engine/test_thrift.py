@@ -100,7 +100,10 @@ def test_a_model_may_begin_offloaded(model: LatentSync) -> None:
     assert torch.allclose(window(found), wanted, atol=1e-4)
 
 
-def test_recorded_runs_are_given_up_first(model: LatentSync, tmp_path: Path) -> None:
+def test_recorded_runs_are_given_up_first(
+    model: LatentSync, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     wanted = window(model)
     network = CompiledUNet(model.unet, FRAMES, tmp_path, lambda work: (work(), lambda: None))
     model._network = network

@@ -1,9 +1,9 @@
 """The U-Net made faster for windows of one length: layers compiled, and whole runs recorded as CUDA graphs.
 
-A layer (residual block, attention, motion) is compiled once for each shape that it has in a full window; layers
-of equal shape share their code. What has another shape, such as the window of a very short clip, runs as it is
-and never starts a compiler. A recorded run costs one launch instead of one per kernel; its inputs and results
-lie at fixed places. It knows neither schedules nor guidance nor files of weights.
+A layer (residual block, attention, motion) is compiled once for each shape that it has in a full window;
+layers of equal shape share their code. What has another shape, such as the window of a very short clip, runs
+as it is and never starts a compiler. A recorded run costs one launch instead of one per kernel; its inputs
+and results lie at fixed places. It knows neither schedules nor guidance nor files of weights.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class CompiledUNet:
             if isinstance(module, LAYERS):
                 module.compile(dynamic=False)
 
-    def compile(self, every_kind_of_step: Callable[[], None]) -> bool:
+    def compile(self, every_kind_of_step: Callable[[], object]) -> bool:
         """Compile what `every_kind_of_step` runs, and nothing from then on; False: it could not be done."""
         self._stance = "default"
         try:
