@@ -47,7 +47,13 @@ class WorkerGoneError(Exception):
 
 
 class WorkerProcess:
-    """A running worker process."""
+    """A running worker process.
+
+    Attributes:
+        fits: see `messages.Ready`.
+    """
+
+    fits = ""
 
     def __init__(self, pid: int, answers: asyncio.StreamReader, orders: asyncio.StreamWriter) -> None:
         self._pid, self._answers, self._orders = pid, answers, orders
@@ -109,6 +115,7 @@ async def worker_process(
         ready = await worker.hear(READY_WITHIN_S)
         if not isinstance(ready, Ready):
             raise WorkerGoneError("it did not say that it is ready")
+        worker.fits = ready.fits
         log.info("worker %s: ready with %s", ready.device, ready.model)
         yield worker
     finally:

@@ -16,6 +16,7 @@ from server.messages import Request
 from server.recent import Recent
 from server.store.database import Database
 from server.store.news import tell
+from server.store.segments import forget_segments
 from server.store.tables import JOBS, KEYS, OUTBOX
 
 RECENT_JOBS = 4096
@@ -315,6 +316,7 @@ class Queue(Database):
         if (after.state, after.cancel_asked) != (record.job.state, record.job.cancel_asked):
             tell(connection, after)
         if Effect.NOTIFY in found:
+            forget_segments(connection, after.id)
             audit.job_ended(connection, after, record.request, now)
         if Effect.NOTIFY in found and record.request.webhook_url is not None:
             notice = {
