@@ -14,6 +14,7 @@ import os
 import shutil
 import sys
 import time
+import uuid
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -57,6 +58,9 @@ RESTART_PAUSE_S = 2.0
 
 END_TRIES = 30
 """So often, with that pause, the end of a job is written down anew while the database cannot take it."""
+
+HELP_FORGOTTEN_S = 86400.0
+"""What a helper needed and nobody has touched for so long is nobody's."""
 
 KEEP_TRIES = 5
 """So often, with that pause and each with the storage's own retries, a result is tried to be stored."""
@@ -103,6 +107,7 @@ class Supervisor:
         ]
         self._board, self._blobs = board, blobs
         self._folder, self._drain_s = settings.folder / "jobs", settings.drain_s
+        self._helps = settings.folder / "help"
         self._tasks: list[asyncio.Task[None]] = []
         self._forgetting: set[asyncio.Task[None]] = set()
         board.on_stop = self._stop
@@ -136,8 +141,11 @@ class Supervisor:
     async def remove_left(self) -> None:
         """Remove what is left of jobs that ended elsewhere, between two attempts, or just before a crash."""
         left = {folder.name for folder in self._folder.glob("*")}
-        for folder in ("previews", "shared"):
-            left |= {blob.name.split("/")[1] for blob in await self._blobs.under(folder)}
+        for place in ("previews", "shared"):
+            left |= {blob.name.split("/")[1] for blob in await self._blobs.under(place)}
+        for folder in self._helps.glob("*"):  # of processes that were killed, here or on another machine
+            if folder.stat().st_mtime < time.time() - HELP_FORGOTTEN_S:
+                await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
         for job_id in left:
             if any(seat.has(job_id) for seat in self._seats):
                 continue
@@ -193,7 +201,7 @@ class _Seat:
         self.starts = 0
         self._board, self._blobs, self._inputs, self._settings = board, blobs, inputs, settings
         self._gate, self._starter, self._may_share = gate, starter, may_share
-        self._helper = Helper(board, blobs, settings.folder / "help" / str(number))
+        self._helper = Helper(board, blobs, settings.folder / "help" / f"{uuid.uuid4().hex}-{number}")
         self._leaving = asyncio.Event()
         self._current: asyncio.Task[None] | None = None
         self._current_id: str | None = None
