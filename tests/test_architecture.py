@@ -13,12 +13,13 @@ ENGINE = ROOT / "lipsync_engine"
 # Layers of the engine, lowest first; a module may import its own layer's value types and anything below.
 LAYERS: list[set[str]] = [
     {"errors", "params", "progress", "cache"},
-    {"timeline", "frames", "align", "audio"},
+    {"timeline", "frames", "align", "audio", "speech"},
     {"media", "faces", "drawn_faces", "device", "weights", "safety", "composite", "credentials"},
     {"models"},
-    {"plan", "cast", "motion"},
+    {"plan", "cast", "motion", "work"},
     {"portrait"},
     {"render"},
+    {"segments"},
     {"pipeline"},
     {"batch"},
     {"cli"},
@@ -31,7 +32,7 @@ OWNERS = {
     "c2pa": {"credentials"},
     "cryptography": {"credentials"},
     "huggingface_hub": {"weights"},
-    "whisper": {"audio", "models"},
+    "whisper": {"audio", "speech", "models"},
     "diffusers": {"models"},
     "transformers": {"models"},
     "typer": {"cli"},
@@ -140,7 +141,7 @@ SERVER_OWNERS = {
     "obstore": {"blobs"},
     "httpx2": {"transport"},
     "torch": {"worker"},
-    "lipsync_engine": {"worker"},
+    "lipsync_engine": {"worker", "lending"},  # lending is a part of the worker
     "pydantic_settings": {"settings"},
     "prometheus_client": {"metrics"},
     "psutil": {"child"},

@@ -13,7 +13,7 @@ import json
 import re
 import secrets
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -134,11 +134,19 @@ TWO_VOICES_OPTIONS: Final = (*(name for name in PORTRAIT_OPTIONS if name != "fac
 
 
 class Refusal(Exception):  # noqa: N818  (an answer, not a fault)
-    """An error answer: HTTP status, sentence, and a word for programs."""
+    """An error answer: HTTP status, sentence, a word for programs, what is wrong with parts of a whole."""
 
-    def __init__(self, status: int, message: str, slug: str | None = None, retry_after_s: float = 0) -> None:
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        slug: str | None = None,
+        retry_after_s: float = 0,
+        problems: Sequence[dict[str, Any]] = (),
+    ) -> None:
         super().__init__(message)
         self.status, self.message, self.slug, self.retry_after_s = status, message, slug, retry_after_s
+        self.problems = problems
 
     @property
     def headers(self) -> dict[str, str] | None:
@@ -434,16 +442,42 @@ async def submit(
     """Store inline inputs and put the job into the queue.
 
     Args:
-        said: what the dialect's answers need; the base URL is added.
-        label: a word to find the job by.
+        said, label: as `make_request` takes them.
 
     Raises:
         Refusal: 400, no consent is given where one is required.
     """
+    require_consent(site, asked)
+    job_id, base = uuid.uuid4().hex, site.base_url(http)
+    request = await make_request(site, caller, base, job_id, dialect, label, said, asked)
+    request = dataclasses.replace(request, webhook_url=webhook_url)
+    return await site.submit(caller, job_id, request, idempotency_key(http))
+
+
+def require_consent(site: Site, asked: Asked) -> None:
+    """Refuse a job without consent where one is required."""
     if asked.consent is None and site.settings.require_consent:
         sentence = "This server takes no job without consent, a reference to the consent of the person shown."
         raise Refusal(400, sentence, "consent_required")
-    job_id, base = uuid.uuid4().hex, site.base_url(http)
+
+
+async def make_request(
+    site: Site,
+    caller: Caller,
+    base: str,
+    job_id: str,
+    dialect: str,
+    label: str,
+    said: dict[str, Any],
+    asked: Asked,
+) -> Request:
+    """What is asked of the job of that id; its inline inputs are stored.
+
+    Args:
+        base: how the client reaches us.
+        label: a word to find the job by.
+        said: what the dialect's answers need; the base URL is added.
+    """
     sources = []
     for source in asked.inputs.sources:
         own = None if source.url is None else site.own_blob(source.url, base, caller)
@@ -457,7 +491,7 @@ async def submit(
     options = asked.options
     if options.motion is None:
         options = dataclasses.replace(options, motion=site.settings.portrait_motion)
-    request = Request(
+    return Request(
         dialect=dialect,
         said=json.dumps(said | {"base": base}),
         label=label,
@@ -465,11 +499,9 @@ async def submit(
         key_id=caller.key_id,
         segments=asked.segments,
         options=options,
-        webhook_url=webhook_url,
         request_id=correlation_id.get() or "-",
         consent=asked.consent,
     )
-    return await site.submit(caller, job_id, request, idempotency_key(http))
 
 
 def known_job(site: Site, caller: Caller, job_id: str) -> Record:

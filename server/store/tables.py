@@ -27,10 +27,31 @@ JOBS = sa.Table(
     sa.Column("progress", sa.Text),
     sa.Column("output", sa.Text),
     sa.Column("failure", sa.Text),
+    sa.Column("batch_id", sa.String(32)),
+    sa.Column("batch_row", sa.Integer),
     sa.UniqueConstraint("tenant", "idempotency_key", name="one_job_per_key"),
     sa.Index("by_turn", "state", "tenant", "priority", "created_at"),
     sa.Index("by_tenant", "tenant", "created_at"),
     sa.Index("by_key", "key_id", "created_at"),
+    sa.Index("by_batch", "batch_id", "batch_row"),
+)
+
+BATCHES = sa.Table(
+    "batches",
+    metadata,
+    sa.Column("id", sa.String(32), primary_key=True),
+    sa.Column("tenant", sa.String(64), nullable=False),
+    sa.Column("key_id", sa.String(16), nullable=False),
+    sa.Column("request_id", sa.String(64), nullable=False),
+    sa.Column("said", sa.Text, nullable=False),
+    sa.Column("idempotency_key", sa.String(200)),
+    sa.Column("created_at", sa.Float, nullable=False),
+    sa.Column("total", sa.Integer, nullable=False),
+    sa.Column("unfinished", sa.Integer, nullable=False),
+    sa.Column("webhook_url", sa.Text),
+    sa.Column("finished_at", sa.Float),
+    sa.UniqueConstraint("tenant", "idempotency_key", name="one_batch_per_key"),
+    sa.Index("batches_by_tenant", "tenant", "created_at"),
 )
 
 SEGMENTS = sa.Table(
@@ -52,7 +73,8 @@ OUTBOX = sa.Table(
     "outbox",
     metadata,
     sa.Column("id", sa.String(32), primary_key=True),
-    sa.Column("job_id", sa.String(32), nullable=False),
+    sa.Column("job_id", sa.String(32)),
+    sa.Column("batch_id", sa.String(32)),
     sa.Column("tenant", sa.String(64), nullable=False),
     sa.Column("url", sa.Text, nullable=False),
     sa.Column("created_at", sa.Float, nullable=False),

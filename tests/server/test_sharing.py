@@ -170,7 +170,7 @@ def test_two_devices_render_one_film(
     film.write_bytes(server.call("GET", done["outputs"][0])[1])
     until(lambda: not shared.exists() or not any(shared.iterdir()), "files are left")
 
-    job = server.submit(*given, inference_steps=8, guidance_scale=1, seed=2)
+    job = server.submit(*given, inference_steps=4, guidance_scale=1, seed=2)
     server.wait(job, lambda seen: seen["timings"].get("stage") == "render" and any(shared.iterdir()))
     server.call("POST", f"/api/v3/predictions/{job}/cancel")
     assert server.wait(job)["status"] == "cancelled"
