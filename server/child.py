@@ -28,7 +28,9 @@ LINE_BYTES = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class WorkerSettings:
-    """Attributes: as in `Settings`; `folder` holds inputs, outputs and the engine's resumable work."""
+    """Attributes: as in `Settings`; `folder` holds inputs, outputs and the engine's resumable work.
+    `quarantines`: there are other devices, so one whose workers are lost again and again rests.
+    """
 
     model: str
     folder: Path
@@ -38,6 +40,7 @@ class WorkerSettings:
     log_format: str
     drain_s: float
     environment: dict[str, str]
+    quarantines: bool = False
 
 
 class WorkerGoneError(Exception):

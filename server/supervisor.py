@@ -60,6 +60,11 @@ END_TRIES = 30
 HELP_FORGOTTEN_S = 86400.0
 """What a helper needed and nobody has touched for so long is nobody's."""
 
+FAILURES_OF_A_DEVICE = 3
+"""Workers lost in a row, without any work done between, after which a device of a cluster rests."""
+
+QUARANTINE_S = 600.0
+
 KEEP_TRIES = 5
 """So often, with that pause and each with the storage's own retries, a result is tried to be stored."""
 
@@ -113,6 +118,16 @@ class Supervisor:
     def is_ready(self) -> bool:
         """A worker has its model loaded, where there is to be one."""
         return not self._seats or any(seat.is_ready for seat in self._seats)
+
+    @property
+    def is_busy(self) -> bool:
+        """A worker has a job, or helps with one."""
+        return any(seat.is_busy for seat in self._seats)
+
+    @property
+    def is_quarantined(self) -> bool:
+        """A device rests, because its workers were lost."""
+        return any(seat.is_quarantined for seat in self._seats)
 
     @property
     def workers(self) -> list[tuple[str, bool, int]]:
@@ -191,7 +206,8 @@ class _Seat:
     ) -> None:
         self.device = device
         self.is_ready = False
-        self.starts = 0
+        self.is_quarantined = False
+        self.starts = self._failures = 0
         self._board, self._blobs, self._inputs, self._settings = board, blobs, inputs, settings
         self._gate, self._threads, self._may_share = gate, threads, may_share
         self._helper = Helper(board, blobs, settings.folder / "help" / f"{uuid.uuid4().hex}-{number}")
@@ -200,6 +216,10 @@ class _Seat:
         self._current_id: str | None = None
         self._helps_id: str | None = None
         self._stop_asked = asyncio.Event()
+
+    @property
+    def is_busy(self) -> bool:
+        return self._current_id is not None or self._helps_id is not None
 
     def has(self, job_id: str) -> bool:
         return job_id == self._current_id
@@ -221,16 +241,32 @@ class _Seat:
                     await self._serve(worker)
             except WorkerGoneError as error:
                 log.warning("worker %s: %s", self.device, error)
-                await self._pause()
+                self._failures += 1
+                if self._settings.quarantines and self._failures >= FAILURES_OF_A_DEVICE:
+                    await self._rest()
+                else:
+                    await self._pause()
             except Exception:  # a full disk, a database that is away: the seat must outlast it
                 log.exception("worker %s: stumbled", self.device)
                 await self._pause()
             finally:
                 self.is_ready = False
 
-    async def _pause(self) -> None:
+    async def _pause(self, seconds: float = RESTART_PAUSE_S) -> None:
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._leaving.wait(), RESTART_PAUSE_S)
+            await asyncio.wait_for(self._leaving.wait(), seconds)
+
+    async def _rest(self) -> None:
+        """Others have devices that work: this one takes jobs from them and loses them."""
+        log.error(
+            "worker %s: lost %d times in a row, is not used for %g s",
+            self.device,
+            self._failures,
+            QUARANTINE_S,
+        )
+        self.is_quarantined = True
+        await self._pause(QUARANTINE_S)
+        self.is_quarantined, self._failures = False, 0
 
     async def _serve(self, worker: WorkerProcess) -> None:
         fresh_bytes, jobs_left = worker.resident_bytes(), self._settings.recycle_after_jobs
@@ -243,6 +279,7 @@ class _Seat:
                 case record:
                     jobs_left -= 1
                     await self._do(record, worker)
+            self._failures = 0
             if (grown := worker.resident_bytes() - fresh_bytes) > self._settings.recycle_growth_bytes:
                 log.info("worker %s: has grown by %d MiB and is replaced", self.device, grown >> 20)
                 return

@@ -145,9 +145,10 @@ SERVER_OWNERS = {
     "pydantic_settings": {"settings"},
     "prometheus_client": {"metrics"},
     "psutil": {"child"},
+    "ray": {"ray_pool", "cluster"},  # cluster only looks whether it is there
     "pythonjsonlogger": {"logs"},
 }
-SERVER_PURE = {"jobs", "messages"}
+SERVER_PURE = {"jobs", "messages", "scaling"}
 
 
 def server_modules() -> list[tuple[str, Path]]:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import os
 import re
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from live_server import Live, until
+import sqlalchemy as sa
+from live_server import Live, descendants, until
+from s3 import ENVIRONMENT, Storage
 
 from lipsync_engine import LipSyncPipeline, SyncParams
 from server import jobs
@@ -17,6 +21,7 @@ from server.jobs import Job, Output, Policy
 from server.messages import Request
 from server.store import Piece, Share, Store
 from server.store.segments import CLAIMS_OF_HELPERS, LEASE_S
+from server.store.tables import SEGMENTS
 
 POLICY = Policy()
 REQUEST = Request(dialect="wavespeed", said="{}", label="a/b", sources=(), key_id="0" * 16)
@@ -155,23 +160,36 @@ def helped(servers: list[Live]) -> list[str]:
 def test_two_devices_render_one_film(
     tmp_path: Path, clip: Path, long_voice: Path, likeness_db: Likeness
 ) -> None:
-    """It is the film that one worker makes, and a cancelled one stops on both."""
+    """It is the film that one worker makes."""
     server = Live(tmp_path / "data", devices="cpu,cpu")
     server.start()
     until(lambda: sum("ready with" in line for line in server.log) == 2, "a worker did not start", 120)
-    workers, given = server.worker_pids(), (server.upload(clip), server.upload(long_voice))
-    shared = tmp_path / "data" / "blobs" / "shared"
-
-    job = server.submit(*given, inference_steps=2, guidance_scale=1, seed=1)
+    job = server.submit(
+        server.upload(clip), server.upload(long_voice), inference_steps=1, guidance_scale=1, seed=1
+    )
     done = server.wait(job)
     assert done["status"] == "completed", done
     assert len(helped([server])) == 1
     film, alone = tmp_path / "film.mp4", tmp_path / "alone.mp4"
     film.write_bytes(server.call("GET", done["outputs"][0])[1])
-    until(lambda: not shared.exists() or not any(shared.iterdir()), "files are left")
+    shared = tmp_path / "data" / "blobs" / "shared"
+    until(lambda: not any(shared.iterdir()), "files are left")
+    assert server.stop() == 0
 
-    job = server.submit(*given, inference_steps=4, guidance_scale=1, seed=2)
-    server.wait(job, lambda seen: seen["timings"].get("stage") == "render" and any(shared.iterdir()))
+    pipeline = LipSyncPipeline.from_pretrained("tiny", device="cpu", cache_dir=tmp_path / "cache")
+    pipeline(clip, long_voice, alone, SyncParams(num_inference_steps=1, guidance_scale=1.0, seed=1))
+    assert likeness_db(film, alone) > 55
+
+
+@pytest.mark.slow
+def test_a_cancelled_film_stops_on_all_devices(tmp_path: Path, clip: Path, long_voice: Path) -> None:
+    server = Live(tmp_path / "data", devices="cpu,cpu")
+    server.start()
+    until(lambda: sum("ready with" in line for line in server.log) == 2, "a worker did not start", 120)
+    workers, given = server.worker_pids(), (server.upload(clip), server.upload(long_voice))
+    shared = tmp_path / "data" / "blobs" / "shared"
+    job = server.submit(*given, inference_steps=4, guidance_scale=1)
+    server.wait(job, lambda seen: shared.exists() and any(shared.iterdir()))
     server.call("POST", f"/api/v3/predictions/{job}/cancel")
     assert server.wait(job)["status"] == "cancelled"
     until(lambda: not any(shared.iterdir()), "files are left")
@@ -180,6 +198,79 @@ def test_two_devices_render_one_film(
     assert server.worker_pids() == workers, "".join(server.log)
     assert server.stop() == 0
 
+
+@pytest.fixture
+def storage(monkeypatch: pytest.MonkeyPatch) -> Iterator[Storage]:
+    for name, value in ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
+    opened = Storage()
+    yield opened
+    opened.close()
+
+
+def claims(store: Store) -> dict[int, tuple[bool, int]]:
+    """Of each segment whether it is done, and how often it was taken."""
+    query = sa.select(SEGMENTS.c.number, SEGMENTS.c.is_done, SEGMENTS.c.claims)
+    with store.reading() as connection:
+        return {number: (is_done, count) for number, is_done, count in connection.execute(query)}
+
+
+@pytest.mark.slow
+def test_what_is_lost_with_a_process_are_its_unfinished_segments(
+    postgres_url: str,
+    storage: Storage,
+    tmp_path: Path,
+    clip: Path,
+    voice: Path,
+    ffmpeg: Ffmpeg,
+    likeness_db: Likeness,
+) -> None:
+    """Machines that share a database and S3 and nothing else; a helper is killed, then the owner."""
+    small, long_voice = tmp_path / "clip.mp4", tmp_path / "voice.wav"
+    ffmpeg("-i", clip, "-vf", "scale=128:-2", "-crf", 18, small)
+    ffmpeg("-stream_loop", -1, "-i", voice, "-t", 30, long_voice)
+    common = {"database_url": postgres_url, "blobs": storage.url, "link_secret": tmp_path / "signing.key"}
+    servers = [Live(tmp_path / f"machine-{number}", devices="cpu", **common) for number in range(3)]
+    for server in servers:
+        server.key = servers[0].key
+        server.start()
+    for server in servers:
+        server.wait_ready()
+    store, api = Store(postgres_url), servers[0]
+    job = api.submit(api.upload(small), api.upload(long_voice), inference_steps=1, guidance_scale=1, seed=1)
+
+    def owner() -> Live:
+        return next(s for s in servers if (s.data_dir / "work" / "jobs" / job).exists())
+
+    until(lambda: sum(done for done, _ in claims(store).values()) >= 1, "no segment was finished", 120)
+    helper = next(s for s in servers if s is not owner())
+    for pid in [*descendants(helper.process.pid), helper.process.pid]:
+        os.kill(pid, signal.SIGKILL)
+    helper.process.wait()
+    servers.remove(helper)
+    lost = owner()
+    until(lambda: sum(done for done, _ in claims(store).values()) >= 2, "nothing goes on", 120)
+    kept = {number: count for number, (done, count) in claims(store).items() if done}
+    for pid in [*descendants(lost.process.pid), lost.process.pid]:
+        os.kill(pid, signal.SIGKILL)
+    lost.process.wait()
+    servers.remove(lost)
+    seen: dict[int, tuple[bool, int]] = {}
+    (last,) = servers
+
+    def is_over() -> bool:
+        seen.update(claims(store))
+        return last.look(job)["status"] == "completed"
+
+    until(is_over, "the job did not end", 240, pause_s=0.1)
+    assert len(seen) > 3
+    assert {number: seen[number][1] for number in kept} == kept, "a finished segment was rendered again"
+    film, alone = tmp_path / "film.mp4", tmp_path / "alone.mp4"
+    link = last.look(job)["outputs"][0].removeprefix(api.base)  # the process that it names is gone
+    film.write_bytes(last.call("GET", link)[1])
+    assert not [name for name in storage.names() if "/shared/" in name]
+    assert last.stop() == 0
+    store.close()
     pipeline = LipSyncPipeline.from_pretrained("tiny", device="cpu", cache_dir=tmp_path / "cache")
-    pipeline(clip, long_voice, alone, SyncParams(num_inference_steps=2, guidance_scale=1.0, seed=1))
+    pipeline(small, long_voice, alone, SyncParams(num_inference_steps=1, guidance_scale=1.0, seed=1))
     assert likeness_db(film, alone) > 55
