@@ -96,6 +96,8 @@ class SyncResult:
 class LipSyncPipeline:
     """A loaded model and a detector, ready for any number of jobs, one at a time.
 
+    Pipelines with the same model may work at once, each in a thread of its own with a detector of its own.
+
     Args:
         model: from `lipsync_engine.models.load_model`.
         detector: finds faces in single pictures.
