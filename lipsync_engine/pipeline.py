@@ -27,7 +27,7 @@ from pydantic import TypeAdapter
 from lipsync_engine import faces, media
 from lipsync_engine.cast import Cast
 from lipsync_engine.credentials import Facts, Marker, require_consent
-from lipsync_engine.device import choose_device
+from lipsync_engine.device import choose_compiling, choose_device
 from lipsync_engine.drawn_faces import DrawnFaceDetector
 from lipsync_engine.errors import FaceError, ParameterError
 from lipsync_engine.models import LipSyncModel, load_model
@@ -131,6 +131,7 @@ class LipSyncPipeline:
         weights_dir: Path | None = None,
         cache_dir: Path | None = None,
         marking: str | None = None,
+        compiled: bool | None = None,
     ) -> Self:
         """Load a model of the manifest.
 
@@ -144,6 +145,8 @@ class LipSyncPipeline:
             cache_dir: see the class.
             marking: what happens to a result that cannot be signed: required, best_effort, or off, where none
                 is to be; None: LIPSYNC_MARKING, else required.
+            compiled: run the networks as compiled code; None: LIPSYNC_COMPILE, else not. The first start
+                takes minutes, later ones seconds, by what lies in the cache folder.
 
         Raises:
             WeightsError: files are missing or do not fit; the message names the command that helps.
@@ -153,6 +156,8 @@ class LipSyncPipeline:
         store = WeightsStore(weights_dir)
         chosen = choose_device(device, dtype)
         model = load_model(name, device=chosen.device, dtype=chosen.dtype, store=store)
+        if choose_compiling(compiled):
+            model.compile((cache_dir or default_cache_dir()) / "compiled")
         finder = load_detector(detector or store.entry(name).detector, store)
         return cls(model, finder, cache_dir=cache_dir, weights=store, marker=marker)
 

@@ -17,7 +17,7 @@ from importlib.metadata import version
 from typing import Annotated, Any
 
 from asgi_correlation_id import CorrelationIdMiddleware
-from fastapi import FastAPI, Query
+from fastapi import Depends, FastAPI, Query
 from fastapi import Request as HttpRequest
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
@@ -98,7 +98,7 @@ class Server:
             recycle_growth_bytes=settings.recycle_growth_bytes,
             log_format=settings.log_format,
             drain_s=settings.drain_s,
-            environment=settings.signing,
+            environment=settings.of_workers,
             quarantines=quarantines,
         )
         gate = Gate(self.board, settings.job_hook, settings.job_hook_timeout_s)
@@ -205,7 +205,12 @@ def create_app(server: Server) -> FastAPI:
             yield
 
     app = FastAPI(
-        title="lipsync server", lifespan=lifespan, docs_url=None, redoc_url=None, responses=ERROR_ANSWERS
+        title="lipsync server",
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        responses=ERROR_ANSWERS,
+        dependencies=[Depends(_require_plain_url)],
     )
     for prefix in wavespeed.PREFIXES:
         app.include_router(
@@ -227,6 +232,12 @@ def create_app(server: Server) -> FastAPI:
         transformer=None,
     )
     return app
+
+
+def _require_plain_url(http: HttpRequest) -> None:
+    """No database, file system or log takes NUL: refused before it gets to one."""
+    if "\0" in http.scope["path"] or b"%00" in http.scope["query_string"]:
+        raise Refusal(400, "The URL has a character that cannot be used.", "invalid_parameter")
 
 
 def _operations(app: FastAPI, server: Server) -> None:

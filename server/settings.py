@@ -28,6 +28,7 @@ ENGINE_VARIABLES = {"CACHE_DIR", "WEIGHTS_DIR", "FFMPEG", "DEVICE", "CREDENTIALS
 LogFormat = Literal["text", "json"]
 Marking = Literal["required", "best_effort", "off"]
 PortraitMotion = Literal["still", "natural", "generated"]
+Preset = Literal["default", "fast", "fastest"]
 Names = Annotated[tuple[str, ...], NoDecode]
 """Comma-separated in the environment, a list in the file."""
 
@@ -64,6 +65,16 @@ class Settings(BaseSettings):
         "the bucket optional, credentials in AWS' variables; unset: in the data folder.",
     )
     model: str = Field("tiny", description="Model that the workers load, as `lipsync weights list` names it.")
+    compile: bool = Field(
+        False,
+        description="Workers compile the lip-sync model: minutes at the first start, seconds at later ones, "
+        "by what lies in the data folder.",
+    )
+    preset: Preset = Field(
+        "default",
+        description="What jobs leave out for speed where the request does not say: default (nothing), "
+        "fast or fastest.",
+    )
     portrait_motion: PortraitMotion = Field(
         "natural",
         description="What a portrait's head does where the request does not say: still, natural, or "
@@ -172,6 +183,11 @@ class Settings(BaseSettings):
         named = os.environ.get(f"{PREFIX}CONFIG")
         file = (TomlConfigSettingsSource(settings_cls, Path(named)),) if named else ()
         return (init_settings, env_settings, *file)
+
+    @property
+    def of_workers(self) -> dict[str, str]:
+        """The environment in which workers load the engine."""
+        return {**self.signing, f"{PREFIX}COMPILE": str(self.compile).lower()}
 
     @property
     def signing(self) -> dict[str, str]:

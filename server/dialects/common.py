@@ -24,6 +24,7 @@ from fastapi import Request as HttpRequest
 
 from server.auth import Caller
 from server.blobs import StorageAwayError
+from server.dialects.json_body import BodyError, read_json
 from server.jobs import Failure
 from server.messages import InputSource, MediaLimits, Options, Request, Role, Segment
 from server.site import (
@@ -67,6 +68,10 @@ OPTIONS: Final[dict[str, dict[str, Any]]] = {
         "type": "string", "enum": ["still", "natural", "generated"],
         "description": "What a still head does besides speaking; absent: as the server is set.",
     },
+    "preset": {
+        "type": "string", "enum": ["default", "fast", "fastest"],
+        "description": "What is left out for speed, nothing at default; absent: as the server is set.",
+    },
     "prompt": {"type": "string", "maxLength": 2000, "description": "What a generated motion shows."},
 }  # fmt: skip
 """Every option of every dialect; a `Form` names those that it takes."""
@@ -96,7 +101,8 @@ MEGABYTE: Final = 10**6
 MAX_LENGTH_S: Final = 6 * 3600.0
 ORDERS: Final = {"meanwhile": "together", "left_right": "left_right", "right_left": "right_left"}
 LIP_OPTIONS: Final = (
-    "guidance_scale", "inference_steps", "num_inference_steps", "seed", "face", "resolution", "prompt"
+    "guidance_scale", "inference_steps", "num_inference_steps", "seed", "face", "resolution", "preset",
+    "prompt",
 )  # fmt: skip
 
 
@@ -236,9 +242,9 @@ async def read_object(http: HttpRequest, max_bytes: int = 1 << 20) -> dict[str, 
 
 def json_object(body: bytes) -> dict[str, Any]:
     try:
-        given = json.loads(body)
-    except (ValueError, RecursionError):
-        raise Refusal(400, "The body is not JSON.", "invalid_json") from None
+        given = read_json(body)
+    except BodyError as error:
+        raise Refusal(400, str(error), "invalid_json") from None
     if not isinstance(given, dict):
         raise Refusal(400, "The body must be a JSON object.", "invalid_json")
     return given
@@ -395,6 +401,7 @@ def _options(form: Form, given: dict[str, Any]) -> Options:
         face=found.get("face"),
         order=ORDERS[found["order"]] if "order" in found else None,
         motion=found.get("motion"),
+        preset=found.get("preset"),
         prompt=found.get("prompt"),
     )
 
@@ -488,9 +495,10 @@ async def make_request(
             await site.store_upload(blob, _once(asked.inputs.inline[source.name]))
             source = dataclasses.replace(source, blob=blob)
         sources.append(source)
-    options = asked.options
-    if options.motion is None:
-        options = dataclasses.replace(options, motion=site.settings.portrait_motion)
+    given, settings = asked.options, site.settings
+    options = dataclasses.replace(
+        given, motion=given.motion or settings.portrait_motion, preset=given.preset or settings.preset
+    )
     return Request(
         dialect=dialect,
         said=json.dumps(said | {"base": base}),

@@ -351,7 +351,7 @@ def router(site: Site) -> APIRouter:
             offset=(page - 1) * size,
             limit=size,
             states=states,
-            label=given.get("model") or None,
+            label=_text(given, "model"),
             created_from=_time(given, "created_after"),
             created_to=_time(given, "created_before"),
         )
@@ -566,6 +566,13 @@ def _number(given: dict[str, Any], name: str, low: int, high: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
         raise Refusal(400, f"{name} must be an integer from {low} to {high}.", "invalid_parameter")
     return value
+
+
+def _text(given: dict[str, Any], name: str) -> str | None:
+    value = given.get(name)
+    if value is not None and not isinstance(value, str):
+        raise Refusal(400, f"{name} must be a string.", "invalid_parameter")
+    return value or None
 
 
 def _time(given: dict[str, Any], name: str) -> float | None:
