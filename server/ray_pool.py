@@ -19,7 +19,7 @@ import uuid
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayError
+from ray.exceptions import ActorUnavailableError, RayError
 
 from server import logs, scaling
 from server.app import Server
@@ -201,7 +201,9 @@ class Pool:
                 self._reports[name] = await asyncio.wait_for(
                     asyncio.wrap_future(asked.future()), ANSWER_WITHIN_S
                 )
-        except (RayActorError, RayError) as error:
+        except ActorUnavailableError:  # it may come back; if not, the next look says that it died
+            return
+        except RayError as error:
             log.warning("%s: was lost: %s", name, str(error).splitlines()[0])
             self._lost += 1
             self._forget(name)

@@ -53,7 +53,7 @@ def test_a_film_outlives_a_node_and_the_pool_replaces_it(
     job = api.submit(api.upload(small), api.upload(long_voice), inference_steps=2, guidance_scale=1)
     until(lambda: conditions() == [Condition.BUSY] * 2, "they do not share the film", 120, 0.2)
     cluster.remove_node(nodes[1], allow_graceful=False)
-    until(lambda: ray_pool.status()[1] == 1, "nobody sees that a worker is lost", 120, 0.5)
+    until(lambda: ray_pool.status()[1] >= 1, "nobody sees that a worker is lost", 120, 0.5)
     cluster.add_node(num_cpus=1)
     assert api.wait(job, timeout_s=300)["status"] == "completed"
     until(lambda: conditions() == [Condition.IDLE] * 2, "the lost worker is not replaced", 240, 1)
