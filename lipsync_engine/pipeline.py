@@ -39,6 +39,7 @@ from lipsync_engine.plan import Plan, analyse
 from lipsync_engine.portrait import Clips, animate
 from lipsync_engine.progress import Meter, Progress, Stage, Watchable
 from lipsync_engine.render import render
+from lipsync_engine.score import SyncScore, SyncScorer, installed_scorer, score_job
 from lipsync_engine.weights import WeightsStore
 
 STALE_AFTER_S = 7 * 24 * 3600
@@ -73,6 +74,7 @@ class SyncResult:
         seconds: per stage.
         job: the name whose SHA-256 stands in the content credentials.
         is_marked: it carries them.
+        sync: how well lips and voice belong together; None where that was not measured.
         warnings: sentences about what was asked for and not done.
     """
 
@@ -95,6 +97,7 @@ class SyncResult:
     seconds: StageSeconds
     job: str
     is_marked: bool
+    sync: SyncScore | None = None
     warnings: tuple[str, ...] = ()
 
 
@@ -108,6 +111,7 @@ class LipSyncPipeline:
             user's cache folder.
         weights: where models of generated motion come from; None: as `from_pretrained` takes them.
         marker: signs results; None: as the environment says.
+        scorer: measures every result; None: none is measured.
     """
 
     def __init__(
@@ -118,12 +122,14 @@ class LipSyncPipeline:
         cache_dir: Path | None = None,
         weights: WeightsStore | None = None,
         marker: Marker | None = None,
+        scorer: SyncScorer | None = None,
     ) -> None:
         self.model = model
         self.detector = detector
         self._cache_dir = cache_dir or default_cache_dir()
         self._weights = weights or WeightsStore()
         self.marker = marker or Marker.from_environment()
+        self._scorer = scorer
 
     @classmethod
     def from_pretrained(
@@ -136,6 +142,7 @@ class LipSyncPipeline:
         weights_dir: Path | None = None,
         cache_dir: Path | None = None,
         marking: str | None = None,
+        sync_score: bool = True,
     ) -> Self:
         """Load a model of the manifest.
 
@@ -149,6 +156,8 @@ class LipSyncPipeline:
             cache_dir: see the class.
             marking: what happens to a result that cannot be signed: required, best_effort, or off, where none
                 is to be; None: LIPSYNC_MARKING, else required.
+            sync_score: measure how well lips and voice of every result belong together, where the weights of
+                such a score are here for the faces that the detector finds.
 
         Raises:
             WeightsError: files are missing or do not fit; the message names the command that helps.
@@ -158,8 +167,10 @@ class LipSyncPipeline:
         store = WeightsStore(weights_dir)
         chosen = choose_device(device, dtype)
         model = load_model(name, device=chosen.device, dtype=chosen.dtype, store=store)
-        finder = load_detector(detector or store.entry(name).detector, store)
-        return cls(model, finder, cache_dir=cache_dir, weights=store, marker=marker)
+        found_by = detector or store.entry(name).detector
+        finder = load_detector(found_by, store)
+        scorer = installed_scorer(found_by, store, chosen.device) if sync_score else None
+        return cls(model, finder, cache_dir=cache_dir, weights=store, marker=marker, scorer=scorer)
 
     def __call__(
         self,
@@ -242,12 +253,9 @@ class LipSyncPipeline:
 
             # 2. Analyse, or take the plan that an interrupted run has left. Of a long clip the first segments
             #    are rendered before the rest is read.
+            speakers = [(params.face, probed[0])] if cast is None else cast.record(folder)
             plan = Plan.load(folder)
             if plan is None:
-                if cast is None:
-                    speakers = [(params.face, probed[0])]
-                else:
-                    speakers = cast.record(folder)
                 analysis = analyse(
                     video_info,
                     speakers,
@@ -264,9 +272,10 @@ class LipSyncPipeline:
             yield from shown.render(plan)
             seconds[Stage.RENDER] = shown.seconds
 
-            # 4. Join them with the sound, sign, and publish.
+            # 4. Measure the lips; join the segments with the sound, sign, and publish.
             meter = Meter(Stage.ASSEMBLE, 1)
             yield meter.at(0)
+            sync = self._measure(plan, shown.files, [voice.path for _, voice in speakers])
             media.assemble(shown.files, part, video_info, plan.header.fps, params.quality, audio=sound)
             facts = self._facts(plan, provenance or Provenance(), key)
             unmarked = self.marker.mark(part, source, facts)
@@ -274,7 +283,7 @@ class LipSyncPipeline:
             yield meter.at(1)
             seconds[Stage.ASSEMBLE] = meter.elapsed_s
             shutil.rmtree(folder)
-        return self._result(plan, Path(output), shown.resumed, seconds, facts.job, unmarked)
+        return self._result(plan, Path(output), shown.resumed, seconds, facts.job, unmarked, sync)
 
     def portrait(
         self,
@@ -407,6 +416,9 @@ class LipSyncPipeline:
         require_consent((provenance or Provenance()).consent)
         self.marker.prepare(output)
 
+    def _measure(self, plan: Plan, files: Sequence[Path], voices: Sequence[Path]) -> SyncScore | None:
+        return None if self._scorer is None else score_job(plan, files, voices, self._scorer)
+
     def _facts(self, plan: Plan, provenance: Provenance, key: str) -> Facts:
         info, params = self.model.info, plan.header.params
         return Facts(
@@ -426,6 +438,7 @@ class LipSyncPipeline:
         seconds: dict[Stage, float],
         job: str,
         unmarked: str | None,
+        sync: SyncScore | None,
     ) -> SyncResult:
         info, params = self.model.info, plan.header.params
         guidance = info.guidance_scale if params.guidance_scale is None else params.guidance_scale
@@ -450,6 +463,7 @@ class LipSyncPipeline:
             seconds=StageSeconds(**{stage.value: seconds[stage] for stage in Stage}),
             job=job,
             is_marked=unmarked is None,
+            sync=sync,
             warnings=() if unmarked is None else (unmarked,),
         )
 

@@ -98,6 +98,7 @@ class Server:
             log_format=settings.log_format,
             drain_s=settings.drain_s,
             environment=settings.signing,
+            sync_score=settings.sync_score,
         )
         gate = Gate(self.board, settings.job_hook, settings.job_hook_timeout_s)
         inputs = Inputs(self.transport, self.blobs)

@@ -40,6 +40,7 @@ class WorkerSettings:
     log_format: str
     drain_s: float
     environment: dict[str, str]
+    sync_score: bool
 
 
 class WorkerGoneError(Exception):
@@ -88,6 +89,7 @@ async def worker_process(
     """A worker that is ready; killed with all its children at the end."""
     command = [sys.executable, "-m", "server.worker", "--model", settings.model, "--device", device]
     command += ["--work-dir", str(settings.folder / "engine"), "--log-format", settings.log_format]
+    command += [] if settings.sync_score else ["--no-sync-score"]
     start = partial(
         subprocess.Popen,
         command,

@@ -14,6 +14,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, TypeAdapter
 
+from server.jobs import Sync
+
 
 class Role(StrEnum):
     """What an input is for."""
@@ -226,6 +228,7 @@ class Done:
         media_s: how long the result is.
         warnings: sentences on what was asked for and could not be done.
         is_marked: it carries content credentials.
+        sync: None: not measured.
     """
 
     job_id: str
@@ -233,6 +236,7 @@ class Done:
     media_s: float
     warnings: tuple[str, ...]
     is_marked: bool
+    sync: Sync | None = None
     kind: Literal["done"] = "done"
 
 

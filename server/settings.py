@@ -107,6 +107,11 @@ class Settings(BaseSettings):
         ge=1,
         description="A worker that holds that much more memory than when fresh is replaced.",
     )
+    sync_score: bool = Field(
+        True,
+        description="Measure how well lips and voice of every result belong together, where the weights of "
+        "such a score are here for the model's faces.",
+    )
     marking: Marking = Field(
         "required",
         description="Results are signed as generated: `required` (a job that cannot be signed fails), "

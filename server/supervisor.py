@@ -262,6 +262,7 @@ class _Seat:
                         done.warnings,
                         done.is_marked,
                         sha256,
+                        done.sync,
                     )
                     await end(lambda job, now: jobs.succeed(job, fence, now, output))
                 case Failed(code=code, message=message, again=again):

@@ -42,6 +42,7 @@ from lipsync_engine.errors import ErrorCode, LipSyncError, MediaError, Parameter
 from lipsync_engine.params import FaceChoice
 from lipsync_engine.progress import Progress, Stage, Watchable
 from server import logs
+from server.jobs import Sync
 from server.messages import (
     Done,
     Failed,
@@ -150,7 +151,8 @@ class Worker:
                     reported, stage = now, progress.stage
                     self._say(_working(start.job_id, progress))
         media_s = result.frames / float(result.fps)
-        return Done(start.job_id, rendering_s, media_s, warnings + result.warnings, result.is_marked)
+        warnings += result.warnings
+        return Done(start.job_id, rendering_s, media_s, warnings, result.is_marked, _sync(result))
 
     @torch.inference_mode()
     def _warm_up(self) -> None:
@@ -221,6 +223,12 @@ class _Previews:
 
     def __exit__(self, *_: object) -> None:
         self._thread.shutdown(cancel_futures=True)
+
+
+def _sync(result: SyncResult) -> Sync | None:
+    if result.sync is None:
+        return None
+    return Sync(round(result.sync.confidence, 3), result.sync.offset_frames)
 
 
 def _working(job_id: str, progress: Progress) -> Working:
@@ -295,6 +303,7 @@ def main() -> None:
     parser.add_argument("--device", required=True)
     parser.add_argument("--work-dir", type=Path, required=True)
     parser.add_argument("--log-format", default="text")
+    parser.add_argument("--no-sync-score", action="store_true")
     arguments = parser.parse_args()
     logs.configure(arguments.log_format)
 
@@ -303,7 +312,10 @@ def main() -> None:
     os.dup2(2, 1)
 
     pipeline = LipSyncPipeline.from_pretrained(
-        arguments.model, device=arguments.device, cache_dir=arguments.work_dir
+        arguments.model,
+        device=arguments.device,
+        cache_dir=arguments.work_dir,
+        sync_score=not arguments.no_sync_score,
     )
     try:
         pipeline.marker.prepare(Path("out.mp4"))

@@ -18,7 +18,7 @@ LAYERS: list[set[str]] = [
     {"models"},
     {"plan", "cast", "motion"},
     {"portrait"},
-    {"render"},
+    {"render", "score"},
     {"pipeline"},
     {"batch"},
     {"cli"},

@@ -8,6 +8,7 @@ nothing about media or models; heavy modules load only when a command needs them
     people     `portrait` and `multi`
     batch      `batch`
     verify     `verify`
+    score      `score`
     licences   `doctor --licenses`
 """
 
@@ -25,7 +26,7 @@ from typing import Annotated, NoReturn
 import typer
 from rich.table import Table
 
-from lipsync_engine.cli import batch, licences, people, verify
+from lipsync_engine.cli import batch, licences, people, score, verify
 from lipsync_engine.cli.jobs import (
     Consent,
     Detector,
@@ -148,6 +149,7 @@ app.command()(people.multi)
 app.command()(people.portrait)
 app.command()(batch.batch)
 app.command()(verify.verify)
+app.command()(score.score)
 
 
 @app.command()
