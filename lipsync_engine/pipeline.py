@@ -29,6 +29,7 @@ from pydantic import TypeAdapter
 
 from lipsync_engine import faces, media
 from lipsync_engine.cast import Cast
+from lipsync_engine.content import ContentFinding, ContentGuard, ContentPolicy
 from lipsync_engine.credentials import Facts, Marker, require_consent, signed_beside
 from lipsync_engine.device import choose_device
 from lipsync_engine.drawn_faces import DrawnFaceDetector
@@ -75,6 +76,7 @@ class SyncResult:
         job: the name whose SHA-256 stands in the content credentials.
         is_marked: it carries them.
         sync: how well lips and voice belong together; None where that was not measured.
+        is_nsfw: the source is not safe for work; None where nobody looked.
         warnings: sentences about what was asked for and not done.
     """
 
@@ -98,6 +100,7 @@ class SyncResult:
     job: str
     is_marked: bool
     sync: SyncScore | None = None
+    is_nsfw: bool | None = None
     warnings: tuple[str, ...] = ()
 
 
@@ -112,6 +115,7 @@ class LipSyncPipeline:
         weights: where models of generated motion come from; None: as `from_pretrained` takes them.
         marker: signs results; None: as the environment says.
         scorer: measures every result; None: none is measured.
+        guard: looks at every source; None: nobody does.
     """
 
     def __init__(
@@ -123,6 +127,7 @@ class LipSyncPipeline:
         weights: WeightsStore | None = None,
         marker: Marker | None = None,
         scorer: SyncScorer | None = None,
+        guard: ContentGuard | None = None,
     ) -> None:
         self.model = model
         self.detector = detector
@@ -130,6 +135,7 @@ class LipSyncPipeline:
         self._weights = weights or WeightsStore()
         self.marker = marker or Marker.from_environment()
         self._scorer = scorer
+        self._guard = guard or ContentGuard(ContentPolicy.OFF, None)
 
     @classmethod
     def from_pretrained(
@@ -161,7 +167,7 @@ class LipSyncPipeline:
 
         Raises:
             WeightsError: files are missing or do not fit; the message names the command that helps.
-            ResourceError: the device is not there. ParameterError: marking.
+            ResourceError: the device is not there. ParameterError: marking, content check.
         """
         marker = Marker.from_environment(marking)
         store = WeightsStore(weights_dir)
@@ -170,7 +176,10 @@ class LipSyncPipeline:
         found_by = detector or store.entry(name).detector
         finder = load_detector(found_by, store)
         scorer = installed_scorer(found_by, store, chosen.device) if sync_score else None
-        return cls(model, finder, cache_dir=cache_dir, weights=store, marker=marker, scorer=scorer)
+        guard = ContentGuard.from_environment(store, chosen.device)
+        return cls(
+            model, finder, cache_dir=cache_dir, weights=store, marker=marker, scorer=scorer, guard=guard
+        )
 
     def __call__(
         self,
@@ -235,6 +244,7 @@ class LipSyncPipeline:
         params = params or SyncParams()
         # 1. Look at the inputs and the output's place before any heavy work.
         video_info = media.probe_video(Path(video))
+        content = self._guard.look(video_info)
         cast = None if isinstance(audio, (str, Path)) else Cast.of(audio)
         voices = [Path(audio)] if isinstance(audio, (str, Path)) else [speaker.audio for speaker in audio]
         probed = [media.probe_audio(path) for path in voices]
@@ -283,7 +293,7 @@ class LipSyncPipeline:
             yield meter.at(1)
             seconds[Stage.ASSEMBLE] = meter.elapsed_s
             shutil.rmtree(folder)
-        return self._result(plan, Path(output), shown.resumed, seconds, facts.job, unmarked, sync)
+        return self._result(plan, Path(output), shown.resumed, seconds, facts.job, unmarked, sync, content)
 
     def portrait(
         self,
@@ -439,6 +449,7 @@ class LipSyncPipeline:
         job: str,
         unmarked: str | None,
         sync: SyncScore | None,
+        content: ContentFinding,
     ) -> SyncResult:
         info, params = self.model.info, plan.header.params
         guidance = info.guidance_scale if params.guidance_scale is None else params.guidance_scale
@@ -464,7 +475,8 @@ class LipSyncPipeline:
             job=job,
             is_marked=unmarked is None,
             sync=sync,
-            warnings=() if unmarked is None else (unmarked,),
+            is_nsfw=content.is_nsfw,
+            warnings=tuple(said for said in (unmarked, content.warning) if said is not None),
         )
 
     def _job_key(self, video_hash: str, voices: Sequence[Path], cast: Cast | None, params: SyncParams) -> str:

@@ -97,7 +97,7 @@ class Server:
             recycle_growth_bytes=settings.recycle_growth_bytes,
             log_format=settings.log_format,
             drain_s=settings.drain_s,
-            environment=settings.signing,
+            environment={**settings.signing, **settings.content},
             sync_score=settings.sync_score,
         )
         gate = Gate(self.board, settings.job_hook, settings.job_hook_timeout_s)

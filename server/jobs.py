@@ -101,6 +101,7 @@ class Output:
         is_marked: it carries content credentials; None: nobody remembers.
         sha256: of the file, in hex; None: nobody remembers.
         sync: None: not measured.
+        is_nsfw: the source is not safe for work; None: nobody looked.
     """
 
     blob: str
@@ -110,6 +111,7 @@ class Output:
     is_marked: bool | None = None
     sha256: str | None = None
     sync: Sync | None = None
+    is_nsfw: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -229,6 +229,7 @@ class Done:
         warnings: sentences on what was asked for and could not be done.
         is_marked: it carries content credentials.
         sync: None: not measured.
+        is_nsfw: the source is not safe for work; None: nobody looked.
     """
 
     job_id: str
@@ -237,6 +238,7 @@ class Done:
     warnings: tuple[str, ...]
     is_marked: bool
     sync: Sync | None = None
+    is_nsfw: bool | None = None
     kind: Literal["done"] = "done"
 
 

@@ -26,6 +26,7 @@ ENGINE_VARIABLES = {"CACHE_DIR", "WEIGHTS_DIR", "FFMPEG", "DEVICE", "CREDENTIALS
 """LIPSYNC_ variables that belong to the engine, and the one that names the file."""
 
 LogFormat = Literal["text", "json"]
+ContentCheck = Literal["off", "flag", "refuse"]
 Marking = Literal["required", "best_effort", "off"]
 PortraitMotion = Literal["still", "natural", "generated"]
 Names = Annotated[tuple[str, ...], NoDecode]
@@ -112,6 +113,14 @@ class Settings(BaseSettings):
         description="Measure how well lips and voice of every result belong together, where the weights of "
         "such a score are here for the model's faces.",
     )
+    content_check: ContentCheck = Field(
+        "off",
+        description="Look at the source's content: `flag` (the answer says what was found), `refuse` (such a "
+        "job fails; the server does not start without the classifier's weights) or `off`.",
+    )
+    content_threshold: float = Field(
+        0.5, ge=0, le=1, description="Probability above which a frame counts as not safe for work."
+    )
     marking: Marking = Field(
         "required",
         description="Results are signed as generated: `required` (a job that cannot be signed fails), "
@@ -167,6 +176,14 @@ class Settings(BaseSettings):
         named = os.environ.get(f"{PREFIX}CONFIG")
         file = (TomlConfigSettingsSource(settings_cls, Path(named)),) if named else ()
         return (init_settings, env_settings, *file)
+
+    @property
+    def content(self) -> dict[str, str]:
+        """The environment in which the engine looks at sources."""
+        return {
+            f"{PREFIX}CONTENT_CHECK": self.content_check,
+            f"{PREFIX}CONTENT_THRESHOLD": str(self.content_threshold),
+        }
 
     @property
     def signing(self) -> dict[str, str]:

@@ -152,7 +152,9 @@ class Worker:
                     self._say(_working(start.job_id, progress))
         media_s = result.frames / float(result.fps)
         warnings += result.warnings
-        return Done(start.job_id, rendering_s, media_s, warnings, result.is_marked, _sync(result))
+        return Done(
+            start.job_id, rendering_s, media_s, warnings, result.is_marked, _sync(result), result.is_nsfw
+        )
 
     @torch.inference_mode()
     def _warm_up(self) -> None:

@@ -16,7 +16,7 @@ LAYERS: list[set[str]] = [
     {"timeline", "frames", "align", "audio"},
     {"media", "faces", "drawn_faces", "device", "weights", "safety", "composite", "credentials"},
     {"models"},
-    {"plan", "cast", "motion"},
+    {"plan", "cast", "motion", "content"},
     {"portrait"},
     {"render", "score"},
     {"pipeline"},

@@ -85,7 +85,7 @@ class ModelEntry:
     Attributes:
         name: what users type.
         title: one line for people.
-        family: of `lipsync_engine.models`, `image-to-video`, `sync-score`, or `component`.
+        family: of `lipsync_engine.models`, `image-to-video`, `sync-score`, `content`, or `component`.
         licence: SPDX name where there is one.
         commercial: may the weights be used commercially.
         source: page of the publisher.

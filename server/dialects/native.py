@@ -134,6 +134,7 @@ def _output(site: Site, record: Record, base: str) -> dict[str, Any] | None:
         "duration_s": round(output.media_s, 3) or None,
         "device_s": round(output.device_s, 3),
         "is_marked": output.is_marked,
+        "is_nsfw": output.is_nsfw,
         "sync": None if output.sync is None else dataclasses.asdict(output.sync),
     }
 

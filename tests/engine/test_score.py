@@ -1,4 +1,4 @@
-"""The sync score: what SyncNet hears and sees, the published file's form, and whether right is told from wrong."""
+"""The sync score: what SyncNet hears and sees, the published file's form, right told from wrong."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_wrong_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match=r"missing \(netfcaud\.3\.bias\)"):
         load_sync_net({"sync": path, "sync_config": config})
     config.write_text('{"side": "wide"}')
-    with pytest.raises(WeightsError, match="sync_config.json does not describe a SyncNet"):
+    with pytest.raises(WeightsError, match=r"sync_config\.json does not describe a SyncNet"):
         load_sync_net({"sync": path, "sync_config": config})
     with pytest.raises(WeightsError, match="gives no sync score: use one of syncnet-v2, sync-tiny"):
         load_scorer("yunet", WeightsStore(), CPU)
@@ -103,7 +103,7 @@ def test_the_square_follows_the_face_and_ignores_a_jump() -> None:
     points[10] += 25
     places = squares(points)
     assert np.ptp(places, axis=0).max() == 0
-    x, y, side = places[0]
+    x, _, side = places[0]
     assert x + side / 2 == pytest.approx(100)
     assert 85 < side < 150
     assert squares(2 * points)[0] == pytest.approx(2 * places[0], rel=1e-5)
