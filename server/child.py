@@ -41,6 +41,7 @@ class WorkerSettings:
     drain_s: float
     environment: dict[str, str]
     sync_score: bool
+    label: bool
 
 
 class WorkerGoneError(Exception):
@@ -90,6 +91,7 @@ async def worker_process(
     command = [sys.executable, "-m", "server.worker", "--model", settings.model, "--device", device]
     command += ["--work-dir", str(settings.folder / "engine"), "--log-format", settings.log_format]
     command += [] if settings.sync_score else ["--no-sync-score"]
+    command += ["--label"] if settings.label else []
     start = partial(
         subprocess.Popen,
         command,

@@ -116,7 +116,7 @@ class Settings(BaseSettings):
     content_check: ContentCheck = Field(
         "off",
         description="Look at the source's content: `flag` (the answer says what was found), `refuse` (such a "
-        "job fails; the server does not start without the classifier's weights) or `off`.",
+        "job fails; no worker starts without the classifier's weights) or `off`.",
     )
     content_threshold: float = Field(
         0.5, ge=0, le=1, description="Probability above which a frame counts as not safe for work."
@@ -138,6 +138,9 @@ class Settings(BaseSettings):
     )
     trust_anchors: Path | None = Field(
         None, description="PEM file of further roots whose signatures count as known."
+    )
+    label: bool = Field(
+        False, description="Show in a corner of every result that it is generated, for everybody to see."
     )
     require_consent: bool = Field(
         False,

@@ -72,10 +72,11 @@ class Worker:
 
     Args:
         answers: binary stream to the parent.
+        label: every result shows that it is generated.
     """
 
-    def __init__(self, pipeline: LipSyncPipeline, answers: BinaryIO) -> None:
-        self._pipeline, self._answers = pipeline, answers
+    def __init__(self, pipeline: LipSyncPipeline, answers: BinaryIO, *, label: bool = False) -> None:
+        self._pipeline, self._answers, self._label = pipeline, answers, label
         self._orders: queue.Queue[Start] = queue.Queue()
         self._stop = threading.Event()
         self._current: str | None = None
@@ -111,7 +112,7 @@ class Worker:
         files, output = {name: Path(path) for name, path in start.inputs.items()}, Path(start.output)
         for name in files.keys() - {Role.VIDEO, Role.IMAGE, Role.MASK}:
             _require_length("audio", media.probe_audio(files[name]).duration_s, start.limits[name])
-        voices, params = _voices(start, files), _params(start, files)
+        voices, params = _voices(start, files), _params(start, files, label=self._label)
         provenance = Provenance(start.consent, start.job_id)
         warnings: tuple[str, ...] = ()
         if Role.IMAGE in files:
@@ -250,7 +251,7 @@ def _voices(start: Start, files: dict[str, Path]) -> Path | tuple[Speaker, ...]:
     return dialogue(files[Role.LEFT_AUDIO], files[Role.RIGHT_AUDIO], order)
 
 
-def _params(start: Start, files: dict[str, Path]) -> SyncParams:
+def _params(start: Start, files: dict[str, Path], *, label: bool) -> SyncParams:
     options = start.options
     try:
         return SyncParams(
@@ -262,6 +263,7 @@ def _params(start: Start, files: dict[str, Path]) -> SyncParams:
             max_short_side=options.max_short_side,
             loop_mode=LoopMode(options.loop_mode or LoopMode.PINGPONG),
             face=FaceChoice.parse(options.face) if options.face else FaceChoice(),
+            label=label,
         )
     except (ValueError, ZeroDivisionError) as error:
         raise ParameterError(f"An option cannot be used: {error}.") from error
@@ -306,6 +308,7 @@ def main() -> None:
     parser.add_argument("--work-dir", type=Path, required=True)
     parser.add_argument("--log-format", default="text")
     parser.add_argument("--no-sync-score", action="store_true")
+    parser.add_argument("--label", action="store_true")
     arguments = parser.parse_args()
     logs.configure(arguments.log_format)
 
@@ -323,7 +326,7 @@ def main() -> None:
         pipeline.marker.prepare(Path("out.mp4"))
     except LipSyncError as error:
         log.error("jobs will fail until this is put right: %s", error)
-    worker = Worker(pipeline, answers)
+    worker = Worker(pipeline, answers, label=arguments.label)
     threading.Thread(target=worker.listen, args=(sys.stdin.buffer,), name="orders", daemon=True).start()
     worker.run()
 

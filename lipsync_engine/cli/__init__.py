@@ -34,6 +34,7 @@ from lipsync_engine.cli.jobs import (
     Dtype,
     GuidanceScale,
     HeardAudio,
+    Label,
     Looping,
     Marking,
     MaskImage,
@@ -102,6 +103,7 @@ def sync(
     voice_gate: Annotated[
         bool | None, typer.Option("--voice-gate/--no-voice-gate", help="Rest the mouth in silence [on].")
     ] = None,
+    label: Label = False,
     output_audio: HeardAudio = None,
     side_by_side: SideBySide = None,
     consent: Consent = None,
@@ -132,6 +134,7 @@ def sync(
         loop_mode=loop_mode,
         tail=tail,
         voice_gate=voice_gate,
+        label=label,
     )
     run(
         video,

@@ -17,6 +17,7 @@ from lipsync_engine.cli.jobs import (
     Device,
     Dtype,
     GuidanceScale,
+    Label,
     Looping,
     Marking,
     MaskImage,
@@ -63,6 +64,7 @@ def batch(
     max_short_side: MaxShortSide = None,
     loop_mode: Looping = None,
     tail: Annotated[Tail | None, typer.Option(help="When the video is longer [cut].")] = None,
+    label: Label = False,
     consent: Consent = None,
     marking: Marking = None,
     detector: Detector = None,
@@ -88,6 +90,7 @@ def batch(
         max_short_side=max_short_side,
         loop_mode=loop_mode,
         tail=tail,
+        label=label,
     )
     loading = Loading(model, detector, device, dtype, marking=marking)
     try:
