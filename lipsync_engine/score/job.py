@@ -57,7 +57,7 @@ def _spoken(plan: Plan, speaker: int, segment: Segment) -> tuple[int, int]:
     """[start, stop) of the longest run of output frames in which this speaker is shown speaking."""
     part = slice(segment.start, segment.stop)
     shown = (plan.arrays.weight[speaker, part] > 0.5) & (plan.arrays.gate[speaker, part] > 0.5)
-    start, stop = longest_run(shown & (plan.arrays.shots[part] == plan.arrays.shots[part][shown.argmax()]))
+    start, stop = longest_run(shown, plan.arrays.shots[part])
     return segment.start + start, segment.start + stop
 
 

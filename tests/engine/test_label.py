@@ -27,7 +27,7 @@ def test_white_on_dark_in_the_lower_left_corner(width: int, height: int, level: 
     (top, left), (bottom, right) = changed.min(axis=0), changed.max(axis=0)
     short = min(width, height)
     assert 0 < left < short / 12
-    assert height - short / 8 < top < bottom < height
+    assert height - short / 6 < top < bottom < height
     assert right - left < 0.7 * short
     assert HEIGHT * short * 0.8 < bottom - top < HEIGHT * short * 2.5
     text = region_to_rgb(shown, (0, 0, width, height))[top : bottom + 1, left : right + 1].mean(axis=-1)
