@@ -31,7 +31,7 @@ from lipsync_engine.score.film import find_faces
 from lipsync_engine.score.stretches import with_sound
 from lipsync_engine.weights import WeightsStore
 
-SIDE, FRAMES = 240, 110
+SIDE, FRAMES = 200, 100
 BAR = 0.95
 
 

@@ -57,6 +57,11 @@ def main() -> None:
     mouths = torch.stack([track["mouth"] for track in heard])
     data = Data(faces, numbers, starts, sounds, mouths)
     net = stage(work, "sync", Learner(), train, 60 * arguments.minutes, data).net
+    export(net)
+
+
+def export(net: SyncNet) -> None:
+    """Half-precision safetensors, sizes as JSON; the manifest's lines are rewritten."""
     folder = ROOT / "weights" / "sync_tiny"
     folder.mkdir(parents=True, exist_ok=True)
     state = {key: value.half() for key, value in net.state_dict().items() if value.is_floating_point()}
