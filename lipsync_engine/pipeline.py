@@ -9,13 +9,12 @@ finds finished segments there goes on after them. It knows neither terminals nor
 from __future__ import annotations
 
 import dataclasses
-import errno
 import hashlib
 import os
 import shutil
 import time
 from collections.abc import Generator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass
 from fractions import Fraction
 from importlib.metadata import version
@@ -23,17 +22,15 @@ from pathlib import Path
 from typing import Self
 
 import platformdirs
-import torch
-from filelock import FileLock, Timeout
 from pydantic import TypeAdapter
 
 from lipsync_engine import faces, media
 from lipsync_engine.cast import Cast
 from lipsync_engine.content import ContentFinding, ContentGuard, ContentPolicy
-from lipsync_engine.credentials import Facts, Marker, require_consent, signed_beside
-from lipsync_engine.device import choose_device
+from lipsync_engine.credentials import Facts, Marker, require_consent
+from lipsync_engine.device import choose_compiling, choose_device
 from lipsync_engine.drawn_faces import DrawnFaceDetector
-from lipsync_engine.errors import ErrorCode, FaceError, InputError, ParameterError, ResourceError
+from lipsync_engine.errors import FaceError, ParameterError
 from lipsync_engine.models import LipSyncModel, load_model
 from lipsync_engine.params import Motion, Provenance, Speaker, SyncParams
 from lipsync_engine.plan import Plan, analyse
@@ -42,9 +39,7 @@ from lipsync_engine.progress import Meter, Progress, Stage, Watchable
 from lipsync_engine.render import render
 from lipsync_engine.score import SyncScore, SyncScorer, installed_scorer, score_job
 from lipsync_engine.weights import WeightsStore
-
-STALE_AFTER_S = 7 * 24 * 3600
-"""Unfinished work older than this is removed when a new job starts."""
+from lipsync_engine.work import resource_errors, unpublished, work_folder
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +144,7 @@ class LipSyncPipeline:
         cache_dir: Path | None = None,
         marking: str | None = None,
         sync_score: bool = True,
+        compiled: bool | None = None,
     ) -> Self:
         """Load a model of the manifest.
 
@@ -164,6 +160,8 @@ class LipSyncPipeline:
                 is to be; None: LIPSYNC_MARKING, else required.
             sync_score: measure how well lips and voice of every result belong together, where the weights of
                 such a score are here for the faces that the detector finds.
+            compiled: run the networks as compiled code; None: LIPSYNC_COMPILE, else not. The first start
+                takes minutes, later ones seconds, by what lies in the cache folder.
 
         Raises:
             WeightsError: files are missing or do not fit; the message names the command that helps.
@@ -173,6 +171,8 @@ class LipSyncPipeline:
         store = WeightsStore(weights_dir)
         chosen = choose_device(device, dtype)
         model = load_model(name, device=chosen.device, dtype=chosen.dtype, store=store)
+        if choose_compiling(compiled):
+            model.compile((cache_dir or default_cache_dir()) / "compiled")
         found_by = detector or store.entry(name).detector
         finder = load_detector(found_by, store)
         scorer = installed_scorer(found_by, store, chosen.device) if sync_score else None
@@ -253,9 +253,9 @@ class LipSyncPipeline:
         inputs = (video_info.path, *voices, *([] if heard is None else [heard.path]))
         key = self._job_key(video_hash, voices, cast, params)
         with (
-            _resource_errors(),
-            _unpublished(Path(output), inputs, key) as part,
-            self._work_folder(key) as folder,
+            resource_errors(),
+            unpublished(Path(output), inputs, key) as part,
+            work_folder(self._cache_dir / "jobs", key) as folder,
         ):
             seconds = dict.fromkeys(Stage, 0.0)
             sound = heard.path if heard is not None else voices[0] if cast is None else cast.mix(folder)
@@ -359,7 +359,7 @@ class LipSyncPipeline:
         voices = [speaker.audio for speaker in cast.speakers]
         origin = motion if isinstance(how, Motion) else f"{motion} {how.path(still, params).stem}"
         key = self._job_key(f"{origin} {media.content_hash(Path(picture))}", voices, cast, params)
-        with _resource_errors(), self._work_folder(key) as folder:
+        with resource_errors(), work_folder(self._cache_dir / "jobs", key) as folder:
             film = folder / "portrait.mp4"
             people = [(face, voice.path) for face, voice in cast.record(folder)]
             began = time.monotonic()
@@ -407,7 +407,7 @@ class LipSyncPipeline:
             As `media.side_by_side`, and SigningError.
         """
         self.marker.prepare(output)
-        with _resource_errors(), _unpublished(output, (video, result.output), "compare") as part:
+        with resource_errors(), unpublished(output, (video, result.output), "compare") as part:
             media.side_by_side(video, result.output, part, result.frames)
             facts = Facts(
                 model=result.model,
@@ -498,36 +498,6 @@ class LipSyncPipeline:
         ):
             digest.update(part.encode() + b"\0")
         return digest.hexdigest()[:32]
-
-    @contextmanager
-    def _work_folder(self, key: str) -> Generator[Path, None, None]:
-        """The job's private folder, locked; finished segments stay in it when the job is interrupted."""
-        jobs = self._cache_dir / "jobs"
-        jobs.mkdir(parents=True, exist_ok=True)
-        _sweep(jobs)
-        folder = jobs / key
-        try:
-            with FileLock(jobs / f"{key}.lock", blocking=False):
-                folder.mkdir(exist_ok=True)
-                _remove_unfinished(folder)
-                try:
-                    yield folder
-                except InputError:
-                    shutil.rmtree(folder)
-                    raise
-                finally:
-                    if folder.exists():
-                        _remove_unfinished(folder)
-                        if not any(folder.iterdir()):
-                            folder.rmdir()
-                    # While the lock is held; whoever opened this very file finds it unlinked and tries again.
-                    (jobs / f"{key}.lock").unlink(missing_ok=True)
-        except Timeout:
-            raise ResourceError(
-                ErrorCode.JOB_BUSY,
-                "The same job (same video, voice and options) is already running in another process: "
-                "wait for it or stop it.",
-            ) from None
 
 
 def default_cache_dir() -> Path:
@@ -624,60 +594,3 @@ def _timed(
                 seconds[step.stage] += time.monotonic() - began
                 yield step
             began = time.monotonic()
-
-
-@contextmanager
-def _unpublished(output: Path, inputs: tuple[Path, ...], key: str) -> Generator[Path, None, None]:
-    """A path next to `output` to write to; removed again unless it was renamed to `output`.
-
-    It is named by the job, so that a run after a crash finds and removes what the crash has left.
-    """
-    media.check_output(output, inputs)
-    part = output.with_name(f".{output.stem}.{key[:8]}.part{output.suffix}")
-    left = (part, signed_beside(part))
-    for path in left:
-        path.unlink(missing_ok=True)
-    try:
-        yield part
-    finally:
-        for path in left:
-            path.unlink(missing_ok=True)
-
-
-@contextmanager
-def _resource_errors() -> Generator[None, None, None]:
-    """Turn a full disk and exhausted memory, wherever they show, into errors with a code."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise ResourceError(
-                ErrorCode.DISK_FULL,
-                "The disk is full: free some space or set LIPSYNC_CACHE_DIR to a larger one; run again then.",
-            ) from error
-        raise
-    except (MemoryError, torch.OutOfMemoryError) as error:
-        raise ResourceError(
-            ErrorCode.OUT_OF_MEMORY,
-            "Memory ran out: close other programs, use --dtype fp16, or a smaller model.",
-        ) from error
-
-
-def _remove_unfinished(folder: Path) -> None:
-    """Drop half-made files, and a plan's parts without the plan; finished segments stay."""
-    finished = set(folder.glob("segment-?????.mp4"))
-    if finished and (folder / "plan.json").exists():
-        finished |= set(folder.iterdir()) - set(folder.glob("*.part*"))
-    for path in set(folder.iterdir()) - finished:
-        path.unlink()
-
-
-def _sweep(jobs: Path) -> None:
-    """Remove work that nobody came back for."""
-    limit = time.time() - STALE_AFTER_S
-    for path in jobs.iterdir():
-        if path.stat().st_mtime < limit:
-            if path.is_dir():
-                shutil.rmtree(path, ignore_errors=True)
-            else:
-                path.unlink(missing_ok=True)

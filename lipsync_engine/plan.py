@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import TypeAdapter
 
-from lipsync_engine import audio, faces, media, timeline
+from lipsync_engine import audio, faces, media, speech, timeline
 from lipsync_engine.composite import Compositor, ReferenceCompositor, SoftCompositor
 from lipsync_engine.errors import ErrorCode, FaceError
 from lipsync_engine.media import AudioInfo, VideoInfo
@@ -330,7 +330,7 @@ class _Planner:
         gate = np.ones(weight.shape, dtype=np.float32)
         if params.voice_gate:
             times_s = np.arange(len(order)) / float(fps)
-            gate = np.stack([audio.voice_activity(mel, times_s) for mel in self._mels])
+            gate = np.stack([speech.activity(mel, times_s) for mel in self._mels])
         header = PlanHeader(video, params, self._model.info, fps, self._n_audio, cached, self._matte)
         arrays = PlanArrays(
             pts_s=tracks.pts_s,

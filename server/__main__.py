@@ -7,6 +7,7 @@ import signal
 import socket
 import sys
 import time
+from dataclasses import replace
 from types import FrameType
 
 import uvicorn
@@ -15,6 +16,7 @@ from server import auth, logs
 from server.app import Server, create_app
 from server.auth import Scope
 from server.blobs import StorageAwayError
+from server.connections import Connections, Patience, raise_file_limit
 from server.settings import Settings, SettingsError, documented, load_settings
 from server.store import AlreadyOpenError, DatabaseAwayError
 
@@ -59,8 +61,12 @@ def main() -> int:
         signal.signal(number, lambda *_: sys.exit(0))
     listening = socket.create_server((settings.host, settings.port))
     _welcome(server, settings, listening.getsockname()[1])
+    patience = Patience()
+    patience = replace(patience, connections=min(patience.connections, raise_file_limit()))
     config = uvicorn.Config(
         create_app(server),
+        http=Connections(patience),  # type: ignore[arg-type]
+        ws="none",
         log_config=None,
         access_log=False,
         timeout_graceful_shutdown=int(settings.drain_s) + 5,

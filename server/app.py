@@ -17,7 +17,7 @@ from importlib.metadata import version
 from typing import Annotated, Any
 
 from asgi_correlation_id import CorrelationIdMiddleware
-from fastapi import FastAPI, Query
+from fastapi import Depends, FastAPI, Query
 from fastapi import Request as HttpRequest
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
@@ -28,11 +28,11 @@ from server.auth import Keyring, RateLimit, Scope, Signer
 from server.blobs import Blobs, StorageAwayError
 from server.board import Board
 from server.child import WorkerSettings
-from server.dialects import native, studio, wavespeed
+from server.dialects import native, native_batches, studio, wavespeed
 from server.dialects.common import KNOWN_ERRORS, Refusal, refusal_of, signed_headers
 from server.fetch import Inputs
 from server.gate import Gate
-from server.jobs import Job, Policy
+from server.jobs import Batch, Job, Policy
 from server.metrics import TEXT_TYPE, Measured, Metrics
 from server.polls import Polls
 from server.settings import Settings
@@ -97,7 +97,7 @@ class Server:
             recycle_growth_bytes=settings.recycle_growth_bytes,
             log_format=settings.log_format,
             drain_s=settings.drain_s,
-            environment={**settings.signing, **settings.content},
+            environment=settings.of_workers,
             sync_score=settings.sync_score,
             label=settings.label,
         )
@@ -109,7 +109,7 @@ class Server:
             wavespeed.NAME: partial(self._letter, wavespeed.webhook_body),
             studio.NAME: partial(self._letter, studio.webhook_body),
         }
-        self.webhooks = Webhooks(self.board, self.transport, letters)
+        self.webhooks = Webhooks(self.board, self.transport, letters, self._batch_letter)
 
     def _ended(self, job: Job) -> None:
         self.metrics.job_ended(job)
@@ -178,6 +178,10 @@ class Server:
         body = body_of(self.site, record)
         return body, signed_headers(secret, record.job.id, body, now)
 
+    def _batch_letter(self, batch: Batch, secret: str, now: float) -> tuple[bytes, dict[str, str]]:
+        body = native_batches.webhook_body(self.site, batch)
+        return body, signed_headers(secret, batch.id, body, now)
+
 
 async def _kept_up(work: Callable[[], Awaitable[None]]) -> None:
     """Run it until it is done: a full disk or a database that is away for a while must not end it."""
@@ -201,7 +205,12 @@ def create_app(server: Server) -> FastAPI:
             yield
 
     app = FastAPI(
-        title="lipsync server", lifespan=lifespan, docs_url=None, redoc_url=None, responses=ERROR_ANSWERS
+        title="lipsync server",
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        responses=ERROR_ANSWERS,
+        dependencies=[Depends(_require_plain_url)],
     )
     for prefix in wavespeed.PREFIXES:
         app.include_router(
@@ -209,6 +218,7 @@ def create_app(server: Server) -> FastAPI:
         )
     app.include_router(studio.router(server.site), prefix=studio.PREFIX)
     app.include_router(native.router(server.site, lambda: server.supervisor.workers), prefix=native.PREFIX)
+    app.include_router(native_batches.router(server.site), prefix=native.PREFIX)
     page.mount(app)
     files.mount(app, server.site)
     _operations(app, server)
@@ -222,6 +232,12 @@ def create_app(server: Server) -> FastAPI:
         transformer=None,
     )
     return app
+
+
+def _require_plain_url(http: HttpRequest) -> None:
+    """No database, file system or log takes NUL: refused before it gets to one."""
+    if "\0" in http.scope["path"] or b"%00" in http.scope["query_string"]:
+        raise Refusal(400, "The URL has a character that cannot be used.", "invalid_parameter")
 
 
 def _operations(app: FastAPI, server: Server) -> None:

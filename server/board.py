@@ -12,13 +12,13 @@ import contextlib
 import logging
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TypeVar
 
 from server import jobs
-from server.jobs import Effect, Job, Policy, State, Turn
+from server.jobs import Batch, Effect, Job, Policy, State, Turn
 from server.messages import Request
 from server.store import Change, DatabaseAwayError, News, Record, Store
 
@@ -95,9 +95,26 @@ class Board:
             self.job_came.set()
         return record, is_new
 
-    def is_full(self) -> bool:
-        """Whether a submission would be refused now."""
-        return self.store.count_in_state(State.WAITING) >= self._max_waiting
+    async def submit_batch(
+        self, batch: Batch, entries: Sequence[tuple[Job, Request]], idempotency_key: str | None
+    ) -> tuple[Batch, bool]:
+        """As `Store.submit_batch`; on disk when it returns."""
+        stored, is_new = await self.write(
+            partial(
+                self.store.submit_batch,
+                batch,
+                entries,
+                idempotency_key=idempotency_key,
+                max_waiting=self._max_waiting,
+            )
+        )
+        if is_new:
+            self.job_came.set()
+        return stored, is_new
+
+    def is_full(self, count: int = 1) -> bool:
+        """Whether so many jobs would be refused now."""
+        return self.store.count_in_state(State.WAITING) + count > self._max_waiting
 
     async def claim(self) -> Record | None:
         return await self.write(lambda: self.store.claim(self.store.now(), self.policy))
@@ -119,6 +136,12 @@ class Board:
 
     async def cancel(self, job_id: str) -> Record:
         return await self.change(job_id, jobs.cancel)
+
+    async def cancel_batch(self, batch_id: str) -> None:
+        """Cancel every job of a batch that has not ended, each in a commit of its own."""
+        for job_id in self.store.unfinished_jobs(batch_id):
+            with contextlib.suppress(KeyError):  # it ended meanwhile and was deleted
+                await self.cancel(job_id)
 
     async def expire(self) -> None:
         """Apply the limits that have passed; to be called every few seconds."""

@@ -13,9 +13,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import psutil
@@ -84,25 +82,21 @@ class WorkerProcess:
 
 
 @contextlib.asynccontextmanager
-async def worker_process(
-    device: str, settings: WorkerSettings, starter: ThreadPoolExecutor
-) -> AsyncIterator[WorkerProcess]:
+async def worker_process(device: str, settings: WorkerSettings, threads: int) -> AsyncIterator[WorkerProcess]:
     """A worker that is ready; killed with all its children at the end."""
     command = [sys.executable, "-m", "server.worker", "--model", settings.model, "--device", device]
     command += ["--work-dir", str(settings.folder / "engine"), "--log-format", settings.log_format]
     command += [] if settings.sync_score else ["--no-sync-score"]
     command += ["--label"] if settings.label else []
-    start = partial(
-        subprocess.Popen,
+    process = subprocess.Popen(  # by the main thread: the kernel kills a worker whose starter is gone
         command,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         bufsize=0,
-        env={**os.environ, **settings.environment},
+        env={"OMP_NUM_THREADS": str(threads), **os.environ, **settings.environment},
         start_new_session=True,  # a Ctrl-C in the terminal is for the parent
     )
     loop = asyncio.get_running_loop()
-    process = await asyncio.shield(loop.run_in_executor(starter, start))
     answers, orders = asyncio.StreamReader(limit=LINE_BYTES), None
     try:
         await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(answers), process.stdout)

@@ -137,6 +137,7 @@ class Job:
         lease_until: while running, when the claim lapses without a beat.
         started_at: of the current or last attempt.
         cancel_asked: the worker was told, or will be, to stop.
+        batch_id, batch_row: which `Batch` it belongs to, and its place there from 0; None: to none.
     """
 
     id: str
@@ -153,6 +154,8 @@ class Job:
     progress: Progress | None = None
     output: Output | None = None
     failure: Failure | None = None
+    batch_id: str | None = None
+    batch_row: int | None = None
 
     @property
     def ran_s(self) -> float | None:
@@ -160,6 +163,33 @@ class Job:
         if self.state is not State.SUCCEEDED or self.started_at is None or self.finished_at is None:
             return None
         return self.finished_at - self.started_at
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """Jobs that were submitted together, and whose end is told once.
+
+    Attributes:
+        id: 32 hex digits.
+        key_id: of the API key that asked; its secret signs the webhook.
+        request_id: of the HTTP request that submitted it.
+        said: JSON text, for the answers of the dialect that took it.
+        total: jobs that it was submitted with.
+        unfinished: of these, how many have not ended.
+        webhook_url: told when the last has.
+        finished_at: when the last has; None: not yet.
+    """
+
+    id: str
+    tenant: str
+    key_id: str
+    request_id: str
+    said: str
+    created_at: float
+    total: int
+    unfinished: int
+    webhook_url: str | None = None
+    finished_at: float | None = None
 
 
 class NotAllowedError(Exception):

@@ -96,6 +96,7 @@ class Options:
     face: str | None = None
     order: str | None = None
     motion: str | None = None
+    preset: str | None = None
     prompt: str | None = None
 
     def chosen(self) -> dict[str, object]:

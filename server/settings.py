@@ -29,6 +29,7 @@ LogFormat = Literal["text", "json"]
 ContentCheck = Literal["off", "flag", "refuse"]
 Marking = Literal["required", "best_effort", "off"]
 PortraitMotion = Literal["still", "natural", "generated"]
+Preset = Literal["default", "fast", "fastest"]
 Names = Annotated[tuple[str, ...], NoDecode]
 """Comma-separated in the environment, a list in the file."""
 
@@ -65,6 +66,16 @@ class Settings(BaseSettings):
         "the bucket optional, credentials in AWS' variables; unset: in the data folder.",
     )
     model: str = Field("tiny", description="Model that the workers load, as `lipsync weights list` names it.")
+    compile: bool = Field(
+        False,
+        description="Workers compile the lip-sync model: minutes at the first start, seconds at later ones, "
+        "by what lies in the data folder.",
+    )
+    preset: Preset = Field(
+        "default",
+        description="What jobs leave out for speed where the request does not say: default (nothing), "
+        "fast or fastest.",
+    )
     portrait_motion: PortraitMotion = Field(
         "natural",
         description="What a portrait's head does where the request does not say: still, natural, or "
@@ -181,12 +192,14 @@ class Settings(BaseSettings):
         return (init_settings, env_settings, *file)
 
     @property
-    def content(self) -> dict[str, str]:
-        """The environment in which the engine looks at sources."""
-        return {
-            f"{PREFIX}CONTENT_CHECK": self.content_check,
-            f"{PREFIX}CONTENT_THRESHOLD": str(self.content_threshold),
+    def of_workers(self) -> dict[str, str]:
+        """The environment in which workers load the engine."""
+        given = {
+            "COMPILE": str(self.compile).lower(),
+            "CONTENT_CHECK": self.content_check,
+            "CONTENT_THRESHOLD": str(self.content_threshold),
         }
+        return {**self.signing, **{f"{PREFIX}{name}": value for name, value in given.items()}}
 
     @property
     def signing(self) -> dict[str, str]:

@@ -12,9 +12,7 @@ import contextlib
 import logging
 import os
 import shutil
-import sys
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -55,11 +53,6 @@ END_TRIES = 30
 KEEP_TRIES = 5
 """So often, with that pause and each with the storage's own retries, a result is tried to be stored."""
 
-GIVES_WAY = 5
-"""So much nicer than its workers is the thread that answers requests: answers can wait for some milliseconds,
-but a worker's threads wait for each other, so that hundreds of polls would slow rendering twice over.
-"""
-
 
 def result_blob(job_id: str) -> str:
     return f"results/{job_id}.mp4"
@@ -69,6 +62,13 @@ def _preview_blob(shown: Shown) -> str:
     """The name tells the stretch's place, in milliseconds, so that nothing else need remember it."""
     start_ms, stop_ms = round(1000 * shown.start_s), round(1000 * shown.stop_s)
     return f"{preview_folder(shown.job_id)}/{shown.index:05d}-{start_ms}-{stop_ms}.mp4"
+
+
+def threads_per_worker(workers: int) -> int:
+    """So many threads each: one core is left to this process, or hundreds of polls would slow rendering by a
+    tenth (a worker's threads wait for each other). OMP_NUM_THREADS overrules it.
+    """
+    return max(1, ((os.cpu_count() or 1) - 1) // max(1, workers))
 
 
 class Supervisor:
@@ -87,12 +87,8 @@ class Supervisor:
         devices: tuple[str, ...],
         settings: WorkerSettings,
     ) -> None:
-        # Workers are started by a thread that does not give way, for they inherit what their starter has. It
-        # lives as long as this process: the kernel kills a worker whose starter is gone.
-        self._starter = ThreadPoolExecutor(1, thread_name_prefix="starter")
-        self._seats = [
-            _Seat(device, board, blobs, inputs, gate, settings, self._starter) for device in devices
-        ]
+        threads = threads_per_worker(len(devices))
+        self._seats = [_Seat(device, board, blobs, inputs, gate, settings, threads) for device in devices]
         self._board, self._blobs = board, blobs
         self._folder, self._drain_s = settings.folder / "jobs", settings.drain_s
         self._tasks: list[asyncio.Task[None]] = []
@@ -117,10 +113,6 @@ class Supervisor:
             task.add_done_callback(self._forgetting.discard)
 
     async def start(self) -> None:
-        if self._seats and sys.platform.startswith("linux"):
-            self._starter.submit(int).result()  # it is there, with the priority that this thread still has
-            # On Linux threads have priorities of their own; 0 is the calling one.
-            os.setpriority(os.PRIO_PROCESS, 0, os.getpriority(os.PRIO_PROCESS, 0) + GIVES_WAY)
         with contextlib.suppress(DatabaseAwayError, StorageAwayError):  # it is done again later
             await self.remove_left()
         self._tasks = [asyncio.create_task(seat.run(), name=f"worker {seat.device}") for seat in self._seats]
@@ -169,13 +161,13 @@ class _Seat:
         inputs: Inputs,
         gate: Gate,
         settings: WorkerSettings,
-        starter: ThreadPoolExecutor,
+        threads: int,
     ) -> None:
         self.device = device
         self.is_ready = False
         self.starts = 0
         self._board, self._blobs, self._inputs, self._settings = board, blobs, inputs, settings
-        self._gate, self._starter = gate, starter
+        self._gate, self._threads = gate, threads
         self._leaving = asyncio.Event()
         self._current: asyncio.Task[None] | None = None
         self._current_id: str | None = None
@@ -196,7 +188,7 @@ class _Seat:
         while not self._leaving.is_set():
             self.starts += 1
             try:
-                async with worker_process(self.device, self._settings, self._starter) as worker:
+                async with worker_process(self.device, self._settings, self._threads) as worker:
                     self.is_ready = True
                     await self._serve(worker)
             except WorkerGoneError as error:

@@ -22,9 +22,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, BinaryIO, Final, Self
-
-import torch
+from typing import BinaryIO, Final, Self
 
 from lipsync_engine import (
     LipSyncPipeline,
@@ -94,7 +92,7 @@ class Worker:
 
     def run(self) -> None:
         """Warm up, say so, and work; never returns."""
-        self._warm_up()
+        self._pipeline.model.warm_up()
         info = self._pipeline.model.info
         self._say(Ready(device=str(self._pipeline.model.device), model=info.name))
         while True:
@@ -156,24 +154,6 @@ class Worker:
         return Done(
             start.job_id, rendering_s, media_s, warnings, result.is_marked, _sync(result), result.is_nsfw
         )
-
-    @torch.inference_mode()
-    def _warm_up(self) -> None:
-        """One window of nothing, so that the first job does not pay for lazy initialisation."""
-        model = self._pipeline.model
-        info = model.info
-        encoder: Any = model.audio_encoder
-        frames, side = info.window_frames, info.resolution
-        tokens = 2 * (sum(info.audio_context) + 1) * (len(list(encoder.blocks.children())) + 1)
-        heard = torch.zeros(frames, tokens, encoder.conv2.out_channels)
-        latents = model.denoise(
-            torch.zeros(frames, 3, side, side),
-            heard,
-            noise=model.initial_noise(0),
-            num_inference_steps=1,
-            guidance_scale=info.guidance_scale,
-        )
-        model.decode(latents)
 
     def _say(self, message: FromWorker) -> None:
         with self._mouth:
@@ -254,15 +234,16 @@ def _voices(start: Start, files: dict[str, Path]) -> Path | tuple[Speaker, ...]:
 def _params(start: Start, files: dict[str, Path], *, label: bool) -> SyncParams:
     options = start.options
     try:
-        return SyncParams(
+        return SyncParams.preset(
+            options.preset or "default",
             num_inference_steps=options.num_inference_steps,
             guidance_scale=options.guidance_scale,
-            seed=SyncParams().seed if options.seed is None else options.seed,
+            seed=options.seed,
             fps=None if options.fps is None else Fraction(options.fps),
             mask_image=files.get(Role.MASK),
             max_short_side=options.max_short_side,
-            loop_mode=LoopMode(options.loop_mode or LoopMode.PINGPONG),
-            face=FaceChoice.parse(options.face) if options.face else FaceChoice(),
+            loop_mode=LoopMode(options.loop_mode) if options.loop_mode else None,
+            face=FaceChoice.parse(options.face) if options.face else None,
             label=label,
         )
     except (ValueError, ZeroDivisionError) as error:

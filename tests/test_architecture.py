@@ -13,10 +13,10 @@ ENGINE = ROOT / "lipsync_engine"
 # Layers of the engine, lowest first; a module may import its own layer's value types and anything below.
 LAYERS: list[set[str]] = [
     {"errors", "params", "progress", "cache"},
-    {"timeline", "frames", "align", "label", "audio"},
+    {"timeline", "frames", "align", "label", "audio", "speech"},
     {"media", "faces", "drawn_faces", "device", "weights", "safety", "composite", "credentials"},
     {"models"},
-    {"plan", "cast", "motion", "content"},
+    {"plan", "cast", "motion", "content", "work"},
     {"portrait"},
     {"render", "score"},
     {"pipeline"},
@@ -31,7 +31,7 @@ OWNERS = {
     "c2pa": {"credentials"},
     "cryptography": {"credentials"},
     "huggingface_hub": {"weights"},
-    "whisper": {"audio", "models"},
+    "whisper": {"audio", "speech", "models"},
     "diffusers": {"models"},
     "transformers": {"models"},
     "typer": {"cli"},

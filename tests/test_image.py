@@ -37,3 +37,9 @@ def test_it_is_pinned_runs_as_nobody_special_and_fetches_nothing() -> None:
     assert "USER root" not in DOCKERFILE
     assert "HF_HUB_OFFLINE=1" in DOCKERFILE
     assert {"VOLUME", "HEALTHCHECK"} <= set(steps)
+
+
+def test_it_can_compile_networks() -> None:
+    packages = re.search(r"apt-get install -y --no-install-recommends (.*) \\", DOCKERFILE)
+    assert packages is not None
+    assert {"g++", "python3-dev"} <= set(packages[1].split())

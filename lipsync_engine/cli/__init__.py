@@ -10,6 +10,7 @@ nothing about media or models; heavy modules load only when a command needs them
     verify     `verify`
     score      `score`
     licences   `doctor --licenses`
+    memory     `doctor`'s plans for a GPU's memory
 """
 
 from __future__ import annotations
@@ -218,6 +219,9 @@ def doctor(
     show_licences: Annotated[
         bool, typer.Option("--licenses", help="List the licences of libraries and weights instead.")
     ] = False,
+    card_gb: Annotated[
+        float | None, typer.Option(help="Show memory plans for a GPU of that size [the one that is there].")
+    ] = None,
 ) -> None:
     """Show device, FFmpeg, weights and effective settings, with what to do where something is missing."""
     from importlib.metadata import version
@@ -227,8 +231,9 @@ def doctor(
         return
 
     from lipsync_engine import media, pipeline
+    from lipsync_engine.cli.memory import plans
     from lipsync_engine.credentials import Marker
-    from lipsync_engine.device import choose_device
+    from lipsync_engine.device import choose_compiling, choose_device
     from lipsync_engine.weights import WeightsStore
 
     table = Table(show_header=False, box=None)
@@ -237,6 +242,8 @@ def doctor(
         table.add_row(library, version(library))
     chosen = choose_device(None, None)
     table.add_row("device", f"{chosen.device} {str(chosen.dtype).removeprefix('torch.')} ({chosen.reason})")
+    compiling = "on" if choose_compiling(None) else "off"
+    table.add_row("compiled", f"{compiling} (LIPSYNC_COMPILE)")
     table.add_row("ffmpeg", f"{media.find_ffmpeg()} ({media.ffmpeg_version()})")
     marker = Marker.from_environment()
     table.add_row("marking", f"{marker.policy}, {marker.describe()} (LIPSYNC_MARKING)")
@@ -245,6 +252,8 @@ def doctor(
     table.add_row("weights", f"{store.root} (LIPSYNC_WEIGHTS_DIR)")
     for entry in store.entries():
         table.add_row(f"  {entry.name}", store.summary(entry.name))
+    for name, plan in plans(store, chosen.device, chosen.dtype, card_gb):
+        table.add_row(f"plan {name}", plan)
     out.print(table)
 
 

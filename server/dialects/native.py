@@ -57,7 +57,9 @@ Workers = Callable[[], Sequence[tuple[str, bool, int]]]
 
 def error_answer(refusal: Refusal) -> JSONResponse:
     """A refused request, as this dialect says it."""
-    body = {"error": refusal.slug or "refused", "message": refusal.message}
+    body: dict[str, Any] = {"error": refusal.slug or "refused", "message": refusal.message}
+    if refusal.problems:
+        body["problems"] = list(refusal.problems)
     return JSONResponse(body, refusal.status, refusal.headers)
 
 
@@ -84,6 +86,7 @@ async def job_object(site: Site, record: Record, base: str) -> dict[str, Any]:
         "output": _output(site, record, base),
         "failure": _failure(record),
         "warnings": _warnings(record),
+        "batch": None if job.batch_id is None else {"id": job.batch_id, "row": job.batch_row},
         "thumbnail": await _thumbnail(site, record, base),
         "request": {
             "path": _path(record.request.dialect, said["model"]),

@@ -6,6 +6,7 @@ prediction's.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import uuid
 from dataclasses import dataclass
@@ -26,16 +27,16 @@ from server.dialects.common import (
     Refusal,
     error_text,
     is_url,
+    json_object,
     known_job,
     properties,
     read_form,
-    read_object,
     shortened,
     submit,
 )
 from server.jobs import Failure, State
 from server.messages import Role
-from server.site import Site
+from server.site import Site, read_body
 from server.store import Record
 
 NAME: Final = "lipsync.studio"
@@ -156,8 +157,11 @@ def router(site: Site) -> APIRouter:
         async def run(http: HttpRequest) -> Response:
             caller = site.caller(http, Scope.RUN)
             site.require_room()
-            given = await read_object(http, site.settings.max_body_bytes)
-            submission = read_submission(
+            body = await read_body(http, site.settings.max_body_bytes)
+            # In a thread: decoding a hundred megabytes of base64 would hold up everybody else's polls.
+            given = await asyncio.to_thread(json_object, body or b"{}")
+            submission = await asyncio.to_thread(
+                read_submission,
                 form,
                 given,
                 vendor_limits=site.settings.enforce_vendor_limits,

@@ -197,7 +197,7 @@ def read_submission(model: Model, body: bytes, raw_query: str, *, vendor_limits:
     Raises:
         Refusal: 400 with the name of what is wrong.
     """
-    given = {ALIASES.get(name, name): value for name, value in json_object(body).items()}
+    given = own_names(json_object(body))
     webhook_url = _webhook(raw_query) or given.get("webhook_url") or None
     flags = {name: _flag(given, name) for name in ("enable_sync_mode", "enable_base64_output")}
     if webhook_url is not None:
@@ -212,6 +212,11 @@ def read_submission(model: Model, body: bytes, raw_query: str, *, vendor_limits:
         sync=flags["enable_sync_mode"],
         base64=flags["enable_base64_output"],
     )
+
+
+def own_names(given: dict[str, Any]) -> dict[str, Any]:
+    """A body with each input under one name."""
+    return {ALIASES.get(name, name): value for name, value in given.items()}
 
 
 def _webhook(raw_query: str) -> str | None:
@@ -347,7 +352,7 @@ def router(site: Site) -> APIRouter:
             offset=(page - 1) * size,
             limit=size,
             states=states,
-            label=given.get("model") or None,
+            label=_text(given, "model"),
             created_from=_time(given, "created_after"),
             created_to=_time(given, "created_before"),
         )
@@ -443,13 +448,13 @@ def router(site: Site) -> APIRouter:
     @routes.post("/model/pricing", openapi_extra=JSON_BODY)
     async def pricing(http: HttpRequest) -> Response:
         site.caller(http, Scope.READ)
-        model = _model(str((await read_object(http)).get("model_id")))
+        model = known_model(str((await read_object(http)).get("model_id")))
         return answer({"model_id": model.id, "unit_price": 0.0, "currency": "USD"})
 
     @routes.post("/model/price", openapi_extra=JSON_BODY)
     async def price(http: HttpRequest) -> Response:
         site.caller(http, Scope.READ)
-        model = _model(str((await read_object(http)).get("model_id")))
+        model = known_model(str((await read_object(http)).get("model_id")))
         costs = {"price": 0.0, "discounted_price": 0.0, "discount_rate": 0.0}
         return answer({"model_id": model.id, **costs, "currency": "USD"})
 
@@ -463,7 +468,7 @@ def router(site: Site) -> APIRouter:
         webhook: str | None = Query(None, description="URL to call."),
     ) -> Response:
         caller = site.caller(http, Scope.RUN)
-        model = _model(f"{vendor}/{name}")
+        model = known_model(f"{vendor}/{name}")
         site.require_room()
         body = await read_body(http, site.settings.max_body_bytes)
         enforce = site.settings.enforce_vendor_limits
@@ -519,7 +524,7 @@ def _still_working(site: Site, record: Record) -> dict[str, Any]:
     return shown
 
 
-def _model(model_id: str) -> Model:
+def known_model(model_id: str) -> Model:
     model = MODELS.get(model_id)
     if model is None:
         raise Refusal(
@@ -562,6 +567,13 @@ def _number(given: dict[str, Any], name: str, low: int, high: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
         raise Refusal(400, f"{name} must be an integer from {low} to {high}.", "invalid_parameter")
     return value
+
+
+def _text(given: dict[str, Any], name: str) -> str | None:
+    value = given.get(name)
+    if value is not None and not isinstance(value, str):
+        raise Refusal(400, f"{name} must be a string.", "invalid_parameter")
+    return value or None
 
 
 def _time(given: dict[str, Any], name: str) -> float | None:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
 
 from lipsync_engine import LipSyncPipeline
 from lipsync_engine.models import LipSyncModel
+from lipsync_engine.models.latentsync.compiled import CompiledUNet
+from lipsync_engine.models.latentsync.model import KINDS, LatentSync
+from lipsync_engine.models.latentsync.offload import offload
 from lipsync_engine.params import EXACT, Shortcuts, Solver
 
 pytestmark = [
@@ -48,3 +52,28 @@ def test_the_gpu_agrees_with_the_cpu(dtype: str, limit: float) -> None:
     wanted = latents(LipSyncPipeline.from_pretrained("tiny", device="cpu").model, 4)
     found = latents(LipSyncPipeline.from_pretrained("tiny", device="cuda", dtype=dtype).model, 4)
     assert (found.float().cpu() - wanted).norm() < limit * wanted.norm()
+
+
+def test_compiled_and_recorded_runs_say_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    model = LipSyncPipeline.from_pretrained("tiny", device="cuda", dtype="fp32").model
+    assert isinstance(model, LatentSync)
+    wanted = {shortcuts: latents(model, 6, shortcuts) for shortcuts in (EXACT, KINDS)}
+    model.compile(tmp_path)
+    assert list(tmp_path.rglob("*"))  # for the next process
+    assert isinstance(model._network, CompiledUNet)
+    for recorded in (True, False):
+        for shortcuts, said in wanted.items():
+            assert (latents(model, 6, shortcuts) - said).norm() < 1e-3 * said.norm()
+        assert model._network.forget_runs() is recorded
+
+
+def test_weights_that_wait_on_the_host_leave_the_device() -> None:
+    model = LipSyncPipeline.from_pretrained("tiny", device="cuda", dtype="fp32").model
+    assert isinstance(model, LatentSync)
+    wanted, before = latents(model, 4), torch.cuda.memory_allocated()
+    offload(model.unet, model.device)
+    weights = sum(parameter.numel() * 4 for parameter in model.unet.parameters())
+    assert before - torch.cuda.memory_allocated() > 0.8 * weights
+    assert torch.allclose(latents(model, 4), wanted, atol=1e-4)
+    assert before - torch.cuda.memory_allocated() > 0.8 * weights

@@ -293,7 +293,10 @@ def test_probe_and_doctor(clip: Path, voice: Path, lipsync: Run) -> None:
     assert "h264" in shown.stdout
     assert "25 fps" in shown.stdout
     assert "pcm_s16le" in lipsync("probe", voice).stdout
-    health = lipsync("doctor")
+    health = lipsync("doctor", "--card-gb", 8)
     assert health.returncode == 0, health.stderr
     for word in ("device", "ffmpeg", "weights", "tiny", "latentsync-1.6"):
         assert re.search(rf"^\s*{re.escape(word)}", health.stdout, re.MULTILINE), word
+    assert "off (LIPSYNC_COMPILE)" in health.stdout
+    plan = "both halves of guidance at once, VAE 8 pictures at a time: 6.0 of 7.5 GB"
+    assert re.search(rf"plan latentsync-1.6 +{re.escape(plan)}", health.stdout)

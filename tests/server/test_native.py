@@ -152,16 +152,21 @@ def test_tenants_and_admins(api: Api) -> None:
     assert get(api, f"/jobs/{foreign}")["tenant"] == "other"
 
 
-def test_every_route_needs_a_key_that_may_read(api: Api) -> None:
-    made = api.client.post("/admin/keys?tenant=studio&scopes=run", headers=api.headers).json()
+def test_every_route_needs_a_key_that_may_use_it(api: Api) -> None:
+    reader, runner = (
+        api.client.post(f"/admin/keys?tenant=studio&scopes={scope}", headers=api.headers).json()["key"]
+        for scope in ("read", "run")
+    )
     known = api.client.get("/openapi.json").json()["paths"].items()
     routes = [(path, method) for path, entry in known if path.startswith(V1) for method in entry]
-    assert len(routes) == 7
+    changing = {(f"{V1}/batches", "post"), (f"{V1}/batches/{{batch_id}}/cancel", "post")}
+    assert len(routes) == 12
     for path, method in routes:
-        place = path.replace("{job_id}", "0" * 32)
+        place = path.replace("{job_id}", "0" * 32).replace("{batch_id}", "0" * 32)
         answer = api.client.request(method, place)
         assert (answer.status_code, answer.json()["error"]) == (401, "unauthorized"), path
-        answer = api.client.request(method, place, headers={"Authorization": f"Bearer {made['key']}"})
+        key = reader if (path, method) in changing else runner
+        answer = api.client.request(method, place, headers={"Authorization": f"Bearer {key}"})
         assert (answer.status_code, answer.json()["error"]) == (403, "forbidden"), path
 
 
