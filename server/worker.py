@@ -231,7 +231,7 @@ def _voices(start: Start, files: dict[str, Path]) -> Path | tuple[Speaker, ...]:
     return dialogue(files[Role.LEFT_AUDIO], files[Role.RIGHT_AUDIO], order)
 
 
-def _params(start: Start, files: dict[str, Path], *, label: bool) -> SyncParams:
+def _params(start: Start, files: dict[str, Path], *, label: bool = False) -> SyncParams:
     options = start.options
     try:
         return SyncParams.preset(

@@ -60,6 +60,10 @@ def films(tmp_path: Path) -> dict[str, Path]:
     return paths
 
 
+def first_picture(film: Path) -> np.ndarray:
+    return next(media.scan_frames(media.probe_video(film), 1000))[1].astype(float)
+
+
 def guard(monkeypatch: pytest.MonkeyPatch, root: Path, check: str, threshold: str = "0.5") -> ContentGuard:
     monkeypatch.setenv("LIPSYNC_CONTENT_CHECK", check)
     monkeypatch.setenv("LIPSYNC_CONTENT_THRESHOLD", threshold)
@@ -110,20 +114,25 @@ def test_a_result_says_what_was_found(
 ) -> None:
     """The whole engine: threshold 0 finds fault with any picture."""
     params = SyncParams(num_inference_steps=1)
+    monkeypatch.setenv("LIPSYNC_MARKING", "off")
+    base = LipSyncPipeline.from_pretrained("tiny", device="cpu", sync_score=False)
 
     def pipeline(check: str, root: Path) -> LipSyncPipeline:
-        monkeypatch.setenv("LIPSYNC_CONTENT_CHECK", check)
-        monkeypatch.setenv("LIPSYNC_CONTENT_THRESHOLD", "0")
-        return LipSyncPipeline.from_pretrained(
-            "tiny", device="cpu", weights_dir=root, cache_dir=tmp_path / "cache", marking="off"
-        )
+        looks = guard(monkeypatch, root, check, "0")
+        return LipSyncPipeline(base.model, base.detector, cache_dir=tmp_path / "cache", guard=looks)
 
     with pytest.raises(InputError) as failed:
         pipeline("refuse", weights)(clip, voice, tmp_path / "out.mp4", params)
     assert failed.value.code is ErrorCode.CONTENT_REFUSED
     assert not (tmp_path / "out.mp4").exists()
     found = pipeline("flag", weights)(clip, voice, tmp_path / "out.mp4", params)
-    assert found.is_nsfw is True
-    unchecked = pipeline("flag", tmp_path / "empty")(clip, voice, tmp_path / "again.mp4", params)
+    assert (found.is_nsfw, found.sync) == (True, None)
+    labelled = SyncParams(num_inference_steps=1, label=True)
+    unchecked = pipeline("flag", tmp_path / "empty")(clip, voice, tmp_path / "again.mp4", labelled)
     assert unchecked.is_nsfw is None
     assert UNCHECKED in unchecked.warnings
+    plain_luma, shown = (first_picture(result.output).mean(axis=-1) for result in (found, unchecked))
+    height, width = shown.shape
+    apart = np.abs(shown - plain_luma)
+    assert apart[7 * height // 8 :, : width // 2].max() > 80
+    assert apart[: 3 * height // 4].mean() < 1

@@ -121,7 +121,7 @@ def test_frames_are_taken_25_times_a_second() -> None:
 
     assert shown(Fraction(25), 0.2) == list(range(5, 20))
     assert shown(Fraction(50), 0.0) == list(range(0, 20, 2))
-    assert shown(Fraction(10), 0.0)[:8] == [0, 0, 1, 1, 1, 2, 2, 3]
+    assert shown(Fraction(10), 0.0)[:8] == [0, 0, 1, 1, 2, 2, 2, 3]
     usable = np.array([0, 1, 1, 1, 1, 0, 1, 1, 1, 0], bool)
     assert longest_run(usable, np.zeros(10, np.int64)) == (1, 5)
     assert longest_run(usable, np.array([0, 0, 0, 1, 1, 1, 1, 1, 1, 1])) == (6, 9)
