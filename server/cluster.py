@@ -16,7 +16,7 @@ NO_RAY = "error: Ray is not installed: pip install 'lipsync-engine[ray,postgresq
 
 
 def main() -> int:
-    arguments = _parser().parse_args()
+    arguments = parser().parse_args()
     try:
         import ray  # noqa: F401  (comes with an extra)
     except ModuleNotFoundError:
@@ -29,9 +29,10 @@ def main() -> int:
         return _failed(f"error: {str(error).splitlines()[0]}")
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="lipsync cluster", description=__doc__.splitlines()[0])
-    commands = parser.add_subparsers(required=True)
+def parser() -> argparse.ArgumentParser:
+    """Of the command line."""
+    whole = argparse.ArgumentParser(prog="lipsync cluster", description=__doc__.splitlines()[0])
+    commands = whole.add_subparsers(required=True)
 
     def command(name: str, do: object, words: str) -> argparse.ArgumentParser:
         one = commands.add_parser(name, help=words, description=words)
@@ -51,7 +52,7 @@ def _parser() -> argparse.ArgumentParser:
         ("drain", _drain, "Let all workers end what they do, and start no more."),
     ):
         command(name, do, words).add_argument("--address", default="auto", help="of the head")
-    return parser
+    return whole
 
 
 def _up(arguments: argparse.Namespace) -> int:
@@ -64,11 +65,12 @@ def _up(arguments: argparse.Namespace) -> int:
     if address is None:
         done = subprocess.run(
             [*RAY, "start", "--head", f"--port={arguments.port}", *_slots(arguments)],
-            stdout=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
             check=False,
         )
         if done.returncode != 0:
-            return done.returncode
+            return _failed(f"error: Ray does not start: {done.stderr.strip().splitlines()[-1]}")
         address = f"127.0.0.1:{arguments.port}"
     ray_pool.connect(address)
     ray_pool.start_pool(settings)

@@ -19,7 +19,7 @@ import uuid
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayError
+from ray.exceptions import ActorUnavailableError, RayError
 
 from server import logs, scaling
 from server.app import Server
@@ -201,7 +201,9 @@ class Pool:
                 self._reports[name] = await asyncio.wait_for(
                     asyncio.wrap_future(asked.future()), ANSWER_WITHIN_S
                 )
-        except (RayActorError, RayError) as error:
+        except ActorUnavailableError:  # it may come back; if not, the next look says that it died
+            return
+        except RayError as error:
             log.warning("%s: was lost: %s", name, str(error).splitlines()[0])
             self._lost += 1
             self._forget(name)
@@ -210,20 +212,10 @@ class Pool:
 def start_pool(settings: Settings) -> None:
     """Make the pool on the cluster that `connect` found; one that is there stays as it is."""
     given = settings.model_dump(mode="json")
-    handle = (
-        ray.remote(Pool)
-        .options(  # type: ignore[attr-defined]
-            num_cpus=0,
-            max_restarts=-1,
-            max_task_retries=-1,
-            name=POOL,
-            namespace=NAMESPACE,
-            lifetime="detached",
-            get_if_exists=True,
-            runtime_env=environment(),
-        )
-        .remote(given, _resources(settings))
-    )
+    actor: Any = ray.remote(Pool)
+    options = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1, "lifetime": "detached"}
+    options |= {"name": POOL, "namespace": NAMESPACE, "get_if_exists": True, "runtime_env": environment()}
+    handle = actor.options(**options).remote(given, _resources(settings))
     ray.get(handle.status.remote())
     handle.run.remote()
 
@@ -234,7 +226,10 @@ def pool() -> Any:
     Raises:
         ValueError: there is none.
     """
-    return ray.get_actor(POOL, NAMESPACE)
+    try:
+        return ray.get_actor(POOL, NAMESPACE)
+    except ValueError:
+        raise ValueError("there is no pool on this cluster: `lipsync cluster up` starts one") from None
 
 
 def connect(address: str) -> None:

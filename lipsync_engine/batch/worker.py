@@ -37,7 +37,7 @@ from lipsync_engine.batch.messages import (
     line_from_worker,
     read_to_worker,
 )
-from lipsync_engine.batch.results import InputFile, Made
+from lipsync_engine.batch.results import InputFile, Made, Sync
 from lipsync_engine.errors import ErrorCode, InputError, LipSyncError
 from lipsync_engine.params import Provenance
 from lipsync_engine.pipeline import LipSyncPipeline, SyncResult, load_detector
@@ -148,6 +148,9 @@ class Worker:
                 },
                 warnings=result.warnings,
                 is_marked=result.is_marked,
+                sync=None
+                if result.sync is None
+                else Sync(round(result.sync.confidence, 3), result.sync.offset_frames),
                 thumbnail=_make_thumbnail(result.output, duration_s / 2, start.thumbnail),
             ),
             inputs,

@@ -17,6 +17,7 @@ from lipsync_engine.cli.jobs import (
     Device,
     Dtype,
     GuidanceScale,
+    Label,
     Looping,
     Marking,
     MaskImage,
@@ -66,6 +67,7 @@ def batch(
     max_short_side: MaxShortSide = None,
     loop_mode: Looping = None,
     tail: Annotated[Tail | None, typer.Option(help="When the video is longer [cut].")] = None,
+    label: Label = False,
     consent: Consent = None,
     marking: Marking = None,
     detector: Detector = None,
@@ -91,6 +93,7 @@ def batch(
         max_short_side=max_short_side,
         loop_mode=loop_mode,
         tail=tail,
+        label=label,
     )
     loading = Loading(model, detector, device, dtype, marking=marking, jobs=jobs_per_worker)
     try:

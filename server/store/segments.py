@@ -107,25 +107,21 @@ class Segments(Database):
         one, the job that began first.
         """
         open_ = (SEGMENTS.c.fits == fits) & _is_free(now) & (SEGMENTS.c.claims < CLAIMS_OF_HELPERS)
-        wanted = open_ & (JOBS.c.state == State.RUNNING) & ~JOBS.c.cancel_asked
-        both = SEGMENTS.join(JOBS, JOBS.c.id == SEGMENTS.c.job_id)
-        needy = sa.select(JOBS.c.tenant, sa.func.min(JOBS.c.started_at)).select_from(both)
-        leased = sa.select(JOBS.c.tenant, sa.func.count()).select_from(both)
-        leased = leased.where(~SEGMENTS.c.is_done, SEGMENTS.c.lease_until >= now).group_by(JOBS.c.tenant)
+        mine = SEGMENTS.c.job_id == JOBS.c.id
+        needy = (JOBS.c.state == State.RUNNING) & ~JOBS.c.cancel_asked & sa.exists().where(mine, open_)
+        tenants = sa.select(JOBS.c.tenant, sa.func.min(JOBS.c.started_at)).where(needy)
+        leased = sa.select(JOBS.c.tenant, sa.func.count()).where(mine, SEGMENTS.c.lease_until >= now)
         with self.writing() as connection:
-            found = connection.execute(needy.where(wanted).group_by(JOBS.c.tenant)).all()
+            found = connection.execute(tenants.group_by(JOBS.c.tenant)).all()
             if not found:
                 return None
-            busy = {row[0]: row[1] for row in connection.execute(leased)}
+            busy = {row[0]: row[1] for row in connection.execute(leased.group_by(JOBS.c.tenant))}
             tenant = jobs.next_tenant([jobs.Tenant(name, busy.get(name, 0), at) for name, at in found])
-            first = (
-                sa.select(JOBS.c.id)
-                .select_from(both)
-                .where(wanted, JOBS.c.tenant == tenant)
-                .order_by(JOBS.c.started_at, JOBS.c.id)
-                .limit(1)
-            )
-            job_id = connection.execute(first).scalar_one()
+            first = sa.select(JOBS.c.id).where(needy, JOBS.c.tenant == tenant)
+            first = first.order_by(JOBS.c.started_at, JOBS.c.id).limit(1)
+            job_id = connection.execute(first).scalar_one_or_none()
+            if job_id is None:  # others were faster
+                return None
             return _take(connection, open_ & (SEGMENTS.c.job_id == job_id), now)
 
     def beat_segment(self, piece: Piece, now: float, frames_done: int | None = None) -> bool:

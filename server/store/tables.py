@@ -66,7 +66,8 @@ SEGMENTS = sa.Table(
     sa.Column("is_done", sa.Boolean, nullable=False),
     sa.Column("claims", sa.Integer, nullable=False),
     sa.Column("lease_until", sa.Float),
-    sa.Index("by_need", "fits", "is_done"),
+    sa.Index("by_need", "job_id", "is_done", "number"),
+    sa.Index("by_lease", "lease_until"),
 )
 
 OUTBOX = sa.Table(

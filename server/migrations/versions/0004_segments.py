@@ -20,4 +20,5 @@ def upgrade() -> None:
         sa.Column("claims", sa.Integer, nullable=False),
         sa.Column("lease_until", sa.Float),
     )
-    op.create_index("by_need", "segments", ["fits", "is_done"])
+    op.create_index("by_need", "segments", ["job_id", "is_done", "number"])
+    op.create_index("by_lease", "segments", ["lease_until"])
