@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup demo test test-slow soak lint clean
+.PHONY: setup demo test test-slow soak campaign lint clean
 
 setup: $(VENV)/.installed
 
@@ -31,6 +31,10 @@ test-slow: setup
 soak: MINUTES ?= 3
 soak: setup
 	$(BIN)/python scripts/soak.py --minutes $(MINUTES) --seed 1
+
+# Hostile input of every kind, about twenty minutes; the suite has a small share of it.
+campaign: setup
+	cd scripts && PYTHONPATH=.. ../$(BIN)/python -m campaign --out ../benchmarks/hostile.json
 
 lint: setup
 	$(BIN)/ruff check .
