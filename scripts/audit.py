@@ -2,9 +2,9 @@
 
     python scripts/audit.py requirements.lock requirements-dev.lock
 
-It asks PyPI's database of advisories. Where that cannot be reached, or does not know a library, it says so, and
-that is no failure: a machine without a network must not be stopped by it. Ends with 1 when a library has a known
-weakness.
+It asks PyPI's database of advisories. Where that cannot be reached, or does not know a library, it says so;
+that is no failure, for a machine without a network must not be stopped by it. Ends with 1 when a library has a
+known weakness.
 """
 
 from __future__ import annotations
@@ -50,4 +50,4 @@ def audit(lock: str) -> bool:
 
 
 if __name__ == "__main__":
-    sys.exit(1 if any([audit(lock) for lock in sys.argv[1:]]) else 0)
+    sys.exit(max(map(int, map(audit, sys.argv[1:])), default=0))

@@ -1,9 +1,9 @@
-"""What an installation consists of, as a CycloneDX bill of materials: libraries, and the weights of the manifest.
+"""What an installation consists of, as a CycloneDX bill of materials: libraries, and the manifest's weights.
 
     python scripts/sbom.py build/sbom.json
 
 Libraries are those of the environment that runs this, by cyclonedx-py; weights come from weights/manifest.toml
-with their hashes and licences. The result is held against CycloneDX's own schema before it is written.
+with their hashes and licences. The result is held against CycloneDX's schema before it is written.
 """
 
 from __future__ import annotations

@@ -233,6 +233,7 @@ def doctor(
     chosen = choose_device(None, None)
     table.add_row("device", f"{chosen.device} {str(chosen.dtype).removeprefix('torch.')} ({chosen.reason})")
     table.add_row("ffmpeg", f"{media.find_ffmpeg()} ({media.ffmpeg_version()})")
+    table.add_row("isolation", media.isolation_here().describe())
     marker = Marker.from_environment()
     table.add_row("marking", f"{marker.policy}, {marker.describe()} (LIPSYNC_MARKING)")
     store = WeightsStore()
