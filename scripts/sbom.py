@@ -2,8 +2,8 @@
 
     python scripts/sbom.py build/sbom.json
 
-Libraries are those of the environment that runs this, by cyclonedx-py; weights come from weights/manifest.toml
-with their hashes and licences. The result is held against CycloneDX's schema before it is written.
+Libraries are those of the environment that runs this, by cyclonedx-py; weights are the manifest's, with their
+hashes and licences. The result is held against CycloneDX's schema before it is written.
 """
 
 from __future__ import annotations
