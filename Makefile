@@ -48,7 +48,7 @@ LOCK := $(BIN)/uv pip compile pyproject.toml -c constraints.txt --generate-hashe
 	--python-version 3.11 --no-annotate --no-header --quiet --no-emit-package pip
 TORCHS_OWN = $(shell grep -oE '^(torch|cuda-[a-z]+|nvidia-[a-z0-9-]+)==' constraints.txt | tr -d =)
 lock: setup
-	$(LOCK) --extra postgresql -o requirements.lock
+	$(LOCK) --extra postgresql --extra ray -o requirements.lock
 	$(LOCK) --extra dev $(TORCHS_OWN:%=--no-emit-package %) -o requirements-dev.lock
 
 # Known weaknesses of what the locks name.

@@ -10,6 +10,7 @@ import re
 from dataclasses import dataclass
 
 import torch
+from pydantic import TypeAdapter, ValidationError
 
 from lipsync_engine.errors import ErrorCode, ParameterError, ResourceError
 
@@ -90,6 +91,21 @@ def choose_device(
         wanted, why = _best(hardware)
     device = _available(wanted, hardware)
     return _with_dtype(device, why, dtype, hardware)
+
+
+def choose_compiling(requested: bool | None) -> bool:
+    """Whether networks are compiled: as asked, else as LIPSYNC_COMPILE says, else not.
+
+    Raises:
+        ParameterError: LIPSYNC_COMPILE is neither true nor false.
+    """
+    if requested is not None:
+        return requested
+    text = os.environ.get("LIPSYNC_COMPILE") or "false"
+    try:
+        return TypeAdapter(bool).validate_python(text)
+    except ValidationError:
+        raise ParameterError(f"LIPSYNC_COMPILE={text!r} is not understood: use true or false.") from None
 
 
 def _best(hardware: Hardware) -> tuple[str, str]:

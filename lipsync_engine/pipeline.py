@@ -9,40 +9,37 @@ finds finished segments there goes on after them. It knows neither terminals nor
 from __future__ import annotations
 
 import dataclasses
-import errno
 import hashlib
 import os
 import shutil
 import time
-from collections.abc import Generator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from fractions import Fraction
 from importlib.metadata import version
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import platformdirs
-import torch
-from filelock import FileLock, Timeout
 from pydantic import TypeAdapter
 
 from lipsync_engine import faces, media
 from lipsync_engine.cast import Cast
-from lipsync_engine.credentials import Facts, Marker, require_consent, signed_beside
-from lipsync_engine.device import choose_device
+from lipsync_engine.content import ContentFinding, ContentGuard, ContentPolicy
+from lipsync_engine.credentials import Facts, Marker, require_consent
+from lipsync_engine.device import choose_compiling, choose_device
 from lipsync_engine.drawn_faces import DrawnFaceDetector
-from lipsync_engine.errors import ErrorCode, FaceError, InputError, ParameterError, ResourceError
+from lipsync_engine.errors import FaceError, ParameterError
 from lipsync_engine.models import LipSyncModel, load_model
 from lipsync_engine.params import Motion, Provenance, Speaker, SyncParams
 from lipsync_engine.plan import Plan, analyse
 from lipsync_engine.portrait import Clips, animate
-from lipsync_engine.progress import Meter, Progress, Stage, Watchable
-from lipsync_engine.render import render
+from lipsync_engine.progress import Meter, Progress, Stage
+from lipsync_engine.score import SyncScore, SyncScorer, installed_scorer, score_job
+from lipsync_engine.segments import Helpers, Segments
 from lipsync_engine.weights import WeightsStore
-
-STALE_AFTER_S = 7 * 24 * 3600
-"""Unfinished work older than this is removed when a new job starts."""
+from lipsync_engine.work import resource_errors, unpublished, work_folder
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +70,8 @@ class SyncResult:
         seconds: per stage.
         job: the name whose SHA-256 stands in the content credentials.
         is_marked: it carries them.
+        sync: how well lips and voice belong together; None where that was not measured.
+        is_nsfw: the source is not safe for work; None where nobody looked.
         warnings: sentences about what was asked for and not done.
     """
 
@@ -95,11 +94,15 @@ class SyncResult:
     seconds: StageSeconds
     job: str
     is_marked: bool
+    sync: SyncScore | None = None
+    is_nsfw: bool | None = None
     warnings: tuple[str, ...] = ()
 
 
 class LipSyncPipeline:
     """A loaded model and a detector, ready for any number of jobs, one at a time.
+
+    Pipelines with the same model may work at once, each in a thread of its own with a detector of its own.
 
     Args:
         model: from `lipsync_engine.models.load_model`.
@@ -108,6 +111,8 @@ class LipSyncPipeline:
             user's cache folder.
         weights: where models of generated motion come from; None: as `from_pretrained` takes them.
         marker: signs results; None: as the environment says.
+        scorer: measures every result; None: none is measured.
+        guard: looks at every source; None: nobody does.
     """
 
     def __init__(
@@ -118,12 +123,16 @@ class LipSyncPipeline:
         cache_dir: Path | None = None,
         weights: WeightsStore | None = None,
         marker: Marker | None = None,
+        scorer: SyncScorer | None = None,
+        guard: ContentGuard | None = None,
     ) -> None:
         self.model = model
         self.detector = detector
         self._cache_dir = cache_dir or default_cache_dir()
         self._weights = weights or WeightsStore()
         self.marker = marker or Marker.from_environment()
+        self._scorer = scorer
+        self._guard = guard or ContentGuard(ContentPolicy.OFF, None)
 
     @classmethod
     def from_pretrained(
@@ -136,6 +145,8 @@ class LipSyncPipeline:
         weights_dir: Path | None = None,
         cache_dir: Path | None = None,
         marking: str | None = None,
+        sync_score: bool = True,
+        compiled: bool | None = None,
     ) -> Self:
         """Load a model of the manifest.
 
@@ -149,17 +160,28 @@ class LipSyncPipeline:
             cache_dir: see the class.
             marking: what happens to a result that cannot be signed: required, best_effort, or off, where none
                 is to be; None: LIPSYNC_MARKING, else required.
+            sync_score: measure how well lips and voice of every result belong together, where the weights of
+                such a score are here for the faces that the detector finds.
+            compiled: run the networks as compiled code; None: LIPSYNC_COMPILE, else not. The first start
+                takes minutes, later ones seconds, by what lies in the cache folder.
 
         Raises:
             WeightsError: files are missing or do not fit; the message names the command that helps.
-            ResourceError: the device is not there. ParameterError: marking.
+            ResourceError: the device is not there. ParameterError: marking, content check.
         """
         marker = Marker.from_environment(marking)
         store = WeightsStore(weights_dir)
         chosen = choose_device(device, dtype)
         model = load_model(name, device=chosen.device, dtype=chosen.dtype, store=store)
-        finder = load_detector(detector or store.entry(name).detector, store)
-        return cls(model, finder, cache_dir=cache_dir, weights=store, marker=marker)
+        if choose_compiling(compiled):
+            model.compile((cache_dir or default_cache_dir()) / "compiled")
+        found_by = detector or store.entry(name).detector
+        finder = load_detector(found_by, store)
+        scorer = installed_scorer(found_by, store, chosen.device) if sync_score else None
+        guard = ContentGuard.from_environment(store, chosen.device)
+        return cls(
+            model, finder, cache_dir=cache_dir, weights=store, marker=marker, scorer=scorer, guard=guard
+        )
 
     def __call__(
         self,
@@ -185,6 +207,7 @@ class LipSyncPipeline:
         *,
         output_audio: Path | str | None = None,
         provenance: Provenance | None = None,
+        helpers: Helpers | None = None,
     ) -> Generator[Progress, None, SyncResult]:
         """Make the video.
 
@@ -197,6 +220,7 @@ class LipSyncPipeline:
             output_audio: what is heard, where that is not `audio` (a mix with music, say). Several voices are
                 mixed.
             provenance: what is signed with the result besides its making.
+            helpers: who renders segments of it besides this process; None: nobody.
 
         Yields:
             Progress of each stage.
@@ -208,7 +232,8 @@ class LipSyncPipeline:
             LipSyncError: with the code of what went wrong; nothing half-made is left behind.
         """
         self._prepare(Path(output), provenance)
-        return (yield from self._run(video, audio, output, params, output_audio, provenance, Path(video)))
+        inner = self._run(video, audio, output, params, output_audio, provenance, helpers, Path(video))
+        return (yield from inner)
 
     def _run(
         self,
@@ -218,12 +243,14 @@ class LipSyncPipeline:
         params: SyncParams | None,
         output_audio: Path | str | None,
         provenance: Provenance | None,
+        helpers: Helpers | None,
         source: Path,
     ) -> Generator[Progress, None, SyncResult]:
         """`run`, of a video that was made from `source`."""
         params = params or SyncParams()
         # 1. Look at the inputs and the output's place before any heavy work.
         video_info = media.probe_video(Path(video))
+        content = self._guard.look(video_info)
         cast = None if isinstance(audio, (str, Path)) else Cast.of(audio)
         voices = [Path(audio)] if isinstance(audio, (str, Path)) else [speaker.audio for speaker in audio]
         probed = [media.probe_audio(path) for path in voices]
@@ -232,22 +259,21 @@ class LipSyncPipeline:
         inputs = (video_info.path, *voices, *([] if heard is None else [heard.path]))
         key = self._job_key(video_hash, voices, cast, params)
         with (
-            _resource_errors(),
-            _unpublished(Path(output), inputs, key) as part,
-            self._work_folder(key) as folder,
+            resource_errors(),
+            unpublished(Path(output), inputs, key) as part,
+            work_folder(self._cache_dir / "jobs", key) as folder,
         ):
             seconds = dict.fromkeys(Stage, 0.0)
             sound = heard.path if heard is not None else voices[0] if cast is None else cast.mix(folder)
-            shown = _Shown(self.model, folder, sound)
+            segments = Segments(self.model, folder, sound, key, helpers)
 
             # 2. Analyse, or take the plan that an interrupted run has left. Of a long clip the first segments
             #    are rendered before the rest is read.
-            plan = Plan.load(folder)
+            speakers = [(params.face, probed[0])] if cast is None else cast.record(folder)
+            if helpers is not None and not (folder / "plan.json").exists():
+                _take_over(helpers.left(key), folder)
+            plan = Plan.load(folder, video_info, params)
             if plan is None:
-                if cast is None:
-                    speakers = [(params.face, probed[0])]
-                else:
-                    speakers = cast.record(folder)
                 analysis = analyse(
                     video_info,
                     speakers,
@@ -258,23 +284,24 @@ class LipSyncPipeline:
                     video_hash=video_hash,
                     folder=folder,
                 )
-                plan = yield from _timed(analysis, seconds, shown)
+                plan = yield from _timed(analysis, seconds, segments)
 
             # 3. Render the segments that are not there yet; each that is can be watched from now on.
-            yield from shown.render(plan)
-            seconds[Stage.RENDER] = shown.seconds
+            yield from segments.render(plan)
+            seconds[Stage.RENDER] = segments.seconds
 
-            # 4. Join them with the sound, sign, and publish.
+            # 4. Measure the lips; join the segments with the sound, sign, and publish.
             meter = Meter(Stage.ASSEMBLE, 1)
             yield meter.at(0)
-            media.assemble(shown.files, part, video_info, plan.header.fps, params.quality, audio=sound)
+            sync = self._measure(plan, segments.files, [voice.path for _, voice in speakers])
+            media.assemble(segments.files, part, video_info, plan.header.fps, params.quality, audio=sound)
             facts = self._facts(plan, provenance or Provenance(), key)
             unmarked = self.marker.mark(part, source, facts)
             part.replace(output)
             yield meter.at(1)
             seconds[Stage.ASSEMBLE] = meter.elapsed_s
             shutil.rmtree(folder)
-        return self._result(plan, Path(output), shown.resumed, seconds, facts.job, unmarked)
+        return self._result(plan, Path(output), segments.resumed, seconds, facts.job, unmarked, sync, content)
 
     def portrait(
         self,
@@ -316,6 +343,7 @@ class LipSyncPipeline:
         motion_model: str | None = None,
         output_audio: Path | str | None = None,
         provenance: Provenance | None = None,
+        helpers: Helpers | None = None,
     ) -> Generator[Progress, None, SyncResult]:
         """Make a still picture speak, as long as the voice lasts, at 25 fps.
 
@@ -325,7 +353,7 @@ class LipSyncPipeline:
             prompt: for generated motion, what happens in the picture besides speaking; None: the person
                 idles. That lips are closed and the camera stands still is always added.
             motion_model: for generated motion, a model of the manifest; None: the first that can do it.
-            audio, output, params, output_audio, provenance: as for `run`.
+            audio, output, params, output_audio, provenance, helpers: as for `run`.
 
         Yields, Returns, Raises:
             As `run`. WeightsError where files for generated motion are missing, before any work.
@@ -340,7 +368,7 @@ class LipSyncPipeline:
         voices = [speaker.audio for speaker in cast.speakers]
         origin = motion if isinstance(how, Motion) else f"{motion} {how.path(still, params).stem}"
         key = self._job_key(f"{origin} {media.content_hash(Path(picture))}", voices, cast, params)
-        with _resource_errors(), self._work_folder(key) as folder:
+        with resource_errors(), work_folder(self._cache_dir / "jobs", key) as folder:
             film = folder / "portrait.mp4"
             people = [(face, voice.path) for face, voice in cast.record(folder)]
             began = time.monotonic()
@@ -350,7 +378,7 @@ class LipSyncPipeline:
             spoken = voices[0] if alone else cast.speakers
             try:
                 result = yield from self._run(
-                    film, spoken, output, moving, output_audio, provenance, Path(picture)
+                    film, spoken, output, moving, output_audio, provenance, helpers, Path(picture)
                 )
             except FaceError as error:
                 if motion is not Motion.GENERATED:
@@ -388,7 +416,7 @@ class LipSyncPipeline:
             As `media.side_by_side`, and SigningError.
         """
         self.marker.prepare(output)
-        with _resource_errors(), _unpublished(output, (video, result.output), "compare") as part:
+        with resource_errors(), unpublished(output, (video, result.output), "compare") as part:
             media.side_by_side(video, result.output, part, result.frames)
             facts = Facts(
                 model=result.model,
@@ -406,6 +434,9 @@ class LipSyncPipeline:
         """Whether this job may run and its result can be signed."""
         require_consent((provenance or Provenance()).consent)
         self.marker.prepare(output)
+
+    def _measure(self, plan: Plan, files: Sequence[Path], voices: Sequence[Path]) -> SyncScore | None:
+        return None if self._scorer is None else score_job(plan, files, voices, self._scorer)
 
     def _facts(self, plan: Plan, provenance: Provenance, key: str) -> Facts:
         info, params = self.model.info, plan.header.params
@@ -426,6 +457,8 @@ class LipSyncPipeline:
         seconds: dict[Stage, float],
         job: str,
         unmarked: str | None,
+        sync: SyncScore | None,
+        content: ContentFinding,
     ) -> SyncResult:
         info, params = self.model.info, plan.header.params
         guidance = info.guidance_scale if params.guidance_scale is None else params.guidance_scale
@@ -450,20 +483,24 @@ class LipSyncPipeline:
             seconds=StageSeconds(**{stage.value: seconds[stage] for stage in Stage}),
             job=job,
             is_marked=unmarked is None,
-            warnings=() if unmarked is None else (unmarked,),
+            sync=sync,
+            is_nsfw=content.is_nsfw,
+            warnings=tuple(said for said in (unmarked, content.warning) if said is not None),
         )
 
     def _job_key(self, video_hash: str, voices: Sequence[Path], cast: Cast | None, params: SyncParams) -> str:
         """Names everything that decides a job's pixels; equal keys may share finished segments."""
         digest = hashlib.sha256()
-        files = (params.faces_file, params.face_mask, params.mask_image, params.matte)
-        given = [path for path in files if path is not None]
+        names = ("faces_file", "face_mask", "mask_image", "matte")
+        given = {name: path for name in names if (path := getattr(params, name)) is not None}
+        names_alone: dict[str, Any] = {name: Path(name) for name in given}  # what is in the files counts
+        placeless = dataclasses.replace(params, **names_alone)
         for part in (
             video_hash,
             *map(media.content_hash, voices),
             "" if cast is None else str([(s.face, s.start_s, s.length_s) for s in cast.speakers]),
-            *(media.content_hash(path) for path in given),
-            TypeAdapter(SyncParams).dump_json(params).decode(),
+            *(media.content_hash(path) for path in given.values()),
+            TypeAdapter(SyncParams).dump_json(placeless).decode(),
             self.model.info.name,
             self.model.info.weights_sha256,
             f"{self.model.device.type} {self.model.dtype}",
@@ -472,36 +509,6 @@ class LipSyncPipeline:
         ):
             digest.update(part.encode() + b"\0")
         return digest.hexdigest()[:32]
-
-    @contextmanager
-    def _work_folder(self, key: str) -> Generator[Path, None, None]:
-        """The job's private folder, locked; finished segments stay in it when the job is interrupted."""
-        jobs = self._cache_dir / "jobs"
-        jobs.mkdir(parents=True, exist_ok=True)
-        _sweep(jobs)
-        folder = jobs / key
-        try:
-            with FileLock(jobs / f"{key}.lock", blocking=False):
-                folder.mkdir(exist_ok=True)
-                _remove_unfinished(folder)
-                try:
-                    yield folder
-                except InputError:
-                    shutil.rmtree(folder)
-                    raise
-                finally:
-                    if folder.exists():
-                        _remove_unfinished(folder)
-                        if not any(folder.iterdir()):
-                            folder.rmdir()
-                    # While the lock is held; whoever opened this very file finds it unlinked and tries again.
-                    (jobs / f"{key}.lock").unlink(missing_ok=True)
-        except Timeout:
-            raise ResourceError(
-                ErrorCode.JOB_BUSY,
-                "The same job (same video, voice and options) is already running in another process: "
-                "wait for it or stop it.",
-            ) from None
 
 
 def default_cache_dir() -> Path:
@@ -538,50 +545,8 @@ def _finished(steps: Generator[Progress, None, SyncResult]) -> SyncResult:
             return result
 
 
-class _Shown:
-    """The finished segments of a job, in their order.
-
-    Attributes:
-        files: one per segment.
-        resumed: how many of them an earlier run has left.
-        seconds: that rendering took.
-    """
-
-    def __init__(self, model: LipSyncModel, folder: Path, sound: Path) -> None:
-        self._model, self._folder, self._sound = model, folder, sound
-        self.files: list[Path] = []
-        self.resumed = 0
-        self.seconds = 0.0
-        self._frames = self._frames_resumed = 0
-
-    def render(self, plan: Plan) -> Generator[Progress, None, None]:
-        """Render what is ready and not there yet; a later plan goes on where this one ends."""
-        for segment in plan.ready[len(self.files) :]:
-            file = self._folder / f"segment-{segment.index:05d}.mp4"
-            began, start_s = time.monotonic(), self.seconds
-            if file.exists():
-                self.resumed += 1
-                self._frames_resumed += segment.stop - segment.start
-            else:
-                yield self._at(plan, 0)  # a first window can take long: say what is being done
-                with closing(render(plan, segment, self._model, file)) as frames:
-                    for count in frames:
-                        self.seconds = start_s + time.monotonic() - began
-                        yield self._at(plan, count)
-            self._frames += segment.stop - segment.start
-            self.files.append(file)
-            self.seconds = start_s + time.monotonic() - began
-            place_s = (float(frame / plan.header.fps) for frame in (segment.start, segment.stop))
-            watchable = Watchable(segment.index, file, self._sound, *place_s)
-            yield dataclasses.replace(self._at(plan, 0), watchable=watchable)
-
-    def _at(self, plan: Plan, count: int) -> Progress:
-        done = self._frames + count
-        return Progress(Stage.RENDER, done, plan.n_expected, self.seconds, self._frames_resumed)
-
-
 def _timed(
-    steps: Generator[Progress | Plan, None, Plan], seconds: dict[Stage, float], shown: _Shown
+    steps: Generator[Progress | Plan, None, Plan], seconds: dict[Stage, float], segments: Segments
 ) -> Generator[Progress, None, Plan]:
     """Pass progress on, note how long each stage took, and render what can be rendered in between."""
     began = time.monotonic()
@@ -593,65 +558,14 @@ def _timed(
                 plan: Plan = finished.value
                 return plan
             if isinstance(step, Plan):
-                yield from shown.render(step)
+                yield from segments.render(step)
             else:
                 seconds[step.stage] += time.monotonic() - began
                 yield step
             began = time.monotonic()
 
 
-@contextmanager
-def _unpublished(output: Path, inputs: tuple[Path, ...], key: str) -> Generator[Path, None, None]:
-    """A path next to `output` to write to; removed again unless it was renamed to `output`.
-
-    It is named by the job, so that a run after a crash finds and removes what the crash has left.
-    """
-    media.check_output(output, inputs)
-    part = output.with_name(f".{output.stem}.{key[:8]}.part{output.suffix}")
-    left = (part, signed_beside(part))
-    for path in left:
-        path.unlink(missing_ok=True)
-    try:
-        yield part
-    finally:
-        for path in left:
-            path.unlink(missing_ok=True)
-
-
-@contextmanager
-def _resource_errors() -> Generator[None, None, None]:
-    """Turn a full disk and exhausted memory, wherever they show, into errors with a code."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise ResourceError(
-                ErrorCode.DISK_FULL,
-                "The disk is full: free some space or set LIPSYNC_CACHE_DIR to a larger one; run again then.",
-            ) from error
-        raise
-    except (MemoryError, torch.OutOfMemoryError) as error:
-        raise ResourceError(
-            ErrorCode.OUT_OF_MEMORY,
-            "Memory ran out: close other programs, use --dtype fp16, or a smaller model.",
-        ) from error
-
-
-def _remove_unfinished(folder: Path) -> None:
-    """Drop half-made files, and a plan's parts without the plan; finished segments stay."""
-    finished = set(folder.glob("segment-?????.mp4"))
-    if finished and (folder / "plan.json").exists():
-        finished |= set(folder.iterdir()) - set(folder.glob("*.part*"))
-    for path in set(folder.iterdir()) - finished:
-        path.unlink()
-
-
-def _sweep(jobs: Path) -> None:
-    """Remove work that nobody came back for."""
-    limit = time.time() - STALE_AFTER_S
-    for path in jobs.iterdir():
-        if path.stat().st_mtime < limit:
-            if path.is_dir():
-                shutil.rmtree(path, ignore_errors=True)
-            else:
-                path.unlink(missing_ok=True)
+def _take_over(files: Mapping[str, Path], folder: Path) -> None:
+    """Move another process' plan and finished segments here; what says that the plan is there comes last."""
+    for name in sorted(files, key=lambda name: name == "plan.json"):
+        shutil.move(files[name], folder / name)

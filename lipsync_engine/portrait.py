@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from lipsync_engine import audio, faces, media, motion
+from lipsync_engine import faces, media, motion, speech
 from lipsync_engine.cache import drop_oldest
 from lipsync_engine.errors import InputError
 from lipsync_engine.models import image_to_video_entry
@@ -65,7 +65,7 @@ def animate(
     tracker.add(0.0, picture)
     tracks = tracker.so_far(ended=True)
     paths = speaker_paths(tracks, params, (width, height), [face for face, _ in people])
-    loud = [audio.loudness(media.read_audio(voice), motion.FPS) for _, voice in people]
+    loud = [speech.loudness(media.read_audio(voice), motion.FPS) for _, voice in people]
     n = max(map(len, loud))
     pictures: Iterator[Picture]
     if isinstance(how, Clips):

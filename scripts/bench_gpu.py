@@ -2,6 +2,10 @@
 
     python scripts/bench_gpu.py                               # CUDA, full size, benchmarks/gpu.json and .png
     python scripts/bench_gpu.py --device cpu --small --out X  # a miniature, to see that the script works
+    python scripts/bench_gpu.py --compiled --reference FOLDER # and what takes longer
+
+FOLDER is a checkout of the public LatentSync repository; it is run as it is (`reference_job.py`), on the same
+clip, with and without its step cache, its detector's time left out.
 
 Speed depends on shapes and not on values: weights are random, made on the device, and nothing is downloaded.
 `ceiling_tflops` is a large matrix product in the same run and number format; utilisation is FLOP counted on
@@ -11,10 +15,9 @@ the same network (`flops.py`) over time and ceiling. Each fast path is held agai
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import statistics
-import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -27,14 +30,15 @@ import matplotlib
 import numpy as np
 import torch
 from diffusers import AutoencoderKL
+from gpu_jobs import FPS, Media, job_report, reference_report
 from whisper.model import AudioEncoder
 
-from lipsync_engine import LipSyncPipeline, SyncParams, media, safety
 from lipsync_engine.drawn_faces import DrawnFaceDetector
 from lipsync_engine.models import ModelInfo
 from lipsync_engine.models.latentsync.config import RunConfig, UNetConfig
 from lipsync_engine.models.latentsync.memory import DEFAULT_PLAN, PLANS, MemoryPlan, Thrift, plan_memory
 from lipsync_engine.models.latentsync.model import LatentSync, needs
+from lipsync_engine.models.latentsync.offload import offload
 from lipsync_engine.models.latentsync.unet import LatentSyncUNet
 from lipsync_engine.params import EXACT, PRESETS, Shortcuts
 from lipsync_engine.weights import WeightsStore
@@ -44,8 +48,10 @@ from matplotlib import pyplot as plt
 
 ROOT = Path(__file__).parents[1]
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
-FPS = 25
 OVERLAP = 4
+CARDS_GB = (24, 16, 12, 8, 6, 4)
+GIGA = 10**9
+CONTEXT_BYTES = GIGA // 2
 
 
 @dataclass(frozen=True)
@@ -141,12 +147,12 @@ class Window:
     noise: torch.Tensor
 
     @classmethod
-    def random(cls, model: LatentSync) -> Window:
+    def random(cls, model: LatentSync, seed: int = 1) -> Window:
         side, frames = model.info.resolution, model.info.window_frames
-        draw = torch.Generator().manual_seed(1)
+        draw = torch.Generator().manual_seed(seed)
         audio = torch.randn(frames, flops.TOKENS, model.unet.config.cross_attention_dim, generator=draw)
         faces = torch.rand(frames, 3, side, side, generator=draw) * 2 - 1
-        return cls(faces, audio, model.initial_noise(1))
+        return cls(faces, audio, model.initial_noise(seed))
 
     def denoised(self, model: LatentSync, steps: int, shortcuts: Shortcuts = EXACT) -> torch.Tensor:
         return model.denoise(
@@ -186,19 +192,23 @@ def network_report(bench: Bench, model: LatentSync, ceiling: float) -> dict[str,
     }
 
 
-def mode_report(bench: Bench, model: LatentSync) -> dict[str, Any]:
-    """Exact and every fast preset: frames per second of the model alone, memory, distance to exact."""
-    window = Window.random(model)
-    new_frames = model.info.window_frames - OVERLAP
-    chosen = {"exact": (20, EXACT)}
-    chosen |= {
+def chosen_modes() -> dict[str, tuple[int, Shortcuts]]:
+    """Steps and shortcuts of exact and of every fast preset."""
+    quick = {
         name: (preset["num_inference_steps"], preset["shortcuts"])
         for name, preset in PRESETS.items()
         if "shortcuts" in preset
     }
+    return {"exact": (20, EXACT), **quick}
+
+
+def mode_report(bench: Bench, model: LatentSync) -> dict[str, Any]:
+    """Exact and every fast preset: frames per second of the model alone, memory, distance to exact."""
+    window = Window.random(model)
+    new_frames = model.info.window_frames - OVERLAP
     exact: torch.Tensor | None = None
     report = {}
-    for name, (steps, shortcuts) in chosen.items():
+    for name, (steps, shortcuts) in chosen_modes().items():
         found = window.denoised(model, steps, shortcuts)
         exact = found if exact is None else exact
         took = bench.seconds(lambda s=steps, c=shortcuts: model.decode(window.denoised(model, s, c)))
@@ -222,21 +232,55 @@ def lean_distance(model: LatentSync) -> float:
     return distance(found, wanted)
 
 
-def compiled_report(bench: Bench, model: LatentSync) -> dict[str, float]:
-    """The network compiled as a whole: seconds until it first ran, of a step per frame, distance to eager."""
-    window, frames = Window.random(model), model.info.window_frames
-    wanted, predict = window.denoised(model, 2), model.unet.predict
-    model.unet.predict = torch.compile(predict, dynamic=False)  # type: ignore[method-assign]
+def card_report(bench: Bench, model: LatentSync) -> dict[str, Any]:
+    """Plans of smaller cards, each under the allocator's limit: speed, peak, distance to this card's plan."""
+    window, total = Window.random(model), torch.cuda.get_device_properties(bench.device).total_memory
+    wanted, steps = window.denoised(model, 2), 2
+    need = needs(model.info, model.unet, model._vae, bench.dtype)
+    plan, report = model.memory, {}
+    for card_gb in CARDS_GB:  # from the largest, for weights that wait on the host stay there
+        limit = int(card_gb * GIGA) - CONTEXT_BYTES
+        chosen = plan_memory(limit, need)
+        if chosen is None or limit >= total:
+            continue
+        torch.cuda.empty_cache()
+        torch.cuda.set_per_process_memory_fraction(limit / total, bench.device)
+        if chosen.thrift is Thrift.OFFLOADED:
+            offload(model.unet, bench.device)
+        model.memory = chosen
+        found = window.denoised(model, steps)
+        took = bench.seconds(lambda: window.denoised(model, steps), 1)
+        report[f"{card_gb} GB"] = {
+            "plan": chosen.describe(),
+            "kept_plan": model.memory == chosen,
+            "computed_peak_bytes": need.peak_bytes(chosen),
+            "peak_bytes": bench.peak_bytes(lambda: model.decode(window.denoised(model, steps))),
+            "step_seconds_per_frame": round(took / steps / model.info.window_frames, 6),
+            "relative_distance": distance(found, wanted),
+        }
+        if model.memory != chosen:  # memory ran out after all, and what it changed would change the rest
+            break
+    torch.cuda.set_per_process_memory_fraction(1.0, bench.device)
+    model.memory = plan
+    return report
+
+
+def compiled_report(bench: Bench, model: LatentSync, cache_dir: Path) -> dict[str, Any]:
+    """`LatentSync.compile`: how long it takes, then speed and distance to eager of exact and every preset."""
+    window = Window.random(model)
+    wanted = {name: window.denoised(model, steps, cuts) for name, (steps, cuts) in chosen_modes().items()}
     began = time.perf_counter()
-    found = window.denoised(model, 2)
-    first_s = time.perf_counter() - began
-    one, three = (bench.seconds(lambda n=n: window.denoised(model, n)) for n in (1, 3))
-    model.unet.predict = predict  # type: ignore[method-assign]
-    return {
-        "first_s": round(first_s, 1),
-        "step_seconds_per_frame": round((three - one) / 2 / frames, 7),
-        "relative_distance_to_eager": distance(found, wanted),
-    }
+    model.compile(cache_dir)
+    report: dict[str, Any] = {"compile_s": round(time.perf_counter() - began, 1), "modes": {}}
+    new_frames = model.info.window_frames - OVERLAP
+    for name, (steps, cuts) in chosen_modes().items():
+        found = window.denoised(model, steps, cuts)
+        took = bench.seconds(lambda s=steps, c=cuts: model.decode(window.denoised(model, s, c)))
+        report["modes"][name] = {
+            "fps": round(new_frames / took, 3),
+            "relative_distance_to_eager": distance(found, wanted[name]),
+        }
+    return report
 
 
 def distance(found: torch.Tensor, wanted: torch.Tensor) -> float:
@@ -244,37 +288,19 @@ def distance(found: torch.Tensor, wanted: torch.Tensor) -> float:
     return round(float((found.float() - wanted.float()).norm() / wanted.float().norm()), 6)
 
 
-# --- a whole job ---
+# --- all together ---
 
 
-def job_report(bench: Bench, model: LatentSync, preset: str) -> dict[str, Any]:
-    """The demo's presenter as a clip of the measured size, with a voice of that length, from file to file."""
-    # Random weights paint noise, which this check rightly refuses.
-    safety.MouthCheck.add = lambda *_: None  # type: ignore[method-assign]
-    safety.MouthCheck.raise_if_unfit = lambda _: None  # type: ignore[method-assign]
-    (width, height), length = bench.size.frame, ["-t", str(bench.size.clip_s)]
-    ffmpeg = [str(media.find_ffmpeg()), "-v", "error", "-y", "-stream_loop", "-1"]
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        video, voice = folder / "clip.mp4", folder / "voice.wav"
-        shape = f"fps={FPS},scale={width}:{height}:force_original_aspect_ratio=decrease,"
-        shape += f"pad={width}:{height}:-1:-1"
-        demo = ROOT / "demo"
-        subprocess.run(
-            [*ffmpeg, "-i", demo / "presenter.mp4", *length, "-an", "-vf", shape, video], check=True
-        )
-        subprocess.run([*ffmpeg, "-i", demo / "voice.wav", *length, voice], check=True)
-        store = WeightsStore()
-        detector = DrawnFaceDetector(store.files("tiny")["detector"])
-        pipeline = LipSyncPipeline(model, detector, cache_dir=folder / "cache")
-        result = pipeline(video, voice, folder / "out.mp4", SyncParams.preset(preset))
-    seconds = dataclasses.asdict(result.seconds)
+def reference_order(bench: Bench, resolution: int, clip: Media, checkout: Path) -> dict[str, Any]:
+    """What the public implementation is to do: exact's settings, on networks of the same size."""
+    unet = bench.size.unet
     return {
-        "frames": result.frames,
-        "frames_without_face": result.frames_without_face,
-        "seconds": {name: round(value, 3) for name, value in seconds.items()},
-        "fps": round(result.frames / sum(seconds.values()), 3),
-    }
+        "checkout": str(checkout.resolve()), "device": bench.device.type, "resolution": resolution,
+        "dtype": str(bench.dtype).removeprefix("torch."), "vae": bench.size.vae, "steps": 20,
+        "unet": {"block_out_channels": unet.block_out_channels, "layers_per_block": unet.layers_per_block},
+        "video": str(clip.video), "audio": str(clip.voice), "points": clip.points,
+        "warm": bench.device.type == "cuda",
+    }  # fmt: skip
 
 
 def write(report: dict[str, Any], folder: Path) -> None:
@@ -304,6 +330,11 @@ def main() -> None:
     parser.add_argument("--dtype", choices=DTYPES, default="fp16")
     parser.add_argument("--small", action="store_true", help="a miniature instead of the published networks")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--compiled", action="store_true", help="also with compiled code (minutes more)")
+    parser.add_argument("--reference", type=Path, help="a checkout of the public LatentSync, to be timed too")
+    parser.add_argument(
+        "--reference-python", default=sys.executable, help="an interpreter with that checkout's requirements"
+    )
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks", help="folder")
     arguments = parser.parse_args()
     device = torch.device(arguments.device)
@@ -319,19 +350,34 @@ def main() -> None:
         "ceiling_tflops": round(ceiling, 3),
         "models": {},
     }
-    for name, resolution in bench.size.resolutions.items():
-        model = bench.model(name, resolution)
-        found = {**network_report(bench, model, ceiling), "modes": mode_report(bench, model)}
-        found["lean_distance"] = lean_distance(model)
-        found["job"] = {preset: job_report(bench, model, preset) for preset in ("default", "fastest")}
-        report["models"][name] = found
-        print(name, json.dumps(found, indent=1), flush=True)
-        write(report, arguments.out)
-        del model
-    if on_gpu:  # last, because it may take longer than there is time
+    detector = DrawnFaceDetector(WeightsStore().files("tiny")["detector"])
+    with tempfile.TemporaryDirectory() as folder:
+        clip = Media.make(Path(folder), bench.size.frame, bench.size.clip_s, detector)
+        for name, resolution in bench.size.resolutions.items():
+            model = bench.model(name, resolution)
+            found = {**network_report(bench, model, ceiling), "modes": mode_report(bench, model)}
+            found["lean_distance"] = lean_distance(model)
+            found["job"] = {
+                preset: job_report(model, clip, detector, preset) for preset in ("default", "fastest")
+            }
+            if on_gpu:
+                found["cards"] = card_report(bench, model)
+            del model
+            report["models"][name] = found
+            print(name, json.dumps(found, indent=1), flush=True)
+            write(report, arguments.out)
+        # What may take longer than there is time comes last.
         for name, resolution in bench.size.resolutions.items():
             found = report["models"][name]
-            found["compiled"] = compiled_report(bench, bench.model(name, resolution))
+            if arguments.reference:
+                order = reference_order(bench, resolution, clip, arguments.reference)
+                frames = found["job"]["default"]["frames"]
+                found["reference"] = reference_report(order, frames, arguments.reference_python)
+                print(name, "reference", found["reference"], flush=True)
+            if arguments.compiled:
+                code = Path(folder) / "compiled"
+                found["compiled"] = compiled_report(bench, bench.model(name, resolution), code)
+                print(name, "compiled", found["compiled"], flush=True)
             write(report, arguments.out)
 
 

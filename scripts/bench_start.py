@@ -24,16 +24,7 @@ from lipsync_engine import LipSyncPipeline
 say("imported")
 model = LipSyncPipeline.from_pretrained(sys.argv[2], device=sys.argv[3] or None).model
 say("loaded")
-frames, side = model.info.window_frames, model.info.resolution
-encoder = model.audio_encoder
-tokens = 2 * (sum(model.info.audio_context) + 1) * (len(encoder.blocks) + 1)
-model.decode(model.denoise(
-    torch.zeros(frames, 3, side, side),
-    torch.zeros(frames, tokens, encoder.conv2.out_channels),
-    noise=model.initial_noise(0),
-    num_inference_steps=1,
-    guidance_scale=model.info.guidance_scale,
-))
+model.warm_up()
 if model.device.type == "cuda": torch.cuda.synchronize()
 say("ready")
 """

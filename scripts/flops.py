@@ -21,7 +21,7 @@ from diffusers import AutoencoderKL
 from torch.utils.flop_counter import FlopCounterMode
 
 from lipsync_engine.models.latentsync.config import RunConfig, UNetConfig
-from lipsync_engine.models.latentsync.model import DenoiseInputs, sampling_steps
+from lipsync_engine.models.latentsync.sampling import DenoiseInputs, sampling_steps
 from lipsync_engine.models.latentsync.unet import LatentSyncUNet
 from lipsync_engine.params import EXACT, PRESETS, Shortcuts
 

@@ -36,7 +36,7 @@ class Live:
 
     def start(self) -> None:
         variables = {f"LIPSYNC_{name.upper()}": str(value) for name, value in self.settings.items()}
-        env = {"OMP_NUM_THREADS": "2", **os.environ, **variables}
+        env = {**os.environ, **variables}
         command = [
             sys.executable,
             "-m",

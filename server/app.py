@@ -29,11 +29,11 @@ from server.auth import Keyring, RateLimit, Scope, Signer
 from server.blobs import Blobs, StorageAwayError
 from server.board import Board
 from server.child import WorkerSettings
-from server.dialects import native, studio, wavespeed
+from server.dialects import native, native_batches, studio, wavespeed
 from server.dialects.common import KNOWN_ERRORS, Refusal, refusal_of, signed_headers
 from server.fetch import Inputs
 from server.gate import Gate
-from server.jobs import Job, Policy
+from server.jobs import Batch, Job, Policy
 from server.metrics import TEXT_TYPE, Measured, Metrics
 from server.polls import Polls
 from server.settings import Settings
@@ -68,9 +68,10 @@ class Server:
 
     Args:
         devices: one worker each; none: the API alone.
+        quarantines: see `WorkerSettings`.
     """
 
-    def __init__(self, settings: Settings, devices: tuple[str, ...]) -> None:
+    def __init__(self, settings: Settings, devices: tuple[str, ...], *, quarantines: bool = False) -> None:
         settings.data_dir.mkdir(parents=True, exist_ok=True)
         self.settings = settings
         self.store = Store(settings.database)
@@ -99,7 +100,10 @@ class Server:
             recycle_growth_bytes=settings.recycle_growth_bytes,
             log_format=settings.log_format,
             drain_s=settings.drain_s,
-            environment=settings.signing,
+            environment=settings.of_workers,
+            quarantines=quarantines,
+            sync_score=settings.sync_score,
+            label=settings.label,
         )
         gate = Gate(self.board, settings.job_hook, settings.job_hook_timeout_s)
         inputs = Inputs(self.transport, self.blobs)
@@ -109,7 +113,7 @@ class Server:
             wavespeed.NAME: partial(self._letter, wavespeed.webhook_body),
             studio.NAME: partial(self._letter, studio.webhook_body),
         }
-        self.webhooks = Webhooks(self.board, self.transport, letters)
+        self.webhooks = Webhooks(self.board, self.transport, letters, self._batch_letter)
 
     def _ended(self, job: Job) -> None:
         self.metrics.job_ended(job)
@@ -178,6 +182,10 @@ class Server:
         body = body_of(self.site, record)
         return body, signed_headers(secret, record.job.id, body, now)
 
+    def _batch_letter(self, batch: Batch, secret: str, now: float) -> tuple[bytes, dict[str, str]]:
+        body = native_batches.webhook_body(self.site, batch)
+        return body, signed_headers(secret, batch.id, body, now)
+
 
 async def _kept_up(work: Callable[[], Awaitable[None]]) -> None:
     """Run it until it is done: a full disk or a database that is away for a while must not end it."""
@@ -214,6 +222,7 @@ def create_app(server: Server) -> FastAPI:
         )
     app.include_router(studio.router(server.site), prefix=studio.PREFIX)
     app.include_router(native.router(server.site, lambda: server.supervisor.workers), prefix=native.PREFIX)
+    app.include_router(native_batches.router(server.site), prefix=native.PREFIX)
     page.mount(app)
     files.mount(app, server.site)
     _operations(app, server)

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from server.jobs import Job
+from server.jobs import Batch, Job
 from server.messages import Request
 
 if TYPE_CHECKING:
@@ -42,6 +42,8 @@ SERVER_STARTED: Final = "server_started"
 JOB_SUBMITTED: Final = "job_submitted"
 JOB_INPUTS: Final = "job_inputs"
 JOB_ENDED: Final = "job_ended"
+BATCH_SUBMITTED: Final = "batch_submitted"
+BATCH_ENDED: Final = "batch_ended"
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +53,8 @@ class Entry:
     Attributes:
         id: grows with time; 0 until stored.
         at: seconds since 1970.
-        event: `server_started`, `job_submitted`, `job_inputs` or `job_ended`.
-        tenant, key_id, job_id, request_id: whose; None for the server itself.
+        event: one of this module's words.
+        tenant, key_id, job_id, request_id: whose; None for the server itself, job_id for batches.
         facts: what there is to say of such an event; plain JSON.
     """
 
@@ -72,14 +74,20 @@ class Entry:
 # --- in the commit of a job's change ---
 
 
-def job_submitted(connection: Connection, job: Job, request: Request) -> None:
+def jobs_submitted(connection: Connection, entries: Sequence[tuple[Job, Request]]) -> None:
+    _insert(connection, *(_submitted(job, request) for job, request in entries))
+
+
+def _submitted(job: Job, request: Request) -> Entry:
     facts = {
         "model": request.label,
         "consent": request.consent,
         "options": request.options.chosen(),
         "inputs": {source.name: source.role for source in request.sources},
     }
-    _insert(connection, _of_job(JOB_SUBMITTED, job, request, job.created_at, facts))
+    if job.batch_id is not None:
+        facts["batch"] = job.batch_id
+    return _of_job(JOB_SUBMITTED, job, request, job.created_at, facts)
 
 
 def job_ended(connection: Connection, job: Job, request: Request, now: float) -> None:
@@ -94,6 +102,20 @@ def job_ended(connection: Connection, job: Job, request: Request, now: float) ->
     _insert(connection, _of_job(JOB_ENDED, job, request, now, facts))
 
 
+def batch_submitted(connection: Connection, batch: Batch) -> None:
+    _insert(connection, _of_batch(BATCH_SUBMITTED, batch, batch.created_at))
+
+
+def batch_ended(connection: Connection, batch: Batch, now: float) -> None:
+    """Of its jobs each has an entry of its own."""
+    _insert(connection, _of_batch(BATCH_ENDED, batch, now))
+
+
+def _of_batch(event: str, batch: Batch, at: float) -> Entry:
+    facts = {"batch": batch.id, "jobs": batch.total}
+    return Entry(at, event, facts, batch.tenant, batch.key_id, None, batch.request_id)
+
+
 def job_inputs(job: Job, request: Request, now: float, sha256: Mapping[str, str]) -> Entry:
     """What an attempt works on: hashes by the inputs' names."""
     return _of_job(JOB_INPUTS, job, request, now, {"sha256": dict(sha256)})
@@ -103,9 +125,13 @@ def _of_job(event: str, job: Job, request: Request, at: float, facts: Mapping[st
     return Entry(at, event, facts, job.tenant, request.key_id, job.id, request.request_id)
 
 
-def _insert(connection: Connection, entry: Entry) -> None:
-    values = {name: getattr(entry, name) for name in Entry.__dataclass_fields__ if name != "id"}
-    connection.execute(sa.insert(AUDIT).values(**values | {"facts": json.dumps(entry.facts)}))
+def _insert(connection: Connection, *entries: Entry) -> None:
+    names = [name for name in Entry.__dataclass_fields__ if name != "id"]
+    rows = [
+        {name: getattr(entry, name) for name in names} | {"facts": json.dumps(entry.facts)}
+        for entry in entries
+    ]
+    connection.execute(sa.insert(AUDIT), rows)
 
 
 class AuditLog:

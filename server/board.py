@@ -12,15 +12,15 @@ import contextlib
 import logging
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TypeVar
 
 from server import jobs
-from server.jobs import Effect, Job, Policy, State, Turn
+from server.jobs import Batch, Effect, Job, Policy, State, Turn
 from server.messages import Request
-from server.store import Change, DatabaseAwayError, News, Record, Store
+from server.store import Change, DatabaseAwayError, News, Piece, Record, Store
 
 log = logging.getLogger("lipsync.board")
 
@@ -95,9 +95,26 @@ class Board:
             self.job_came.set()
         return record, is_new
 
-    def is_full(self) -> bool:
-        """Whether a submission would be refused now."""
-        return self.store.count_in_state(State.WAITING) >= self._max_waiting
+    async def submit_batch(
+        self, batch: Batch, entries: Sequence[tuple[Job, Request]], idempotency_key: str | None
+    ) -> tuple[Batch, bool]:
+        """As `Store.submit_batch`; on disk when it returns."""
+        stored, is_new = await self.write(
+            partial(
+                self.store.submit_batch,
+                batch,
+                entries,
+                idempotency_key=idempotency_key,
+                max_waiting=self._max_waiting,
+            )
+        )
+        if is_new:
+            self.job_came.set()
+        return stored, is_new
+
+    def is_full(self, count: int = 1) -> bool:
+        """Whether so many jobs would be refused now."""
+        return self.store.count_in_state(State.WAITING) + count > self._max_waiting
 
     async def claim(self) -> Record | None:
         return await self.write(lambda: self.store.claim(self.store.now(), self.policy))
@@ -117,8 +134,33 @@ class Board:
         self._follow(change)
         return change.record
 
+    async def change_segments(
+        self, job_id: str, change: Callable[[float], T], *, help_wanted: bool = False
+    ) -> T:
+        """Apply a change (now) of a job's segments, and tell those who wait for one here.
+
+        Args:
+            help_wanted: there are segments for others.
+        """
+        result = await self.write(lambda: change(self.store.now()))
+        for event in self._waiters.get(job_id, ()):
+            event.set()
+        if help_wanted:
+            self.job_came.set()
+        return result
+
+    async def help(self, fits: str) -> Piece | None:
+        """A segment of a running job for a worker that has nothing else to do."""
+        return await self.write(lambda: self.store.help_with_segment(fits, self.store.now()))
+
     async def cancel(self, job_id: str) -> Record:
         return await self.change(job_id, jobs.cancel)
+
+    async def cancel_batch(self, batch_id: str) -> None:
+        """Cancel every job of a batch that has not ended, each in a commit of its own."""
+        for job_id in self.store.unfinished_jobs(batch_id):
+            with contextlib.suppress(KeyError):  # it ended meanwhile and was deleted
+                await self.cancel(job_id)
 
     async def expire(self) -> None:
         """Apply the limits that have passed; to be called every few seconds."""
@@ -151,7 +193,7 @@ class Board:
         """What a change made here or elsewhere means for those who wait here."""
         for event in self._waiters.get(news.job_id, ()):
             event.set()
-        if news.state is State.WAITING:
+        if news.state is State.WAITING or news.help_wanted:
             self.job_came.set()
         elif news.state.is_final or news.cancel_asked:
             self.on_stop(news.job_id)
@@ -175,6 +217,7 @@ class Board:
         """
         if not self.store.is_ours_alone:
             return
+        await self.write(self.store.free_all_segments)
         for record in self.store.in_state(State.RUNNING):
             await self.change(record.job.id, partial(self._lost, record.job.fence))
 

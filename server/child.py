@@ -13,9 +13,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import psutil
@@ -30,7 +28,9 @@ LINE_BYTES = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class WorkerSettings:
-    """Attributes: as in `Settings`; `folder` holds inputs, outputs and the engine's resumable work."""
+    """Attributes: as in `Settings`; `folder` holds inputs, outputs and the engine's resumable work.
+    `quarantines`: there are other devices, so one whose workers are lost again and again rests.
+    """
 
     model: str
     folder: Path
@@ -40,6 +40,9 @@ class WorkerSettings:
     log_format: str
     drain_s: float
     environment: dict[str, str]
+    sync_score: bool
+    label: bool
+    quarantines: bool = False
 
 
 class WorkerGoneError(Exception):
@@ -47,7 +50,13 @@ class WorkerGoneError(Exception):
 
 
 class WorkerProcess:
-    """A running worker process."""
+    """A running worker process.
+
+    Attributes:
+        fits: see `messages.Ready`.
+    """
+
+    fits = ""
 
     def __init__(self, pid: int, answers: asyncio.StreamReader, orders: asyncio.StreamWriter) -> None:
         self._pid, self._answers, self._orders = pid, answers, orders
@@ -84,23 +93,21 @@ class WorkerProcess:
 
 
 @contextlib.asynccontextmanager
-async def worker_process(
-    device: str, settings: WorkerSettings, starter: ThreadPoolExecutor
-) -> AsyncIterator[WorkerProcess]:
+async def worker_process(device: str, settings: WorkerSettings, threads: int) -> AsyncIterator[WorkerProcess]:
     """A worker that is ready; killed with all its children at the end."""
     command = [sys.executable, "-m", "server.worker", "--model", settings.model, "--device", device]
     command += ["--work-dir", str(settings.folder / "engine"), "--log-format", settings.log_format]
-    start = partial(
-        subprocess.Popen,
+    command += [] if settings.sync_score else ["--no-sync-score"]
+    command += ["--label"] if settings.label else []
+    process = subprocess.Popen(  # by the main thread: the kernel kills a worker whose starter is gone
         command,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         bufsize=0,
-        env={**os.environ, **settings.environment},
+        env={"OMP_NUM_THREADS": str(threads), **os.environ, **settings.environment},
         start_new_session=True,  # a Ctrl-C in the terminal is for the parent
     )
     loop = asyncio.get_running_loop()
-    process = await asyncio.shield(loop.run_in_executor(starter, start))
     answers, orders = asyncio.StreamReader(limit=LINE_BYTES), None
     try:
         await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(answers), process.stdout)
@@ -111,6 +118,7 @@ async def worker_process(
         ready = await worker.hear(READY_WITHIN_S)
         if not isinstance(ready, Ready):
             raise WorkerGoneError("it did not say that it is ready")
+        worker.fits = ready.fits
         log.info("worker %s: ready with %s", ready.device, ready.model)
         yield worker
     finally:

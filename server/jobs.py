@@ -77,6 +77,19 @@ class Progress:
 
 
 @dataclass(frozen=True, slots=True)
+class Sync:
+    """How well a result's lips belong to its voice.
+
+    Attributes:
+        confidence: how far the best offset stands out; near 0 where the lips say something else.
+        offset_frames: by how many frames of 40 ms the lips come late; negative: early.
+    """
+
+    confidence: float
+    offset_frames: int
+
+
+@dataclass(frozen=True, slots=True)
 class Output:
     """What a job made.
 
@@ -87,6 +100,8 @@ class Output:
         warnings: what was asked for and could not be done.
         is_marked: it carries content credentials; None: nobody remembers.
         sha256: of the file, in hex; None: nobody remembers.
+        sync: None: not measured.
+        is_nsfw: the source is not safe for work; None: nobody looked.
     """
 
     blob: str
@@ -95,6 +110,8 @@ class Output:
     warnings: tuple[str, ...] = ()
     is_marked: bool | None = None
     sha256: str | None = None
+    sync: Sync | None = None
+    is_nsfw: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +137,7 @@ class Job:
         lease_until: while running, when the claim lapses without a beat.
         started_at: of the current or last attempt.
         cancel_asked: the worker was told, or will be, to stop.
+        batch_id, batch_row: which `Batch` it belongs to, and its place there from 0; None: to none.
     """
 
     id: str
@@ -136,6 +154,8 @@ class Job:
     progress: Progress | None = None
     output: Output | None = None
     failure: Failure | None = None
+    batch_id: str | None = None
+    batch_row: int | None = None
 
     @property
     def ran_s(self) -> float | None:
@@ -143,6 +163,33 @@ class Job:
         if self.state is not State.SUCCEEDED or self.started_at is None or self.finished_at is None:
             return None
         return self.finished_at - self.started_at
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """Jobs that were submitted together, and whose end is told once.
+
+    Attributes:
+        id: 32 hex digits.
+        key_id: of the API key that asked; its secret signs the webhook.
+        request_id: of the HTTP request that submitted it.
+        said: JSON text, for the answers of the dialect that took it.
+        total: jobs that it was submitted with.
+        unfinished: of these, how many have not ended.
+        webhook_url: told when the last has.
+        finished_at: when the last has; None: not yet.
+    """
+
+    id: str
+    tenant: str
+    key_id: str
+    request_id: str
+    said: str
+    created_at: float
+    total: int
+    unfinished: int
+    webhook_url: str | None = None
+    finished_at: float | None = None
 
 
 class NotAllowedError(Exception):

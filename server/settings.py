@@ -26,8 +26,10 @@ ENGINE_VARIABLES = {"CACHE_DIR", "WEIGHTS_DIR", "FFMPEG", "DEVICE", "CREDENTIALS
 """LIPSYNC_ variables that belong to the engine, and the one that names the file."""
 
 LogFormat = Literal["text", "json"]
+ContentCheck = Literal["off", "flag", "refuse"]
 Marking = Literal["required", "best_effort", "off"]
 PortraitMotion = Literal["still", "natural", "generated"]
+Preset = Literal["default", "fast", "fastest"]
 Names = Annotated[tuple[str, ...], NoDecode]
 """Comma-separated in the environment, a list in the file."""
 
@@ -64,6 +66,16 @@ class Settings(BaseSettings):
         "the bucket optional, credentials in AWS' variables; unset: in the data folder.",
     )
     model: str = Field("tiny", description="Model that the workers load, as `lipsync weights list` names it.")
+    compile: bool = Field(
+        False,
+        description="Workers compile the lip-sync model: minutes at the first start, seconds at later ones, "
+        "by what lies in the data folder.",
+    )
+    preset: Preset = Field(
+        "default",
+        description="What jobs leave out for speed where the request does not say: default (nothing), "
+        "fast or fastest.",
+    )
     portrait_motion: PortraitMotion = Field(
         "natural",
         description="What a portrait's head does where the request does not say: still, natural, or "
@@ -107,6 +119,19 @@ class Settings(BaseSettings):
         ge=1,
         description="A worker that holds that much more memory than when fresh is replaced.",
     )
+    sync_score: bool = Field(
+        True,
+        description="Measure how well lips and voice of every result belong together, where the weights of "
+        "such a score are here for the model's faces.",
+    )
+    content_check: ContentCheck = Field(
+        "off",
+        description="Look at the source's content: `flag` (the answer says what was found), `refuse` (such a "
+        "job fails; no worker starts without the classifier's weights) or `off`.",
+    )
+    content_threshold: float = Field(
+        0.5, ge=0, le=1, description="Probability above which a frame counts as not safe for work."
+    )
     marking: Marking = Field(
         "required",
         description="Results are signed as generated: `required` (a job that cannot be signed fails), "
@@ -125,6 +150,9 @@ class Settings(BaseSettings):
     trust_anchors: Path | None = Field(
         None, description="PEM file of further roots whose signatures count as known."
     )
+    label: bool = Field(
+        False, description="Show in a corner of every result that it is generated, for everybody to see."
+    )
     require_consent: bool = Field(
         False,
         description="Refuse jobs that give no `consent`, a reference to the consent of the person shown.",
@@ -137,6 +165,16 @@ class Settings(BaseSettings):
     )
     audit_retention_s: float | None = Field(
         None, gt=0, description="Entries of the audit log older than this are deleted; unset: none is."
+    )
+    cluster_min: int = Field(1, ge=0, description="Workers that `lipsync cluster` always keeps.")
+    cluster_max: int = Field(16, ge=1, description="Workers that it starts at most.")
+    cluster_backlog_s: float = Field(
+        60, gt=0, description="It starts workers until what waits takes each of them no longer than that."
+    )
+    cluster_idle_s: float = Field(
+        300,
+        gt=0,
+        description="A worker idle for that long is stopped, where there are more than the least.",
     )
     log_format: LogFormat = Field("text", description="`text` or `json`: one object per line.")
     drain_s: float = Field(30, ge=0, description="How long a stopping server lets running jobs finish.")
@@ -162,6 +200,16 @@ class Settings(BaseSettings):
         named = os.environ.get(f"{PREFIX}CONFIG")
         file = (TomlConfigSettingsSource(settings_cls, Path(named)),) if named else ()
         return (init_settings, env_settings, *file)
+
+    @property
+    def of_workers(self) -> dict[str, str]:
+        """The environment in which workers load the engine."""
+        given = {
+            "COMPILE": str(self.compile).lower(),
+            "CONTENT_CHECK": self.content_check,
+            "CONTENT_THRESHOLD": str(self.content_threshold),
+        }
+        return {**self.signing, **{f"{PREFIX}{name}": value for name, value in given.items()}}
 
     @property
     def signing(self) -> dict[str, str]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import mimetypes
 import secrets
 import shutil
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from urllib.parse import quote, unquote, urlsplit
@@ -15,12 +16,15 @@ from fastapi import Request as HttpRequest
 from server.auth import Caller, Keyring, RateLimit, RefusedError, Scope, Signer
 from server.blobs import Blobs, TooLargeError, preview_folder, still_blob
 from server.board import Board
-from server.jobs import Job
+from server.jobs import Batch, Job
 from server.messages import Request
 from server.settings import Settings
 from server.store import QueueFullError, QuotaError, Record
 
 RETRY_AFTER_S = 5
+
+BATCH_PRIORITY = -1
+"""Somebody waits for a single job; those of a batch let the tenant's others go first."""
 
 MEDIA_TYPES = {
     "mp4": "video/mp4", "mov": "video/quicktime", "webm": "video/webm", "mkv": "video/x-matroska",
@@ -34,7 +38,7 @@ class BusyError(Exception):
     """Too much is asked for at present.
 
     Attributes:
-        wait_s: when to come again.
+        wait_s: when to come again; 0: that will not help.
     """
 
     def __init__(self, message: str, wait_s: float) -> None:
@@ -103,13 +107,13 @@ class Site:
         if shutil.disk_usage(self.settings.data_dir).free < self.settings.min_free_bytes:
             raise DiskFullError("The disk of this server is full: try again later, or tell its operator.")
 
-    def require_room(self) -> None:
-        """Before a submission's body is read.
+    def require_room(self, count: int = 1) -> None:
+        """Before a submission's body is read, and for so many jobs before their inputs are stored.
 
         Raises:
             BusyError: the queue is full. DiskFullError: the disk is.
         """
-        if self.board.is_full():
+        if self.board.is_full(count):
             raise _queue_full()
         self.require_space()
 
@@ -124,13 +128,38 @@ class Site:
             BusyError: the queue is full, or the key's quota is used up.
         """
         job = Job(id=job_id, tenant=caller.tenant, created_at=self.board.now())
-        try:
+        with _busy_when_refused():
             record, _ = await self.board.submit(job, request, idempotency_key)
-        except QueueFullError:
-            raise _queue_full() from None
-        except QuotaError as error:
-            raise BusyError(error.message, error.wait_s) from None
         return record
+
+    async def submit_batch(
+        self, batch: Batch, requests: Sequence[tuple[str, Request]], idempotency_key: str | None
+    ) -> Batch:
+        """A batch with all its jobs, on disk when this returns; an earlier one where the key is known.
+
+        Args:
+            requests: (job id, request) of each row.
+
+        Raises:
+            BusyError: there is no room for all in the queue, or in the key's quota; none was taken.
+        """
+        entries = [
+            (
+                Job(
+                    id=job_id,
+                    tenant=batch.tenant,
+                    created_at=batch.created_at,
+                    priority=BATCH_PRIORITY,
+                    batch_id=batch.id,
+                    batch_row=row,
+                ),
+                request,
+            )
+            for row, (job_id, request) in enumerate(requests)
+        ]
+        with _busy_when_refused():
+            stored, _ = await self.board.submit_batch(batch, entries, idempotency_key)
+        return stored
 
     def job(self, caller: Caller, job_id: str) -> Record | None:
         """A job of the caller's; None for unknown and other tenants' alike."""
@@ -216,6 +245,16 @@ class Site:
             raise BodyTooLargeError(
                 f"A file may have at most {self.settings.max_upload_bytes / 1e6:.0f} MB here."
             ) from None
+
+
+@contextlib.contextmanager
+def _busy_when_refused() -> Iterator[None]:
+    try:
+        yield
+    except QueueFullError:
+        raise _queue_full() from None
+    except QuotaError as error:
+        raise BusyError(error.message, error.wait_s) from None
 
 
 def _queue_full() -> BusyError:

@@ -1,4 +1,4 @@
-"""Tells callers that their jobs have ended: at least once, in order of need, over about a day.
+"""Tells callers that their jobs or batches have ended: at least once, in order of need, over about a day.
 
 What is to be told stands in the store's outbox, written in the commit that ended the job; so a crash loses
 nothing. The body and its signature are made anew for every try by the job's dialect. It knows no dialect by
@@ -15,6 +15,7 @@ from collections.abc import Callable
 from functools import partial
 
 from server.board import Board
+from server.jobs import Batch
 from server.store import Notice, Record
 from server.transport import Transport, TransportError
 
@@ -34,16 +35,27 @@ HOLD_S = 60.0
 Letter = Callable[[Record, str, float], tuple[bytes, dict[str, str]]]
 """(job, webhook secret, now) → body and headers."""
 
+BatchLetter = Callable[[Batch, str, float], tuple[bytes, dict[str, str]]]
+"""(batch, webhook secret, now) → body and headers."""
+
 
 class Webhooks:
     """Delivers notices until cancelled.
 
     Args:
-        letters: per dialect name, what is sent.
+        letters: per dialect name, what is sent of a job.
+        batch_letter: what is sent of a batch.
     """
 
-    def __init__(self, board: Board, transport: Transport, letters: dict[str, Letter]) -> None:
-        self._board, self._transport, self._letters = board, transport, letters
+    def __init__(
+        self,
+        board: Board,
+        transport: Transport,
+        letters: dict[str, Letter],
+        batch_letter: BatchLetter,
+    ) -> None:
+        self._board, self._transport = board, transport
+        self._letters, self._batch_letter = letters, batch_letter
 
     async def run(self) -> None:
         while True:
@@ -67,14 +79,10 @@ class Webhooks:
 
     async def _try(self, notice: Notice) -> None:
         store = self._board.store
-        record = store.get(notice.job_id)
-        key = None if record is None else store.key(record.request.key_id)
-        if record is None or key is None:
+        if (letter := self._written(notice)) is None:
             await self._board.write(partial(store.not_delivered, notice.id, "the job was deleted", None))
             return
-        now = self._board.now()
-        body, headers = self._letters[record.request.dialect](record, key.webhook_secret, now)
-        headers |= {"X-Request-Id": record.request.request_id}
+        body, headers, tags = letter
         try:
             delivered = await self._transport.post_webhook(notice.url, body, headers)
         except TransportError as error:
@@ -83,11 +91,28 @@ class Webhooks:
             problem = None if 200 <= delivered.status < 300 else f"status {delivered.status}"
         if problem is None:
             await self._board.write(partial(store.delivered, notice.id, self._board.now()))
-            log.info("job %s: webhook delivered", notice.job_id, extra=record.tags)
+            log.info("%s: webhook delivered", notice.about, extra=tags)
             return
         due_at = None
         if notice.tries < len(PAUSES_S):
             due_at = self._board.now() + PAUSES_S[notice.tries] * random.uniform(1, 1 + JITTER)
         await self._board.write(partial(store.not_delivered, notice.id, problem, due_at))
-        sentence = "job %s: webhook not delivered (%s), try %d"
-        log.warning(sentence, notice.job_id, problem, notice.tries + 1, extra=record.tags)
+        sentence = "%s: webhook not delivered (%s), try %d"
+        log.warning(sentence, notice.about, problem, notice.tries + 1, extra=tags)
+
+    def _written(self, notice: Notice) -> tuple[bytes, dict[str, str], dict[str, str]] | None:
+        """Body, headers, and what log lines carry; None where what it tells of was deleted."""
+        store, now = self._board.store, self._board.now()
+        about = store.get(notice.job_id) if notice.job_id else store.batch(notice.batch_id or "")
+        if about is None:
+            return None
+        asked = about if isinstance(about, Batch) else about.request
+        if (key := store.key(asked.key_id)) is None:
+            return None
+        if isinstance(about, Batch):
+            tags = {"tenant": about.tenant, "request_id": about.request_id}
+            body, headers = self._batch_letter(about, key.webhook_secret, now)
+        else:
+            tags = about.tags
+            body, headers = self._letters[about.request.dialect](about, key.webhook_secret, now)
+        return body, headers | {"X-Request-Id": asked.request_id}, tags

@@ -22,9 +22,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, BinaryIO, Final, Self
-
-import torch
+from typing import BinaryIO, Final, Self
 
 from lipsync_engine import (
     LipSyncPipeline,
@@ -42,17 +40,22 @@ from lipsync_engine.errors import ErrorCode, LipSyncError, MediaError, Parameter
 from lipsync_engine.params import FaceChoice
 from lipsync_engine.progress import Progress, Stage, Watchable
 from server import logs
+from server.jobs import Sync
+from server.lending import Lender, fits, lend
 from server.messages import (
     Done,
     Failed,
     FromWorker,
     MediaLimits,
     Ready,
+    Render,
+    Rendered,
     Role,
     Shown,
     Start,
     Stop,
     Stopped,
+    Take,
     Working,
     line_from_worker,
     read_to_worker,
@@ -71,47 +74,67 @@ class Worker:
 
     Args:
         answers: binary stream to the parent.
+        label: every result shows that it is generated.
     """
 
-    def __init__(self, pipeline: LipSyncPipeline, answers: BinaryIO) -> None:
-        self._pipeline, self._answers = pipeline, answers
-        self._orders: queue.Queue[Start] = queue.Queue()
+    def __init__(self, pipeline: LipSyncPipeline, answers: BinaryIO, *, label: bool = False) -> None:
+        self._pipeline, self._answers, self._label = pipeline, answers, label
+        self._orders: queue.Queue[Start | Render] = queue.Queue()
         self._stop = threading.Event()
         self._current: str | None = None
+        self._lender: Lender | None = None
         self._mouth = threading.Lock()
 
     def listen(self, orders: BinaryIO) -> None:
         """Read orders until the parent goes away; to be run in a thread of its own."""
         for line in orders:
             match read_to_worker(line):
-                case Start() as start:
-                    self._orders.put(start)
+                case Start() | Render() as order:
+                    self._orders.put(order)
+                case Take() as take if self._lender is not None and take.job_id == self._current:
+                    self._lender.hear(take)
                 case Stop(job_id=job_id) if job_id == self._current:
                     self._stop.set()
         os._exit(0)  # whatever the other threads are in the middle of: nobody wants it any more
 
     def run(self) -> None:
         """Warm up, say so, and work; never returns."""
-        self._warm_up()
+        self._pipeline.model.warm_up()
         info = self._pipeline.model.info
-        self._say(Ready(device=str(self._pipeline.model.device), model=info.name))
+        self._say(Ready(str(self._pipeline.model.device), info.name, fits(self._pipeline)))
         while True:
-            start = self._orders.get()
+            order = self._orders.get()
             self._stop.clear()
-            self._current = start.job_id
+            self._current = order.job_id
             try:
-                self._say(self._do(start))
+                self._say(self._do(order) if isinstance(order, Start) else self._lend(order))
             except LipSyncError as error:
                 again = error.code in WORTH_ANOTHER_TRY
-                self._say(Failed(start.job_id, error.code, error.message, again))
+                self._say(Failed(order.job_id, error.code, error.message, again))
             self._current = None
+
+    def _lend(self, order: Render) -> FromWorker:
+        reported = 0.0
+        with closing(lend(order, self._pipeline.model)) as steps:
+            while True:
+                try:
+                    progress = next(steps)
+                except StopIteration as finished:
+                    rendered: Rendered = finished.value
+                    return rendered
+                if self._stop.is_set():
+                    return Stopped(order.job_id)
+                if (now := time.monotonic()) - reported >= REPORT_EVERY_S:
+                    reported = now
+                    self._say(_working(order.job_id, progress))
 
     def _do(self, start: Start) -> FromWorker:
         files, output = {name: Path(path) for name, path in start.inputs.items()}, Path(start.output)
         for name in files.keys() - {Role.VIDEO, Role.IMAGE, Role.MASK}:
             _require_length("audio", media.probe_audio(files[name]).duration_s, start.limits[name])
-        voices, params = _voices(start, files), _params(start, files)
+        voices, params = _voices(start, files), _params(start, files, label=self._label)
         provenance = Provenance(start.consent, start.job_id)
+        helpers = self._lender = Lender(start, self._say) if start.may_share else None
         warnings: tuple[str, ...] = ()
         if Role.IMAGE in files:
             motion = Motion(start.options.motion or Motion.NATURAL)
@@ -123,10 +146,13 @@ class Worker:
                 motion=motion,
                 prompt=start.options.prompt,
                 provenance=provenance,
+                helpers=helpers,
             )
         else:
             _require_picture(files[Role.VIDEO], start.limits[Role.VIDEO])
-            steps = self._pipeline.run(files[Role.VIDEO], voices, output, params, provenance=provenance)
+            steps = self._pipeline.run(
+                files[Role.VIDEO], voices, output, params, provenance=provenance, helpers=helpers
+            )
             warnings = (PROMPT_UNUSED,) if start.options.prompt else ()
         reported, stage, rendering_s = 0.0, None, 0.0
         with closing(steps), _Previews(start, self._say) as previews:
@@ -150,25 +176,10 @@ class Worker:
                     reported, stage = now, progress.stage
                     self._say(_working(start.job_id, progress))
         media_s = result.frames / float(result.fps)
-        return Done(start.job_id, rendering_s, media_s, warnings + result.warnings, result.is_marked)
-
-    @torch.inference_mode()
-    def _warm_up(self) -> None:
-        """One window of nothing, so that the first job does not pay for lazy initialisation."""
-        model = self._pipeline.model
-        info = model.info
-        encoder: Any = model.audio_encoder
-        frames, side = info.window_frames, info.resolution
-        tokens = 2 * (sum(info.audio_context) + 1) * (len(list(encoder.blocks.children())) + 1)
-        heard = torch.zeros(frames, tokens, encoder.conv2.out_channels)
-        latents = model.denoise(
-            torch.zeros(frames, 3, side, side),
-            heard,
-            noise=model.initial_noise(0),
-            num_inference_steps=1,
-            guidance_scale=info.guidance_scale,
+        warnings += result.warnings
+        return Done(
+            start.job_id, rendering_s, media_s, warnings, result.is_marked, _sync(result), result.is_nsfw
         )
-        model.decode(latents)
 
     def _say(self, message: FromWorker) -> None:
         with self._mouth:
@@ -223,6 +234,12 @@ class _Previews:
         self._thread.shutdown(cancel_futures=True)
 
 
+def _sync(result: SyncResult) -> Sync | None:
+    if result.sync is None:
+        return None
+    return Sync(round(result.sync.confidence, 3), result.sync.offset_frames)
+
+
 def _working(job_id: str, progress: Progress) -> Working:
     speed = round(progress.per_second, 2)
     return Working(job_id, progress.stage.value, progress.done, progress.total, speed)
@@ -240,18 +257,20 @@ def _voices(start: Start, files: dict[str, Path]) -> Path | tuple[Speaker, ...]:
     return dialogue(files[Role.LEFT_AUDIO], files[Role.RIGHT_AUDIO], order)
 
 
-def _params(start: Start, files: dict[str, Path]) -> SyncParams:
+def _params(start: Start, files: dict[str, Path], *, label: bool = False) -> SyncParams:
     options = start.options
     try:
-        return SyncParams(
+        return SyncParams.preset(
+            options.preset or "default",
             num_inference_steps=options.num_inference_steps,
             guidance_scale=options.guidance_scale,
-            seed=SyncParams().seed if options.seed is None else options.seed,
+            seed=options.seed,
             fps=None if options.fps is None else Fraction(options.fps),
             mask_image=files.get(Role.MASK),
             max_short_side=options.max_short_side,
-            loop_mode=LoopMode(options.loop_mode or LoopMode.PINGPONG),
-            face=FaceChoice.parse(options.face) if options.face else FaceChoice(),
+            loop_mode=LoopMode(options.loop_mode) if options.loop_mode else None,
+            face=FaceChoice.parse(options.face) if options.face else None,
+            label=label,
         )
     except (ValueError, ZeroDivisionError) as error:
         raise ParameterError(f"An option cannot be used: {error}.") from error
@@ -295,6 +314,8 @@ def main() -> None:
     parser.add_argument("--device", required=True)
     parser.add_argument("--work-dir", type=Path, required=True)
     parser.add_argument("--log-format", default="text")
+    parser.add_argument("--no-sync-score", action="store_true")
+    parser.add_argument("--label", action="store_true")
     arguments = parser.parse_args()
     logs.configure(arguments.log_format)
 
@@ -303,13 +324,16 @@ def main() -> None:
     os.dup2(2, 1)
 
     pipeline = LipSyncPipeline.from_pretrained(
-        arguments.model, device=arguments.device, cache_dir=arguments.work_dir
+        arguments.model,
+        device=arguments.device,
+        cache_dir=arguments.work_dir,
+        sync_score=not arguments.no_sync_score,
     )
     try:
         pipeline.marker.prepare(Path("out.mp4"))
     except LipSyncError as error:
         log.error("jobs will fail until this is put right: %s", error)
-    worker = Worker(pipeline, answers)
+    worker = Worker(pipeline, answers, label=arguments.label)
     threading.Thread(target=worker.listen, args=(sys.stdin.buffer,), name="orders", daemon=True).start()
     worker.run()
 

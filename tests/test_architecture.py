@@ -13,12 +13,13 @@ ENGINE = ROOT / "lipsync_engine"
 # Layers of the engine, lowest first; a module may import its own layer's value types and anything below.
 LAYERS: list[set[str]] = [
     {"errors", "params", "progress", "cache"},
-    {"timeline", "frames", "align", "audio"},
+    {"timeline", "frames", "align", "label", "audio", "speech"},
     {"media", "faces", "drawn_faces", "device", "weights", "safety", "composite", "credentials"},
     {"models"},
-    {"plan", "cast", "motion"},
+    {"plan", "cast", "motion", "content", "work"},
     {"portrait"},
-    {"render"},
+    {"render", "score"},
+    {"segments"},
     {"pipeline"},
     {"batch"},
     {"cli"},
@@ -31,14 +32,14 @@ OWNERS = {
     "c2pa": {"credentials"},
     "cryptography": {"credentials"},
     "huggingface_hub": {"weights"},
-    "whisper": {"audio", "models"},
+    "whisper": {"audio", "speech", "models"},
     "diffusers": {"models"},
     "transformers": {"models"},
     "typer": {"cli"},
     "rich": {"cli"},
 }
 
-PURE = {"params", "timeline", "frames", "align"}
+PURE = {"params", "timeline", "frames", "align", "label"}
 FORBIDDEN_IN_PURE = {"os", "io", "time", "datetime", "subprocess", "socket", "random", "shutil", "tempfile"}
 
 
@@ -140,13 +141,14 @@ SERVER_OWNERS = {
     "obstore": {"blobs"},
     "httpx2": {"transport"},
     "torch": {"worker"},
-    "lipsync_engine": {"worker"},
+    "lipsync_engine": {"worker", "lending"},  # lending is a part of the worker
     "pydantic_settings": {"settings"},
     "prometheus_client": {"metrics"},
     "psutil": {"child"},
+    "ray": {"ray_pool", "cluster"},  # cluster only looks whether it is there
     "pythonjsonlogger": {"logs"},
 }
-SERVER_PURE = {"jobs", "messages"}
+SERVER_PURE = {"jobs", "messages", "scaling"}
 
 
 def server_modules() -> list[tuple[str, Path]]:

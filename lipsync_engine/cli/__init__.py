@@ -8,7 +8,9 @@ nothing about media or models; heavy modules load only when a command needs them
     people     `portrait` and `multi`
     batch      `batch`
     verify     `verify`
+    score      `score`
     licences   `doctor --licenses`
+    memory     `doctor`'s plans for a GPU's memory
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from typing import Annotated, NoReturn
 import typer
 from rich.table import Table
 
-from lipsync_engine.cli import batch, licences, people, verify
+from lipsync_engine.cli import batch, licences, people, score, verify
 from lipsync_engine.cli.jobs import (
     Consent,
     Detector,
@@ -33,6 +35,7 @@ from lipsync_engine.cli.jobs import (
     Dtype,
     GuidanceScale,
     HeardAudio,
+    Label,
     Looping,
     Marking,
     MaskImage,
@@ -101,6 +104,7 @@ def sync(
     voice_gate: Annotated[
         bool | None, typer.Option("--voice-gate/--no-voice-gate", help="Rest the mouth in silence [on].")
     ] = None,
+    label: Label = False,
     output_audio: HeardAudio = None,
     side_by_side: SideBySide = None,
     consent: Consent = None,
@@ -131,6 +135,7 @@ def sync(
         loop_mode=loop_mode,
         tail=tail,
         voice_gate=voice_gate,
+        label=label,
     )
     run(
         video,
@@ -148,6 +153,7 @@ app.command()(people.multi)
 app.command()(people.portrait)
 app.command()(batch.batch)
 app.command()(verify.verify)
+app.command()(score.score)
 
 
 @app.command()
@@ -198,6 +204,12 @@ def keys(context: typer.Context) -> None:
 
 
 @app.command(context_settings=PASSED_ON)
+def cluster(context: typer.Context) -> None:
+    """Workers on all machines of a Ray cluster: up, join, status, drain."""
+    _become("server.cluster", context.args)
+
+
+@app.command(context_settings=PASSED_ON)
 def audit(context: typer.Context) -> None:
     """Export the server's audit log."""
     _become("server.audit_export", context.args)
@@ -213,6 +225,9 @@ def doctor(
     show_licences: Annotated[
         bool, typer.Option("--licenses", help="List the licences of libraries and weights instead.")
     ] = False,
+    card_gb: Annotated[
+        float | None, typer.Option(help="Show memory plans for a GPU of that size [the one that is there].")
+    ] = None,
 ) -> None:
     """Show device, FFmpeg, weights and effective settings, with what to do where something is missing."""
     from importlib.metadata import version
@@ -222,8 +237,9 @@ def doctor(
         return
 
     from lipsync_engine import media, pipeline
+    from lipsync_engine.cli.memory import plans
     from lipsync_engine.credentials import Marker
-    from lipsync_engine.device import choose_device
+    from lipsync_engine.device import choose_compiling, choose_device
     from lipsync_engine.weights import WeightsStore
 
     table = Table(show_header=False, box=None)
@@ -232,6 +248,8 @@ def doctor(
         table.add_row(library, version(library))
     chosen = choose_device(None, None)
     table.add_row("device", f"{chosen.device} {str(chosen.dtype).removeprefix('torch.')} ({chosen.reason})")
+    compiling = "on" if choose_compiling(None) else "off"
+    table.add_row("compiled", f"{compiling} (LIPSYNC_COMPILE)")
     table.add_row("ffmpeg", f"{media.find_ffmpeg()} ({media.ffmpeg_version()})")
     table.add_row("isolation", media.isolation_here().describe())
     marker = Marker.from_environment()
@@ -241,6 +259,8 @@ def doctor(
     table.add_row("weights", f"{store.root} (LIPSYNC_WEIGHTS_DIR)")
     for entry in store.entries():
         table.add_row(f"  {entry.name}", store.summary(entry.name))
+    for name, plan in plans(store, chosen.device, chosen.dtype, card_gb):
+        table.add_row(f"plan {name}", plan)
     out.print(table)
 
 

@@ -86,6 +86,15 @@ class LipSyncModel(Protocol):
     def decode(self, latents: Tensor) -> Tensor:
         """Faces (F, 3, R, R) from latents (F, C, h, w); not clamped."""
 
+    def compile(self, cache_dir: Path) -> None:
+        """Let full windows run as compiled code: minutes at first, then seconds, by what lies in `cache_dir`.
+
+        Where that cannot be done it is said in the log, and all runs as before.
+        """
+
+    def warm_up(self) -> None:
+        """Make a window of nothing, so that the first job does not pay for what is made at first use."""
+
 
 Loader = Callable[[ModelEntry, Mapping[str, Path], str, torch.device, torch.dtype], LipSyncModel]
 

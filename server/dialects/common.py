@@ -13,7 +13,7 @@ import json
 import re
 import secrets
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -68,6 +68,10 @@ OPTIONS: Final[dict[str, dict[str, Any]]] = {
         "type": "string", "enum": ["still", "natural", "generated"],
         "description": "What a still head does besides speaking; absent: as the server is set.",
     },
+    "preset": {
+        "type": "string", "enum": ["default", "fast", "fastest"],
+        "description": "What is left out for speed, nothing at default; absent: as the server is set.",
+    },
     "prompt": {"type": "string", "maxLength": 2000, "description": "What a generated motion shows."},
 }  # fmt: skip
 """Every option of every dialect; a `Form` names those that it takes."""
@@ -97,7 +101,8 @@ MEGABYTE: Final = 10**6
 MAX_LENGTH_S: Final = 6 * 3600.0
 ORDERS: Final = {"meanwhile": "together", "left_right": "left_right", "right_left": "right_left"}
 LIP_OPTIONS: Final = (
-    "guidance_scale", "inference_steps", "num_inference_steps", "seed", "face", "resolution", "prompt"
+    "guidance_scale", "inference_steps", "num_inference_steps", "seed", "face", "resolution", "preset",
+    "prompt",
 )  # fmt: skip
 
 
@@ -135,11 +140,19 @@ TWO_VOICES_OPTIONS: Final = (*(name for name in PORTRAIT_OPTIONS if name != "fac
 
 
 class Refusal(Exception):  # noqa: N818  (an answer, not a fault)
-    """An error answer: HTTP status, sentence, and a word for programs."""
+    """An error answer: HTTP status, sentence, a word for programs, what is wrong with parts of a whole."""
 
-    def __init__(self, status: int, message: str, slug: str | None = None, retry_after_s: float = 0) -> None:
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        slug: str | None = None,
+        retry_after_s: float = 0,
+        problems: Sequence[dict[str, Any]] = (),
+    ) -> None:
         super().__init__(message)
         self.status, self.message, self.slug, self.retry_after_s = status, message, slug, retry_after_s
+        self.problems = problems
 
     @property
     def headers(self) -> dict[str, str] | None:
@@ -388,6 +401,7 @@ def _options(form: Form, given: dict[str, Any]) -> Options:
         face=found.get("face"),
         order=ORDERS[found["order"]] if "order" in found else None,
         motion=found.get("motion"),
+        preset=found.get("preset"),
         prompt=found.get("prompt"),
     )
 
@@ -435,16 +449,42 @@ async def submit(
     """Store inline inputs and put the job into the queue.
 
     Args:
-        said: what the dialect's answers need; the base URL is added.
-        label: a word to find the job by.
+        said, label: as `make_request` takes them.
 
     Raises:
         Refusal: 400, no consent is given where one is required.
     """
+    require_consent(site, asked)
+    job_id, base = uuid.uuid4().hex, site.base_url(http)
+    request = await make_request(site, caller, base, job_id, dialect, label, said, asked)
+    request = dataclasses.replace(request, webhook_url=webhook_url)
+    return await site.submit(caller, job_id, request, idempotency_key(http))
+
+
+def require_consent(site: Site, asked: Asked) -> None:
+    """Refuse a job without consent where one is required."""
     if asked.consent is None and site.settings.require_consent:
         sentence = "This server takes no job without consent, a reference to the consent of the person shown."
         raise Refusal(400, sentence, "consent_required")
-    job_id, base = uuid.uuid4().hex, site.base_url(http)
+
+
+async def make_request(
+    site: Site,
+    caller: Caller,
+    base: str,
+    job_id: str,
+    dialect: str,
+    label: str,
+    said: dict[str, Any],
+    asked: Asked,
+) -> Request:
+    """What is asked of the job of that id; its inline inputs are stored.
+
+    Args:
+        base: how the client reaches us.
+        label: a word to find the job by.
+        said: what the dialect's answers need; the base URL is added.
+    """
     sources = []
     for source in asked.inputs.sources:
         own = None if source.url is None else site.own_blob(source.url, base, caller)
@@ -455,10 +495,11 @@ async def submit(
             await site.store_upload(blob, _once(asked.inputs.inline[source.name]))
             source = dataclasses.replace(source, blob=blob)
         sources.append(source)
-    options = asked.options
-    if options.motion is None:
-        options = dataclasses.replace(options, motion=site.settings.portrait_motion)
-    request = Request(
+    given, settings = asked.options, site.settings
+    options = dataclasses.replace(
+        given, motion=given.motion or settings.portrait_motion, preset=given.preset or settings.preset
+    )
+    return Request(
         dialect=dialect,
         said=json.dumps(said | {"base": base}),
         label=label,
@@ -466,11 +507,9 @@ async def submit(
         key_id=caller.key_id,
         segments=asked.segments,
         options=options,
-        webhook_url=webhook_url,
         request_id=correlation_id.get() or "-",
         consent=asked.consent,
     )
-    return await site.submit(caller, job_id, request, idempotency_key(http))
 
 
 def known_job(site: Site, caller: Caller, job_id: str) -> Record:

@@ -8,6 +8,7 @@ deleting are the other dialects'. Facts: docs/http.md.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 import shutil
 import tempfile
@@ -56,7 +57,9 @@ Workers = Callable[[], Sequence[tuple[str, bool, int]]]
 
 def error_answer(refusal: Refusal) -> JSONResponse:
     """A refused request, as this dialect says it."""
-    body = {"error": refusal.slug or "refused", "message": refusal.message}
+    body: dict[str, Any] = {"error": refusal.slug or "refused", "message": refusal.message}
+    if refusal.problems:
+        body["problems"] = list(refusal.problems)
     return JSONResponse(body, refusal.status, refusal.headers)
 
 
@@ -83,6 +86,7 @@ async def job_object(site: Site, record: Record, base: str) -> dict[str, Any]:
         "output": _output(site, record, base),
         "failure": _failure(record),
         "warnings": _warnings(record),
+        "batch": None if job.batch_id is None else {"id": job.batch_id, "row": job.batch_row},
         "thumbnail": await _thumbnail(site, record, base),
         "request": {
             "path": _path(record.request.dialect, said["model"]),
@@ -133,6 +137,8 @@ def _output(site: Site, record: Record, base: str) -> dict[str, Any] | None:
         "duration_s": round(output.media_s, 3) or None,
         "device_s": round(output.device_s, 3),
         "is_marked": output.is_marked,
+        "is_nsfw": output.is_nsfw,
+        "sync": None if output.sync is None else dataclasses.asdict(output.sync),
     }
 
 

@@ -59,6 +59,7 @@ STATUS: Final = {
 INVALID, UNREACHABLE, IMPOSSIBLE, FAILED, CRASHED, TIMED_OUT = 1401, 1402, 1403, 1405, 5000, 5004
 CODES: Final = {
     "url_wrong_type": INVALID, "url_too_large": INVALID, "parameter_invalid": INVALID,
+    "content_refused": INVALID,
     "media_no_audio": IMPOSSIBLE, "face_not_found": IMPOSSIBLE, "face_choice_unmatched": IMPOSSIBLE,
     "worker_lost": CRASHED, "internal_error": CRASHED, "queue_timeout": TIMED_OUT, "run_timeout": TIMED_OUT,
 }  # fmt: skip
@@ -196,7 +197,7 @@ def read_submission(model: Model, body: bytes, raw_query: str, *, vendor_limits:
     Raises:
         Refusal: 400 with the name of what is wrong.
     """
-    given = {ALIASES.get(name, name): value for name, value in json_object(body).items()}
+    given = own_names(json_object(body))
     webhook_url = _webhook(raw_query) or given.get("webhook_url") or None
     flags = {name: _flag(given, name) for name in ("enable_sync_mode", "enable_base64_output")}
     if webhook_url is not None:
@@ -211,6 +212,11 @@ def read_submission(model: Model, body: bytes, raw_query: str, *, vendor_limits:
         sync=flags["enable_sync_mode"],
         base64=flags["enable_base64_output"],
     )
+
+
+def own_names(given: dict[str, Any]) -> dict[str, Any]:
+    """A body with each input under one name."""
+    return {ALIASES.get(name, name): value for name, value in given.items()}
 
 
 def _webhook(raw_query: str) -> str | None:
@@ -247,7 +253,7 @@ def prediction(site: Site, record: Record) -> dict[str, Any]:
         "input": said["input"],
         "outputs": outputs,
         "urls": {"get": f"{said['base']}/api/v3/predictions/{job.id}/result"},
-        "has_nsfw_contents": [False] * len(outputs),
+        "has_nsfw_contents": [bool(job.output and job.output.is_nsfw)] * len(outputs),
         "status": STATUS[job.state],
         "created_at": moment(job.created_at),
         "error": "",
@@ -442,13 +448,13 @@ def router(site: Site) -> APIRouter:
     @routes.post("/model/pricing", openapi_extra=JSON_BODY)
     async def pricing(http: HttpRequest) -> Response:
         site.caller(http, Scope.READ)
-        model = _model(str((await read_object(http)).get("model_id")))
+        model = known_model(str((await read_object(http)).get("model_id")))
         return answer({"model_id": model.id, "unit_price": 0.0, "currency": "USD"})
 
     @routes.post("/model/price", openapi_extra=JSON_BODY)
     async def price(http: HttpRequest) -> Response:
         site.caller(http, Scope.READ)
-        model = _model(str((await read_object(http)).get("model_id")))
+        model = known_model(str((await read_object(http)).get("model_id")))
         costs = {"price": 0.0, "discounted_price": 0.0, "discount_rate": 0.0}
         return answer({"model_id": model.id, **costs, "currency": "USD"})
 
@@ -462,7 +468,7 @@ def router(site: Site) -> APIRouter:
         webhook: str | None = Query(None, description="URL to call."),
     ) -> Response:
         caller = site.caller(http, Scope.RUN)
-        model = _model(f"{vendor}/{name}")
+        model = known_model(f"{vendor}/{name}")
         site.require_room()
         body = await read_body(http, site.settings.max_body_bytes)
         enforce = site.settings.enforce_vendor_limits
@@ -518,7 +524,7 @@ def _still_working(site: Site, record: Record) -> dict[str, Any]:
     return shown
 
 
-def _model(model_id: str) -> Model:
+def known_model(model_id: str) -> Model:
     model = MODELS.get(model_id)
     if model is None:
         raise Refusal(

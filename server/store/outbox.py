@@ -1,4 +1,4 @@
-"""Notifications that are to be delivered; written with the end of a job, in the same commit (`queue`)."""
+"""Notifications that are to be delivered; written in the commit that ends a job, or the last of a batch."""
 
 from __future__ import annotations
 
@@ -6,9 +6,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy.engine import Connection
 
+from server import audit
+from server.jobs import Batch, Job
 from server.store.database import Database
-from server.store.tables import OUTBOX
+from server.store.tables import BATCHES, OUTBOX
 
 _DEAD = OUTBOX.c.due_at.is_(None) & OUTBOX.c.delivered_at.is_(None)
 
@@ -19,11 +22,13 @@ class Notice:
 
     Attributes:
         id: stable over all tries.
+        job_id, batch_id: whose end it tells of, one of the two.
         due_at: next try; None: delivered, or given up.
     """
 
     id: str
-    job_id: str
+    job_id: str | None
+    batch_id: str | None
     tenant: str
     url: str
     created_at: float
@@ -31,6 +36,41 @@ class Notice:
     tries: int
     delivered_at: float | None
     last_error: str | None
+
+    @property
+    def about(self) -> str:
+        """For log lines."""
+        return f"job {self.job_id}" if self.job_id is not None else f"batch {self.batch_id}"
+
+
+def job_ended(connection: Connection, job: Job, url: str | None, now: float) -> None:
+    """Inside the transaction that ends a job: what is to be told of it, and of its batch if it was the last.
+
+    Counting down locks the batch's row, so of two jobs that end at once one is the last.
+    """
+    if url is not None:
+        _put(connection, job.id, job.tenant, url, now, job_id=job.id)
+    if job.batch_id is None:
+        return
+    mine = BATCHES.c.id == job.batch_id
+    less = sa.update(BATCHES).where(mine).values(unfinished=BATCHES.c.unfinished - 1)
+    row = connection.execute(less.returning(BATCHES)).one()
+    if row.unfinished > 0:
+        return
+    connection.execute(sa.update(BATCHES).where(mine).values(finished_at=now))
+    batch = batch_of(row)
+    audit.batch_ended(connection, batch, now)
+    if batch.webhook_url is not None:
+        _put(connection, batch.id, batch.tenant, batch.webhook_url, now, batch_id=batch.id)
+
+
+def batch_of(row: sa.Row[Any]) -> Batch:
+    return Batch(**{name: getattr(row, name) for name in Batch.__dataclass_fields__})
+
+
+def _put(connection: Connection, notice_id: str, tenant: str, url: str, now: float, **about: str) -> None:
+    notice = {"id": notice_id, "tenant": tenant, "url": url, "created_at": now, "due_at": now, "tries": 0}
+    connection.execute(sa.insert(OUTBOX).values(**notice, **about))
 
 
 class Outbox(Database):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,18 +12,23 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from server import audit, jobs
-from server.jobs import Effect, Failure, Job, Output, Policy, Progress, State
+from server.jobs import Effect, Failure, Job, Output, Policy, Progress, State, Sync
 from server.messages import Request
 from server.recent import Recent
 from server.store.database import Database
 from server.store.news import tell
-from server.store.tables import JOBS, KEYS, OUTBOX
+from server.store.outbox import job_ended
+from server.store.segments import forget_segments
+from server.store.tables import BATCHES, JOBS, KEYS, OUTBOX
 
 RECENT_JOBS = 4096
 """So many jobs are not read again while nothing changes them; a few kB each."""
 
 # Asked hundreds of times a second by polling clients, so it is made once.
 _JOB_BY_ID = sa.select(JOBS).where(JOBS.c.id == sa.bindparam("wanted"))
+
+TURN = JOBS.c.priority.desc(), JOBS.c.created_at, JOBS.c.batch_row, JOBS.c.id
+"""The order of a tenant's waiting jobs."""
 
 DAY_S = 86400.0
 
@@ -32,7 +38,12 @@ class QueueFullError(Exception):
 
 
 class QuotaError(Exception):
-    """The key has used up what it may; `message` says what, `wait_s` when it may help to come again."""
+    """The key has used up what it may.
+
+    Attributes:
+        message: what.
+        wait_s: when it may help to come again; 0: never, for so much was asked for.
+    """
 
     def __init__(self, message: str, wait_s: float) -> None:
         super().__init__(message)
@@ -89,23 +100,12 @@ class Queue(Database):
         Raises:
             QueueFullError, QuotaError: nothing was stored.
         """
-        values = _values(job) | {
-            "request": request.to_json(),
-            "label": request.label,
-            "key_id": request.key_id,
-            "idempotency_key": idempotency_key,
-        }
         try:
             with self.writing() as connection:
                 if (known := self._known(connection, job.tenant, idempotency_key)) is not None:
                     return known, False
-                waiting = sa.select(sa.func.count()).where(JOBS.c.state == State.WAITING)
-                if max_waiting is not None and connection.execute(waiting).scalar_one() >= max_waiting:
-                    raise QueueFullError
-                self._require_quota(connection, request.key_id, job.created_at)
-                connection.execute(sa.insert(JOBS).values(id=job.id, **values))
-                tell(connection, job)
-                audit.job_submitted(connection, job, request)
+                self._require_room(connection, request.key_id, job.created_at, 1, max_waiting)
+                self._insert(connection, [(job, request)], idempotency_key)
         except sa.exc.IntegrityError:
             # PostgreSQL lets another process put the same key in between the look and the write.
             with self.reading() as connection:
@@ -133,6 +133,7 @@ class Queue(Database):
         limit: int,
         states: Sequence[State] = (),
         label: str | None = None,
+        batch_id: str | None = None,
         text: str | None = None,
         created_from: float | None = None,
         created_to: float | None = None,
@@ -140,6 +141,7 @@ class Queue(Database):
         """A tenant's jobs (None: everybody's), newest first: one page, and how many there are in all.
 
         Args:
+            batch_id: those of a batch, in its order.
             text: stands, in whatever case, in the id or in what was asked for.
         """
         wanted = [] if tenant is None else [JOBS.c.tenant == tenant]
@@ -156,7 +158,9 @@ class Queue(Database):
             wanted.append(JOBS.c.created_at >= created_from)
         if created_to is not None:
             wanted.append(JOBS.c.created_at <= created_to)
-        newest = JOBS.c.created_at.desc(), JOBS.c.id
+        if batch_id is not None:
+            wanted.append(JOBS.c.batch_id == batch_id)
+        newest = JOBS.c.created_at.desc(), JOBS.c.batch_row, JOBS.c.id
         page = sa.select(JOBS).where(*wanted).order_by(*newest).offset(offset).limit(limit)
         with self.reading() as connection:
             rows = connection.execute(page).all()
@@ -167,8 +171,7 @@ class Queue(Database):
 
     def waiting(self) -> list[tuple[str, str]]:
         """(id, tenant) of all waiting jobs, within a tenant in the order of their turns."""
-        turn = JOBS.c.priority.desc(), JOBS.c.created_at, JOBS.c.id
-        query = sa.select(JOBS.c.id, JOBS.c.tenant).where(JOBS.c.state == State.WAITING).order_by(*turn)
+        query = sa.select(JOBS.c.id, JOBS.c.tenant).where(JOBS.c.state == State.WAITING).order_by(*TURN)
         with self.reading() as connection:
             return [(row.id, row.tenant) for row in connection.execute(query)]
 
@@ -196,9 +199,8 @@ class Queue(Database):
             name = self._next_tenant(connection)
             if name is None:
                 return None
-            turn = JOBS.c.priority.desc(), JOBS.c.created_at, JOBS.c.id
             query = (
-                sa.select(JOBS).where(JOBS.c.state == State.WAITING, JOBS.c.tenant == name).order_by(*turn)
+                sa.select(JOBS).where(JOBS.c.state == State.WAITING, JOBS.c.tenant == name).order_by(*TURN)
             )
             row = connection.execute(query.limit(1).with_for_update(skip_locked=True)).one_or_none()
             if row is None:
@@ -236,6 +238,8 @@ class Queue(Database):
                 sa.select(JOBS).where(late | over).with_for_update(skip_locked=True)
             ).all()
             records = [_record(row) for row in found]
+            # Jobs that end lock the rows of their batches: in one order, or two processes could deadlock.
+            records.sort(key=lambda record: record.job.batch_id or "")
             changes = [
                 self._write(connection, record, jobs.expire(record.job, now, policy), now)
                 for record in records
@@ -259,6 +263,7 @@ class Queue(Database):
             rows = connection.execute(sa.select(JOBS).where(wanted)).all()
             connection.execute(sa.delete(JOBS).where(wanted))
             connection.execute(sa.delete(OUTBOX).where(OUTBOX.c.created_at < before))
+            connection.execute(sa.delete(BATCHES).where(BATCHES.c.finished_at < before))
         return self._changed([_record(row) for row in rows])
 
     # --- inside a transaction ---
@@ -270,24 +275,57 @@ class Queue(Database):
         row = connection.execute(sa.select(JOBS).where(same)).one_or_none()
         return None if row is None else _record(row)
 
-    def _require_quota(self, connection: Connection, key_id: str, now: float) -> None:
+    def _insert(
+        self,
+        connection: Connection,
+        entries: Sequence[tuple[Job, Request]],
+        idempotency_key: str | None = None,
+    ) -> None:
+        """New jobs; that there are some is told by the first."""
+        rows = [
+            _values(job)
+            | {
+                "id": job.id,
+                "request": request.to_json(),
+                "label": request.label,
+                "key_id": request.key_id,
+                "idempotency_key": idempotency_key,
+                "batch_id": job.batch_id,
+                "batch_row": job.batch_row,
+            }
+            for job, request in entries
+        ]
+        connection.execute(sa.insert(JOBS), rows)
+        audit.jobs_submitted(connection, entries)
+        tell(connection, entries[0][0])
+
+    def _require_room(
+        self, connection: Connection, key_id: str, now: float, count: int, max_waiting: int | None
+    ) -> None:
+        """Whether so many more jobs may be put into the queue."""
+        waiting = sa.select(sa.func.count()).where(JOBS.c.state == State.WAITING)
+        if max_waiting is not None and connection.execute(waiting).scalar_one() + count > max_waiting:
+            raise QueueFullError
         row = connection.execute(sa.select(KEYS).where(KEYS.c.id == key_id).with_for_update()).one_or_none()
         if row is None:
             return
         mine = sa.select(sa.func.count(), sa.func.min(JOBS.c.created_at)).where(JOBS.c.key_id == key_id)
         if row.max_active_jobs is not None:
             active = mine.where(JOBS.c.state.in_([State.WAITING, State.RUNNING]))
-            if connection.execute(active).one()[0] >= row.max_active_jobs:
+            if (before := connection.execute(active).one()[0]) + count > row.max_active_jobs:
                 raise QuotaError(
-                    f"This key may have {row.max_active_jobs} unfinished jobs: wait until one has ended.",
-                    30.0,
+                    f"This key may have {row.max_active_jobs} unfinished jobs, has {before}, and asks for "
+                    f"{count} more: wait until some have ended.",
+                    30.0 if count <= row.max_active_jobs else 0.0,
                 )
         if row.max_jobs_per_day is not None:
-            count, first = connection.execute(mine.where(JOBS.c.created_at > now - DAY_S)).one()
-            if count >= row.max_jobs_per_day:
+            before, first = connection.execute(mine.where(JOBS.c.created_at > now - DAY_S)).one()
+            if before + count > row.max_jobs_per_day:
+                wait_s = max(1.0, first + DAY_S - now) if before else DAY_S
                 raise QuotaError(
-                    f"This key may submit {row.max_jobs_per_day} jobs in 24 hours, and has.",
-                    max(1.0, first + DAY_S - now) if count else DAY_S,
+                    f"This key may submit {row.max_jobs_per_day} jobs in 24 hours, has submitted {before}, "
+                    f"and asks for {count} more.",
+                    wait_s if count <= row.max_jobs_per_day else 0.0,
                 )
 
     def _next_tenant(self, connection: Connection) -> str | None:
@@ -315,18 +353,9 @@ class Queue(Database):
         if (after.state, after.cancel_asked) != (record.job.state, record.job.cancel_asked):
             tell(connection, after)
         if Effect.NOTIFY in found:
+            forget_segments(connection, after.id)
             audit.job_ended(connection, after, record.request, now)
-        if Effect.NOTIFY in found and record.request.webhook_url is not None:
-            notice = {
-                "id": after.id,
-                "job_id": after.id,
-                "tenant": after.tenant,
-                "url": record.request.webhook_url,
-                "created_at": now,
-                "due_at": now,
-                "tries": 0,
-            }
-            connection.execute(sa.insert(OUTBOX).values(**notice))
+            job_ended(connection, after, record.request.webhook_url, now)
         return Change(record.job, Record(after, record.request), found)
 
 
@@ -334,7 +363,7 @@ class Queue(Database):
 
 
 def _values(job: Job) -> dict[str, Any]:
-    """A job's columns, without its id."""
+    """A job's columns, without its id and what never changes of its batch."""
     return {
         "tenant": job.tenant,
         "created_at": job.created_at,
@@ -354,7 +383,9 @@ def _values(job: Job) -> dict[str, Any]:
 
 def _output(text: str) -> Output:
     stored = json.loads(text)
-    return Output(**stored | {"warnings": tuple(stored.get("warnings", ()))})
+    sync = stored.get("sync")
+    told = {"warnings": tuple(stored.get("warnings", ())), "sync": None if sync is None else Sync(**sync)}
+    return Output(**stored | told)
 
 
 def _record(row: sa.Row[Any]) -> Record:
@@ -373,6 +404,8 @@ def _record(row: sa.Row[Any]) -> Record:
         progress=Progress(**json.loads(row.progress)) if row.progress else None,
         output=_output(row.output) if row.output else None,
         failure=Failure(**json.loads(row.failure)) if row.failure else None,
+        batch_id=row.batch_id,
+        batch_row=row.batch_row,
     )
     return Record(job, Request.from_json(row.request))
 
@@ -380,4 +413,4 @@ def _record(row: sa.Row[Any]) -> Record:
 def _text(value: Progress | Output | Failure | None) -> str | None:
     if value is None:
         return None
-    return json.dumps({name: getattr(value, name) for name in value.__dataclass_fields__})
+    return json.dumps(dataclasses.asdict(value))

@@ -137,7 +137,7 @@ import resource, sys
 from pathlib import Path
 import numpy as np, torch
 from whisper.model import AudioEncoder
-from lipsync_engine import audio
+from lipsync_engine import audio, speech
 torch.set_num_threads(1)
 torch.manual_seed(0)
 folder, seconds = Path(sys.argv[1]), int(sys.argv[2])
@@ -151,7 +151,7 @@ for _ in audio.encode(mel, encoder, folder / "features"):
     pass
 features = audio.AudioFeatures.open(folder / "features")
 assert features.duration_s == seconds
-gate = audio.voice_activity(mel, np.arange(25 * seconds) / 25)
+gate = speech.activity(mel, np.arange(25 * seconds) / 25)
 for frame in range(0, 25 * seconds, 400):
     audio.conditioned_windows(features, np.arange(frame, frame + 16) / 25, np.full(16, 0.5, np.float32))
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import flops
@@ -18,25 +19,22 @@ from lipsync_engine.models.latentsync.memory import (
     PLANS,
     UNET_VALUES,
     MemoryPlan,
-    Needs,
     Thrift,
     plan_memory,
+    published_needs,
 )
 from lipsync_engine.models.latentsync.model import fitted, needs
 
+ROOT = Path(__file__).parents[2]
 GIGA = 10**9
 CONTEXT = GIGA // 2
 """What CUDA itself takes of a card before anything is planned."""
 
 
-def needed(resolution: int, dtype: torch.dtype = torch.float16) -> Needs:
-    info = ModelInfo("", "latentsync", resolution, 16, (2, 2), 20, 1.5, "")
-    return needs(info, *flops.networks(), dtype)
-
-
 @pytest.mark.parametrize(
     ("card_gb", "at_512", "at_256"),
     [
+        (4, MemoryPlan(Thrift.OFFLOADED, 1), MemoryPlan(Thrift.OFFLOADED, 1)),
         (6, MemoryPlan(Thrift.SINGLE, 1), MemoryPlan(Thrift.NONE, 16)),
         (8, MemoryPlan(Thrift.NONE, 8), MemoryPlan(Thrift.NONE, 32)),
         (12, MemoryPlan(Thrift.NONE, 16), MemoryPlan(Thrift.NONE, 32)),
@@ -47,13 +45,31 @@ def needed(resolution: int, dtype: torch.dtype = torch.float16) -> Needs:
 def test_plans_by_card(card_gb: int, at_512: MemoryPlan, at_256: MemoryPlan) -> None:
     free = card_gb * GIGA - CONTEXT
     for resolution, wanted in ((512, at_512), (256, at_256)):
-        need = needed(resolution)
+        need = published_needs(resolution, 2)
         assert plan_memory(free, need) == wanted
         assert need.peak_bytes(wanted) < free
 
 
+def test_what_is_known_of_the_published_networks_is_what_they_are() -> None:
+    info = ModelInfo("", "latentsync", 512, 16, (2, 2), 20, 1.5, "")
+    assert published_needs(512, 2) == needs(info, *flops.networks(), torch.float16)
+
+
+def test_the_table_of_cards_is_as_computed() -> None:
+    """docs/speed.md, row by row: plan and peak in float16."""
+    table = (ROOT / "docs" / "speed.md").read_text()
+    for card_gb in (4, 6, 8, 12, 16, 24):
+        cells = [f"{card_gb} GB"]
+        for resolution in (512, 256):
+            need = published_needs(resolution, 2)
+            plan = plan_memory(card_gb * GIGA - CONTEXT, need)
+            assert plan is not None
+            cells.append(f"{plan.describe()}: {need.peak_bytes(plan) / GIGA:.1f} GB")
+        assert f"| {' | '.join(cells)} |" in table
+
+
 def test_more_memory_is_never_used_less() -> None:
-    need = needed(512, torch.float32)
+    need = published_needs(512, 4)
     found = [plan_memory(gb * GIGA, need) for gb in range(1, 40)]
     places = [len(PLANS) if plan is None else PLANS.index(plan) for plan in found]
     assert places == sorted(places, reverse=True)
@@ -99,5 +115,5 @@ class _FusedAttention(TorchFunctionMode):
 
 
 def test_where_nothing_fits_the_leanest_is_tried_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
-    assert fitted(needed(512, torch.float32), 5 * GIGA) == PLANS[-1]
+    assert fitted(published_needs(512, 4), 5 * GIGA) == PLANS[-1]
     assert "use --dtype fp16" in caplog.text

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from lipsync_engine.models.latentsync.config import RunConfig, UNetConfig
-from lipsync_engine.models.latentsync.model import DenoiseInputs, LatentSync, load, sampling_steps
+from lipsync_engine.models.latentsync.model import LatentSync, load
+from lipsync_engine.models.latentsync.sampling import DenoiseInputs, sampling_steps
 from lipsync_engine.models.latentsync.unet import LatentSyncUNet
 from lipsync_engine.params import EXACT, PRESETS, Shortcuts, Solver
 from lipsync_engine.weights import WeightsStore

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import warnings
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
 
 from lipsync_engine import LipSyncPipeline
 from lipsync_engine.models import LipSyncModel
+from lipsync_engine.models.latentsync.compiled import CompiledUNet
+from lipsync_engine.models.latentsync.model import KINDS, LatentSync
+from lipsync_engine.models.latentsync.offload import offload
 from lipsync_engine.params import EXACT, Shortcuts, Solver
 
 pytestmark = [
@@ -48,3 +53,41 @@ def test_the_gpu_agrees_with_the_cpu(dtype: str, limit: float) -> None:
     wanted = latents(LipSyncPipeline.from_pretrained("tiny", device="cpu").model, 4)
     found = latents(LipSyncPipeline.from_pretrained("tiny", device="cuda", dtype=dtype).model, 4)
     assert (found.float().cpu() - wanted).norm() < limit * wanted.norm()
+
+
+def test_compiled_and_recorded_runs_say_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    model = LipSyncPipeline.from_pretrained("tiny", device="cuda", dtype="fp32").model
+    assert isinstance(model, LatentSync)
+    wanted = {shortcuts: latents(model, 6, shortcuts) for shortcuts in (EXACT, KINDS)}
+    model.compile(tmp_path)
+    assert list(tmp_path.rglob("*"))  # for the next process
+    assert isinstance(model._compiled, CompiledUNet)
+    for recorded in (True, False):
+        for shortcuts, said in wanted.items():
+            assert (latents(model, 6, shortcuts) - said).norm() < 1e-3 * said.norm()
+        assert model._compiled.forget_runs() is recorded
+
+
+def test_weights_that_wait_on_the_host_leave_the_device() -> None:
+    model = LipSyncPipeline.from_pretrained("tiny", device="cuda", dtype="fp32").model
+    assert isinstance(model, LatentSync)
+    wanted, before = latents(model, 4), torch.cuda.memory_allocated()
+    offload(model.unet, model.device)
+    weights = sum(parameter.numel() * 4 for parameter in model.unet.parameters())
+    assert before - torch.cuda.memory_allocated() > 0.8 * weights
+    assert torch.allclose(latents(model, 4), wanted, atol=1e-4)
+    assert before - torch.cuda.memory_allocated() > 0.8 * weights
+
+
+def test_windows_of_several_threads_in_one_run_are_what_each_is_alone() -> None:
+    model = LipSyncPipeline.from_pretrained("tiny", device="cuda", dtype="fp32").model
+    assert isinstance(model, LatentSync)
+    assert model._network.most > 1
+    wanted = {steps: latents(model, steps) for steps in (3, 4, 5, 6)}
+    model._network.runs.clear()
+    with ThreadPoolExecutor(len(wanted)) as threads:
+        found = dict(zip(wanted, threads.map(lambda steps: latents(model, steps), wanted), strict=True))
+    assert max(model._network.runs) > 1
+    for steps, said in wanted.items():
+        assert (found[steps] - said).norm() < 1e-3 * said.norm()

@@ -17,7 +17,7 @@ from harness import Measure, checks, load_kind, pack_dir, run
 from safetensors.torch import load_file, save_file
 
 from lipsync_engine.models.latentsync.config import RunConfig, UNetConfig
-from lipsync_engine.models.latentsync.model import DenoiseInputs, sampling_steps
+from lipsync_engine.models.latentsync.sampling import DenoiseInputs, sampling_steps
 from lipsync_engine.models.latentsync.unet import LatentSyncUNet
 
 # --- the given pack ---

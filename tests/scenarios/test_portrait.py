@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lipsync_engine import LipSyncPipeline, Motion, Stage, SyncParams, audio, media, motion
+from lipsync_engine import LipSyncPipeline, Motion, Stage, SyncParams, media, motion, speech
 from lipsync_engine.errors import ErrorCode, LipSyncError
 from lipsync_engine.faces import YuNetDetector
 
@@ -135,11 +135,11 @@ def test_eyes_that_are_not_clear_do_not_blink() -> None:
 def test_loudness() -> None:
     tone = (8000 * np.sin(np.arange(16000) * 0.3)).astype(np.int16)
     chunks = [tone[:700], tone[700:], np.zeros(16000, np.int16), tone[:300]]
-    found = audio.loudness(chunks, 25)
+    found = speech.loudness(chunks, 25)
     assert len(found) == 51
     assert found[:25].min() > 0.95
     assert not found[26:49].any()
-    assert not audio.loudness([np.zeros(16000, np.int16)], 25).any()
+    assert not speech.loudness([np.zeros(16000, np.int16)], 25).any()
 
 
 # --- pictures ---

@@ -24,7 +24,7 @@ from server.auth import Scope
 from server.blobs import Blobs
 from server.jobs import Failure, Output
 from server.settings import Settings
-from server.store import Record
+from server.store import Record, Store
 from server.supervisor import result_blob
 
 BASE = "http://lipsync.example"
@@ -96,6 +96,20 @@ def postgres_url() -> Iterator[str]:
     with server.connect() as connection:
         connection.execute(sa.text(f"DROP DATABASE {name} WITH (FORCE)"))
     server.dispose()
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'jobs.sqlite'}"
+    return str(request.getfixturevalue("postgres_url"))
+
+
+@pytest.fixture
+def store(url: str) -> Iterator[Store]:
+    opened = Store(url)
+    yield opened
+    opened.close()
 
 
 @pytest.fixture

@@ -7,16 +7,15 @@ import os
 import shutil
 import subprocess
 import sys
-import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
 import pytest
 from live_server import Live, descendants
+from receiver import Receiver
 
 from lipsync_engine import media
 from server.dialects.common import signed_headers
@@ -152,31 +151,6 @@ def test_a_client_that_listens_does_not_hold_up_the_end(tmp_path: Path, clip: Pa
 # --- webhooks ---
 
 
-class Receiver:
-    """Collects webhooks; refuses the first ones."""
-
-    def __init__(self, refuse: int) -> None:
-        self.got: list[tuple[dict[str, str], bytes]] = []
-        self.arrived = threading.Semaphore(0)
-        receiver = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = self.rfile.read(int(self.headers["Content-Length"]))
-                receiver.got.append(({name.lower(): value for name, value in self.headers.items()}, body))
-                self.send_response(503 if len(receiver.got) <= refuse else 200)
-                self.send_header("Content-Length", "0")
-                self.end_headers()
-                receiver.arrived.release()
-
-            def log_message(self, format: str, *args: object) -> None:
-                pass
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
-        self.url = f"http://127.0.0.1:{self.server.server_address[1]}/hook?job=7"
-
-
 def test_a_webhook_comes_again_until_it_is_taken(live: Live, uploads: tuple[str, str]) -> None:
     receiver = Receiver(refuse=1)
     job = live.submit(*uploads, inference_steps=1, webhook_url=receiver.url)
@@ -189,7 +163,27 @@ def test_a_webhook_comes_again_until_it_is_taken(live: Live, uploads: tuple[str,
         wanted = signed_headers(secret, job, body, stamp)["webhook-signature"]
         assert headers["webhook-signature"] == wanted
         assert json.loads(body)["status"] == "completed"
-    receiver.server.shutdown()
+    receiver.close()
+
+
+def test_a_batch_from_uploads_to_films_and_one_webhook(
+    live: Live, uploads: tuple[str, str], tmp_path: Path
+) -> None:
+    receiver = Receiver(refuse=0)
+    given = {"video": uploads[0], "audio": uploads[1], "inference_steps": 1}
+    rows = [
+        {"model": "bytedance/latentsync", "input": given},
+        {"model": "bytedance/latentsync", "input": {**given, "audio": uploads[0]}},  # nobody speaks there
+    ]
+    status, made = live.call("POST", "/api/native/v1/batches", {"jobs": rows, "webhook_url": receiver.url})
+    assert status == 200, made
+    assert receiver.arrived.acquire(timeout=60)
+    (told,) = [json.loads(body) for _, body in receiver.got]
+    assert (told["state"], told["counts"]["succeeded"], told["counts"]["failed"]) == ("ended", 1, 1)
+    first, second = live.call("GET", f"{told['url']}/jobs")[1]["jobs"]
+    assert is_video(live.call("GET", first["output"])[1], tmp_path, 38)
+    assert (second["id"], second["failure"]["code"]) == (made["jobs"][1]["id"], "media_no_audio")
+    receiver.close()
 
 
 # --- the official clients ---

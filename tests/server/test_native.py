@@ -70,13 +70,16 @@ def test_a_job_in_every_state(api: Api) -> None:
     assert (running["wait"], running["warnings"], running["output"]) == (None, [], None)
     api.server.store.change(job, time.time(), lambda j: jobs.cancel(j, time.time()))
     assert get(api, f"/jobs/{job}")["is_stopping"] is True
-    api.server.store.change(
-        job, time.time(), lambda j: jobs.succeed(j, 1, time.time(), Output(f"results/{job}.mp4", 2.0, 4.0))
-    )
+    output = Output(f"results/{job}.mp4", 2.0, 4.0, sync=jobs.Sync(5.5, -1), is_nsfw=True)
+    api.server.store.change(job, time.time(), lambda j: jobs.succeed(j, 1, time.time(), output))
     put(api, f"results/{job}.mp4", b"an mp4")
     done = get(api, f"/jobs/{job}")
     assert (done["state"], done["is_stopping"], done["progress"]) == ("succeeded", False, None)
     assert (done["output"]["duration_s"], done["output"]["device_s"]) == (4.0, 2.0)
+    assert done["output"]["is_nsfw"] is True
+    seen = api.client.get(f"/api/v3/predictions/{job}/result", headers=api.headers).json()["data"]
+    assert seen["has_nsfw_contents"] == [True]
+    assert done["output"]["sync"] == {"confidence": 5.5, "offset_frames": -1}
     assert api.client.get(done["output"]["url"]).content == b"an mp4"
 
 
@@ -152,16 +155,21 @@ def test_tenants_and_admins(api: Api) -> None:
     assert get(api, f"/jobs/{foreign}")["tenant"] == "other"
 
 
-def test_every_route_needs_a_key_that_may_read(api: Api) -> None:
-    made = api.client.post("/admin/keys?tenant=studio&scopes=run", headers=api.headers).json()
+def test_every_route_needs_a_key_that_may_use_it(api: Api) -> None:
+    reader, runner = (
+        api.client.post(f"/admin/keys?tenant=studio&scopes={scope}", headers=api.headers).json()["key"]
+        for scope in ("read", "run")
+    )
     known = api.client.get("/openapi.json").json()["paths"].items()
     routes = [(path, method) for path, entry in known if path.startswith(V1) for method in entry]
-    assert len(routes) == 7
+    changing = {(f"{V1}/batches", "post"), (f"{V1}/batches/{{batch_id}}/cancel", "post")}
+    assert len(routes) == 12
     for path, method in routes:
-        place = path.replace("{job_id}", "0" * 32)
+        place = path.replace("{job_id}", "0" * 32).replace("{batch_id}", "0" * 32)
         answer = api.client.request(method, place)
         assert (answer.status_code, answer.json()["error"]) == (401, "unauthorized"), path
-        answer = api.client.request(method, place, headers={"Authorization": f"Bearer {made['key']}"})
+        key = reader if (path, method) in changing else runner
+        answer = api.client.request(method, place, headers={"Authorization": f"Bearer {key}"})
         assert (answer.status_code, answer.json()["error"]) == (403, "forbidden"), path
 
 

@@ -21,6 +21,7 @@ from live_server import until
 from server import jobs
 from server.jobs import Job, Output
 from server.store import Record
+from server.supervisor import threads_per_worker
 
 ROOT = Path(__file__).parents[2]
 
@@ -214,3 +215,13 @@ def test_what_is_old_is_swept_away(make_api: Callable[..., Api]) -> None:
     assert not blob.exists()
     assert not stored.exists()
     assert api.server.store.get(fresh) is not None
+
+
+@pytest.mark.parametrize(
+    ("cores", "workers", "threads"), [(1, 1, 1), (2, 1, 1), (16, 1, 15), (16, 4, 3), (4, 8, 1)]
+)
+def test_workers_leave_the_server_a_core(
+    cores: int, workers: int, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: cores)
+    assert threads_per_worker(workers) == threads

@@ -383,6 +383,21 @@ def test_every_model_takes_what_its_schema_says(name: str, api: Api) -> None:
     assert ("motion" in wanted) == ("image" in schema["required"])
 
 
+def test_a_job_is_as_fast_as_asked_or_as_the_server_is_set(make_api: Callable[..., Api]) -> None:
+    api = make_api(preset="fast")
+    for asked, wanted in (
+        ({}, "fast"),
+        ({"preset": "fastest"}, "fastest"),
+        ({"preset": "default"}, "default"),
+    ):
+        record = api.server.store.get(api.submit(**asked))
+        assert record is not None
+        assert record.request.options.preset == wanted
+    body = json.dumps({"video": VIDEO, "audio": AUDIO, "preset": "hasty"}).encode()
+    with pytest.raises(Refusal, match="preset must be one of default, fast, fastest"):
+        read_submission(LATENTSYNC, body, "", vendor_limits=True)
+
+
 # --- the rules that break clients ---
 
 
@@ -442,6 +457,7 @@ def test_no_route_is_open_by_accident(api: Api) -> None:
         for method in methods - {"HEAD"}:
             place = path.replace("{vendor}/{name:path}", "bytedance/latentsync").replace("{job_id}", "0" * 32)
             place = place.replace("{key_id}", "0" * 16).replace("{notice_id}", "0" * 32)
+            place = place.replace("{batch_id}", "0" * 32)
             answer = api.client.request(method, place)
             assert answer.status_code == 401, f"{method} {path}"
             walked += 1

@@ -6,17 +6,15 @@ face gets back into its frame.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler
+from diffusers import AutoencoderKL
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import Tensor
 from whisper.model import AudioEncoder, ModelDimensions
@@ -24,7 +22,8 @@ from whisper.model import AudioEncoder, ModelDimensions
 from lipsync_engine.errors import ErrorCode, WeightsError
 from lipsync_engine.models import ModelInfo
 from lipsync_engine.models.latentsync import keys
-from lipsync_engine.models.latentsync.config import RunConfig, SchedulerConfig, UNetConfig
+from lipsync_engine.models.latentsync.compiled import CompiledUNet, cuda_graphs
+from lipsync_engine.models.latentsync.config import RunConfig, UNetConfig
 from lipsync_engine.models.latentsync.mask import fixed_mask, latent_mask
 from lipsync_engine.models.latentsync.memory import (
     DEFAULT_PLAN,
@@ -33,129 +32,36 @@ from lipsync_engine.models.latentsync.memory import (
     Needs,
     Thrift,
     plan_memory,
+    windows_at_once,
 )
-from lipsync_engine.models.latentsync.unet import Heard, LatentSyncUNet, positional_table
-from lipsync_engine.params import EXACT, Shortcuts, Solver
+from lipsync_engine.models.latentsync.offload import offload, streamed
+from lipsync_engine.models.latentsync.sampling import DenoiseInputs, sampling_steps
+from lipsync_engine.models.latentsync.shared import SharedNetwork
+from lipsync_engine.models.latentsync.unet import LatentSyncUNet, positional_table
+from lipsync_engine.params import EXACT, Shortcuts
 from lipsync_engine.weights import ModelEntry, load_strict, read_checkpoint
 
 log = logging.getLogger("lipsync.model")
 
 T = TypeVar("T")
 
-
-@dataclass(frozen=True, slots=True)
-class DenoiseInputs:
-    """What a window is generated from; latents are (1, C, F, h, w).
-
-    Attributes:
-        mask: (1, 1, F, h, w), 1 = keep.
-        masked_latents, reference_latents: of the masked and of the whole faces.
-        audio: (F, T, D).
-    """
-
-    mask: Tensor
-    masked_latents: Tensor
-    reference_latents: Tensor
-    audio: Tensor
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """One step of the sampling loop.
-
-    Attributes:
-        timestep: of the noise level that it starts from.
-        predicted: what the network said, after guidance; (1, C, F, h, w).
-        latents: the result, (1, C, F, h, w).
-    """
-
-    timestep: int
-    predicted: Tensor
-    latents: Tensor
-
-
-@torch.inference_mode()
-def sampling_steps(
-    unet: LatentSyncUNet,
-    run: RunConfig,
-    inputs: DenoiseInputs,
-    *,
-    noise: Tensor,
-    num_inference_steps: int,
-    guidance_scale: float,
-    in_halves: bool = False,
-    shortcuts: Shortcuts = EXACT,
-) -> Iterator[Step]:
-    """From one noise (1, C, 1, h, w), the same for every frame, step by step to clean latents.
-
-    Guidance above 1 lets the network see the same picture without sound, then with it (parity pack section
-    3), in one run until memory forces two (`in_halves`). Nothing is read back from the device, so that it
-    never waits for the host.
-    """
-    # 1. What does not change over the steps.
-    fixed = torch.cat([inputs.mask, inputs.masked_latents, inputs.reference_latents], dim=1)
-    frames = fixed.shape[2]
-    heard = [unet.listen(inputs.audio)]
-    both = [unet.listen(inputs.audio, silent=frames)]
-    if in_halves:
-        both = [unet.listen(inputs.audio[:0], silent=frames), *heard]
-
-    # 2. The steps. The scheduler counts on the host: reading its place back from a GPU would wait each time.
-    scheduler = _scheduler(run.scheduler, shortcuts.solver)
-    scheduler.set_timesteps(num_inference_steps)
-    timesteps = scheduler.timesteps.to(noise.device)
-    latents: Tensor = noise.expand(-1, -1, frames, -1, -1) * scheduler.init_noise_sigma
-    deep: Tensor | None = None
-    guidance: Tensor | float = 0.0
-    schedule = shortcuts.schedule(num_inference_steps, guided=guidance_scale > 1.0)
-    for (guided, whole), timestep, on_device in zip(schedule, scheduler.timesteps, timesteps, strict=True):
-        sample = torch.cat([latents, fixed], dim=1)
-        reused = None if whole or deep is None else deep if guided else deep[-1:]
-        predicted, said = _predict(unet, sample, on_device, both if guided else heard, reused)
-        deep = said if whole else deep
-        if guided:
-            silent, predicted = predicted.chunk(2)
-            guidance = (guidance_scale - 1.0) * (predicted - silent)
-        predicted = predicted + guidance
-        latents = scheduler.step(predicted, timestep, latents, return_dict=False)[0]
-        yield Step(int(timestep), predicted, latents)
-
-
-def _predict(
-    unet: LatentSyncUNet, sample: Tensor, timestep: Tensor, runs: Sequence[Heard], deep: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """One run of the network for each of `runs`, results one after the other on the batch axis."""
-    kept = [None] * len(runs) if deep is None else deep.chunk(len(runs))
-    said = [unet.predict(sample, timestep, heard, before) for heard, before in zip(runs, kept, strict=True)]
-    if len(said) == 1:
-        return said[0]
-    return torch.cat([predicted for predicted, _ in said]), torch.cat([deep for _, deep in said])
-
-
-def _scheduler(config: SchedulerConfig, solver: Solver) -> Any:
-    """diffusers' scheduler; eta is 0 for all, the last step ends where the model's own would."""
-    common = dataclasses.asdict(config)
-    if solver is Solver.DDIM:
-        return DDIMScheduler(**common)
-    ends_clean = common.pop("set_alpha_to_one")
-    common |= {
-        "solver_order": 2,
-        "final_sigmas_type": "zero" if ends_clean else "sigma_min",
-        "thresholding": common.pop("clip_sample"),
-    }
-    if solver is Solver.DPM:
-        return DPMSolverMultistepScheduler(**common, algorithm_type="dpmsolver++", lower_order_final=True)
-    return UniPCMultistepScheduler(**common, solver_type="bh2", lower_order_final=True)
+KINDS = Shortcuts(whole_every=2, guide_every=4)
+EVERY_KIND_OF_STEP = 3
+"""Steps, with those shortcuts, that are of every kind that presets take."""
 
 
 class LatentSync:
     """See `LipSyncModel`. When device memory runs out it tries again with a leaner `memory`, and keeps that.
 
+    Several threads may use it at once, for jobs of their own (`shared`).
+
     Args:
         info: name, resolution, defaults.
-        unet, vae, audio_encoder: loaded, on one device, in one dtype, in eval mode.
+        unet, vae, audio_encoder: loaded, in one dtype, in eval mode, on the device that computes; the U-Net
+            on the host where `memory` has it offloaded.
         run: scheduler and VAE settings.
-        memory: how much is done at once.
+        memory: how much of a window is done at once.
+        windows: how many windows of different threads may share a run.
     """
 
     def __init__(
@@ -166,14 +72,19 @@ class LatentSync:
         audio_encoder: AudioEncoder,
         run: RunConfig,
         memory: MemoryPlan = DEFAULT_PLAN,
+        windows: int = 1,
     ) -> None:
         self.info = info
         self.audio_encoder = audio_encoder
-        self.device, self.dtype = unet.conv_in.weight.device, unet.conv_in.weight.dtype
+        self.device, self.dtype = vae.quant_conv.weight.device, unet.conv_in.weight.dtype
         mask = fixed_mask(info.resolution)
         self.keep_mask = mask.astype(np.float32)
         self.unet, self._vae, self._run = unet, vae, run
+        self._network = SharedNetwork(unet, windows)
+        self._compiled: CompiledUNet | None = None
         self.memory = memory
+        if memory.thrift is Thrift.OFFLOADED:
+            offload(unet, self.device)
         self._pixel_mask = torch.from_numpy(mask)
         self._latent_mask = torch.from_numpy(latent_mask(mask, _vae_factor(vae))).to(self.device, self.dtype)
 
@@ -181,6 +92,30 @@ class LatentSync:
         generator = torch.Generator(self.device).manual_seed(seed)
         shape = (1, self.unet.config.out_channels, 1, *self._latent_mask.shape)
         return torch.randn(shape, generator=generator, device=self.device, dtype=self.dtype)
+
+    def compile(self, cache_dir: Path) -> None:
+        graphs = self.device.type == "cuda" and self.memory.thrift is Thrift.NONE
+        record = cuda_graphs(self.device) if graphs else None
+        compiled = CompiledUNet(self.unet, self.info.window_frames, cache_dir, record)
+        self._compiled = self._network.network = compiled
+        self._network.most = 1  # compiled code and recorded runs are of one window
+        compiled.compile(lambda: self._nothing(EVERY_KIND_OF_STEP, KINDS))
+
+    def warm_up(self) -> None:
+        self.decode(self._nothing(1, EXACT))
+
+    def _nothing(self, steps: int, shortcuts: Shortcuts) -> Tensor:
+        """Latents of a full window in which nothing is seen and heard."""
+        frames, side = self.info.window_frames, self.info.resolution
+        tokens = 2 * (sum(self.info.audio_context) + 1) * (len(self.audio_encoder.blocks) + 1)
+        return self.denoise(
+            torch.zeros(frames, 3, side, side),
+            torch.zeros(frames, tokens, self.unet.config.cross_attention_dim),
+            noise=self.initial_noise(0),
+            num_inference_steps=steps,
+            guidance_scale=self.info.guidance_scale,
+            shortcuts=shortcuts,
+        )
 
     @torch.inference_mode()
     def denoise(
@@ -196,17 +131,18 @@ class LatentSync:
     ) -> Tensor:
         def work() -> Tensor:
             inputs = self._inputs(faces, audio, posterior_noise)
-            for step in sampling_steps(
-                self.unet,
-                self._run,
-                inputs,
-                noise=noise.to(self.device, self.dtype),
-                num_inference_steps=num_inference_steps,
-                guidance_scale=guidance_scale,
-                in_halves=self.memory.thrift >= Thrift.SINGLE,
-                shortcuts=shortcuts,
-            ):
-                latents = step.latents
+            with self._network.window():
+                for step in sampling_steps(
+                    self._network,
+                    self._run,
+                    inputs,
+                    noise=noise.to(self.device, self.dtype),
+                    num_inference_steps=num_inference_steps,
+                    guidance_scale=guidance_scale,
+                    in_halves=self.memory.thrift >= Thrift.SINGLE,
+                    shortcuts=shortcuts,
+                ):
+                    latents = step.latents
             return latents[0].transpose(0, 1)
 
         return self._thriftily(work)
@@ -234,9 +170,9 @@ class LatentSync:
     def encode(self, faces: Tensor, noise: Tensor | None) -> Tensor:
         """Scaled latents (1, C, F, h, w) of faces (F, 3, R, R): the posterior's mean, or a sample."""
         parts = faces.to(self.device, self.dtype).split(self.memory.vae_batch)
-        posterior = DiagonalGaussianDistribution(
-            torch.cat([self._vae.encode(part).latent_dist.parameters for part in parts])
-        )
+        with self._network.still():  # memory is planned for one thing at a time
+            moments = torch.cat([self._vae.encode(part).latent_dist.parameters for part in parts])
+        posterior = DiagonalGaussianDistribution(moments)
         sample: Tensor = posterior.mean
         if noise is not None:
             sample = sample + posterior.std * noise.to(sample)
@@ -244,26 +180,34 @@ class LatentSync:
 
     def _decode(self, latents: Tensor) -> Tensor:
         parts = (latents / self._run.vae_scaling_factor).split(self.memory.vae_batch)
-        return torch.cat([self._vae.decode(part).sample.float() for part in parts])
+        with self._network.still():
+            return torch.cat([self._vae.decode(part).sample.float() for part in parts])
 
     def _thriftily(self, work: Callable[[], T]) -> T:
-        """Do it; as often as memory runs out, again with the next leaner plan."""
+        """Do it; as often as memory runs out, again with less of it."""
         while True:
-            if self.memory.thrift is Thrift.TILED:
-                side = self.info.resolution // 2
-                self._vae.enable_tiling()
-                self._vae.tile_sample_min_size = side
-                self._vae.tile_latent_min_size = side // _vae_factor(self._vae)
+            plan = self.memory
             try:
                 return work()
             except torch.OutOfMemoryError:
-                if self.memory == PLANS[-1]:
+                if plan == PLANS[-1]:
                     raise
             # Outside of the except block: the exception keeps the failed attempt's tensors alive.
-            self.memory = PLANS[PLANS.index(self.memory) + 1]
-            log.warning("device memory ran out; trying again, %s", self.memory)
+            with self._network.still():
+                if self.memory == plan:  # else another thread was faster
+                    self._spare()
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
+
+    def _spare(self) -> None:
+        """Give up what is kept for speed alone, then go to the next leaner plan."""
+        if self._compiled is not None and self._compiled.forget_runs():
+            log.warning("device memory ran out; trying again without recorded runs")
+            return
+        self.memory = PLANS[PLANS.index(self.memory) + 1]
+        log.warning("device memory ran out; trying again: %s", self.memory.describe())
+        if self.memory.thrift is Thrift.OFFLOADED:
+            offload(self.unet, self.device)
 
 
 def load(
@@ -304,9 +248,11 @@ def load(
         guidance_scale=run.guidance_scale,
         weights_sha256=sha256,
     )
-    memory = DEFAULT_PLAN
+    memory, windows = DEFAULT_PLAN, 1  # a CPU gains nothing from larger runs, and rounds otherwise in them
     if device.type == "cuda":
-        memory = fitted(needs(info, unet, vae, dtype), torch.cuda.mem_get_info(device)[0])
+        need, free = needs(info, unet, vae, dtype), torch.cuda.mem_get_info(device)[0]
+        memory = fitted(need, free)
+        windows = windows_at_once(free, need, memory)
 
     # 3. Their weights, from the mapped files straight to the device. The encoder is cheap and its hidden
     #    states lose accuracy in half precision: float32.
@@ -316,7 +262,8 @@ def load(
         if name.endswith("pos_encoder.pe")
     }
     unet_state, vae_state = keys.unet(read_checkpoint(files["unet"])), keys.vae(read_checkpoint(files["vae"]))
-    load_strict(unet, _placed(unet_state, device, dtype), recomputable=_placed(tables, device, dtype))
+    home = torch.device("cpu") if memory.thrift is Thrift.OFFLOADED else device
+    load_strict(unet, _placed(unet_state, home, dtype), recomputable=_placed(tables, home, dtype))
     load_strict(vae, _placed(vae_state, device, dtype))
     load_strict(encoder, _placed(keys.whisper_encoder(whisper), device, torch.float32))
     for module in (unet, vae, encoder):
@@ -324,14 +271,17 @@ def load(
     both: tuple[Any, ...] = (unet, vae)
     for network in both:
         network.to(memory_format=torch.channels_last)
-    return LatentSync(info, unet, vae, encoder, run, memory)
+    return LatentSync(info, unet, vae, encoder, run, memory, windows)
 
 
 def needs(info: ModelInfo, unet: LatentSyncUNet, vae: AutoencoderKL, dtype: torch.dtype) -> Needs:
     """What a window takes of a device's memory; the networks may be on the meta device."""
     values = sum(tensor.numel() for network in (unet, vae) for tensor in network.state_dict().values())
+    blocks = [sum(parameter.numel() for parameter in streamed(block)) for block in unet.blocks]
     return Needs(
         weights_bytes=values * dtype.itemsize,
+        streamed_bytes=sum(blocks) * dtype.itemsize,
+        largest_block_bytes=max(blocks) * dtype.itemsize,
         value_bytes=dtype.itemsize,
         pixels=info.resolution**2,
         latent_pixels=(info.resolution // _vae_factor(vae)) ** 2,

@@ -10,7 +10,7 @@ import torch
 from harness import Measure, difference, load_kind, tensors
 
 from lipsync_engine.models.latentsync.config import RunConfig
-from lipsync_engine.models.latentsync.model import DenoiseInputs, sampling_steps
+from lipsync_engine.models.latentsync.sampling import DenoiseInputs, sampling_steps
 
 
 def check(pack: Path, spec: Mapping[str, Any]) -> list[Measure]:

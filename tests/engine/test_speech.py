@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from lipsync_engine import audio
+from lipsync_engine import speech
 from lipsync_engine.audio import MelWriter
 
 torch.set_num_threads(1)
@@ -21,7 +21,7 @@ SHARED = Path(__file__).parents[3] / "shared"
 Spans = list[tuple[float, float]]
 
 
-def speech(rng: np.random.Generator) -> tuple[np.ndarray, Spans, Spans]:
+def talk(rng: np.random.Generator) -> tuple[np.ndarray, Spans, Spans]:
     """Words of voiced syllables, soft hisses and closures between pauses of 1-2 s: sound, words, pauses."""
     parts: list[np.ndarray] = [np.zeros(RATE)]
     words, pauses = [], [(0.0, 1.0)]
@@ -62,7 +62,7 @@ def noises(n_samples: int, power: float, rng: np.random.Generator) -> dict[str, 
 def gate_of(sound: np.ndarray, path: Path, times_s: np.ndarray) -> np.ndarray:
     writer = MelWriter(path)
     writer.add(np.clip(np.round(sound * 32768), -32768, 32767).astype(np.int16))
-    return audio.voice_activity(writer.finish(), times_s)
+    return speech.activity(writer.finish(), times_s)
 
 
 def inside(spans: Spans, margin_s: float = 0.0) -> np.ndarray:
@@ -79,7 +79,7 @@ def check(sound: np.ndarray, words: np.ndarray, pauses: Spans, path: Path, open_
 @pytest.mark.parametrize("noise", ["none", "white", "pink", "hum", "chord"])
 def test_closed_in_pauses_and_open_in_words(tmp_path: Path, noise: str) -> None:
     rng = np.random.default_rng(0)
-    sound, words, pauses = speech(rng)
+    sound, words, pauses = talk(rng)
     if noise != "none":
         power = np.mean(np.square(sound[sound != 0]))
         sound = sound + noises(len(sound), power, rng)[noise]
@@ -162,7 +162,7 @@ def test_nobody_speaks(tmp_path: Path, name: str) -> None:
 
 def test_a_few_words_in_a_long_silence(tmp_path: Path) -> None:
     """How loud the voice is, is judged where something is heard."""
-    sound, words, _ = speech(np.random.default_rng(1))
+    sound, words, _ = talk(np.random.default_rng(1))
     short = sound[: round(words[0][1] * RATE)]
     long = np.concatenate([np.zeros(100 * RATE), short, np.zeros(50 * RATE)])
     rustle = np.random.default_rng(0).standard_normal(RATE // 2) * 3e-5  # -90 dBFS
@@ -173,12 +173,12 @@ def test_a_few_words_in_a_long_silence(tmp_path: Path) -> None:
 
 
 def test_soft_speech_is_speech(tmp_path: Path) -> None:
-    sound, words, pauses = speech(np.random.default_rng(3))
+    sound, words, pauses = talk(np.random.default_rng(3))
     check(sound * 0.03, inside(words), pauses, tmp_path / "mel")
 
 
 def test_a_click_does_not_open_the_mouth(tmp_path: Path) -> None:
-    sound, words, _ = speech(np.random.default_rng(4))
+    sound, words, _ = talk(np.random.default_rng(4))
     sound = np.concatenate([sound, np.zeros(2 * RATE)])
     at = len(sound) - RATE
     sound[at : at + 8] = 0.9
@@ -189,7 +189,7 @@ def test_a_click_does_not_open_the_mouth(tmp_path: Path) -> None:
 
 def test_after_the_end_the_mouth_rests(tmp_path: Path) -> None:
     """Speech up to the last sample: still open there, at rest soon after."""
-    sound, words, _ = speech(np.random.default_rng(5))
+    sound, words, _ = talk(np.random.default_rng(5))
     end = words[-1][1]
     gate = gate_of(
         sound[: round(end * RATE)], tmp_path / "mel", np.array([end - 0.1, end, end + 0.5, end + 100])

@@ -1,0 +1,43 @@
+"""What a worker makes of an order's options."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+import pytest
+
+from lipsync_engine.params import PRESETS, LoopMode, SyncParams
+from server.dialects.common import OPTIONS
+from server.messages import Options, Start
+from server.settings import Settings
+from server.worker import _params
+
+
+def order(**options: object) -> Start:
+    return Start("job", {}, {}, (), "out.mp4", Options(**options))  # type: ignore[arg-type]
+
+
+def test_without_options_it_is_the_default() -> None:
+    assert _params(order(), {}) == SyncParams()
+    assert _params(order(), {}, label=True) == SyncParams(label=True)
+
+
+@pytest.mark.parametrize("name", OPTIONS["preset"]["enum"])
+def test_a_preset_is_the_engines_and_single_options_change_it(name: str) -> None:
+    assert _params(order(preset=name), {}) == SyncParams.preset(name)
+    found = _params(order(preset=name, num_inference_steps=6, seed=7, fps="29.97", loop_mode="loop"), {})
+    wanted = SyncParams.preset(
+        name, num_inference_steps=6, seed=7, fps=Fraction("29.97"), loop_mode=LoopMode.LOOP
+    )
+    assert found == wanted
+
+
+def test_presets_that_change_speed_can_be_asked_for() -> None:
+    quick = {name for name, preset in PRESETS.items() if "shortcuts" in preset}
+    assert {*quick, "default"} == set(OPTIONS["preset"]["enum"])
+    assert {Settings(preset=name).preset for name in OPTIONS["preset"]["enum"]} == {*quick, "default"}  # type: ignore[arg-type]
+
+
+def test_a_worker_is_told_whether_to_compile() -> None:
+    assert Settings().of_workers["LIPSYNC_COMPILE"] == "false"
+    assert Settings(compile=True).of_workers["LIPSYNC_COMPILE"] == "true"
