@@ -25,6 +25,7 @@ LONGEST_S = 3 * LIMITS.probe_wall_s
 """A file is looked at by up to three children, each of which has its own limit."""
 
 NOT_THE_FILES_FAULT = {ErrorCode.FFMPEG_MISSING, ErrorCode.DISK_FULL, ErrorCode.OUTPUT_NOT_WRITABLE}
+SAME_EVERY_TIME = ("-fflags", "+bitexact", "-flags", "+bitexact")
 MEMORY_GROWTH_BYTES = 64 << 20
 SECRET_COLOUR = (200, 40, 160)
 
@@ -42,7 +43,7 @@ def make_seeds(folder: Path) -> list[Path]:
         "pieces.mp4": [*video, *small, "-an", "-movflags", "frag_keyframe+empty_moov", "-g", 5],
         "apple.mov": [*video, *sound, *small, "-c:a", "pcm_s16le", "-shortest"],
         "open.mkv": [*video, *sound, *small, *aac],
-        "web.webm": [*video, *small, "-an", "-c:v", "libvpx", "-deadline", "realtime", "-cpu-used", 8],
+        "web.webm": [*video, *small, "-an", "-c:v", "libvpx", "-deadline", "good", "-cpu-used", 4],
         "voice.wav": sound,
         "voice.mp3": sound,
         "voice.flac": sound,
@@ -54,7 +55,7 @@ def make_seeds(folder: Path) -> list[Path]:
         "face.bmp": [*video, *small, "-frames:v", 1, "-update", 1],
     }
     for name, arguments in made.items():
-        _ffmpeg(*arguments, folder / name)
+        _ffmpeg(*arguments, *SAME_EVERY_TIME, folder / name)
     return [folder / name for name in made]
 
 

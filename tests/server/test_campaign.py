@@ -29,7 +29,9 @@ def test_damaged_media_ends_in_a_coded_error_or_is_taken(seeds: list[Path], tmp_
     assert list(inbox.iterdir()) == []
 
 
-def test_the_same_seed_gives_the_same_files(seeds: list[Path]) -> None:
+def test_the_same_seed_gives_the_same_files(seeds: list[Path], tmp_path: Path) -> None:
+    made_again = media_part.make_seeds(tmp_path)
+    assert [path.read_bytes() for path in made_again] == [path.read_bytes() for path in seeds]
     secret = seeds[0]
     first, again = (list(mutations.cases(seeds, random.Random(5), 150, secret)) for _ in range(2))
     assert first == again
