@@ -100,6 +100,8 @@ class Server:
             drain_s=settings.drain_s,
             environment=settings.of_workers,
             quarantines=quarantines,
+            sync_score=settings.sync_score,
+            label=settings.label,
         )
         gate = Gate(self.board, settings.job_hook, settings.job_hook_timeout_s)
         inputs = Inputs(self.transport, self.blobs)

@@ -40,6 +40,8 @@ class WorkerSettings:
     log_format: str
     drain_s: float
     environment: dict[str, str]
+    sync_score: bool
+    label: bool
     quarantines: bool = False
 
 
@@ -93,6 +95,8 @@ async def worker_process(device: str, settings: WorkerSettings, threads: int) ->
     """A worker that is ready; killed with all its children at the end."""
     command = [sys.executable, "-m", "server.worker", "--model", settings.model, "--device", device]
     command += ["--work-dir", str(settings.folder / "engine"), "--log-format", settings.log_format]
+    command += [] if settings.sync_score else ["--no-sync-score"]
+    command += ["--label"] if settings.label else []
     process = subprocess.Popen(  # by the main thread: the kernel kills a worker whose starter is gone
         command,
         stdin=subprocess.PIPE,

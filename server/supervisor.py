@@ -328,6 +328,8 @@ class _Seat:
                         done.warnings,
                         done.is_marked,
                         sha256,
+                        done.sync,
+                        done.is_nsfw,
                     )
                     await end(lambda job, now: jobs.succeed(job, fence, now, output))
                 case Failed(code=code, message=message, again=again):

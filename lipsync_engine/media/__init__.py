@@ -9,7 +9,14 @@
 It knows neither faces nor models.
 """
 
-from lipsync_engine.media.decode import FrameReader, read_audio, read_mask, read_picture, scan_frames
+from lipsync_engine.media.decode import (
+    FrameReader,
+    read_audio,
+    read_mask,
+    read_picture,
+    sample_pictures,
+    scan_frames,
+)
 from lipsync_engine.media.encode import (
     OUTPUT_SUFFIXES,
     PictureWriter,
@@ -45,6 +52,7 @@ __all__ = [
     "read_audio",
     "read_mask",
     "read_picture",
+    "sample_pictures",
     "scan_frames",
     "side_by_side",
     "write_fragment",

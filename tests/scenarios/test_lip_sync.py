@@ -7,6 +7,7 @@ breaking it in three ways.
 
 from __future__ import annotations
 
+import json
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -72,6 +73,10 @@ def test_the_command_makes_lips_follow_the_voice(
     found = eval_sync.score(eval_sync.read_video(tmp_path / "out.mp4", truth), truth)
     print(found)
     assert speaks(found)
+    told = lipsync("score", tmp_path / "out.mp4", "--detector", "drawn", "--json", "--min-confidence", 2)
+    measured = json.loads(told.stdout)
+    assert (told.returncode, measured["network"]) == (0, "sync-tiny")
+    assert f"confidence {measured['confidence']:.1f}"[:-2] in done.stdout  # of the job, from its plan
 
 
 # --- the measure bites: each of these must not count as speaking ---
