@@ -218,7 +218,7 @@ class Seat:
                     await self._keep(result_blob(job_id), folder / "out.mp4")
                     output = Output(
                         result_blob(job_id),
-                        done.device_s,
+                        done.device_s + owner.helper_s(),
                         done.media_s,
                         done.warnings,
                         done.is_marked,
@@ -321,10 +321,11 @@ class Seat:
         kept = False
         try:
             folder = await self._helper.bring(piece)
+            began = time.monotonic()
             await worker.say(Render(piece.job_id, piece.number, str(folder)))
             last = await self._follow(piece.job_id, worker, follow, until=Rendered)
             if isinstance(last, Rendered):
-                await self._helper.keep(piece, Path(last.file))
+                await self._helper.keep(piece, Path(last.file), time.monotonic() - began)
                 kept = True
                 log.info("job %s: segment %d was rendered here for it", piece.job_id, piece.number)
             elif isinstance(last, Failed):
