@@ -12,6 +12,7 @@ import dataclasses
 import logging
 import os
 import platform
+import socket
 import statistics
 import threading
 import time
@@ -33,6 +34,7 @@ log = logging.getLogger("lipsync.cluster")
 NAMESPACE = "lipsync"
 POOL = "pool"
 TICK_S = 2.0
+CONNECT_WITHIN_S = 5.0
 ANSWER_WITHIN_S = 10.0
 """A worker that does not say how it is within this time is looked at again at the next tick."""
 
@@ -240,7 +242,12 @@ def connect(address: str) -> None:
     Raises:
         ConnectionError: nobody answers there.
     """
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    host, _, port = address.rpartition(":")
+    if host:  # Ray itself would try for minutes
+        try:
+            socket.create_connection((host, int(port)), CONNECT_WITHIN_S).close()
+        except OSError as error:
+            raise ConnectionError(f"no cluster answers at {address}: {error}") from error
     ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR)
 
 
