@@ -2,8 +2,8 @@
 
 The published weights were trained on squares built from a detector's boxes: 1.4 half box sizes to either side
 of the middle, 1 above it, 1.8 below. Here boxes come from the three alignment points, so that faces from any
-detector, from a plan or from a file are cut alike; where their mean lies in a box, and how far they spread, was
-measured on YuNet's. Mean and spread are what a plan's matrices keep of the points. Pure.
+detector, from a plan or from a file are cut alike; where their mean lies in a box, and how far they spread,
+was measured on YuNet's. Mean and spread are what a plan's matrices keep of the points. Pure.
 """
 
 from __future__ import annotations
