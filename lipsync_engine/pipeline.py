@@ -13,13 +13,13 @@ import hashlib
 import os
 import shutil
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from fractions import Fraction
 from importlib.metadata import version
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import platformdirs
 from pydantic import TypeAdapter
@@ -35,9 +35,9 @@ from lipsync_engine.models import LipSyncModel, load_model
 from lipsync_engine.params import Motion, Provenance, Speaker, SyncParams
 from lipsync_engine.plan import Plan, analyse
 from lipsync_engine.portrait import Clips, animate
-from lipsync_engine.progress import Meter, Progress, Stage, Watchable
-from lipsync_engine.render import render
+from lipsync_engine.progress import Meter, Progress, Stage
 from lipsync_engine.score import SyncScore, SyncScorer, installed_scorer, score_job
+from lipsync_engine.segments import Helpers, Segments
 from lipsync_engine.weights import WeightsStore
 from lipsync_engine.work import resource_errors, unpublished, work_folder
 
@@ -101,6 +101,8 @@ class SyncResult:
 
 class LipSyncPipeline:
     """A loaded model and a detector, ready for any number of jobs, one at a time.
+
+    Pipelines with the same model may work at once, each in a thread of its own with a detector of its own.
 
     Args:
         model: from `lipsync_engine.models.load_model`.
@@ -205,6 +207,7 @@ class LipSyncPipeline:
         *,
         output_audio: Path | str | None = None,
         provenance: Provenance | None = None,
+        helpers: Helpers | None = None,
     ) -> Generator[Progress, None, SyncResult]:
         """Make the video.
 
@@ -217,6 +220,7 @@ class LipSyncPipeline:
             output_audio: what is heard, where that is not `audio` (a mix with music, say). Several voices are
                 mixed.
             provenance: what is signed with the result besides its making.
+            helpers: who renders segments of it besides this process; None: nobody.
 
         Yields:
             Progress of each stage.
@@ -228,7 +232,8 @@ class LipSyncPipeline:
             LipSyncError: with the code of what went wrong; nothing half-made is left behind.
         """
         self._prepare(Path(output), provenance)
-        return (yield from self._run(video, audio, output, params, output_audio, provenance, Path(video)))
+        inner = self._run(video, audio, output, params, output_audio, provenance, helpers, Path(video))
+        return (yield from inner)
 
     def _run(
         self,
@@ -238,6 +243,7 @@ class LipSyncPipeline:
         params: SyncParams | None,
         output_audio: Path | str | None,
         provenance: Provenance | None,
+        helpers: Helpers | None,
         source: Path,
     ) -> Generator[Progress, None, SyncResult]:
         """`run`, of a video that was made from `source`."""
@@ -259,12 +265,14 @@ class LipSyncPipeline:
         ):
             seconds = dict.fromkeys(Stage, 0.0)
             sound = heard.path if heard is not None else voices[0] if cast is None else cast.mix(folder)
-            shown = _Shown(self.model, folder, sound)
+            segments = Segments(self.model, folder, sound, key, helpers)
 
             # 2. Analyse, or take the plan that an interrupted run has left. Of a long clip the first segments
             #    are rendered before the rest is read.
             speakers = [(params.face, probed[0])] if cast is None else cast.record(folder)
-            plan = Plan.load(folder)
+            if helpers is not None and not (folder / "plan.json").exists():
+                _take_over(helpers.left(key), folder)
+            plan = Plan.load(folder, video_info, params)
             if plan is None:
                 analysis = analyse(
                     video_info,
@@ -276,24 +284,24 @@ class LipSyncPipeline:
                     video_hash=video_hash,
                     folder=folder,
                 )
-                plan = yield from _timed(analysis, seconds, shown)
+                plan = yield from _timed(analysis, seconds, segments)
 
             # 3. Render the segments that are not there yet; each that is can be watched from now on.
-            yield from shown.render(plan)
-            seconds[Stage.RENDER] = shown.seconds
+            yield from segments.render(plan)
+            seconds[Stage.RENDER] = segments.seconds
 
             # 4. Measure the lips; join the segments with the sound, sign, and publish.
             meter = Meter(Stage.ASSEMBLE, 1)
             yield meter.at(0)
-            sync = self._measure(plan, shown.files, [voice.path for _, voice in speakers])
-            media.assemble(shown.files, part, video_info, plan.header.fps, params.quality, audio=sound)
+            sync = self._measure(plan, segments.files, [voice.path for _, voice in speakers])
+            media.assemble(segments.files, part, video_info, plan.header.fps, params.quality, audio=sound)
             facts = self._facts(plan, provenance or Provenance(), key)
             unmarked = self.marker.mark(part, source, facts)
             part.replace(output)
             yield meter.at(1)
             seconds[Stage.ASSEMBLE] = meter.elapsed_s
             shutil.rmtree(folder)
-        return self._result(plan, Path(output), shown.resumed, seconds, facts.job, unmarked, sync, content)
+        return self._result(plan, Path(output), segments.resumed, seconds, facts.job, unmarked, sync, content)
 
     def portrait(
         self,
@@ -335,6 +343,7 @@ class LipSyncPipeline:
         motion_model: str | None = None,
         output_audio: Path | str | None = None,
         provenance: Provenance | None = None,
+        helpers: Helpers | None = None,
     ) -> Generator[Progress, None, SyncResult]:
         """Make a still picture speak, as long as the voice lasts, at 25 fps.
 
@@ -344,7 +353,7 @@ class LipSyncPipeline:
             prompt: for generated motion, what happens in the picture besides speaking; None: the person
                 idles. That lips are closed and the camera stands still is always added.
             motion_model: for generated motion, a model of the manifest; None: the first that can do it.
-            audio, output, params, output_audio, provenance: as for `run`.
+            audio, output, params, output_audio, provenance, helpers: as for `run`.
 
         Yields, Returns, Raises:
             As `run`. WeightsError where files for generated motion are missing, before any work.
@@ -369,7 +378,7 @@ class LipSyncPipeline:
             spoken = voices[0] if alone else cast.speakers
             try:
                 result = yield from self._run(
-                    film, spoken, output, moving, output_audio, provenance, Path(picture)
+                    film, spoken, output, moving, output_audio, provenance, helpers, Path(picture)
                 )
             except FaceError as error:
                 if motion is not Motion.GENERATED:
@@ -482,14 +491,16 @@ class LipSyncPipeline:
     def _job_key(self, video_hash: str, voices: Sequence[Path], cast: Cast | None, params: SyncParams) -> str:
         """Names everything that decides a job's pixels; equal keys may share finished segments."""
         digest = hashlib.sha256()
-        files = (params.faces_file, params.face_mask, params.mask_image, params.matte)
-        given = [path for path in files if path is not None]
+        names = ("faces_file", "face_mask", "mask_image", "matte")
+        given = {name: path for name in names if (path := getattr(params, name)) is not None}
+        names_alone: dict[str, Any] = {name: Path(name) for name in given}  # what is in the files counts
+        placeless = dataclasses.replace(params, **names_alone)
         for part in (
             video_hash,
             *map(media.content_hash, voices),
             "" if cast is None else str([(s.face, s.start_s, s.length_s) for s in cast.speakers]),
-            *(media.content_hash(path) for path in given),
-            TypeAdapter(SyncParams).dump_json(params).decode(),
+            *(media.content_hash(path) for path in given.values()),
+            TypeAdapter(SyncParams).dump_json(placeless).decode(),
             self.model.info.name,
             self.model.info.weights_sha256,
             f"{self.model.device.type} {self.model.dtype}",
@@ -534,50 +545,8 @@ def _finished(steps: Generator[Progress, None, SyncResult]) -> SyncResult:
             return result
 
 
-class _Shown:
-    """The finished segments of a job, in their order.
-
-    Attributes:
-        files: one per segment.
-        resumed: how many of them an earlier run has left.
-        seconds: that rendering took.
-    """
-
-    def __init__(self, model: LipSyncModel, folder: Path, sound: Path) -> None:
-        self._model, self._folder, self._sound = model, folder, sound
-        self.files: list[Path] = []
-        self.resumed = 0
-        self.seconds = 0.0
-        self._frames = self._frames_resumed = 0
-
-    def render(self, plan: Plan) -> Generator[Progress, None, None]:
-        """Render what is ready and not there yet; a later plan goes on where this one ends."""
-        for segment in plan.ready[len(self.files) :]:
-            file = self._folder / f"segment-{segment.index:05d}.mp4"
-            began, start_s = time.monotonic(), self.seconds
-            if file.exists():
-                self.resumed += 1
-                self._frames_resumed += segment.stop - segment.start
-            else:
-                yield self._at(plan, 0)  # a first window can take long: say what is being done
-                with closing(render(plan, segment, self._model, file)) as frames:
-                    for count in frames:
-                        self.seconds = start_s + time.monotonic() - began
-                        yield self._at(plan, count)
-            self._frames += segment.stop - segment.start
-            self.files.append(file)
-            self.seconds = start_s + time.monotonic() - began
-            place_s = (float(frame / plan.header.fps) for frame in (segment.start, segment.stop))
-            watchable = Watchable(segment.index, file, self._sound, *place_s)
-            yield dataclasses.replace(self._at(plan, 0), watchable=watchable)
-
-    def _at(self, plan: Plan, count: int) -> Progress:
-        done = self._frames + count
-        return Progress(Stage.RENDER, done, plan.n_expected, self.seconds, self._frames_resumed)
-
-
 def _timed(
-    steps: Generator[Progress | Plan, None, Plan], seconds: dict[Stage, float], shown: _Shown
+    steps: Generator[Progress | Plan, None, Plan], seconds: dict[Stage, float], segments: Segments
 ) -> Generator[Progress, None, Plan]:
     """Pass progress on, note how long each stage took, and render what can be rendered in between."""
     began = time.monotonic()
@@ -589,8 +558,14 @@ def _timed(
                 plan: Plan = finished.value
                 return plan
             if isinstance(step, Plan):
-                yield from shown.render(step)
+                yield from segments.render(step)
             else:
                 seconds[step.stage] += time.monotonic() - began
                 yield step
             began = time.monotonic()
+
+
+def _take_over(files: Mapping[str, Path], folder: Path) -> None:
+    """Move another process' plan and finished segments here; what says that the plan is there comes last."""
+    for name in sorted(files, key=lambda name: name == "plan.json"):
+        shutil.move(files[name], folder / name)

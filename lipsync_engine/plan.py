@@ -7,6 +7,7 @@ any segment, in any order, to the same pictures. It lives in a folder, so that a
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 from collections.abc import Generator, Sequence
@@ -14,6 +15,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -189,13 +191,41 @@ class Plan:
         part.write_bytes(_header_adapter().dump_json(self.header))
         part.replace(self.folder / "plan.json")
 
+    def carried(self) -> dict[str, Path]:
+        """What another process needs to render segments, by the name that it has in that one's folder."""
+        files = {path.name: path for path in (self.folder / "plan.json", self.folder / "plan.npz")}
+        files |= {path.name: path for path in self.folder.glob("features-*")}
+        params = self.header.params
+        given = {"video": self.header.video.path, "mask_image": params.mask_image, "matte": params.matte}
+        return files | {name: path for name, path in given.items() if path is not None}
+
     @classmethod
-    def load(cls, folder: Path) -> Plan | None:
-        """The complete plan in `folder`, or None."""
+    def load_carried(cls, folder: Path) -> Plan:
+        """The plan in a folder that has what `carried` names."""
+        header = _header_adapter().validate_json((folder / "plan.json").read_bytes())
+        masks = ("mask_image", "matte")
+        given: dict[str, Any] = {name: folder / name for name in masks if getattr(header.params, name)}
+        video = dataclasses.replace(header.video, path=folder / "video")
+        plan = cls.load(folder, video, dataclasses.replace(header.params, **given))
+        if plan is None:
+            raise AssertionError("its header was there a moment ago")
+        return plan
+
+    @classmethod
+    def load(cls, folder: Path, video: VideoInfo, params: SyncParams) -> Plan | None:
+        """The complete plan in `folder`, or None.
+
+        Args:
+            video, params: as the plan was made with, but for the files' places: it may come from elsewhere.
+        """
         path = folder / "plan.json"
         if not path.exists():
             return None
         header = _header_adapter().validate_json(path.read_bytes())
+        matte = header.matte
+        if matte is not None and params.matte is not None:
+            matte = dataclasses.replace(matte, path=params.matte)
+        header = dataclasses.replace(header, video=video, params=params, matte=matte)
         with np.load(folder / "plan.npz", allow_pickle=False) as arrays:
             return cls(folder, header, PlanArrays(**{name: arrays[name] for name in _ARRAY_NAMES}))
 

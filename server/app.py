@@ -66,9 +66,10 @@ class Server:
 
     Args:
         devices: one worker each; none: the API alone.
+        quarantines: see `WorkerSettings`.
     """
 
-    def __init__(self, settings: Settings, devices: tuple[str, ...]) -> None:
+    def __init__(self, settings: Settings, devices: tuple[str, ...], *, quarantines: bool = False) -> None:
         settings.data_dir.mkdir(parents=True, exist_ok=True)
         self.settings = settings
         self.store = Store(settings.database)
@@ -98,6 +99,7 @@ class Server:
             log_format=settings.log_format,
             drain_s=settings.drain_s,
             environment=settings.of_workers,
+            quarantines=quarantines,
             sync_score=settings.sync_score,
             label=settings.label,
         )

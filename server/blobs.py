@@ -10,6 +10,8 @@ import asyncio
 import contextlib
 import os
 import re
+import shutil
+import uuid
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -24,7 +26,7 @@ from obstore.store import LocalStore, S3Store
 if TYPE_CHECKING:
     from obstore.store import S3Config
 
-NAME = re.compile(r"[a-z]+/[A-Za-z0-9_-]{1,64}(/[A-Za-z0-9_-]{1,64})?\.[a-z0-9]{1,5}")
+NAME = re.compile(r"[a-z]+/[A-Za-z0-9_-]{1,64}(/[A-Za-z0-9_-]{1,64})?\.[a-z0-9]{1,7}")
 CHUNK_BYTES = 1 << 20
 PART_BYTES = 8 << 20
 """Of a multipart upload; S3 takes parts of at least 5 MiB and at most 10,000 of them."""
@@ -40,6 +42,11 @@ RETRY_WITHIN_S = 8.0
 def preview_folder(job_id: str) -> str:
     """Where the stretches of a running job's result lie that can be watched already."""
     return f"previews/{job_id}"
+
+
+def share_folder(job_id: str) -> str:
+    """Where a running job's plan lies for others, and the segments that are finished."""
+    return f"shared/{job_id}"
 
 
 def still_blob(job_id: str) -> str:
@@ -104,13 +111,38 @@ class Blobs:
             if not path.exists():
                 raise FileNotFoundError(name)
             return path
+        path = folder / name.replace("/", "-")
+        await self.copy_out(name, path)
+        return path
+
+    async def copy_out(self, name: str, path: Path) -> None:
+        """A blob as a file that is the caller's: it may go, but must not be written to.
+
+        Raises:
+            FileNotFoundError: there is no such blob. StorageAwayError.
+        """
+        if self._root is not None:
+            await asyncio.to_thread(_link, self._root / _checked(name), path)
+            return
         if (found := await self.info(name)) is None:
             raise FileNotFoundError(name)
-        path = folder / name.replace("/", "-")
-        with path.open("wb") as file:
-            async for part in self.read(name, 0, found.size):
-                await asyncio.to_thread(file.write, part)
-        return path
+        part = path.with_name(f"{path.name}.part")
+        with part.open("wb") as file:
+            async for chunk in self.read(name, 0, found.size):
+                await asyncio.to_thread(file.write, chunk)
+        part.replace(path)
+
+    async def copy_in(self, name: str, file: Path) -> None:
+        """Store a finished file that stays where it is, and is not written to any more.
+
+        Raises:
+            StorageAwayError.
+        """
+        if self._root is not None:
+            await asyncio.to_thread(_link, file, self._root / _checked(name))
+            return
+        with _translated():
+            await self._put(_checked(name), file)
 
     async def write(self, name: str, chunks: AsyncIterator[bytes], max_bytes: int) -> int:
         """Store a stream; the blob appears only when complete. Returns its size.
@@ -243,6 +275,20 @@ def _translated() -> Iterator[None]:
         yield
     except BaseError as error:
         raise StorageAwayError(str(error).strip().splitlines()[0]) from error
+
+
+def _link(file: Path, target: Path) -> None:
+    """The same bytes under another name; a copy where the two are on different file systems."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = target.with_name(f".{uuid.uuid4().hex}.part")  # others may link to the same name at this moment
+    try:
+        part.hardlink_to(file)
+    except FileNotFoundError:
+        raise
+    except OSError:
+        shutil.copyfile(file, part)
+    part.replace(target)
+    part.unlink(missing_ok=True)  # it stays where both were links to one file already
 
 
 def _move(file: Path, target: Path) -> None:

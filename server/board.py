@@ -20,7 +20,7 @@ from typing import TypeVar
 from server import jobs
 from server.jobs import Batch, Effect, Job, Policy, State, Turn
 from server.messages import Request
-from server.store import Change, DatabaseAwayError, News, Record, Store
+from server.store import Change, DatabaseAwayError, News, Piece, Record, Store
 
 log = logging.getLogger("lipsync.board")
 
@@ -134,6 +134,25 @@ class Board:
         self._follow(change)
         return change.record
 
+    async def change_segments(
+        self, job_id: str, change: Callable[[float], T], *, help_wanted: bool = False
+    ) -> T:
+        """Apply a change (now) of a job's segments, and tell those who wait for one here.
+
+        Args:
+            help_wanted: there are segments for others.
+        """
+        result = await self.write(lambda: change(self.store.now()))
+        for event in self._waiters.get(job_id, ()):
+            event.set()
+        if help_wanted:
+            self.job_came.set()
+        return result
+
+    async def help(self, fits: str) -> Piece | None:
+        """A segment of a running job for a worker that has nothing else to do."""
+        return await self.write(lambda: self.store.help_with_segment(fits, self.store.now()))
+
     async def cancel(self, job_id: str) -> Record:
         return await self.change(job_id, jobs.cancel)
 
@@ -174,7 +193,7 @@ class Board:
         """What a change made here or elsewhere means for those who wait here."""
         for event in self._waiters.get(news.job_id, ()):
             event.set()
-        if news.state is State.WAITING:
+        if news.state is State.WAITING or news.help_wanted:
             self.job_came.set()
         elif news.state.is_final or news.cancel_asked:
             self.on_stop(news.job_id)
@@ -198,6 +217,7 @@ class Board:
         """
         if not self.store.is_ours_alone:
             return
+        await self.write(self.store.free_all_segments)
         for record in self.store.in_state(State.RUNNING):
             await self.change(record.job.id, partial(self._lost, record.job.fence))
 

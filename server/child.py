@@ -28,7 +28,9 @@ LINE_BYTES = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class WorkerSettings:
-    """Attributes: as in `Settings`; `folder` holds inputs, outputs and the engine's resumable work."""
+    """Attributes: as in `Settings`; `folder` holds inputs, outputs and the engine's resumable work.
+    `quarantines`: there are other devices, so one whose workers are lost again and again rests.
+    """
 
     model: str
     folder: Path
@@ -40,6 +42,7 @@ class WorkerSettings:
     environment: dict[str, str]
     sync_score: bool
     label: bool
+    quarantines: bool = False
 
 
 class WorkerGoneError(Exception):
@@ -47,7 +50,13 @@ class WorkerGoneError(Exception):
 
 
 class WorkerProcess:
-    """A running worker process."""
+    """A running worker process.
+
+    Attributes:
+        fits: see `messages.Ready`.
+    """
+
+    fits = ""
 
     def __init__(self, pid: int, answers: asyncio.StreamReader, orders: asyncio.StreamWriter) -> None:
         self._pid, self._answers, self._orders = pid, answers, orders
@@ -107,6 +116,7 @@ async def worker_process(device: str, settings: WorkerSettings, threads: int) ->
         ready = await worker.hear(READY_WITHIN_S)
         if not isinstance(ready, Ready):
             raise WorkerGoneError("it did not say that it is ready")
+        worker.fits = ready.fits
         log.info("worker %s: ready with %s", ready.device, ready.model)
         yield worker
     finally:

@@ -153,6 +153,9 @@ class Start:
 
     Attributes:
         inputs, limits: by the inputs' names.
+        may_share: others can render segments of it.
+        left: plan and finished segments of an earlier attempt that was made elsewhere, by name.
+        left_key: names that plan.
     """
 
     job_id: str
@@ -162,6 +165,9 @@ class Start:
     output: str
     options: Options
     consent: str | None = None
+    may_share: bool = False
+    left: dict[str, str] = field(default_factory=dict)
+    left_key: str = ""
     kind: Literal["start"] = "start"
 
 
@@ -173,7 +179,30 @@ class Stop:
     kind: Literal["stop"] = "stop"
 
 
-ToWorker = Start | Stop
+@dataclass(frozen=True, slots=True)
+class Take:
+    """The answer to `Ask`: render segment `number` of your job; None: a file has come, or you are to stop."""
+
+    job_id: str
+    number: int | None
+    kind: Literal["take"] = "take"
+
+
+@dataclass(frozen=True, slots=True)
+class Render:
+    """Render a segment of somebody else's job.
+
+    Attributes:
+        folder: has the plan and what it needs, and takes the file.
+    """
+
+    job_id: str
+    number: int
+    folder: str
+    kind: Literal["render"] = "render"
+
+
+ToWorker = Start | Stop | Take | Render
 
 
 # --- worker to parent ---
@@ -181,10 +210,15 @@ ToWorker = Start | Stop
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """The model is loaded and has run once."""
+    """The model is loaded and has run once.
+
+    Attributes:
+        fits: equal for workers whose segments are equal: same program, weights and kind of device.
+    """
 
     device: str
     model: str
+    fits: str
     kind: Literal["ready"] = "ready"
 
 
@@ -218,6 +252,45 @@ class Shown:
     stop_s: float
     still: str | None = None
     kind: Literal["shown"] = "shown"
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """The job's plan is whole, and others may render its segments.
+
+    Attributes:
+        key: names everything that decides the pixels.
+        files: what they need, by its name in their folder.
+        segments: of each the file in the worker's folder, and its frames; those whose file is there are done.
+    """
+
+    job_id: str
+    key: str
+    files: dict[str, str]
+    segments: tuple[tuple[str, int], ...]
+    kind: Literal["offer"] = "offer"
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """Which segment of its offered job the worker may render next; it waits for `Take`."""
+
+    job_id: str
+    kind: Literal["ask"] = "ask"
+
+
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    """A segment that was taken, or ordered by `Render`, is finished.
+
+    Attributes:
+        file: its place.
+    """
+
+    job_id: str
+    number: int
+    file: str
+    kind: Literal["rendered"] = "rendered"
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,7 +335,7 @@ class Stopped:
     kind: Literal["stopped"] = "stopped"
 
 
-FromWorker = Ready | Working | Shown | Done | Failed | Stopped
+FromWorker = Ready | Working | Shown | Offer | Ask | Rendered | Done | Failed | Stopped
 
 _TO_WORKER: TypeAdapter[ToWorker] = TypeAdapter(Annotated[ToWorker, Field(discriminator="kind")])
 _FROM_WORKER: TypeAdapter[FromWorker] = TypeAdapter(Annotated[FromWorker, Field(discriminator="kind")])

@@ -166,6 +166,16 @@ class Settings(BaseSettings):
     audit_retention_s: float | None = Field(
         None, gt=0, description="Entries of the audit log older than this are deleted; unset: none is."
     )
+    cluster_min: int = Field(1, ge=0, description="Workers that `lipsync cluster` always keeps.")
+    cluster_max: int = Field(16, ge=1, description="Workers that it starts at most.")
+    cluster_backlog_s: float = Field(
+        60, gt=0, description="It starts workers until what waits takes each of them no longer than that."
+    )
+    cluster_idle_s: float = Field(
+        300,
+        gt=0,
+        description="A worker idle for that long is stopped, where there are more than the least.",
+    )
     log_format: LogFormat = Field("text", description="`text` or `json`: one object per line.")
     drain_s: float = Field(30, ge=0, description="How long a stopping server lets running jobs finish.")
 

@@ -12,35 +12,42 @@ import contextlib
 import logging
 import os
 import shutil
-from collections.abc import Callable
+import time
+import uuid
+from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from server import jobs
-from server.blobs import Blobs, StorageAwayError, preview_folder, still_blob
+from server.blobs import Blobs, StorageAwayError, preview_folder, share_folder, still_blob
 from server.board import Board
 from server.child import WorkerGoneError, WorkerProcess, WorkerSettings, worker_process
 from server.fetch import Inputs
 from server.gate import Gate, sha256_of
 from server.jobs import Failure, Job, NotAllowedError, Output, Progress
 from server.messages import (
+    Ask,
     Done,
     Failed,
     FromWorker,
+    Offer,
     Ready,
+    Render,
+    Rendered,
     Shown,
     Start,
     Stop,
     Stopped,
+    Take,
     Working,
 )
-from server.store import DatabaseAwayError, Record
+from server.sharing import BEAT_EVERY_S, TELL_EVERY_S, Helper, Owner
+from server.store import DatabaseAwayError, Piece, Record
 from server.transport import TransportError
 
 log = logging.getLogger("lipsync.supervisor")
 
-BEAT_EVERY_S = 10.0
 STOP_WITHIN_S = 10.0
 """A worker that does not stop a job within this time is killed."""
 
@@ -49,6 +56,14 @@ RESTART_PAUSE_S = 2.0
 
 END_TRIES = 30
 """So often, with that pause, the end of a job is written down anew while the database cannot take it."""
+
+HELP_FORGOTTEN_S = 86400.0
+"""What a helper needed and nobody has touched for so long is nobody's."""
+
+FAILURES_OF_A_DEVICE = 3
+"""Workers lost in a row, without any work done between, after which a device of a cluster rests."""
+
+QUARANTINE_S = 600.0
 
 KEEP_TRIES = 5
 """So often, with that pause and each with the storage's own retries, a result is tried to be stored."""
@@ -87,10 +102,14 @@ class Supervisor:
         devices: tuple[str, ...],
         settings: WorkerSettings,
     ) -> None:
-        threads = threads_per_worker(len(devices))
-        self._seats = [_Seat(device, board, blobs, inputs, gate, settings, threads) for device in devices]
+        threads, may_share = threads_per_worker(len(devices)), board.store.is_shared or len(devices) > 1
+        self._seats = [
+            _Seat(number, device, board, blobs, inputs, gate, settings, threads, may_share)
+            for number, device in enumerate(devices)
+        ]
         self._board, self._blobs = board, blobs
         self._folder, self._drain_s = settings.folder / "jobs", settings.drain_s
+        self._helps = settings.folder / "help"
         self._tasks: list[asyncio.Task[None]] = []
         self._forgetting: set[asyncio.Task[None]] = set()
         board.on_stop = self._stop
@@ -99,6 +118,16 @@ class Supervisor:
     def is_ready(self) -> bool:
         """A worker has its model loaded, where there is to be one."""
         return not self._seats or any(seat.is_ready for seat in self._seats)
+
+    @property
+    def is_busy(self) -> bool:
+        """A worker has a job, or helps with one."""
+        return any(seat.is_busy for seat in self._seats)
+
+    @property
+    def is_quarantined(self) -> bool:
+        """A device rests, because its workers were lost."""
+        return any(seat.is_quarantined for seat in self._seats)
 
     @property
     def workers(self) -> list[tuple[str, bool, int]]:
@@ -120,7 +149,11 @@ class Supervisor:
     async def remove_left(self) -> None:
         """Remove what is left of jobs that ended elsewhere, between two attempts, or just before a crash."""
         left = {folder.name for folder in self._folder.glob("*")}
-        left |= {blob.name.split("/")[1] for blob in await self._blobs.under("previews")}
+        for place in ("previews", "shared"):
+            left |= {blob.name.split("/")[1] for blob in await self._blobs.under(place)}
+        for folder in self._helps.glob("*"):  # of processes that were killed, here or on another machine
+            if folder.stat().st_mtime < time.time() - HELP_FORGOTTEN_S:
+                await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
         for job_id in left:
             if any(seat.has(job_id) for seat in self._seats):
                 continue
@@ -148,13 +181,20 @@ async def _remove_left(folder: Path, blobs: Blobs, job_id: str) -> None:
     await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
     with contextlib.suppress(StorageAwayError):  # it is done again later
         await blobs.delete_under(preview_folder(job_id))
+        await blobs.delete_under(share_folder(job_id))
 
 
 class _Seat:
-    """One device: its worker process, and the job that it has."""
+    """One device: its worker process, and the job that it has, or helps with.
+
+    Args:
+        number: of the device.
+        may_share: there can be others to share a job's segments with.
+    """
 
     def __init__(
         self,
+        number: int,
         device: str,
         board: Board,
         blobs: Blobs,
@@ -162,16 +202,24 @@ class _Seat:
         gate: Gate,
         settings: WorkerSettings,
         threads: int,
+        may_share: bool,
     ) -> None:
         self.device = device
         self.is_ready = False
-        self.starts = 0
+        self.is_quarantined = False
+        self.starts = self._failures = 0
         self._board, self._blobs, self._inputs, self._settings = board, blobs, inputs, settings
-        self._gate, self._threads = gate, threads
+        self._gate, self._threads, self._may_share = gate, threads, may_share
+        self._helper = Helper(board, blobs, settings.folder / "help" / f"{uuid.uuid4().hex}-{number}")
         self._leaving = asyncio.Event()
         self._current: asyncio.Task[None] | None = None
         self._current_id: str | None = None
+        self._helps_id: str | None = None
         self._stop_asked = asyncio.Event()
+
+    @property
+    def is_busy(self) -> bool:
+        return self._current_id is not None or self._helps_id is not None
 
     def has(self, job_id: str) -> bool:
         return job_id == self._current_id
@@ -180,7 +228,7 @@ class _Seat:
         self._leaving.set()
 
     def stop(self, job_id: str) -> None:
-        if job_id == self._current_id:
+        if job_id in (self._current_id, self._helps_id):
             self._stop_asked.set()
 
     async def run(self) -> None:
@@ -193,36 +241,61 @@ class _Seat:
                     await self._serve(worker)
             except WorkerGoneError as error:
                 log.warning("worker %s: %s", self.device, error)
-                await self._pause()
+                self._failures += 1
+                if self._settings.quarantines and self._failures >= FAILURES_OF_A_DEVICE:
+                    await self._rest()
+                else:
+                    await self._pause()
             except Exception:  # a full disk, a database that is away: the seat must outlast it
                 log.exception("worker %s: stumbled", self.device)
                 await self._pause()
             finally:
                 self.is_ready = False
 
-    async def _pause(self) -> None:
+    async def _pause(self, seconds: float = RESTART_PAUSE_S) -> None:
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._leaving.wait(), RESTART_PAUSE_S)
+            await asyncio.wait_for(self._leaving.wait(), seconds)
+
+    async def _rest(self) -> None:
+        """Others have devices that work: this one takes jobs from them and loses them."""
+        log.error(
+            "worker %s: lost %d times in a row, is not used for %g s",
+            self.device,
+            self._failures,
+            QUARANTINE_S,
+        )
+        self.is_quarantined = True
+        await self._pause(QUARANTINE_S)
+        self.is_quarantined, self._failures = False, 0
 
     async def _serve(self, worker: WorkerProcess) -> None:
-        fresh_bytes = worker.resident_bytes()
-        for _ in range(self._settings.recycle_after_jobs):
-            record = await self._next_job()
-            if record is None:
-                return
-            await self._do(record, worker)
+        fresh_bytes, jobs_left = worker.resident_bytes(), self._settings.recycle_after_jobs
+        while jobs_left:
+            match await self._next_work(worker.fits):
+                case None:
+                    return
+                case Piece() as piece:
+                    await self._help(piece, worker)
+                case record:
+                    jobs_left -= 1
+                    await self._do(record, worker)
+            self._failures = 0
             if (grown := worker.resident_bytes() - fresh_bytes) > self._settings.recycle_growth_bytes:
                 log.info("worker %s: has grown by %d MiB and is replaced", self.device, grown >> 20)
                 return
 
-    async def _next_job(self) -> Record | None:
-        """Wait for a job; None when it is time to leave."""
+    async def _next_work(self, fits: str) -> Record | Piece | None:
+        """Wait for a job, or where none waits for a segment of another's; None when it is time to leave."""
         while not self._leaving.is_set():
             self._board.job_came.clear()
             with contextlib.suppress(DatabaseAwayError):
-                if (record := await self._board.claim()) is not None:
+                work = await self._board.claim() or (
+                    await self._board.help(fits) if self._may_share else None
+                )
+                if work is not None:
                     self._board.job_came.set()  # the other seats look as well
-                    return record
+                    return work
+            await asyncio.to_thread(self._helper.clear)
             waits = [asyncio.create_task(event.wait()) for event in (self._board.job_came, self._leaving)]
             await asyncio.wait(waits, timeout=BEAT_EVERY_S, return_when=asyncio.FIRST_COMPLETED)
             for wait in waits:
@@ -236,13 +309,14 @@ class _Seat:
         self._current_id = job_id
         self._stop_asked.clear()
         end = partial(self._end, job_id)
-        beats = asyncio.create_task(self._beat(record))
+        owner = Owner(record, worker.fits, self._board, self._blobs)
+        beats = asyncio.create_task(self._beat(record, owner))
         try:
             if await self._blobs.info(result_blob(job_id)) is not None:  # stored, but its row was not written
                 await end(lambda job, now: jobs.succeed(job, fence, now, Output(result_blob(job_id), 0.0)))
                 return
             folder.mkdir(parents=True, exist_ok=True)
-            last = await self._work(record, folder, worker)
+            last = await self._work(record, folder, worker, owner)
             match last:
                 case Done() as done:
                     sha256 = await asyncio.to_thread(sha256_of, folder / "out.mp4")
@@ -289,7 +363,7 @@ class _Seat:
                 if ended is None:
                     await self._blobs.delete(still_blob(job_id))
 
-    async def _work(self, record: Record, folder: Path, worker: WorkerProcess) -> FromWorker:
+    async def _work(self, record: Record, folder: Path, worker: WorkerProcess, owner: Owner) -> FromWorker:
         """Bring the inputs, ask whether the job may run, and follow the worker; its last word on this job."""
         fetching = asyncio.create_task(self._inputs.bring(record, folder))
         if not await self._unless_stopped(fetching):
@@ -300,6 +374,7 @@ class _Seat:
             return Stopped(record.job.id)
         if (refusal := asking.result()) is not None:
             return Failed(record.job.id, refusal.code, refusal.message, again=False)
+        left_key, left = await owner.left(folder / "left") if self._may_share else ("", {})
         await worker.say(
             Start(
                 job_id=record.job.id,
@@ -309,32 +384,97 @@ class _Seat:
                 output=str(folder / "out.mp4"),
                 options=record.request.options,
                 consent=record.request.consent,
+                may_share=self._may_share,
+                left={name: str(path) for name, path in left.items()},
+                left_key=left_key,
             )
         )
+
+        async def follow(message: FromWorker) -> bool:
+            match message:
+                case Working() as working:
+                    return await self._report(record, owner.progress(working))
+                case Shown() as shown:
+                    await self._show(shown)
+                    return await self._report(record, None)
+                case Offer() as offer:
+                    await owner.offer(offer)
+                case Rendered() as rendered:
+                    await owner.rendered(rendered)
+                case Ask():
+                    asking = asyncio.create_task(owner.next())
+                    found = await self._unless_stopped(asking)
+                    await worker.say(Take(record.job.id, asking.result() if found else None))
+            return True
+
+        return await self._follow(record.job.id, worker, follow)
+
+    async def _help(self, piece: Piece, worker: WorkerProcess) -> None:
+        """Render a segment of a job that another seat has, here or elsewhere."""
+        self._helps_id = piece.job_id
+        self._stop_asked.clear()
+        beats = asyncio.create_task(self._helper.beat(piece, self._stop_asked.set))
+        told_at = time.monotonic()
+
+        async def follow(message: FromWorker) -> bool:
+            nonlocal told_at
+            if not isinstance(message, Working) or time.monotonic() - told_at < TELL_EVERY_S:
+                return True
+            told_at = time.monotonic()
+            return await self._helper.tell(piece, message.done)
+
+        kept = False
+        try:
+            folder = await self._helper.bring(piece)
+            await worker.say(Render(piece.job_id, piece.number, str(folder)))
+            last = await self._follow(piece.job_id, worker, follow, until=Rendered)
+            if isinstance(last, Rendered):
+                await self._helper.keep(piece, Path(last.file))
+                kept = True
+                log.info("job %s: segment %d was rendered here for it", piece.job_id, piece.number)
+            elif isinstance(last, Failed):
+                log.warning("job %s: segment %d failed here: %s", piece.job_id, piece.number, last.message)
+        except (StorageAwayError, DatabaseAwayError, OSError) as error:
+            log.warning(
+                "job %s: segment %d could not be rendered here: %s", piece.job_id, piece.number, error
+            )
+            await self._pause()
+        finally:
+            beats.cancel()
+            self._helps_id = None
+            if not kept:
+                await asyncio.shield(self._helper.free(piece))
+
+    async def _follow(
+        self,
+        job_id: str,
+        worker: WorkerProcess,
+        heard: Callable[[FromWorker], Awaitable[bool]],
+        until: type[FromWorker] = Done,
+    ) -> FromWorker:
+        """Hear a worker to its last word on an order, and tell it to stop where that is asked.
+
+        Args:
+            heard: takes each word before; whether it is to go on.
+            until: the last word of an order that was carried out.
+        """
         loop, kill_at = asyncio.get_running_loop(), None
         while True:
             hearing = asyncio.create_task(worker.hear(self._settings.stall_s))
             if kill_at is None and not await self._unless_stopped(hearing, cancel=False):
                 kill_at = loop.time() + STOP_WITHIN_S
-                await worker.say(Stop(record.job.id))
+                await worker.say(Stop(job_id))
             try:
                 async with asyncio.timeout_at(kill_at):
                     message = await hearing
             except TimeoutError:
                 raise WorkerGoneError("it did not stop the job when told") from None
-            match message:
-                case Working() as working:
-                    progress = Progress(working.stage, working.done, working.total, working.per_s)
-                    if not await self._report(record, progress):
-                        self._stop_asked.set()
-                case Shown() as shown:
-                    await self._show(shown)
-                    if not await self._report(record, None):
-                        self._stop_asked.set()
-                case Done() | Failed() | Stopped():
-                    return message
-                case Ready():
-                    raise WorkerGoneError("it started anew by itself")
+            if isinstance(message, Failed | Stopped | until):
+                return message
+            if isinstance(message, Ready):
+                raise WorkerGoneError("it started anew by itself")
+            if not await heard(message):
+                self._stop_asked.set()
 
     async def _keep(self, name: str, file: Path) -> None:
         """Store a result, which took long to make: while the storage is away, try for a good while."""
@@ -383,9 +523,10 @@ class _Seat:
             log.warning("job %s: its progress could not be written down: %s", record.job.id, error)
         return True
 
-    async def _beat(self, record: Record) -> None:
+    async def _beat(self, record: Record, owner: Owner) -> None:
         while True:
             await asyncio.sleep(BEAT_EVERY_S)
+            await owner.beat()
             if not await self._report(record, None):
                 self._stop_asked.set()
                 return

@@ -41,17 +41,21 @@ from lipsync_engine.params import FaceChoice
 from lipsync_engine.progress import Progress, Stage, Watchable
 from server import logs
 from server.jobs import Sync
+from server.lending import Lender, fits, lend
 from server.messages import (
     Done,
     Failed,
     FromWorker,
     MediaLimits,
     Ready,
+    Render,
+    Rendered,
     Role,
     Shown,
     Start,
     Stop,
     Stopped,
+    Take,
     Working,
     line_from_worker,
     read_to_worker,
@@ -75,17 +79,20 @@ class Worker:
 
     def __init__(self, pipeline: LipSyncPipeline, answers: BinaryIO, *, label: bool = False) -> None:
         self._pipeline, self._answers, self._label = pipeline, answers, label
-        self._orders: queue.Queue[Start] = queue.Queue()
+        self._orders: queue.Queue[Start | Render] = queue.Queue()
         self._stop = threading.Event()
         self._current: str | None = None
+        self._lender: Lender | None = None
         self._mouth = threading.Lock()
 
     def listen(self, orders: BinaryIO) -> None:
         """Read orders until the parent goes away; to be run in a thread of its own."""
         for line in orders:
             match read_to_worker(line):
-                case Start() as start:
-                    self._orders.put(start)
+                case Start() | Render() as order:
+                    self._orders.put(order)
+                case Take() as take if self._lender is not None and take.job_id == self._current:
+                    self._lender.hear(take)
                 case Stop(job_id=job_id) if job_id == self._current:
                     self._stop.set()
         os._exit(0)  # whatever the other threads are in the middle of: nobody wants it any more
@@ -94,17 +101,32 @@ class Worker:
         """Warm up, say so, and work; never returns."""
         self._pipeline.model.warm_up()
         info = self._pipeline.model.info
-        self._say(Ready(device=str(self._pipeline.model.device), model=info.name))
+        self._say(Ready(str(self._pipeline.model.device), info.name, fits(self._pipeline)))
         while True:
-            start = self._orders.get()
+            order = self._orders.get()
             self._stop.clear()
-            self._current = start.job_id
+            self._current = order.job_id
             try:
-                self._say(self._do(start))
+                self._say(self._do(order) if isinstance(order, Start) else self._lend(order))
             except LipSyncError as error:
                 again = error.code in WORTH_ANOTHER_TRY
-                self._say(Failed(start.job_id, error.code, error.message, again))
+                self._say(Failed(order.job_id, error.code, error.message, again))
             self._current = None
+
+    def _lend(self, order: Render) -> FromWorker:
+        reported = 0.0
+        with closing(lend(order, self._pipeline.model)) as steps:
+            while True:
+                try:
+                    progress = next(steps)
+                except StopIteration as finished:
+                    rendered: Rendered = finished.value
+                    return rendered
+                if self._stop.is_set():
+                    return Stopped(order.job_id)
+                if (now := time.monotonic()) - reported >= REPORT_EVERY_S:
+                    reported = now
+                    self._say(_working(order.job_id, progress))
 
     def _do(self, start: Start) -> FromWorker:
         files, output = {name: Path(path) for name, path in start.inputs.items()}, Path(start.output)
@@ -112,6 +134,7 @@ class Worker:
             _require_length("audio", media.probe_audio(files[name]).duration_s, start.limits[name])
         voices, params = _voices(start, files), _params(start, files, label=self._label)
         provenance = Provenance(start.consent, start.job_id)
+        helpers = self._lender = Lender(start, self._say) if start.may_share else None
         warnings: tuple[str, ...] = ()
         if Role.IMAGE in files:
             motion = Motion(start.options.motion or Motion.NATURAL)
@@ -123,10 +146,13 @@ class Worker:
                 motion=motion,
                 prompt=start.options.prompt,
                 provenance=provenance,
+                helpers=helpers,
             )
         else:
             _require_picture(files[Role.VIDEO], start.limits[Role.VIDEO])
-            steps = self._pipeline.run(files[Role.VIDEO], voices, output, params, provenance=provenance)
+            steps = self._pipeline.run(
+                files[Role.VIDEO], voices, output, params, provenance=provenance, helpers=helpers
+            )
             warnings = (PROMPT_UNUSED,) if start.options.prompt else ()
         reported, stage, rendering_s = 0.0, None, 0.0
         with closing(steps), _Previews(start, self._say) as previews:
@@ -211,7 +237,7 @@ class _Previews:
 def _sync(result: SyncResult) -> Sync | None:
     if result.sync is None:
         return None
-    return Sync(round(result.sync.confidence, 3), result.sync.offset_frames)
+    return Sync(round(result.sync.confidence, 3), result.sync.offset_frames, result.sync.curve)
 
 
 def _working(job_id: str, progress: Progress) -> Working:

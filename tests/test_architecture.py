@@ -19,6 +19,7 @@ LAYERS: list[set[str]] = [
     {"plan", "cast", "motion", "content", "work"},
     {"portrait"},
     {"render", "score"},
+    {"segments"},
     {"pipeline"},
     {"batch"},
     {"cli"},
@@ -140,13 +141,14 @@ SERVER_OWNERS = {
     "obstore": {"blobs"},
     "httpx2": {"transport"},
     "torch": {"worker"},
-    "lipsync_engine": {"worker"},
+    "lipsync_engine": {"worker", "lending"},  # lending is a part of the worker
     "pydantic_settings": {"settings"},
     "prometheus_client": {"metrics"},
     "psutil": {"child"},
+    "ray": {"ray_pool", "cluster"},  # cluster only looks whether it is there
     "pythonjsonlogger": {"logs"},
 }
-SERVER_PURE = {"jobs", "messages"}
+SERVER_PURE = {"jobs", "messages", "scaling"}
 
 
 def server_modules() -> list[tuple[str, Path]]:

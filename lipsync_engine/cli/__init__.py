@@ -204,6 +204,12 @@ def keys(context: typer.Context) -> None:
 
 
 @app.command(context_settings=PASSED_ON)
+def cluster(context: typer.Context) -> None:
+    """Workers on all machines of a Ray cluster: up, join, status, drain."""
+    _become("server.cluster", context.args)
+
+
+@app.command(context_settings=PASSED_ON)
 def audit(context: typer.Context) -> None:
     """Export the server's audit log."""
     _become("server.audit_export", context.args)

@@ -45,6 +45,9 @@ def batch(
         Path, typer.Option("--output", "-o", help="Folder for results, results.jsonl and report.html.")
     ],
     workers: Annotated[int, typer.Option(help="Processes, 1-64; each loads the model once.")] = 1,
+    jobs_per_worker: Annotated[
+        int, typer.Option(help="Clips that a process makes at once, 1-16: for short clips on a fast device.")
+    ] = 1,
     skip_bad: Annotated[
         bool, typer.Option("--skip-bad", help="Make the good rows where others cannot be made.")
     ] = False,
@@ -92,7 +95,7 @@ def batch(
         tail=tail,
         label=label,
     )
-    loading = Loading(model, detector, device, dtype, marking=marking)
+    loading = Loading(model, detector, device, dtype, marking=marking, jobs=jobs_per_worker)
     try:
         result = _followed(
             run_batch(

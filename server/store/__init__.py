@@ -1,4 +1,4 @@
-"""The database: jobs, which are the queue and the truth, batches, the outbox of notifications, and keys.
+"""The database: jobs, which are the queue and the truth, their segments, batches, notices and keys.
 
 The only owner of SQL. Every public method is one transaction; when it returns, what it says is on disk. What
 may happen to a job is decided in `jobs`; this package finds the row, lets the pure transition change it, and
@@ -14,6 +14,7 @@ from server.store.keys import ApiKey, Keys
 from server.store.news import News
 from server.store.outbox import Notice, Outbox
 from server.store.queue import Change, QueueFullError, QuotaError, Record
+from server.store.segments import Piece, Segments, Share
 from server.store.tables import metadata
 
 __all__ = [
@@ -23,14 +24,16 @@ __all__ = [
     "DatabaseAwayError",
     "News",
     "Notice",
+    "Piece",
     "QueueFullError",
     "QuotaError",
     "Record",
+    "Share",
     "Store",
     "Tally",
     "metadata",
 ]
 
 
-class Store(Batches, Outbox, Keys):
+class Store(Batches, Segments, Outbox, Keys):
     """An open database; see `Database` for its arguments and errors, and the parents for what can be done."""

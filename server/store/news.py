@@ -23,24 +23,38 @@ ASK_EVERY_S = 2.0
 
 @dataclass(frozen=True, slots=True)
 class News:
-    """A job came, began, was to stop, or ended.
+    """A job came, began, was to stop, or ended; or something about its segments.
 
     Attributes:
         ran_s: of one that succeeded, how long it took.
+        help_wanted: segments of it can be rendered by others.
     """
 
     job_id: str
     state: State
     cancel_asked: bool
     ran_s: float | None
+    help_wanted: bool = False
 
 
 def tell(connection: Connection, job: Job) -> None:
     """Send the news about a job with the transaction's commit; SQLite has nobody else to tell."""
-    if connection.dialect.name != "postgresql":
-        return
-    line = json.dumps(asdict(News(job.id, job.state, job.cancel_asked, job.ran_s)))
-    connection.execute(sa.select(sa.func.pg_notify(CHANNEL, line)))
+    _tell(connection, News(job.id, job.state, job.cancel_asked, job.ran_s))
+
+
+def tell_help_wanted(connection: Connection, job_id: str) -> None:
+    """As `tell`: a running job has segments for others."""
+    _tell(connection, News(job_id, State.RUNNING, False, None, help_wanted=True))
+
+
+def tell_segment_done(connection: Connection, job_id: str) -> None:
+    """As `tell`: for the owner, who waits for it."""
+    _tell(connection, News(job_id, State.RUNNING, False, None))
+
+
+def _tell(connection: Connection, news: News) -> None:
+    if connection.dialect.name == "postgresql":
+        connection.execute(sa.select(sa.func.pg_notify(CHANNEL, json.dumps(asdict(news)))))
 
 
 async def listen(

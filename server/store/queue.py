@@ -18,6 +18,7 @@ from server.recent import Recent
 from server.store.database import Database
 from server.store.news import tell
 from server.store.outbox import job_ended
+from server.store.segments import forget_segments
 from server.store.tables import BATCHES, JOBS, KEYS, OUTBOX
 
 RECENT_JOBS = 4096
@@ -352,6 +353,7 @@ class Queue(Database):
         if (after.state, after.cancel_asked) != (record.job.state, record.job.cancel_asked):
             tell(connection, after)
         if Effect.NOTIFY in found:
+            forget_segments(connection, after.id)
             audit.job_ended(connection, after, record.request, now)
             job_ended(connection, after, record.request.webhook_url, now)
         return Change(record.job, Record(after, record.request), found)

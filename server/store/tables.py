@@ -54,6 +54,22 @@ BATCHES = sa.Table(
     sa.Index("batches_by_tenant", "tenant", "created_at"),
 )
 
+SEGMENTS = sa.Table(
+    "segments",
+    metadata,
+    sa.Column("job_id", sa.String(32), primary_key=True),
+    sa.Column("number", sa.Integer, primary_key=True),
+    sa.Column("key", sa.String(32), nullable=False),
+    sa.Column("fits", sa.String(32), nullable=False),
+    sa.Column("frames", sa.Integer, nullable=False),
+    sa.Column("frames_done", sa.Integer, nullable=False),
+    sa.Column("is_done", sa.Boolean, nullable=False),
+    sa.Column("claims", sa.Integer, nullable=False),
+    sa.Column("lease_until", sa.Float),
+    sa.Index("by_need", "job_id", "is_done", "number"),
+    sa.Index("by_lease", "lease_until"),
+)
+
 OUTBOX = sa.Table(
     "outbox",
     metadata,

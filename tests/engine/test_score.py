@@ -212,6 +212,9 @@ def test_right_moved_and_wrong_sound_are_told_apart(
             speech.write_wav(sound, rate, tmp_path / "sound.wav")
             found[name] = tiny.measure(with_sound(faces, tmp_path / "sound.wav"))
         print(found)
+        curve = dict(found["right"].curve)
+        assert [round(at_s % 0.2, 3) for at_s in curve] == [0.1] * len(curve)
+        assert np.mean(list(curve.values())) == pytest.approx(found["right"].confidence, abs=0.8)
         assert abs(found["right"].offset_frames) <= 1
         assert abs(found["moved"].offset_frames - late) <= 1
         assert min(found["right"].confidence, found["moved"].confidence) > found["wrong"].confidence
