@@ -24,6 +24,7 @@ class ErrorCode(StrEnum):
     PARAMETER_INVALID = "parameter_invalid"
     MANIFEST_INVALID = "manifest_invalid"
     CONSENT_REQUIRED = "consent_required"
+    CONTENT_REFUSED = "content_refused"
 
     INPUT_NOT_FOUND = "input_not_found"
     INPUT_IS_DIRECTORY = "input_is_directory"
@@ -73,6 +74,7 @@ EXIT_STATUS: dict[ErrorCode, int] = {
     ErrorCode.PARAMETER_INVALID: 2,
     ErrorCode.MANIFEST_INVALID: 3,
     ErrorCode.CONSENT_REQUIRED: 6,
+    ErrorCode.CONTENT_REFUSED: 7,
     ErrorCode.INPUT_NOT_FOUND: 10,
     ErrorCode.INPUT_IS_DIRECTORY: 11,
     ErrorCode.INPUT_EMPTY: 12,

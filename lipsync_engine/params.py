@@ -219,6 +219,7 @@ class SyncParams:
         max_short_side: pixels; a larger picture is scaled down to it, a smaller one never up; None: as it is.
         quality: of the final encode.
         shortcuts: what may be left out for speed.
+        label: show in a corner of every picture that it is generated.
     """
 
     num_inference_steps: int | None = None
@@ -240,6 +241,7 @@ class SyncParams:
     max_short_side: int | None = None
     quality: Quality = Quality.DEFAULT
     shortcuts: Shortcuts = EXACT
+    label: bool = False
 
     def __post_init__(self) -> None:
         _require_range("num_inference_steps", self.num_inference_steps, 1, 200)

@@ -26,6 +26,7 @@ from pydantic import TypeAdapter
 
 from lipsync_engine import faces, media
 from lipsync_engine.cast import Cast
+from lipsync_engine.content import ContentFinding, ContentGuard, ContentPolicy
 from lipsync_engine.credentials import Facts, Marker, require_consent
 from lipsync_engine.device import choose_compiling, choose_device
 from lipsync_engine.drawn_faces import DrawnFaceDetector
@@ -35,6 +36,7 @@ from lipsync_engine.params import Motion, Provenance, Speaker, SyncParams
 from lipsync_engine.plan import Plan, analyse
 from lipsync_engine.portrait import Clips, animate
 from lipsync_engine.progress import Meter, Progress, Stage
+from lipsync_engine.score import SyncScore, SyncScorer, installed_scorer, score_job
 from lipsync_engine.segments import Helpers, Segments
 from lipsync_engine.weights import WeightsStore
 from lipsync_engine.work import resource_errors, unpublished, work_folder
@@ -68,6 +70,8 @@ class SyncResult:
         seconds: per stage.
         job: the name whose SHA-256 stands in the content credentials.
         is_marked: it carries them.
+        sync: how well lips and voice belong together; None where that was not measured.
+        is_nsfw: the source is not safe for work; None where nobody looked.
         warnings: sentences about what was asked for and not done.
     """
 
@@ -90,11 +94,15 @@ class SyncResult:
     seconds: StageSeconds
     job: str
     is_marked: bool
+    sync: SyncScore | None = None
+    is_nsfw: bool | None = None
     warnings: tuple[str, ...] = ()
 
 
 class LipSyncPipeline:
     """A loaded model and a detector, ready for any number of jobs, one at a time.
+
+    Pipelines with the same model may work at once, each in a thread of its own with a detector of its own.
 
     Args:
         model: from `lipsync_engine.models.load_model`.
@@ -103,6 +111,8 @@ class LipSyncPipeline:
             user's cache folder.
         weights: where models of generated motion come from; None: as `from_pretrained` takes them.
         marker: signs results; None: as the environment says.
+        scorer: measures every result; None: none is measured.
+        guard: looks at every source; None: nobody does.
     """
 
     def __init__(
@@ -113,12 +123,16 @@ class LipSyncPipeline:
         cache_dir: Path | None = None,
         weights: WeightsStore | None = None,
         marker: Marker | None = None,
+        scorer: SyncScorer | None = None,
+        guard: ContentGuard | None = None,
     ) -> None:
         self.model = model
         self.detector = detector
         self._cache_dir = cache_dir or default_cache_dir()
         self._weights = weights or WeightsStore()
         self.marker = marker or Marker.from_environment()
+        self._scorer = scorer
+        self._guard = guard or ContentGuard(ContentPolicy.OFF, None)
 
     @classmethod
     def from_pretrained(
@@ -131,6 +145,7 @@ class LipSyncPipeline:
         weights_dir: Path | None = None,
         cache_dir: Path | None = None,
         marking: str | None = None,
+        sync_score: bool = True,
         compiled: bool | None = None,
     ) -> Self:
         """Load a model of the manifest.
@@ -145,12 +160,14 @@ class LipSyncPipeline:
             cache_dir: see the class.
             marking: what happens to a result that cannot be signed: required, best_effort, or off, where none
                 is to be; None: LIPSYNC_MARKING, else required.
+            sync_score: measure how well lips and voice of every result belong together, where the weights of
+                such a score are here for the faces that the detector finds.
             compiled: run the networks as compiled code; None: LIPSYNC_COMPILE, else not. The first start
                 takes minutes, later ones seconds, by what lies in the cache folder.
 
         Raises:
             WeightsError: files are missing or do not fit; the message names the command that helps.
-            ResourceError: the device is not there. ParameterError: marking.
+            ResourceError: the device is not there. ParameterError: marking, content check.
         """
         marker = Marker.from_environment(marking)
         store = WeightsStore(weights_dir)
@@ -158,8 +175,13 @@ class LipSyncPipeline:
         model = load_model(name, device=chosen.device, dtype=chosen.dtype, store=store)
         if choose_compiling(compiled):
             model.compile((cache_dir or default_cache_dir()) / "compiled")
-        finder = load_detector(detector or store.entry(name).detector, store)
-        return cls(model, finder, cache_dir=cache_dir, weights=store, marker=marker)
+        found_by = detector or store.entry(name).detector
+        finder = load_detector(found_by, store)
+        scorer = installed_scorer(found_by, store, chosen.device) if sync_score else None
+        guard = ContentGuard.from_environment(store, chosen.device)
+        return cls(
+            model, finder, cache_dir=cache_dir, weights=store, marker=marker, scorer=scorer, guard=guard
+        )
 
     def __call__(
         self,
@@ -228,6 +250,7 @@ class LipSyncPipeline:
         params = params or SyncParams()
         # 1. Look at the inputs and the output's place before any heavy work.
         video_info = media.probe_video(Path(video))
+        content = self._guard.look(video_info)
         cast = None if isinstance(audio, (str, Path)) else Cast.of(audio)
         voices = [Path(audio)] if isinstance(audio, (str, Path)) else [speaker.audio for speaker in audio]
         probed = [media.probe_audio(path) for path in voices]
@@ -246,14 +269,11 @@ class LipSyncPipeline:
 
             # 2. Analyse, or take the plan that an interrupted run has left. Of a long clip the first segments
             #    are rendered before the rest is read.
+            speakers = [(params.face, probed[0])] if cast is None else cast.record(folder)
             if helpers is not None and not (folder / "plan.json").exists():
                 _take_over(helpers.left(key), folder)
             plan = Plan.load(folder, video_info, params)
             if plan is None:
-                if cast is None:
-                    speakers = [(params.face, probed[0])]
-                else:
-                    speakers = cast.record(folder)
                 analysis = analyse(
                     video_info,
                     speakers,
@@ -270,9 +290,10 @@ class LipSyncPipeline:
             yield from segments.render(plan)
             seconds[Stage.RENDER] = segments.seconds
 
-            # 4. Join them with the sound, sign, and publish.
+            # 4. Measure the lips; join the segments with the sound, sign, and publish.
             meter = Meter(Stage.ASSEMBLE, 1)
             yield meter.at(0)
+            sync = self._measure(plan, segments.files, [voice.path for _, voice in speakers])
             media.assemble(segments.files, part, video_info, plan.header.fps, params.quality, audio=sound)
             facts = self._facts(plan, provenance or Provenance(), key)
             unmarked = self.marker.mark(part, source, facts)
@@ -280,7 +301,7 @@ class LipSyncPipeline:
             yield meter.at(1)
             seconds[Stage.ASSEMBLE] = meter.elapsed_s
             shutil.rmtree(folder)
-        return self._result(plan, Path(output), segments.resumed, seconds, facts.job, unmarked)
+        return self._result(plan, Path(output), segments.resumed, seconds, facts.job, unmarked, sync, content)
 
     def portrait(
         self,
@@ -414,6 +435,9 @@ class LipSyncPipeline:
         require_consent((provenance or Provenance()).consent)
         self.marker.prepare(output)
 
+    def _measure(self, plan: Plan, files: Sequence[Path], voices: Sequence[Path]) -> SyncScore | None:
+        return None if self._scorer is None else score_job(plan, files, voices, self._scorer)
+
     def _facts(self, plan: Plan, provenance: Provenance, key: str) -> Facts:
         info, params = self.model.info, plan.header.params
         return Facts(
@@ -433,6 +457,8 @@ class LipSyncPipeline:
         seconds: dict[Stage, float],
         job: str,
         unmarked: str | None,
+        sync: SyncScore | None,
+        content: ContentFinding,
     ) -> SyncResult:
         info, params = self.model.info, plan.header.params
         guidance = info.guidance_scale if params.guidance_scale is None else params.guidance_scale
@@ -457,7 +483,9 @@ class LipSyncPipeline:
             seconds=StageSeconds(**{stage.value: seconds[stage] for stage in Stage}),
             job=job,
             is_marked=unmarked is None,
-            warnings=() if unmarked is None else (unmarked,),
+            sync=sync,
+            is_nsfw=content.is_nsfw,
+            warnings=tuple(said for said in (unmarked, content.warning) if said is not None),
         )
 
     def _job_key(self, video_hash: str, voices: Sequence[Path], cast: Cast | None, params: SyncParams) -> str:

@@ -11,7 +11,7 @@ import itertools
 import queue
 import threading
 from collections import deque
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
@@ -25,6 +25,7 @@ import torch
 from lipsync_engine import audio, media
 from lipsync_engine.composite import Compositor, Crop
 from lipsync_engine.frames import Frame
+from lipsync_engine.label import Label
 from lipsync_engine.models import LipSyncModel
 from lipsync_engine.plan import Plan, compositor_for
 from lipsync_engine.safety import MouthCheck
@@ -71,6 +72,7 @@ def render(plan: Plan, segment: Segment, model: LipSyncModel, path: Path) -> Gen
 def rendered_frames(plan: Plan, segment: Segment, model: LipSyncModel) -> Generator[Frame, None, None]:
     """The segment's finished pictures in output order, before any encoding."""
     compositor = compositor_for(plan.header.params, model, plan.header.video)
+    label = _label(plan)
     speakers = [_Windows(plan, segment, model, number) for number in range(len(plan.windows))]
     checks = [MouthCheck(model.keep_mask) for _ in speakers]
     with (
@@ -83,10 +85,18 @@ def rendered_frames(plan: Plan, segment: Segment, model: LipSyncModel) -> Genera
             for speaker, windows in enumerate(speakers):
                 for number, face in windows.add(source):
                     painter.paint(number, speaker, face)
-            yield from painter.finished(wait=False)
-        yield from painter.finished(wait=True)
+            yield from map(label, painter.finished(wait=False))
+        yield from map(label, painter.finished(wait=True))
         for check in checks:
             check.raise_if_unfit()
+
+
+def _label(plan: Plan) -> Callable[[Frame], Frame]:
+    """What is done to every finished picture."""
+    if not plan.header.params.label:
+        return lambda frame: frame
+    video = plan.header.video
+    return Label(video.format, float(video.sample_aspect_ratio)).put
 
 
 # --- decode and crop ---

@@ -147,12 +147,12 @@ class Window:
     noise: torch.Tensor
 
     @classmethod
-    def random(cls, model: LatentSync) -> Window:
+    def random(cls, model: LatentSync, seed: int = 1) -> Window:
         side, frames = model.info.resolution, model.info.window_frames
-        draw = torch.Generator().manual_seed(1)
+        draw = torch.Generator().manual_seed(seed)
         audio = torch.randn(frames, flops.TOKENS, model.unet.config.cross_attention_dim, generator=draw)
         faces = torch.rand(frames, 3, side, side, generator=draw) * 2 - 1
-        return cls(faces, audio, model.initial_noise(1))
+        return cls(faces, audio, model.initial_noise(seed))
 
     def denoised(self, model: LatentSync, steps: int, shortcuts: Shortcuts = EXACT) -> torch.Tensor:
         return model.denoise(

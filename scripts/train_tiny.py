@@ -16,6 +16,7 @@ import hashlib
 import json
 import math
 import multiprocessing
+import re
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -382,13 +383,19 @@ def clip(job: tuple[int, np.ndarray]) -> np.ndarray:
     number, mouth = job
     cv2.setNumThreads(1)
     rng = np.random.default_rng((SEED, 2, number))
-    who = presenter.Identity.from_seed(int(rng.integers(10**6)))
-    while number % 3 == 0 and who.beard < 0.9:  # few have a full beard, and the mouth is harder to see there
-        who = presenter.Identity.from_seed(int(rng.integers(10**6)))
+    who = random_who(rng, bearded=number % 3 == 0)
     side, scale = int(rng.integers(130, 200)), float(rng.uniform(0.42, 0.55))
     poses = presenter.poses(mouth, int(rng.integers(10**6)), scale=scale)
     faces = np.stack([crop(who, pose, side, rng) for pose in poses])
     return faces.transpose(0, 3, 1, 2).clip(0, 255).astype(np.uint8)
+
+
+def random_who(rng: np.random.Generator, *, bearded: bool) -> presenter.Identity:
+    """Anybody, or somebody with a full beard: few have one, and the mouth is harder to see there."""
+    who = presenter.Identity.from_seed(int(rng.integers(10**6)))
+    while bearded and who.beard < 0.9:
+        who = presenter.Identity.from_seed(int(rng.integers(10**6)))
+    return who
 
 
 def clips(work: Path, heard: list[dict[str, Tensor]]) -> dict[str, Tensor]:
@@ -548,14 +555,21 @@ def export(detector: nn.Module, vae: nn.Module, unet: nn.Module, encoder: nn.Mod
         "model_config": RUN | {"vae_scaling_factor": scale},
     }.items():
         (folder / f"{name}.json").write_text(json.dumps(fields, indent=1, sort_keys=True) + "\n")
+    record("tiny", folder)
+
+
+def record(name: str, folder: Path) -> None:
+    """Rewrite the files of a bundled model in the manifest, from what lies in its folder."""
     manifest = ROOT / "weights" / "manifest.toml"
-    head, _, _ = manifest.read_text().partition("\n[[models.tiny.files]]")
-    lines = [head.rstrip("\n") + "\n"]
+    known = re.sub(rf"\n\[\[models\.{name}\.files\]\]\n(?:[^\n]+\n)*", "", manifest.read_text())
+    head, table, rest = known.partition(f"[models.{name}]\n")
+    fields, _, rest = rest.partition("\n\n")
+    lines = [head, table, fields.rstrip("\n"), "\n"]
     for path in sorted(folder.glob("*.safetensors")) + sorted(folder.glob("*.json")):
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
-        lines.append(f'\n[[models.tiny.files]]\nrole = "{path.stem}"\npath = "tiny/{path.name}"\n')
+        lines.append(f'\n[[models.{name}.files]]\nrole = "{path.stem}"\npath = "{folder.name}/{path.name}"\n')
         lines.append(f'size = {path.stat().st_size}\nsha256 = "{digest}"\n')
-    manifest.write_text("".join(lines))
+    manifest.write_text("".join(lines) + (f"\n{rest}" if rest else ""))
 
 
 if __name__ == "__main__":

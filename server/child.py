@@ -40,6 +40,8 @@ class WorkerSettings:
     log_format: str
     drain_s: float
     environment: dict[str, str]
+    sync_score: bool
+    label: bool
     quarantines: bool = False
 
 
@@ -77,15 +79,17 @@ class WorkerProcess:
         """Its next message.
 
         Raises:
-            WorkerGoneError: it ended, or said nothing for that long.
+            WorkerGoneError: it ended, spoke nonsense, or said nothing for that long.
         """
         try:
             line = await asyncio.wait_for(self._answers.readline(), within_s)
+            if line.endswith(b"\n"):
+                return read_from_worker(line)
         except TimeoutError:
             raise WorkerGoneError(f"it was silent for {within_s:g} s") from None
-        if not line.endswith(b"\n"):
-            raise WorkerGoneError("it ended")
-        return read_from_worker(line)
+        except ValueError:  # no message, or a line without end
+            raise WorkerGoneError("it spoke nonsense") from None
+        raise WorkerGoneError("it ended")
 
 
 @contextlib.asynccontextmanager
@@ -93,6 +97,8 @@ async def worker_process(device: str, settings: WorkerSettings, threads: int) ->
     """A worker that is ready; killed with all its children at the end."""
     command = [sys.executable, "-m", "server.worker", "--model", settings.model, "--device", device]
     command += ["--work-dir", str(settings.folder / "engine"), "--log-format", settings.log_format]
+    command += [] if settings.sync_score else ["--no-sync-score"]
+    command += ["--label"] if settings.label else []
     process = subprocess.Popen(  # by the main thread: the kernel kills a worker whose starter is gone
         command,
         stdin=subprocess.PIPE,

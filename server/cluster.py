@@ -7,8 +7,9 @@ import os
 import subprocess
 import sys
 
+from server.blobs import Blobs, StorageAwayError
 from server.settings import SettingsError, load_settings
-from server.store import DatabaseAwayError
+from server.store import DatabaseAwayError, Store
 
 PORT = 6379
 RAY = [sys.executable, "-m", "ray.scripts.scripts"]
@@ -16,22 +17,23 @@ NO_RAY = "error: Ray is not installed: pip install 'lipsync-engine[ray,postgresq
 
 
 def main() -> int:
-    arguments = _parser().parse_args()
+    arguments = parser().parse_args()
     try:
-        import ray  # noqa: F401  (comes with an extra)
+        from ray.exceptions import RayError  # comes with an extra
     except ModuleNotFoundError:
         return _failed(NO_RAY)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is told to anybody
     try:
         code: int = arguments.do(arguments)
         return code
-    except (SettingsError, ConnectionError, DatabaseAwayError, ValueError) as error:
+    except (DatabaseAwayError, StorageAwayError, RayError, SettingsError, OSError, ValueError) as error:
         return _failed(f"error: {str(error).splitlines()[0]}")
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="lipsync cluster", description=__doc__.splitlines()[0])
-    commands = parser.add_subparsers(required=True)
+def parser() -> argparse.ArgumentParser:
+    """Of the command line."""
+    whole = argparse.ArgumentParser(prog="lipsync cluster", description=__doc__.splitlines()[0])
+    commands = whole.add_subparsers(required=True)
 
     def command(name: str, do: object, words: str) -> argparse.ArgumentParser:
         one = commands.add_parser(name, help=words, description=words)
@@ -51,7 +53,7 @@ def _parser() -> argparse.ArgumentParser:
         ("drain", _drain, "Let all workers end what they do, and start no more."),
     ):
         command(name, do, words).add_argument("--address", default="auto", help="of the head")
-    return parser
+    return whole
 
 
 def _up(arguments: argparse.Namespace) -> int:
@@ -60,15 +62,18 @@ def _up(arguments: argparse.Namespace) -> int:
     settings = load_settings()
     if settings.database_url is None or not settings.database_url.startswith("postgresql"):
         return _failed("error: workers of a cluster share a PostgreSQL database: set LIPSYNC_DATABASE_URL.")
+    Store(settings.database).close()
+    Blobs(settings.blobs_place).require()
     address = arguments.address
     if address is None:
         done = subprocess.run(
             [*RAY, "start", "--head", f"--port={arguments.port}", *_slots(arguments)],
-            stdout=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
             check=False,
         )
         if done.returncode != 0:
-            return done.returncode
+            return _failed(f"error: Ray does not start: {done.stderr.strip().splitlines()[-1]}")
         address = f"127.0.0.1:{arguments.port}"
     ray_pool.connect(address)
     ray_pool.start_pool(settings)

@@ -77,6 +77,21 @@ class Progress:
 
 
 @dataclass(frozen=True, slots=True)
+class Sync:
+    """How well a result's lips belong to its voice.
+
+    Attributes:
+        confidence: how far the best offset stands out; near 0 where the lips say something else.
+        offset_frames: by how many frames of 40 ms the lips come late; negative: early.
+        curve: (seconds of the film, confidence there), wherever it was measured.
+    """
+
+    confidence: float
+    offset_frames: int
+    curve: tuple[tuple[float, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Output:
     """What a job made.
 
@@ -87,6 +102,8 @@ class Output:
         warnings: what was asked for and could not be done.
         is_marked: it carries content credentials; None: nobody remembers.
         sha256: of the file, in hex; None: nobody remembers.
+        sync: None: not measured.
+        is_nsfw: the source is not safe for work; None: nobody looked.
     """
 
     blob: str
@@ -95,6 +112,8 @@ class Output:
     warnings: tuple[str, ...] = ()
     is_marked: bool | None = None
     sha256: str | None = None
+    sync: Sync | None = None
+    is_nsfw: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, TypeAdapter
 
+from server.jobs import Sync
+
 
 class Role(StrEnum):
     """What an input is for."""
@@ -300,6 +302,8 @@ class Done:
         media_s: how long the result is.
         warnings: sentences on what was asked for and could not be done.
         is_marked: it carries content credentials.
+        sync: None: not measured.
+        is_nsfw: the source is not safe for work; None: nobody looked.
     """
 
     job_id: str
@@ -307,6 +311,8 @@ class Done:
     media_s: float
     warnings: tuple[str, ...]
     is_marked: bool
+    sync: Sync | None = None
+    is_nsfw: bool | None = None
     kind: Literal["done"] = "done"
 
 

@@ -26,6 +26,7 @@ ENGINE_VARIABLES = {"CACHE_DIR", "WEIGHTS_DIR", "FFMPEG", "DEVICE", "CREDENTIALS
 """LIPSYNC_ variables that belong to the engine, and the one that names the file."""
 
 LogFormat = Literal["text", "json"]
+ContentCheck = Literal["off", "flag", "refuse"]
 Marking = Literal["required", "best_effort", "off"]
 PortraitMotion = Literal["still", "natural", "generated"]
 Preset = Literal["default", "fast", "fastest"]
@@ -118,6 +119,19 @@ class Settings(BaseSettings):
         ge=1,
         description="A worker that holds that much more memory than when fresh is replaced.",
     )
+    sync_score: bool = Field(
+        True,
+        description="Measure how well lips and voice of every result belong together, where the weights of "
+        "such a score are here for the model's faces.",
+    )
+    content_check: ContentCheck = Field(
+        "off",
+        description="Look at the source's content: `flag` (the answer says what was found), `refuse` (such a "
+        "job fails; no worker starts without the classifier's weights) or `off`.",
+    )
+    content_threshold: float = Field(
+        0.5, ge=0, le=1, description="Probability above which a frame counts as not safe for work."
+    )
     marking: Marking = Field(
         "required",
         description="Results are signed as generated: `required` (a job that cannot be signed fails), "
@@ -135,6 +149,9 @@ class Settings(BaseSettings):
     )
     trust_anchors: Path | None = Field(
         None, description="PEM file of further roots whose signatures count as known."
+    )
+    label: bool = Field(
+        False, description="Show in a corner of every result that it is generated, for everybody to see."
     )
     require_consent: bool = Field(
         False,
@@ -187,7 +204,12 @@ class Settings(BaseSettings):
     @property
     def of_workers(self) -> dict[str, str]:
         """The environment in which workers load the engine."""
-        return {**self.signing, f"{PREFIX}COMPILE": str(self.compile).lower()}
+        given = {
+            "COMPILE": str(self.compile).lower(),
+            "CONTENT_CHECK": self.content_check,
+            "CONTENT_THRESHOLD": str(self.content_threshold),
+        }
+        return {**self.signing, **{f"{PREFIX}{name}": value for name, value in given.items()}}
 
     @property
     def signing(self) -> dict[str, str]:

@@ -40,6 +40,7 @@ from lipsync_engine.errors import ErrorCode, LipSyncError, MediaError, Parameter
 from lipsync_engine.params import FaceChoice
 from lipsync_engine.progress import Progress, Stage, Watchable
 from server import logs
+from server.jobs import Sync
 from server.lending import Lender, fits, lend
 from server.messages import (
     Done,
@@ -73,10 +74,11 @@ class Worker:
 
     Args:
         answers: binary stream to the parent.
+        label: every result shows that it is generated.
     """
 
-    def __init__(self, pipeline: LipSyncPipeline, answers: BinaryIO) -> None:
-        self._pipeline, self._answers = pipeline, answers
+    def __init__(self, pipeline: LipSyncPipeline, answers: BinaryIO, *, label: bool = False) -> None:
+        self._pipeline, self._answers, self._label = pipeline, answers, label
         self._orders: queue.Queue[Start | Render] = queue.Queue()
         self._stop = threading.Event()
         self._current: str | None = None
@@ -130,7 +132,7 @@ class Worker:
         files, output = {name: Path(path) for name, path in start.inputs.items()}, Path(start.output)
         for name in files.keys() - {Role.VIDEO, Role.IMAGE, Role.MASK}:
             _require_length("audio", media.probe_audio(files[name]).duration_s, start.limits[name])
-        voices, params = _voices(start, files), _params(start, files)
+        voices, params = _voices(start, files), _params(start, files, label=self._label)
         provenance = Provenance(start.consent, start.job_id)
         helpers = self._lender = Lender(start, self._say) if start.may_share else None
         warnings: tuple[str, ...] = ()
@@ -174,7 +176,10 @@ class Worker:
                     reported, stage = now, progress.stage
                     self._say(_working(start.job_id, progress))
         media_s = result.frames / float(result.fps)
-        return Done(start.job_id, rendering_s, media_s, warnings + result.warnings, result.is_marked)
+        warnings += result.warnings
+        return Done(
+            start.job_id, rendering_s, media_s, warnings, result.is_marked, _sync(result), result.is_nsfw
+        )
 
     def _say(self, message: FromWorker) -> None:
         with self._mouth:
@@ -229,6 +234,12 @@ class _Previews:
         self._thread.shutdown(cancel_futures=True)
 
 
+def _sync(result: SyncResult) -> Sync | None:
+    if result.sync is None:
+        return None
+    return Sync(round(result.sync.confidence, 3), result.sync.offset_frames, result.sync.curve)
+
+
 def _working(job_id: str, progress: Progress) -> Working:
     speed = round(progress.per_second, 2)
     return Working(job_id, progress.stage.value, progress.done, progress.total, speed)
@@ -246,7 +257,7 @@ def _voices(start: Start, files: dict[str, Path]) -> Path | tuple[Speaker, ...]:
     return dialogue(files[Role.LEFT_AUDIO], files[Role.RIGHT_AUDIO], order)
 
 
-def _params(start: Start, files: dict[str, Path]) -> SyncParams:
+def _params(start: Start, files: dict[str, Path], *, label: bool = False) -> SyncParams:
     options = start.options
     try:
         return SyncParams.preset(
@@ -259,6 +270,7 @@ def _params(start: Start, files: dict[str, Path]) -> SyncParams:
             max_short_side=options.max_short_side,
             loop_mode=LoopMode(options.loop_mode) if options.loop_mode else None,
             face=FaceChoice.parse(options.face) if options.face else None,
+            label=label,
         )
     except (ValueError, ZeroDivisionError) as error:
         raise ParameterError(f"An option cannot be used: {error}.") from error
@@ -302,6 +314,8 @@ def main() -> None:
     parser.add_argument("--device", required=True)
     parser.add_argument("--work-dir", type=Path, required=True)
     parser.add_argument("--log-format", default="text")
+    parser.add_argument("--no-sync-score", action="store_true")
+    parser.add_argument("--label", action="store_true")
     arguments = parser.parse_args()
     logs.configure(arguments.log_format)
 
@@ -310,13 +324,16 @@ def main() -> None:
     os.dup2(2, 1)
 
     pipeline = LipSyncPipeline.from_pretrained(
-        arguments.model, device=arguments.device, cache_dir=arguments.work_dir
+        arguments.model,
+        device=arguments.device,
+        cache_dir=arguments.work_dir,
+        sync_score=not arguments.no_sync_score,
     )
     try:
         pipeline.marker.prepare(Path("out.mp4"))
     except LipSyncError as error:
         log.error("jobs will fail until this is put right: %s", error)
-    worker = Worker(pipeline, answers)
+    worker = Worker(pipeline, answers, label=arguments.label)
     threading.Thread(target=worker.listen, args=(sys.stdin.buffer,), name="orders", daemon=True).start()
     worker.run()
 

@@ -73,6 +73,7 @@ STARTS = 3
 """So often in a row may workers die before they are ready."""
 
 MAX_WORKERS = 64
+MAX_JOBS = 16
 REPORT_EVERY_S = 30.0
 
 SAME_FOR_ALL = frozenset(
@@ -172,11 +173,14 @@ def run_batch(
         ResourceError: JOB_BUSY, another batch writes to the folder; OUTPUT_NOT_WRITABLE; WORKER_LOST, workers
             do not start; DISK_FULL, DEVICE_UNAVAILABLE, FFMPEG_MISSING or SIGNING_FAILED, which no clip would
             survive.
+        ParameterError: workers, or `loading.jobs`.
         LipSyncError: the model cannot be loaded, with the code that says why.
     """
     if not 1 <= workers <= MAX_WORKERS:
         raise ParameterError(f"workers={workers} is out of range: it must lie between 1 and {MAX_WORKERS}.")
     loading = loading or Loading()
+    if not 1 <= loading.jobs <= MAX_JOBS:
+        raise ParameterError(f"jobs={loading.jobs} is out of range: it must lie between 1 and {MAX_JOBS}.")
     folder = Path(output)
     began = time.monotonic()
     # 1. Read: what is wrong with the manifest itself is known before anything is written.
@@ -242,7 +246,7 @@ class _Batch:
         self.results: dict[int, Result] = {}
         self.resumed = 0
         self._media_s: dict[int, float] = {}
-        self._running: dict[Worker, _Task] = {}
+        self._running: dict[tuple[Worker, int], _Task] = {}  # by the row's number
         self._began = time.monotonic()
         self._made_media_s = 0.0
 
@@ -333,7 +337,7 @@ class _Batch:
         (self._folder / "thumbnails").mkdir(exist_ok=True)
         with (
             _log(self._folder / LOG_NAME) as log,
-            Pool(self._loading, min(workers, len(self.waiting)), log) as pool,
+            Pool(self._loading, min(workers, -(-len(self.waiting) // self._loading.jobs)), log) as pool,
         ):
             while self.waiting or self._running:
                 worker, message = pool.hear()
@@ -346,16 +350,16 @@ class _Batch:
                         self._give(worker)
                     case Unable(code=code, message=sentence):
                         raise LipSyncError(code, sentence)
-                    case Working(stage=stage, done=done, total=total):
-                        task = self._running[worker]
+                    case Working(row=row, stage=stage, done=done, total=total):
+                        task = self._running[worker, row]
                         task.seen = Running(task.row.output, stage, done, total)
-                    case Done(made=made, inputs=inputs):
-                        self._finish(worker, inputs, made=made)
+                    case Done(row=row, made=made, inputs=inputs):
+                        self._finish(worker, row, inputs, made=made)
                         self._give_all(pool)
                     case Failed(code=code, message=sentence) if code in SAME_FOR_ALL:
                         raise ResourceError(code, sentence)
-                    case Failed(code=code, message=sentence):
-                        self._finish(worker, _named(self._running[worker].row), code=code, message=sentence)
+                    case Failed(row=row, code=code, message=sentence):
+                        self._finish(worker, row, _named(self.rows[row]), code=code, message=sentence)
                         self._give_all(pool)
                     case None:
                         starts_lost += not worker.is_ready
@@ -377,55 +381,64 @@ class _Batch:
                 yield self._progress()
 
     def _give_all(self, pool: Pool) -> None:
-        """Work for everyone who has none; a row may have waited for the end of another."""
+        """Work for everyone who has too little; a row may have waited for the end of another."""
         for worker in pool.ready():
-            if worker not in self._running:
-                self._give(worker)
+            self._give(worker)
 
     def _give(self, worker: Worker) -> None:
+        """As many clips as it makes at once."""
+        while (task := self._next(worker)) is not None:
+            self.waiting.remove(task)
+            task.attempts += 1
+            task.seen = Running(task.row.output)
+            self._running[worker, task.row.number] = task
+            place = self._folder / task.row.output
+            try:
+                place.parent.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                sentence = f"The folder of {task.row.output!r} cannot be made ({error.strerror})."
+                code = ErrorCode.OUTPUT_NOT_WRITABLE
+                self._finish(worker, task.row.number, _named(task.row), code=code, message=sentence)
+                continue
+            worker.start(Start(_absolute(task.row), place.absolute(), self._thumbnail(task.row).absolute()))
+
+    def _next(self, worker: Worker) -> _Task | None:
+        """What the worker may begin now. A clip whose worker died is tried again alone, to harm no other."""
+        mine = self._of(worker)
+        if len(mine) >= self._loading.jobs or any(task.attempts > 1 for task in mine):
+            return None
         busy = [task.work for task in self._running.values()]
         task = next((task for task in self.waiting if task.work not in busy), None)
-        if task is None:
-            return
-        self.waiting.remove(task)
-        task.attempts += 1
-        task.seen = Running(task.row.output)
-        self._running[worker] = task
-        place = self._folder / task.row.output
-        try:
-            place.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            sentence = f"The folder of {task.row.output!r} cannot be made ({error.strerror})."
-            self._finish(worker, _named(task.row), code=ErrorCode.OUTPUT_NOT_WRITABLE, message=sentence)
-            self._give(worker)
-            return
-        worker.start(Start(_absolute(task.row), place.absolute(), self._thumbnail(task.row).absolute()))
+        return None if task is None or (task.attempts and mine) else task
+
+    def _of(self, worker: Worker) -> list[_Task]:
+        return [task for (whose, _), task in self._running.items() if whose is worker]
 
     def _lose(self, worker: Worker) -> None:
-        """Its clip is tried once more: only a second death is taken for the clip's doing."""
-        task = self._running.get(worker)
-        if task is None:
-            return
-        if task.attempts < ATTEMPTS:
-            del self._running[worker]
-            self.waiting.appendleft(task)
-            return
-        sentence = (
-            f"The worker died twice while it made this clip ({worker.how_it_ended}); {LOG_NAME} may say why. "
-            "Is there enough memory?"
-        )
-        self._finish(worker, _named(task.row), code=ErrorCode.WORKER_LOST, message=sentence)
+        """Its clips are tried once more: only a second death is taken for the clip's doing."""
+        for task in self._of(worker):
+            if task.attempts < ATTEMPTS:
+                del self._running[worker, task.row.number]
+                self.waiting.appendleft(task)
+                continue
+            sentence = (
+                f"The worker died twice while it made this clip ({worker.how_it_ended}); {LOG_NAME} may say "
+                "why. Is there enough memory?"
+            )
+            code = ErrorCode.WORKER_LOST
+            self._finish(worker, task.row.number, _named(task.row), code=code, message=sentence)
 
     def _finish(
         self,
         worker: Worker,
+        number: int,
         inputs: Mapping[str, InputFile],
         *,
         made: Made | None = None,
         code: ErrorCode | None = None,
         message: str = "",
     ) -> None:
-        task = self._running.pop(worker)
+        task = self._running.pop((worker, number))
         self._made_media_s += self._media_s[task.row.number]
         self._note(
             Result(
@@ -452,23 +465,24 @@ class _Batch:
 
     def _progress(self) -> BatchProgress:
         done = sum(result.status is Status.DONE for result in self.results.values())
-        tasks = sorted(self._running.items(), key=lambda item: item[0].index)
+        by_place = sorted(self._running.items(), key=lambda item: (item[0][0].index, item[0][1]))
+        tasks = [task for _, task in by_place]
         return BatchProgress(
             checked=self._manifest.n_rows,
             rows=self._manifest.n_rows,
             done=done,
             resumed=self.resumed,
             failed=len(self.results) - done,
-            running=tuple(task.seen for _, task in tasks),
+            running=tuple(task.seen for task in tasks),
             left_s=self._left_s(tasks),
         )
 
-    def _left_s(self, tasks: Sequence[tuple[Worker, _Task]]) -> float | None:
+    def _left_s(self, tasks: Sequence[_Task]) -> float | None:
         """From how many seconds of film were made so far, clips in the making included."""
         made_s, left_s = self._made_media_s, 0.0
         for task in self.waiting:
             left_s += self._media_s[task.row.number]
-        for _, task in tasks:
+        for task in tasks:
             seen, length_s = task.seen, self._media_s[task.row.number]
             part = seen.done / seen.total if seen.stage is Stage.RENDER and seen.total else 0.0
             part = 1.0 if seen.stage is Stage.ASSEMBLE else min(1.0, part)

@@ -57,8 +57,9 @@ class Unable:
 
 @dataclass(frozen=True, slots=True)
 class Working:
-    """Where the clip is; `total` is 0 where it is not known."""
+    """Where the clip of a row is; `total` is 0 where it is not known."""
 
+    row: int
     stage: Stage
     done: int
     total: int
@@ -67,8 +68,9 @@ class Working:
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """The clip is complete."""
+    """The clip of a row is complete."""
 
+    row: int
     made: Made
     inputs: Mapping[str, InputFile]
     kind: Literal["done"] = "done"
@@ -76,8 +78,9 @@ class Done:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """The clip cannot be made; the worker is well."""
+    """The clip of a row cannot be made; the worker is well."""
 
+    row: int
     code: ErrorCode
     message: str
     kind: Literal["failed"] = "failed"

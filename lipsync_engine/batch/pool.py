@@ -40,6 +40,7 @@ class Loading:
             are dealt out over the CUDA devices there are.
         cache_dir: None: LIPSYNC_CACHE_DIR, else the user's cache folder.
         marking: as `from_pretrained` takes it.
+        jobs: clips that a worker makes at once.
     """
 
     model: str = "tiny"
@@ -48,6 +49,7 @@ class Loading:
     dtype: str | None = None
     cache_dir: Path | None = None
     marking: str | None = None
+    jobs: int = 1
 
     def arguments(self) -> list[str]:
         given = {
@@ -57,6 +59,7 @@ class Loading:
             "--dtype": self.dtype,
             "--cache-dir": self.cache_dir,
             "--marking": self.marking,
+            "--jobs": self.jobs,
         }
         return [f"{name}={value}" for name, value in given.items() if value is not None]
 

@@ -40,6 +40,14 @@ class InputFile:
 
 
 @dataclass(frozen=True, slots=True)
+class Sync:
+    """Attributes: as of `lipsync_engine.score.SyncScore`."""
+
+    confidence: float
+    offset_frames: int
+
+
+@dataclass(frozen=True, slots=True)
 class Made:
     """What the engine says of a clip.
 
@@ -50,6 +58,7 @@ class Made:
         warnings: sentences on what was asked for and not done.
         thumbnail: whether there is one.
         is_marked: it carries content credentials.
+        sync: how well lips and voice belong together; None: not measured.
     """
 
     frames: int
@@ -60,6 +69,7 @@ class Made:
     warnings: tuple[str, ...]
     thumbnail: bool
     is_marked: bool = False
+    sync: Sync | None = None
 
 
 @dataclass(frozen=True, slots=True)

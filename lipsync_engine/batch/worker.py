@@ -1,4 +1,4 @@
-"""A process of a batch: it loads the model once and makes one clip after the other.
+"""A process of a batch: it loads the model once and makes one clip after the other, or a few at once.
 
     python -m lipsync_engine.batch.worker --model tiny
 
@@ -15,6 +15,8 @@ import os
 import queue
 import threading
 import time
+from collections.abc import Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import BinaryIO
@@ -35,10 +37,11 @@ from lipsync_engine.batch.messages import (
     line_from_worker,
     read_to_worker,
 )
-from lipsync_engine.batch.results import InputFile, Made
+from lipsync_engine.batch.results import InputFile, Made, Sync
 from lipsync_engine.errors import ErrorCode, InputError, LipSyncError
 from lipsync_engine.params import Provenance
-from lipsync_engine.pipeline import LipSyncPipeline, SyncResult
+from lipsync_engine.pipeline import LipSyncPipeline, SyncResult, load_detector
+from lipsync_engine.weights import WeightsStore
 
 REPORT_EVERY_S = 0.25
 
@@ -54,6 +57,7 @@ class Worker:
         self._orders, self._answers = orders, answers
         self._waiting: queue.Queue[Start | None] = queue.Queue()
         self._stop = threading.Event()
+        self._mouth = threading.Lock()
 
     def listen(self) -> None:
         """Read orders until the parent goes away; to be run in a thread of its own."""
@@ -64,18 +68,32 @@ class Worker:
                 case Stop():
                     self._stop.set()
                     self._waiting.put(None)
-        os._exit(0)  # whatever the other thread is in the middle of: nobody wants it any more
+        os._exit(0)  # whatever the other threads are in the middle of: nobody wants it any more
 
-    def run(self, pipeline: LipSyncPipeline) -> None:
-        """Work until told to stop."""
-        self.say(Ready(str(pipeline.model.device)))
+    def run(self, pipelines: Sequence[LipSyncPipeline]) -> None:
+        """Work until told to stop, with each pipeline in a thread of its own.
+
+        Raises:
+            Exception: a mistake of ours, in any of them; the others were stopped.
+        """
+        self.say(Ready(str(pipelines[0].model.device)))
+        with ThreadPoolExecutor(len(pipelines), thread_name_prefix="clips") as threads:
+            working = [threads.submit(self._work, pipeline) for pipeline in pipelines]
+            wait(working, return_when=FIRST_EXCEPTION)
+            self._stop.set()
+            self._waiting.put(None)
+        for one in working:
+            one.result()
+
+    def _work(self, pipeline: LipSyncPipeline) -> None:
         while (start := self._waiting.get()) is not None and not self._stop.is_set():
             try:
                 answer = self._make(start, pipeline)
             except LipSyncError as error:
-                answer = Failed(error.code, error.message)
+                answer = Failed(start.row.number, error.code, error.message)
             if answer is not None:
                 self.say(answer)
+        self._waiting.put(None)  # for the next thread
 
     def _make(self, start: Start, pipeline: LipSyncPipeline) -> FromWorker | None:
         """The answer, or None where it was told to stop."""
@@ -111,10 +129,11 @@ class Worker:
                 now = time.monotonic()
                 if progress.stage is not stage or now - reported >= REPORT_EVERY_S:
                     reported, stage = now, progress.stage
-                    self.say(Working(progress.stage, progress.done, progress.total))
+                    self.say(Working(row.number, progress.stage, progress.done, progress.total))
         duration_s = result.frames / float(result.fps)
         took = result.seconds
         return Done(
+            row.number,
             Made(
                 frames=result.frames,
                 frames_without_face=result.frames_without_face,
@@ -129,14 +148,18 @@ class Worker:
                 },
                 warnings=result.warnings,
                 is_marked=result.is_marked,
+                sync=None
+                if result.sync is None
+                else Sync(round(result.sync.confidence, 3), result.sync.offset_frames),
                 thumbnail=_make_thumbnail(result.output, duration_s / 2, start.thumbnail),
             ),
             inputs,
         )
 
     def say(self, message: FromWorker) -> None:
-        self._answers.write(line_from_worker(message))
-        self._answers.flush()
+        with self._mouth:
+            self._answers.write(line_from_worker(message))
+            self._answers.flush()
 
 
 def _as_it_is(path: Path) -> InputFile:
@@ -164,6 +187,15 @@ def _device(asked: str | None, index: int) -> str | None:
     return f"cuda:{index % count}"
 
 
+def _beside(pipeline: LipSyncPipeline, arguments: argparse.Namespace) -> LipSyncPipeline:
+    """Another one for another thread: with the same model, but a detector has a state."""
+    store = WeightsStore()
+    detector = load_detector(arguments.detector or store.entry(arguments.model).detector, store)
+    return LipSyncPipeline(
+        pipeline.model, detector, cache_dir=arguments.cache_dir, weights=store, marker=pipeline.marker
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", required=True)
@@ -173,6 +205,7 @@ def main() -> None:
     parser.add_argument("--detector")
     parser.add_argument("--cache-dir", type=Path)
     parser.add_argument("--marking")
+    parser.add_argument("--jobs", type=int, default=1)
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
 
@@ -192,10 +225,11 @@ def main() -> None:
             cache_dir=arguments.cache_dir,
             marking=arguments.marking,
         )
+        pipelines = [pipeline, *(_beside(pipeline, arguments) for _ in range(1, arguments.jobs))]
     except LipSyncError as error:
         worker.say(Unable(error.code, error.message))
         return
-    worker.run(pipeline)
+    worker.run(pipelines)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ nothing about media or models; heavy modules load only when a command needs them
     people     `portrait` and `multi`
     batch      `batch`
     verify     `verify`
+    score      `score`
     licences   `doctor --licenses`
     memory     `doctor`'s plans for a GPU's memory
 """
@@ -26,7 +27,7 @@ from typing import Annotated, NoReturn
 import typer
 from rich.table import Table
 
-from lipsync_engine.cli import batch, licences, people, verify
+from lipsync_engine.cli import batch, licences, people, score, verify
 from lipsync_engine.cli.jobs import (
     Consent,
     Detector,
@@ -34,6 +35,7 @@ from lipsync_engine.cli.jobs import (
     Dtype,
     GuidanceScale,
     HeardAudio,
+    Label,
     Looping,
     Marking,
     MaskImage,
@@ -102,6 +104,7 @@ def sync(
     voice_gate: Annotated[
         bool | None, typer.Option("--voice-gate/--no-voice-gate", help="Rest the mouth in silence [on].")
     ] = None,
+    label: Label = False,
     output_audio: HeardAudio = None,
     side_by_side: SideBySide = None,
     consent: Consent = None,
@@ -132,6 +135,7 @@ def sync(
         loop_mode=loop_mode,
         tail=tail,
         voice_gate=voice_gate,
+        label=label,
     )
     run(
         video,
@@ -149,6 +153,7 @@ app.command()(people.multi)
 app.command()(people.portrait)
 app.command()(batch.batch)
 app.command()(verify.verify)
+app.command()(score.score)
 
 
 @app.command()
@@ -246,6 +251,7 @@ def doctor(
     compiling = "on" if choose_compiling(None) else "off"
     table.add_row("compiled", f"{compiling} (LIPSYNC_COMPILE)")
     table.add_row("ffmpeg", f"{media.find_ffmpeg()} ({media.ffmpeg_version()})")
+    table.add_row("isolation", media.isolation_here().describe())
     marker = Marker.from_environment()
     table.add_row("marking", f"{marker.policy}, {marker.describe()} (LIPSYNC_MARKING)")
     store = WeightsStore()

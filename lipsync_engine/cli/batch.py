@@ -17,6 +17,7 @@ from lipsync_engine.cli.jobs import (
     Device,
     Dtype,
     GuidanceScale,
+    Label,
     Looping,
     Marking,
     MaskImage,
@@ -44,6 +45,9 @@ def batch(
         Path, typer.Option("--output", "-o", help="Folder for results, results.jsonl and report.html.")
     ],
     workers: Annotated[int, typer.Option(help="Processes, 1-64; each loads the model once.")] = 1,
+    jobs_per_worker: Annotated[
+        int, typer.Option(help="Clips that a process makes at once, 1-16: for short clips on a fast device.")
+    ] = 1,
     skip_bad: Annotated[
         bool, typer.Option("--skip-bad", help="Make the good rows where others cannot be made.")
     ] = False,
@@ -63,6 +67,7 @@ def batch(
     max_short_side: MaxShortSide = None,
     loop_mode: Looping = None,
     tail: Annotated[Tail | None, typer.Option(help="When the video is longer [cut].")] = None,
+    label: Label = False,
     consent: Consent = None,
     marking: Marking = None,
     detector: Detector = None,
@@ -88,8 +93,9 @@ def batch(
         max_short_side=max_short_side,
         loop_mode=loop_mode,
         tail=tail,
+        label=label,
     )
-    loading = Loading(model, detector, device, dtype, marking=marking)
+    loading = Loading(model, detector, device, dtype, marking=marking, jobs=jobs_per_worker)
     try:
         result = _followed(
             run_batch(

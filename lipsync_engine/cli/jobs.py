@@ -27,6 +27,7 @@ MaxShortSide = Annotated[
     int | None, typer.Option(help="Scale a larger picture down to this short side, pixels [source's].")
 ]
 Looping = Annotated[LoopMode | None, typer.Option(help="When the audio is longer [pingpong].")]
+Label = Annotated[bool, typer.Option("--label", help="Show in a corner that the film is generated.")]
 SideBySide = Annotated[Path | None, typer.Option(help="Also write a before/after video to this file.")]
 HeardAudio = Annotated[
     Path | None, typer.Option(help="Sound of the result, where it is not AUDIO (a mix with music).")

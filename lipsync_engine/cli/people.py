@@ -14,6 +14,7 @@ from lipsync_engine.cli.jobs import (
     Dtype,
     GuidanceScale,
     HeardAudio,
+    Label,
     Looping,
     Marking,
     MaskImage,
@@ -58,6 +59,7 @@ def multi(
     output_audio: Annotated[
         Path | None, typer.Option(help="Sound of the result, where it is not the voices' mix.")
     ] = None,
+    label: Label = False,
     side_by_side: SideBySide = None,
     consent: Consent = None,
     marking: Marking = None,
@@ -77,6 +79,7 @@ def multi(
         mask_image=mask_image,
         max_short_side=max_short_side,
         loop_mode=loop_mode,
+        label=label,
     )
     speakers = _speakers(speaker or [], order, segment or [])
     run(
@@ -112,6 +115,7 @@ def portrait(
     ] = None,
     mask_image: MaskImage = None,
     max_short_side: MaxShortSide = None,
+    label: Label = False,
     output_audio: HeardAudio = None,
     consent: Consent = None,
     marking: Marking = None,
@@ -128,6 +132,7 @@ def portrait(
         face=None if face is None else FaceChoice.parse(face),
         mask_image=mask_image,
         max_short_side=max_short_side,
+        label=label,
     )
     provenance = Provenance(consent)
     from lipsync_engine import media

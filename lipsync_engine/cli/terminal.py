@@ -15,6 +15,7 @@ from lipsync_engine.progress import Progress, Stage
 
 if TYPE_CHECKING:
     from lipsync_engine.pipeline import SyncResult
+    from lipsync_engine.score import SyncScore
 
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
@@ -91,10 +92,23 @@ def report(result: SyncResult) -> None:
         f"  faces {took.faces:.1f} s{cached}, audio {took.audio:.1f} s, render {took.render:.1f} s, "
         f"assemble {took.assemble:.1f} s"
     )
+    if result.sync is not None:
+        out.print(f"  lips and voice: {sentence(result.sync)}", soft_wrap=True)
     if result.is_marked:
         out.print("  signed as generated; `lipsync verify` shows its content credentials")
     if result.segments_resumed:
         out.print(f"  {result.segments_resumed} of {result.segments} segments came from the interrupted run")
+
+
+def sentence(score: SyncScore) -> str:
+    """What a sync score says."""
+    late = score.offset_frames
+    frames = "1 frame" if abs(late) == 1 else f"{abs(late)} frames"
+    place = f"{frames} of 40 ms {'late' if late > 0 else 'early'}" if late else "at the same time"
+    return (
+        f"confidence {score.confidence:.2f}, lips {place} "
+        f"(distance {score.distance:.2f}, {score.frames} frames compared, {score.network})"
+    )
 
 
 def followed(steps: Generator[Progress, None, SyncResult]) -> SyncResult:

@@ -96,6 +96,37 @@ def scan_frames(info: VideoInfo, max_side: int) -> Generator[tuple[float, npt.ND
         )
 
 
+def sample_pictures(info: VideoInfo, count: int, max_side: int) -> list[npt.NDArray[np.uint8]]:
+    """Pictures evenly over a video, uint8 (h, w, 3) RGB; fewer where it does not decode that far.
+
+    Args:
+        info: from `probe_video`.
+        count: how many, each by a decoder of its own, so that the cost does not grow with the length.
+        max_side: they are scaled down to this longest side.
+
+    Raises:
+        MediaError: no picture could be decoded.
+    """
+    form, found = info.format, []
+    scale = min(1.0, max_side / max(form.width, form.height))
+    width, height = (max(2, round(side * scale)) for side in (form.width, form.height))
+    for number in range(count):
+        picture = untrusted(info.path, VIDEO_FORMATS, ss=info.duration_s * number / count)["V:0"]
+        picture = picture.filter("scale", width, height, in_color_matrix=form.matrix, in_range=_range(info))
+        picture = picture.filter("format", "rgb24")
+        stream = ffmpeg.output(picture, "pipe:1", format="rawvideo", **{"frames:v": 1})
+        with Child(stream, reads=True, cpu_s=LIMITS.probe_cpu_s) as child:
+            data = child.read(width * height * 3)
+            child.finish(LIMITS.probe_wall_s)
+        if data is not None:
+            found.append(np.frombuffer(data, np.uint8).reshape(height, width, 3))
+    if not found:
+        raise MediaError(
+            ErrorCode.MEDIA_FAILED, f"No picture of {info.path.name!r} can be decoded: re-encode it as mp4."
+        )
+    return found
+
+
 class FrameReader:
     """Frames by number, in any order. A context manager.
 

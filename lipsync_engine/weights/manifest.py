@@ -38,8 +38,8 @@ class FileEntry:
 
     Attributes:
         role: what the model family calls it: `unet`, `unet_config`, `vae`, `vae_config`, `whisper`,
-            `whisper_config`, `model_config`, `detector`. A model in diffusers' layout is loaded as a folder,
-            the one with `model_index`; its other roles only tell the files apart.
+            `whisper_config`, `model_config`, `detector`, `sync`, `sync_config`. A model in diffusers' layout
+            is loaded as a folder, the one with `model_index`; its other roles only tell the files apart.
         path: inside the hub repository; under the manifest's folder for bundled files; the file's own name
             for a plain address.
         repo, revision: hub repository and commit.
@@ -85,7 +85,7 @@ class ModelEntry:
     Attributes:
         name: what users type.
         title: one line for people.
-        family: of `lipsync_engine.models`, `image-to-video`, or `component`.
+        family: of `lipsync_engine.models`, `image-to-video`, `sync-score`, `content`, or `component`.
         licence: SPDX name where there is one.
         commercial: may the weights be used commercially.
         source: page of the publisher.

@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 OnBytes = Callable[[str, int, int], None]
 """Called with (file name, bytes done, bytes in all or 0 where unknown)."""
 
-WEIGHT_SUFFIXES = frozenset({".pt", ".pth", ".bin", ".safetensors", ".onnx"})
+WEIGHT_SUFFIXES = frozenset({".pt", ".pth", ".bin", ".safetensors", ".onnx", ".model"})
 
 
 class FileState(StrEnum):

@@ -8,6 +8,7 @@ deleting are the other dialects'. Facts: docs/http.md.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 import shutil
 import tempfile
@@ -136,6 +137,8 @@ def _output(site: Site, record: Record, base: str) -> dict[str, Any] | None:
         "duration_s": round(output.media_s, 3) or None,
         "device_s": round(output.device_s, 3),
         "is_marked": output.is_marked,
+        "is_nsfw": output.is_nsfw,
+        "sync": None if output.sync is None else dataclasses.asdict(output.sync),
     }
 
 

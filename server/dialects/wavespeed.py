@@ -59,6 +59,7 @@ STATUS: Final = {
 INVALID, UNREACHABLE, IMPOSSIBLE, FAILED, CRASHED, TIMED_OUT = 1401, 1402, 1403, 1405, 5000, 5004
 CODES: Final = {
     "url_wrong_type": INVALID, "url_too_large": INVALID, "parameter_invalid": INVALID,
+    "content_refused": INVALID,
     "media_no_audio": IMPOSSIBLE, "face_not_found": IMPOSSIBLE, "face_choice_unmatched": IMPOSSIBLE,
     "worker_lost": CRASHED, "internal_error": CRASHED, "queue_timeout": TIMED_OUT, "run_timeout": TIMED_OUT,
 }  # fmt: skip
@@ -252,7 +253,7 @@ def prediction(site: Site, record: Record) -> dict[str, Any]:
         "input": said["input"],
         "outputs": outputs,
         "urls": {"get": f"{said['base']}/api/v3/predictions/{job.id}/result"},
-        "has_nsfw_contents": [False] * len(outputs),
+        "has_nsfw_contents": [bool(job.output and job.output.is_nsfw)] * len(outputs),
         "status": STATUS[job.state],
         "created_at": moment(job.created_at),
         "error": "",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from server import audit, jobs
-from server.jobs import Effect, Failure, Job, Output, Policy, Progress, State
+from server.jobs import Effect, Failure, Job, Output, Policy, Progress, State, Sync
 from server.messages import Request
 from server.recent import Recent
 from server.store.database import Database
@@ -382,7 +383,9 @@ def _values(job: Job) -> dict[str, Any]:
 
 def _output(text: str) -> Output:
     stored = json.loads(text)
-    return Output(**stored | {"warnings": tuple(stored.get("warnings", ()))})
+    sync = stored.get("sync")
+    told = {"warnings": tuple(stored.get("warnings", ())), "sync": None if sync is None else Sync(**sync)}
+    return Output(**stored | told)
 
 
 def _record(row: sa.Row[Any]) -> Record:
@@ -410,4 +413,4 @@ def _record(row: sa.Row[Any]) -> Record:
 def _text(value: Progress | Output | Failure | None) -> str | None:
     if value is None:
         return None
-    return json.dumps({name: getattr(value, name) for name in value.__dataclass_fields__})
+    return json.dumps(dataclasses.asdict(value))

@@ -83,6 +83,7 @@ class Segments(Database):
                     "frames_done": 0,
                     "is_done": number in done,
                     "claims": 0,
+                    "helper_s": 0.0,
                 }
                 for number, count in enumerate(frames)
                 if number not in known
@@ -107,25 +108,21 @@ class Segments(Database):
         one, the job that began first.
         """
         open_ = (SEGMENTS.c.fits == fits) & _is_free(now) & (SEGMENTS.c.claims < CLAIMS_OF_HELPERS)
-        wanted = open_ & (JOBS.c.state == State.RUNNING) & ~JOBS.c.cancel_asked
-        both = SEGMENTS.join(JOBS, JOBS.c.id == SEGMENTS.c.job_id)
-        needy = sa.select(JOBS.c.tenant, sa.func.min(JOBS.c.started_at)).select_from(both)
-        leased = sa.select(JOBS.c.tenant, sa.func.count()).select_from(both)
-        leased = leased.where(~SEGMENTS.c.is_done, SEGMENTS.c.lease_until >= now).group_by(JOBS.c.tenant)
+        mine = SEGMENTS.c.job_id == JOBS.c.id
+        needy = (JOBS.c.state == State.RUNNING) & ~JOBS.c.cancel_asked & sa.exists().where(mine, open_)
+        tenants = sa.select(JOBS.c.tenant, sa.func.min(JOBS.c.started_at)).where(needy)
+        leased = sa.select(JOBS.c.tenant, sa.func.count()).where(mine, SEGMENTS.c.lease_until >= now)
         with self.writing() as connection:
-            found = connection.execute(needy.where(wanted).group_by(JOBS.c.tenant)).all()
+            found = connection.execute(tenants.group_by(JOBS.c.tenant)).all()
             if not found:
                 return None
-            busy = {row[0]: row[1] for row in connection.execute(leased)}
+            busy = {row[0]: row[1] for row in connection.execute(leased.group_by(JOBS.c.tenant))}
             tenant = jobs.next_tenant([jobs.Tenant(name, busy.get(name, 0), at) for name, at in found])
-            first = (
-                sa.select(JOBS.c.id)
-                .select_from(both)
-                .where(wanted, JOBS.c.tenant == tenant)
-                .order_by(JOBS.c.started_at, JOBS.c.id)
-                .limit(1)
-            )
-            job_id = connection.execute(first).scalar_one()
+            first = sa.select(JOBS.c.id).where(needy, JOBS.c.tenant == tenant)
+            first = first.order_by(JOBS.c.started_at, JOBS.c.id).limit(1)
+            job_id = connection.execute(first).scalar_one_or_none()
+            if job_id is None:  # others were faster
+                return None
             return _take(connection, open_ & (SEGMENTS.c.job_id == job_id), now)
 
     def beat_segment(self, piece: Piece, now: float, frames_done: int | None = None) -> bool:
@@ -145,11 +142,16 @@ class Segments(Database):
             connection.execute(sa.update(SEGMENTS).where(_claim(piece)).values(**values))
             tell_help_wanted(connection, piece.job_id)
 
-    def finish_segment(self, job_id: str, key: str, number: int) -> bool:
-        """Its file is stored; whether anybody wants it. Who rendered it does not matter: all are equal."""
+    def finish_segment(self, job_id: str, key: str, number: int, helper_s: float = 0.0) -> bool:
+        """Its file is stored; whether anybody wants it. Who rendered it does not matter: all are equal.
+
+        Args:
+            helper_s: seconds of a helper's device; the owner counts its own.
+        """
         mine = (SEGMENTS.c.job_id == job_id) & (SEGMENTS.c.key == key) & (SEGMENTS.c.number == number)
+        values = {"is_done": True, "lease_until": None, "helper_s": helper_s}
         with self.writing() as connection:
-            done = connection.execute(sa.update(SEGMENTS).where(mine).values(is_done=True, lease_until=None))
+            done = connection.execute(sa.update(SEGMENTS).where(mine).values(**values))
             tell_segment_done(connection, job_id)
             return done.rowcount == 1
 
@@ -169,6 +171,12 @@ class Segments(Database):
             Share(row.number, row.is_done, row.frames if row.is_done else row.frames_done) for row in rows
         ]
         return (rows[0].key if rows else "", found)
+
+    def helper_s(self, job_id: str) -> float:
+        """Seconds that helpers' devices spent on a job."""
+        query = sa.select(sa.func.coalesce(sa.func.sum(SEGMENTS.c.helper_s), 0.0))
+        with self.reading() as connection:
+            return float(connection.execute(query.where(SEGMENTS.c.job_id == job_id)).scalar_one())
 
     def count_free_segments(self, now: float) -> int:
         """Segments of running jobs that nobody has begun."""

@@ -106,7 +106,7 @@ def test_recorded_runs_are_given_up_first(
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     wanted = window(model)
     network = CompiledUNet(model.unet, FRAMES, tmp_path, lambda work: (work(), lambda: None))
-    model._network = network
+    model._compiled = model._network.network = network
     failures = iter([True])
 
     def refuse(*_: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -61,11 +62,11 @@ def test_compiled_and_recorded_runs_say_the_same(tmp_path: Path, monkeypatch: py
     wanted = {shortcuts: latents(model, 6, shortcuts) for shortcuts in (EXACT, KINDS)}
     model.compile(tmp_path)
     assert list(tmp_path.rglob("*"))  # for the next process
-    assert isinstance(model._network, CompiledUNet)
+    assert isinstance(model._compiled, CompiledUNet)
     for recorded in (True, False):
         for shortcuts, said in wanted.items():
             assert (latents(model, 6, shortcuts) - said).norm() < 1e-3 * said.norm()
-        assert model._network.forget_runs() is recorded
+        assert model._compiled.forget_runs() is recorded
 
 
 def test_weights_that_wait_on_the_host_leave_the_device() -> None:
@@ -77,3 +78,16 @@ def test_weights_that_wait_on_the_host_leave_the_device() -> None:
     assert before - torch.cuda.memory_allocated() > 0.8 * weights
     assert torch.allclose(latents(model, 4), wanted, atol=1e-4)
     assert before - torch.cuda.memory_allocated() > 0.8 * weights
+
+
+def test_windows_of_several_threads_in_one_run_are_what_each_is_alone() -> None:
+    model = LipSyncPipeline.from_pretrained("tiny", device="cuda", dtype="fp32").model
+    assert isinstance(model, LatentSync)
+    assert model._network.most > 1
+    wanted = {steps: latents(model, steps) for steps in (3, 4, 5, 6)}
+    model._network.runs.clear()
+    with ThreadPoolExecutor(len(wanted)) as threads:
+        found = dict(zip(wanted, threads.map(lambda steps: latents(model, steps), wanted), strict=True))
+    assert max(model._network.runs) > 1
+    for steps, said in wanted.items():
+        assert (found[steps] - said).norm() < 1e-3 * said.norm()

@@ -15,11 +15,11 @@ from typing import Any
 import psutil
 import pytest
 
-from lipsync_engine import SyncParams
+from lipsync_engine import LipSyncPipeline, SyncParams
 from lipsync_engine.batch import Loading, ManifestError, Status, run_batch
 from lipsync_engine.batch.manifest import read_manifest
 from lipsync_engine.credentials import Marker, Verdict, verify
-from lipsync_engine.errors import EXIT_STATUS, ErrorCode, InputError, LipSyncError
+from lipsync_engine.errors import EXIT_STATUS, ErrorCode, InputError, LipSyncError, ParameterError
 
 Ffmpeg = Callable[..., None]
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -246,6 +246,54 @@ def test_a_folder_stopped_by_the_user_then_finished_by_two_workers(
     (folder / "a.wav").unlink()
     with pytest.raises(ManifestError):
         list(run_batch(folder, out, params))
+
+
+def test_one_worker_makes_several_clips_at_once(
+    inputs: Path, tmp_path: Path, cache_dir: Path, likeness_db: Callable[[Path, Path], float]
+) -> None:
+    manifest, out = inputs / "several.csv", tmp_path / "out"
+    rows = ("talk.mp4,talk.wav,a.mp4,7", "wall.mp4,talk.wav,b.mp4,7", "talk.mp4,face.wav,c.mp4,8")
+    manifest.write_text("video,audio,output,seed\n" + "\n".join(rows) + "\n")
+    params = SyncParams(num_inference_steps=2)
+    loading = Loading(cache_dir=cache_dir, jobs=3)
+    steps, at_once = run_batch(manifest, out, params, loading=loading, workers=4), 0
+    while True:
+        try:
+            at_once = max(at_once, len(next(steps).running))
+        except StopIteration as finished:
+            result = finished.value
+            break
+    assert [one.status for one in result.results] == [Status.DONE, Status.FAILED, Status.DONE]
+    assert at_once == 3
+    alone = LipSyncPipeline.from_pretrained(cache_dir=tmp_path / "alone")
+    alone(
+        inputs / "talk.mp4",
+        inputs / "face.wav",
+        tmp_path / "c.mp4",
+        SyncParams(seed=8, num_inference_steps=2),
+    )
+    assert likeness_db(out / "c.mp4", tmp_path / "c.mp4") > 55
+
+
+@pytest.mark.slow
+def test_clips_whose_worker_was_killed_are_tried_again_one_by_one(
+    inputs: Path, tmp_path: Path, cache_dir: Path, environment: dict[str, str]
+) -> None:
+    manifest, out = inputs / "killed.csv", tmp_path / "out"
+    rows = "".join(f"talk.mp4,talk.wav,{seed}.mp4,{seed}\n" for seed in range(3))
+    manifest.write_text(f"video,audio,output,seed\n{rows}")
+    process = start(environment, manifest, "-o", out, "--jobs-per-worker", 2)
+    wait_for(lambda: len(list(cache_dir.glob("jobs/*/"))) == 2, process)
+    (worker,) = workers_of(process)
+    worker.kill()
+    _, errors = process.communicate(timeout=DEADLINE_S)
+    assert process.returncode == 0, errors[-2000:]
+    assert [line["attempts"] for line in lines(out)] == [2, 2, 1]
+
+
+def test_how_many_clips_at_once_has_bounds(inputs: Path, tmp_path: Path) -> None:
+    with pytest.raises(ParameterError, match="jobs=17"):
+        next(run_batch(inputs, tmp_path / "out", loading=Loading(jobs=17)))
 
 
 # --- what is refused ---

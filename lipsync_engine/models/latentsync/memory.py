@@ -28,6 +28,9 @@ PUBLISHED_VALUES, PUBLISHED_STREAMED, PUBLISHED_LARGEST_BLOCK = 1_351_598_507, 1
 USABLE = 0.85
 """Share of the free memory that is planned with: workspaces of convolutions and gaps take the rest."""
 
+MOST_WINDOWS = 8
+"""Of several jobs in one run of the U-Net; with more each would wait longer for hardly more speed."""
+
 DEFAULT_VAE_BATCH = 4
 VAE_BATCHES = (32, 16, 8, DEFAULT_VAE_BATCH)
 
@@ -110,6 +113,15 @@ def plan_memory(free_bytes: int, needs: Needs) -> MemoryPlan | None:
     """The fastest plan that fits into what is free on the device; None: not even the leanest does."""
     usable = USABLE * free_bytes
     return next((plan for plan in PLANS if needs.peak_bytes(plan) <= usable), None)
+
+
+def windows_at_once(free_bytes: int, needs: Needs, plan: MemoryPlan) -> int:
+    """How many windows of different jobs fit into one run of the U-Net, 1 to `MOST_WINDOWS`."""
+    if plan.thrift is not Thrift.NONE:
+        return 1
+    each = needs.peak_bytes(MemoryPlan(Thrift.NONE, vae_batch=0)) - needs.weights_bytes
+    room = USABLE * free_bytes - needs.weights_bytes
+    return max(1, min(MOST_WINDOWS, int(room // each)))
 
 
 def published_needs(resolution: int, value_bytes: int) -> Needs:

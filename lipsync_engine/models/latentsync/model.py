@@ -32,9 +32,11 @@ from lipsync_engine.models.latentsync.memory import (
     Needs,
     Thrift,
     plan_memory,
+    windows_at_once,
 )
 from lipsync_engine.models.latentsync.offload import offload, streamed
-from lipsync_engine.models.latentsync.sampling import DenoiseInputs, Network, sampling_steps
+from lipsync_engine.models.latentsync.sampling import DenoiseInputs, sampling_steps
+from lipsync_engine.models.latentsync.shared import SharedNetwork
 from lipsync_engine.models.latentsync.unet import LatentSyncUNet, positional_table
 from lipsync_engine.params import EXACT, Shortcuts
 from lipsync_engine.weights import ModelEntry, load_strict, read_checkpoint
@@ -51,12 +53,15 @@ EVERY_KIND_OF_STEP = 3
 class LatentSync:
     """See `LipSyncModel`. When device memory runs out it tries again with a leaner `memory`, and keeps that.
 
+    Several threads may use it at once, for jobs of their own (`shared`).
+
     Args:
         info: name, resolution, defaults.
         unet, vae, audio_encoder: loaded, in one dtype, in eval mode, on the device that computes; the U-Net
             on the host where `memory` has it offloaded.
         run: scheduler and VAE settings.
-        memory: how much is done at once.
+        memory: how much of a window is done at once.
+        windows: how many windows of different threads may share a run.
     """
 
     def __init__(
@@ -67,6 +72,7 @@ class LatentSync:
         audio_encoder: AudioEncoder,
         run: RunConfig,
         memory: MemoryPlan = DEFAULT_PLAN,
+        windows: int = 1,
     ) -> None:
         self.info = info
         self.audio_encoder = audio_encoder
@@ -74,7 +80,8 @@ class LatentSync:
         mask = fixed_mask(info.resolution)
         self.keep_mask = mask.astype(np.float32)
         self.unet, self._vae, self._run = unet, vae, run
-        self._network: Network = unet
+        self._network = SharedNetwork(unet, windows)
+        self._compiled: CompiledUNet | None = None
         self.memory = memory
         if memory.thrift is Thrift.OFFLOADED:
             offload(unet, self.device)
@@ -89,9 +96,10 @@ class LatentSync:
     def compile(self, cache_dir: Path) -> None:
         graphs = self.device.type == "cuda" and self.memory.thrift is Thrift.NONE
         record = cuda_graphs(self.device) if graphs else None
-        network = CompiledUNet(self.unet, self.info.window_frames, cache_dir, record)
-        self._network = network
-        network.compile(lambda: self._nothing(EVERY_KIND_OF_STEP, KINDS))
+        compiled = CompiledUNet(self.unet, self.info.window_frames, cache_dir, record)
+        self._compiled = self._network.network = compiled
+        self._network.most = 1  # compiled code and recorded runs are of one window
+        compiled.compile(lambda: self._nothing(EVERY_KIND_OF_STEP, KINDS))
 
     def warm_up(self) -> None:
         self.decode(self._nothing(1, EXACT))
@@ -123,17 +131,18 @@ class LatentSync:
     ) -> Tensor:
         def work() -> Tensor:
             inputs = self._inputs(faces, audio, posterior_noise)
-            for step in sampling_steps(
-                self._network,
-                self._run,
-                inputs,
-                noise=noise.to(self.device, self.dtype),
-                num_inference_steps=num_inference_steps,
-                guidance_scale=guidance_scale,
-                in_halves=self.memory.thrift >= Thrift.SINGLE,
-                shortcuts=shortcuts,
-            ):
-                latents = step.latents
+            with self._network.window():
+                for step in sampling_steps(
+                    self._network,
+                    self._run,
+                    inputs,
+                    noise=noise.to(self.device, self.dtype),
+                    num_inference_steps=num_inference_steps,
+                    guidance_scale=guidance_scale,
+                    in_halves=self.memory.thrift >= Thrift.SINGLE,
+                    shortcuts=shortcuts,
+                ):
+                    latents = step.latents
             return latents[0].transpose(0, 1)
 
         return self._thriftily(work)
@@ -161,9 +170,9 @@ class LatentSync:
     def encode(self, faces: Tensor, noise: Tensor | None) -> Tensor:
         """Scaled latents (1, C, F, h, w) of faces (F, 3, R, R): the posterior's mean, or a sample."""
         parts = faces.to(self.device, self.dtype).split(self.memory.vae_batch)
-        posterior = DiagonalGaussianDistribution(
-            torch.cat([self._vae.encode(part).latent_dist.parameters for part in parts])
-        )
+        with self._network.still():  # memory is planned for one thing at a time
+            moments = torch.cat([self._vae.encode(part).latent_dist.parameters for part in parts])
+        posterior = DiagonalGaussianDistribution(moments)
         sample: Tensor = posterior.mean
         if noise is not None:
             sample = sample + posterior.std * noise.to(sample)
@@ -171,24 +180,28 @@ class LatentSync:
 
     def _decode(self, latents: Tensor) -> Tensor:
         parts = (latents / self._run.vae_scaling_factor).split(self.memory.vae_batch)
-        return torch.cat([self._vae.decode(part).sample.float() for part in parts])
+        with self._network.still():
+            return torch.cat([self._vae.decode(part).sample.float() for part in parts])
 
     def _thriftily(self, work: Callable[[], T]) -> T:
         """Do it; as often as memory runs out, again with less of it."""
         while True:
+            plan = self.memory
             try:
                 return work()
             except torch.OutOfMemoryError:
-                if self.memory == PLANS[-1]:
+                if plan == PLANS[-1]:
                     raise
             # Outside of the except block: the exception keeps the failed attempt's tensors alive.
-            self._spare()
+            with self._network.still():
+                if self.memory == plan:  # else another thread was faster
+                    self._spare()
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
 
     def _spare(self) -> None:
         """Give up what is kept for speed alone, then go to the next leaner plan."""
-        if isinstance(self._network, CompiledUNet) and self._network.forget_runs():
+        if self._compiled is not None and self._compiled.forget_runs():
             log.warning("device memory ran out; trying again without recorded runs")
             return
         self.memory = PLANS[PLANS.index(self.memory) + 1]
@@ -235,9 +248,11 @@ def load(
         guidance_scale=run.guidance_scale,
         weights_sha256=sha256,
     )
-    memory = DEFAULT_PLAN
+    memory, windows = DEFAULT_PLAN, 1  # a CPU gains nothing from larger runs, and rounds otherwise in them
     if device.type == "cuda":
-        memory = fitted(needs(info, unet, vae, dtype), torch.cuda.mem_get_info(device)[0])
+        need, free = needs(info, unet, vae, dtype), torch.cuda.mem_get_info(device)[0]
+        memory = fitted(need, free)
+        windows = windows_at_once(free, need, memory)
 
     # 3. Their weights, from the mapped files straight to the device. The encoder is cheap and its hidden
     #    states lose accuracy in half precision: float32.
@@ -256,7 +271,7 @@ def load(
     both: tuple[Any, ...] = (unet, vae)
     for network in both:
         network.to(memory_format=torch.channels_last)
-    return LatentSync(info, unet, vae, encoder, run, memory)
+    return LatentSync(info, unet, vae, encoder, run, memory, windows)
 
 
 def needs(info: ModelInfo, unet: LatentSyncUNet, vae: AutoencoderKL, dtype: torch.dtype) -> Needs:

@@ -39,6 +39,11 @@ def per_frame(layer: nn.Module, x: Tensor) -> Tensor:
     return frames
 
 
+def each_alone(layer: nn.Module, rows: Tensor) -> Tensor:
+    """Apply a layer to each of a few rows by itself: one row rounds otherwise than the same among others."""
+    return torch.cat([layer(row) for row in rows.split(1)])
+
+
 # --- attention ---
 
 
@@ -119,7 +124,7 @@ class SpatialTransformerBlock(nn.Module):
 
 
 class SpatialTransformer(nn.Module):
-    """Each frame by itself, its pixels as tokens. One item becomes two where `sound` has rows for two."""
+    """Each frame by itself, its pixels as tokens. Items double where `sound` has rows for twice as many."""
 
     def __init__(self, channels: int, config: UNetConfig) -> None:
         super().__init__()
@@ -137,8 +142,8 @@ class SpatialTransformer(nn.Module):
         for block in self.transformer_blocks:
             tokens = block(tokens, sound)
         y = self.proj_out(tokens.transpose(1, 2).unflatten(2, y.shape[-2:]))
-        out: Tensor = x + y.unflatten(0, (-1, x.shape[2])).transpose(1, 2)
-        return out
+        added: Tensor = y.unflatten(0, (-1, x.shape[2])).transpose(1, 2)
+        return _for_both(x, added) + added
 
 
 # --- motion ---
@@ -233,7 +238,7 @@ class MotionModule(nn.Module):
 
 
 class ResnetBlock(nn.Module):
-    """Two convolutions, the time embedding (1, D) between them; its norms pool over the window's frames."""
+    """Two convolutions, the time embedding (1 or B, D) between them; norms pool over a window's frames."""
 
     def __init__(self, in_channels: int, out_channels: int, config: UNetConfig) -> None:
         super().__init__()
@@ -247,7 +252,8 @@ class ResnetBlock(nn.Module):
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
         y = per_frame(self.conv1, F.silu(self.norm1(x)))
-        y = y + self.time_emb_proj(F.silu(time))[:, :, None, None, None]
+        at = each_alone(self.time_emb_proj, F.silu(time))[:, :, None, None, None]
+        y = y + _for_both(at, y)
         y = per_frame(self.conv2, F.silu(self.norm2(y)))
         return (x if self.conv_shortcut is None else per_frame(self.conv_shortcut, x)) + y
 
@@ -349,9 +355,17 @@ class UpBlock(nn.Module):
     ) -> Tensor:
         """As many layers from `first_layer` on as there are skips, oldest first; then to `size`, if given."""
         for i, skip in enumerate(reversed(skips), start=first_layer):
-            x = torch.cat([x, skip.expand(len(x), -1, -1, -1, -1)], dim=1)
+            x = torch.cat([x, _for_both(skip, x)], dim=1)
             x = _layer(self, i, x, time, sounds)
         return x if self.upsamplers is None else self.upsamplers[0](x, size)
+
+
+def _for_both(part: Tensor, x: Tensor) -> Tensor:
+    """As many items as `x` has, where silent and heard items have parted since: all silent ones first.
+
+    A real copy: an expanded one would have what is made of it lie, and be summed, in another order.
+    """
+    return part if len(part) == len(x) else torch.cat([part] * (len(x) // len(part)))
 
 
 def _each(
@@ -413,7 +427,7 @@ class LatentSyncUNet(nn.Module):
 
         Args:
             sample: (B, in_channels, F, H, W).
-            timestep: scalar, the same for every batch item.
+            timestep: scalar, or one for each batch item.
             encoder_hidden_states: (B*F, T, cross_attention_dim) audio tokens, row = b * F + f.
 
         Returns:
@@ -442,16 +456,17 @@ class LatentSyncUNet(nn.Module):
         """Predict the noise, and give what an earlier step's coarser layers said to a later one.
 
         Args:
-            sample: (B, in_channels, F, H, W); B = 1 is enough where silent and heard rows see the same.
-            timestep: scalar.
-            heard: from `listen`, B*F rows or, for B = 1, F silent ones and F that hear.
+            sample: (B, in_channels, F, H, W).
+            timestep: scalar, or one for each item.
+            heard: from `listen`, B*F rows; or where items are seen with and without sound, B*F silent ones
+                and B*F that hear.
             deep: from an earlier step: then only the finest layer is computed.
 
         Returns:
             (B', out_channels, F, H, W) with B' = rows heard / F, and `deep` of the same batch.
         """
-        angles = self.time_proj(timestep.reshape(1))  # float32 in every precision
-        time = self.time_embedding(angles.to(sample.dtype))
+        angles = self.time_proj(timestep.reshape(-1))  # float32 in every precision
+        time = each_alone(self.time_embedding, angles.to(sample.dtype))
         first = per_frame(self.conv_in, sample.contiguous(memory_format=torch.channels_last_3d))
         if deep is None:
             deep = self._deep(first, time, heard)

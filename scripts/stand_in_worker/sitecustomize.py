@@ -1,0 +1,94 @@
+"""A worker process that sleeps like a GPU, in the place of the real one: for measuring everything around it.
+
+With this folder on PYTHONPATH, `python -m server.worker` is this file. It speaks the worker's messages, loads
+no model, makes no pictures: a job has as many segments as `num_inference_steps` says, a segment takes
+STAND_IN_SEGMENT_S seconds of sleep, and its file says which one it is, filled up to STAND_IN_BYTES. The
+result is all of them, one after the other. How long it waited for the next segment of a film after it had
+finished one is written to STAND_IN_GAPS, a line each, in seconds.
+"""
+
+import os
+import sys
+
+if "server.worker" in sys.orig_argv[1:4]:
+    import json
+    import time
+    from pathlib import Path
+
+    SEGMENT_S = float(os.environ["STAND_IN_SEGMENT_S"])
+    BYTES = int(os.environ["STAND_IN_BYTES"])
+    GAPS = Path(os.environ["STAND_IN_GAPS"])
+    FRAMES, TELL_EVERY_S = 150, 0.25
+    work = Path(sys.orig_argv[sys.orig_argv.index("--work-dir") + 1])
+
+    def say(kind, **fields):
+        sys.stdout.write(json.dumps({"kind": kind, **fields}) + "\n")
+        sys.stdout.flush()
+
+    def hear():
+        line = sys.stdin.readline()
+        if not line:
+            os._exit(0)
+        return json.loads(line)
+
+    def segment(job, number, file, done, total):
+        """Sleep, say how far it is, write the file."""
+        end = time.monotonic() + SEGMENT_S
+        while (left := end - time.monotonic()) > 0:
+            part = int(FRAMES * (1 - left / SEGMENT_S))
+            say(
+                "working", job_id=job, stage="render", done=done + part, total=total, per_s=FRAMES / SEGMENT_S
+            )
+            time.sleep(min(left, TELL_EVERY_S))
+        said = f"{job} {number}\n".encode()
+        file.with_suffix(".part").write_bytes(said.ljust(BYTES, b"."))
+        file.with_suffix(".part").replace(file)
+
+    def shared(job, count):
+        """Segments that others may render; their files."""
+        folder = work / job
+        folder.mkdir(parents=True, exist_ok=True)
+        files = [folder / f"segment-{number:05d}.mp4" for number in range(count)]
+        plan = folder / "plan.json"
+        plan.write_text("{}")
+        places = [[str(file), FRAMES] for file in files]
+        say("offer", job_id=job, key=job, files={"plan.json": str(plan)}, segments=places)
+        while not all(file.exists() for file in files):
+            asked = time.monotonic()
+            say("ask", job_id=job)
+            while (take := hear())["kind"] != "take":
+                pass
+            if take["number"] is not None:
+                note(asked)
+                done = FRAMES * sum(file.exists() for file in files)
+                segment(job, take["number"], files[take["number"]], done, FRAMES * count)
+                say("rendered", job_id=job, number=take["number"], file=str(files[take["number"]]))
+        return files
+
+    def note(since):
+        with GAPS.open("a") as log:
+            log.write(f"{time.monotonic() - since:.5f}\n")
+
+    say("ready", device="cpu", model="stand-in", fits="stand-in")
+    ended = None
+    while True:
+        order = hear()
+        job = order.get("job_id")
+        if order["kind"] == "render":
+            if ended is not None and ended[0] == job:
+                note(ended[1])
+            file = Path(order["folder"]) / f"segment-{order['number']:05d}.mp4"
+            segment(job, order["number"], file, 0, FRAMES)
+            say("rendered", job_id=job, number=order["number"], file=str(file))
+            ended = job, time.monotonic()
+        elif order["kind"] == "start":
+            count = order["options"]["num_inference_steps"]
+            if count > 1:
+                files = shared(job, count)
+            else:
+                files = [Path(order["output"]).with_name("segment.mp4")]
+                segment(job, 0, files[0], 0, FRAMES)
+            Path(order["output"]).write_bytes(b"".join(file.read_bytes() for file in files))
+            media_s = FRAMES * count / 25
+            say("done", job_id=job, device_s=SEGMENT_S * count, media_s=media_s, warnings=[], is_marked=False)
+            ended = None
