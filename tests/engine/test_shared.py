@@ -116,7 +116,7 @@ MIXED = [
     Window(3, steps=4),
     Window(4, steps=2, guidance=1.0),
     Window(5, steps=2, guidance=1.0),
-    Window(6, steps=4, shortcuts=Shortcuts(solver=Solver.UNIPC, whole_every=2, guide_every=2)),
+    Window(6, steps=4, shortcuts=Shortcuts(solver=Solver.UNIPC, reuse_within=0.3, guide_every=2)),
     Window(8, frames=3),
 ]
 
