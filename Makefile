@@ -3,15 +3,16 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup demo test test-slow soak lint clean
+.PHONY: setup demo test test-slow soak campaign lint lock audit sbom clean
 
 setup: $(VENV)/.installed
 
-# torch first and by exact version: where a wheel of that version is already at hand pip takes it,
-# and the later resolution then has nothing newer to prefer.
-$(VENV)/.installed: pyproject.toml constraints.txt
+# torch first and by exact version: where a wheel of that version is already at hand, perhaps one for the CPU, pip
+# takes it. Everything else is what requirements-dev.lock names, by its hash; the last line adds this package alone.
+$(VENV)/.installed: pyproject.toml constraints.txt requirements-dev.lock
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet -c constraints.txt torch==2.13.0
+	$(BIN)/python -m pip install --quiet --no-deps --require-hashes -r requirements-dev.lock
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
 	touch $@
 
@@ -32,10 +33,31 @@ soak: MINUTES ?= 3
 soak: setup
 	$(BIN)/python scripts/soak.py --minutes $(MINUTES) --seed 1
 
+# Hostile input of every kind, about twenty minutes; the suite has a small share of it.
+campaign: setup
+	cd scripts && PYTHONPATH=.. ../$(BIN)/python -m campaign --out ../benchmarks/hostile.json
+
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# After a change of constraints.txt or of the dependencies in pyproject.toml. The first lock is what the server
+# needs on a machine with a GPU; the second what `make setup` installs beside torch, so without torch's own CUDA.
+LOCK := $(BIN)/uv pip compile pyproject.toml -c constraints.txt --generate-hashes --universal \
+	--python-version 3.11 --no-annotate --no-header --quiet --no-emit-package pip
+TORCHS_OWN = $(shell grep -oE '^(torch|cuda-[a-z]+|nvidia-[a-z0-9-]+)==' constraints.txt | tr -d =)
+lock: setup
+	$(LOCK) --extra postgresql --extra ray -o requirements.lock
+	$(LOCK) --extra dev $(TORCHS_OWN:%=--no-emit-package %) -o requirements-dev.lock
+
+# Known weaknesses of what the locks name.
+audit: setup
+	$(BIN)/python scripts/audit.py requirements.lock requirements-dev.lock
+
+# What the installation consists of, libraries and weights, for whoever has to know (CycloneDX 1.6).
+sbom: setup
+	$(BIN)/python scripts/sbom.py build/sbom.json
 
 clean:
 	rm -rf $(VENV) demo_output build *.egg-info

@@ -22,6 +22,7 @@ from fastapi import Request as HttpRequest
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from server import audit, auth, files, page
 from server.auth import Keyring, RateLimit, Scope, Signer
@@ -56,6 +57,7 @@ ERROR_ANSWERS: dict[int | str, dict[str, Any]] = {
     429: {"description": "Too many requests or waiting jobs; Retry-After says when to come again."},
     503: {"description": "Not ready, the disk is full, or database or storage are away."},
 }
+CLIENT_GONE = 499
 SWEEP_EVERY_S = 600.0
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 """A client's own X-Request-Id that is taken over; for any other one is made."""
@@ -349,6 +351,12 @@ def _errors(app: FastAPI) -> None:
 
     for kind in KNOWN_ERRORS:
         app.add_exception_handler(kind, known)
+
+    async def gone(http: HttpRequest, error: Exception) -> Response:
+        """The client left in the middle of its request: nobody hears this, monitoring sees no fault."""
+        return Response(status_code=CLIENT_GONE)
+
+    app.add_exception_handler(ClientDisconnect, gone)
 
     async def http_error(http: HttpRequest, error: Exception) -> Response:
         status = error.status_code if isinstance(error, HTTPException) else 400

@@ -79,15 +79,17 @@ class WorkerProcess:
         """Its next message.
 
         Raises:
-            WorkerGoneError: it ended, or said nothing for that long.
+            WorkerGoneError: it ended, spoke nonsense, or said nothing for that long.
         """
         try:
             line = await asyncio.wait_for(self._answers.readline(), within_s)
+            if line.endswith(b"\n"):
+                return read_from_worker(line)
         except TimeoutError:
             raise WorkerGoneError(f"it was silent for {within_s:g} s") from None
-        if not line.endswith(b"\n"):
-            raise WorkerGoneError("it ended")
-        return read_from_worker(line)
+        except ValueError:  # no message, or a line without end
+            raise WorkerGoneError("it spoke nonsense") from None
+        raise WorkerGoneError("it ended")
 
 
 @contextlib.asynccontextmanager

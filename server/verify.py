@@ -77,5 +77,5 @@ def _limited(*arguments: str) -> list[str]:
     if engine is None or engine.origin is None:
         raise NotVerifiedError
     launcher = str(Path(engine.origin).parent / "media" / "launch.py")
-    limits = [str(number) for number in (os.getpid(), MEMORY_BYTES, CPU_S)]
+    limits = [str(number) for number in (os.getpid(), MEMORY_BYTES, CPU_S, 0)]  # 0: files are not fenced
     return [sys.executable, "-I", "-S", launcher, *limits, sys.executable, *arguments]

@@ -50,6 +50,18 @@ def ffmpeg() -> Ffmpeg:
     return run
 
 
+@pytest.fixture
+def replace_ffmpeg(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], None]:
+    """Put a script in FFmpeg's place. It writes logs and starts programs where FFmpeg must not, so files are
+    not fenced."""
+
+    def replace(program: Path) -> None:
+        monkeypatch.setenv("LIPSYNC_FFMPEG", str(program))
+        monkeypatch.setattr("lipsync_engine.media.run.fence", lambda command: [])
+
+    return replace
+
+
 @pytest.fixture(scope="session")
 def likeness_db() -> Callable[[Path, Path], float]:
     """PSNR of two films: luma. Equal pictures encoded twice give 55 or more: x264 decides otherwise once in

@@ -17,8 +17,12 @@ def installs(text: str) -> list[str]:
 
 
 def test_it_installs_what_the_makefile_installs() -> None:
-    assert installs(DOCKERFILE) == installs((ROOT / "Makefile").read_text())
-    assert len(installs(DOCKERFILE)) == 2
+    """Both locks by their hashes, then this package; the Makefile takes a torch that is at hand first."""
+    image, make = installs(DOCKERFILE), installs((ROOT / "Makefile").read_text())
+    assert make[0] == "--quiet -c constraints.txt torch==2.13.0"
+    assert [line.replace("-dev.lock", ".lock") for line in make[1:]] == image
+    assert len(image) == 2
+    assert "--require-hashes" in image[0]
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     (taken,) = re.findall(r"\.\[([\w,]+)\]", DOCKERFILE)
     assert set(taken.split(",")) <= set(extras)

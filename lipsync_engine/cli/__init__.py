@@ -251,6 +251,7 @@ def doctor(
     compiling = "on" if choose_compiling(None) else "off"
     table.add_row("compiled", f"{compiling} (LIPSYNC_COMPILE)")
     table.add_row("ffmpeg", f"{media.find_ffmpeg()} ({media.ffmpeg_version()})")
+    table.add_row("isolation", media.isolation_here().describe())
     marker = Marker.from_environment()
     table.add_row("marking", f"{marker.policy}, {marker.describe()} (LIPSYNC_MARKING)")
     store = WeightsStore()

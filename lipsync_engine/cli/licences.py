@@ -7,10 +7,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import Distribution, PackageNotFoundError, distribution
 
+from packaging.requirements import Requirement
+
 from lipsync_engine.cli.terminal import out
 
 OWN = "lipsync-engine"
-NAME = re.compile(r"[A-Za-z0-9._-]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +56,9 @@ def licensed() -> list[Licensed]:
 
 def _required(library: Distribution) -> Iterator[str]:
     for line in library.requires or []:
-        if "extra ==" not in line and (name := NAME.match(line)) is not None:
-            yield name[0]
+        wanted = Requirement(line)
+        if wanted.marker is None or wanted.marker.evaluate({"extra": ""}):
+            yield wanted.name
 
 
 def _licence(library: Distribution) -> str:

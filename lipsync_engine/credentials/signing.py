@@ -32,6 +32,9 @@ MEDIA_TYPES = {".mp4": "video/mp4", ".mov": "video/quicktime"}
 COMPOSITE = "http://cv.iptc.org/newscodes/digitalsourcetype/compositeWithTrainedAlgorithmicMedia"
 OWN_ASSERTION = "org.lipsync-engine.generation"
 COMMAND_TIMEOUT_S = 30.0
+UNKNOWN_KIND = "application/octet-stream"
+"""c2pa looks for no credentials in it."""
+
 DOT = binascii.a2b_base64(
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNgAAAAAgABSK+kcQAAAABJRU5ErkJggg=="
 )
@@ -220,8 +223,7 @@ class Marker:
                 c2pa.Context.from_dict({"builder": {"thumbnail": {"enabled": False}}}) as context,
                 c2pa.Builder(_manifest(facts), context) as builder,
             ):
-                parent = {"title": "source", "relationship": "parentOf", "label": "source"}
-                builder.add_ingredient(parent, _kind(source), source)
+                _add_source(builder, source)
                 builder.sign(signer, media_type, plain, target)
         except (OSError, ValueError, c2pa.C2paError) as error:
             raise failures[0] if failures else SigningError(_reason(error)) from error
@@ -333,6 +335,17 @@ def _algorithm(certificate: x509.Certificate) -> str:
     raise ValueError("the certificate's key is of a kind that content credentials do not know")
 
 
+def _add_source(builder: c2pa.Builder, source: BinaryIO) -> None:
+    """Name the source, with the credentials that it has. A damaged one, which FFmpeg may play all the same,
+    has none that could be read."""
+    parent = {"title": "source", "relationship": "parentOf", "label": "source"}
+    try:
+        builder.add_ingredient(parent, _kind(source), source)
+    except c2pa.C2paError:
+        source.seek(0)
+        builder.add_ingredient(parent, UNKNOWN_KIND, source)
+
+
 def _kind(source: BinaryIO) -> str:
     """A source's media type by its first bytes: inputs of the server have no suffix."""
     head = source.read(12)
@@ -343,7 +356,7 @@ def _kind(source: BinaryIO) -> str:
         return "image/webp"
     kinds = {b"\x89PNG": "image/png", b"\xff\xd8\xff": "image/jpeg", b"\x1aE\xdf\xa3": "video/x-matroska"}
     found = (kind for magic, kind in kinds.items() if head.startswith(magic))
-    return next(found, "application/octet-stream")
+    return next(found, UNKNOWN_KIND)
 
 
 def _path(name: str) -> Path | None:

@@ -1,10 +1,11 @@
 """The only owner of FFmpeg: what a file is, frames and samples out of it, finished frames into a file.
 
-    run      the child process: limits, timers, never left behind
-    probe    a look at a file, and why it cannot be used
-    decode   frames and samples, in bounded memory
-    encode   segments, joining, comparison
-    preview  a finished segment with its sound, a still
+    run        the child process: limits, timers, never left behind
+    isolation  what a child may touch; `launch` is the program that sees to it
+    probe      a look at a file, and why it cannot be used
+    decode     frames and samples, in bounded memory
+    encode     segments, joining, comparison
+    preview    a finished segment with its sound, a still
 
 It knows neither faces nor models.
 """
@@ -28,6 +29,7 @@ from lipsync_engine.media.encode import (
     output_size,
     side_by_side,
 )
+from lipsync_engine.media.isolation import isolation_here
 from lipsync_engine.media.preview import write_fragment, write_still
 from lipsync_engine.media.probe import AudioInfo, VideoInfo, content_hash, probe_audio, probe_video
 from lipsync_engine.media.run import ffmpeg_version, find_ffmpeg
@@ -45,6 +47,7 @@ __all__ = [
     "content_hash",
     "ffmpeg_version",
     "find_ffmpeg",
+    "isolation_here",
     "mix_audio",
     "output_size",
     "probe_audio",

@@ -14,7 +14,6 @@ import selectors
 import shutil
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections import deque
@@ -29,6 +28,7 @@ from typing import IO, Any, Self
 import ffmpeg
 
 from lipsync_engine.errors import ErrorCode, LipSyncError, MediaError, ResourceError
+from lipsync_engine.media.isolation import fence, launched
 from lipsync_engine.media.launch import NOT_STARTED
 
 
@@ -393,15 +393,14 @@ def _state(path: Path | None) -> tuple[int, int] | None:
 def _spawn(
     command: list[str], reads: bool, writes: bool, memory_bytes: int, cpu_s: int
 ) -> subprocess.Popen[bytes]:
-    launcher = Path(__file__).with_name("launch.py")
-    limits = [str(number) for number in (os.getpid(), memory_bytes, cpu_s)]
+    line = launched(command, fence(command), memory_bytes=memory_bytes, cpu_s=cpu_s)
     # Few malloc arenas, so that the limit on address space measures memory and not reservations.
     environment = {**os.environ, "MALLOC_ARENA_MAX": "4"}
     environment.pop("FFREPORT", None)  # would write logs next to the user's files
 
     def start() -> subprocess.Popen[bytes]:
         return subprocess.Popen(
-            [sys.executable, "-I", "-S", str(launcher), *limits, *command],
+            line,
             stdin=subprocess.PIPE if writes else subprocess.DEVNULL,
             stdout=subprocess.PIPE if reads else subprocess.DEVNULL,
             stderr=subprocess.PIPE,

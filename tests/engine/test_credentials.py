@@ -64,6 +64,16 @@ def test_a_signed_film_is_trusted_where_its_root_is_known(marker: Marker, film: 
     assert verify(clip, marker.known()).verdict is Verdict.NONE
 
 
+def test_a_damaged_source_is_named_too(marker: Marker, film: Path, clip: Path) -> None:
+    """A box that goes beyond the file's end stops c2pa, but not FFmpeg: such a film is made all the same."""
+    damaged = film.with_name("damaged.mp4")
+    damaged.write_bytes(clip.read_bytes() + struct.pack(">I4s", 1000, b"free"))
+    assert marker.mark(film, damaged, FACTS) is None
+    found = verify(film, marker.known())
+    assert found.verdict is Verdict.TRUSTED
+    assert [(source.relationship, source.signer) for source in found.sources] == [("parentOf", None)]
+
+
 def test_nothing_personal_is_written(marker: Marker, film: Path, clip: Path) -> None:
     named = film.with_name("anna-private.mp4")
     named.write_bytes(clip.read_bytes())

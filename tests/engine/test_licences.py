@@ -6,6 +6,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 from lipsync_engine.cli import licences
 
@@ -15,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 def test_every_library_names_its_licence() -> None:
     found = {one.name.lower().replace("_", "-"): one for one in licences.licensed()}
     wanted = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
-    names = [licences.NAME.match(line)[0].lower().replace("_", "-") for line in wanted]  # type: ignore[index]
+    names = [Requirement(line).name.lower().replace("_", "-") for line in wanted]
     assert set(names) <= set(found)
     assert len(found) > len(names)
     assert {one.name for one in found.values() if one.licence == "unknown"} == set()

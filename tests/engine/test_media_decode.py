@@ -147,13 +147,13 @@ def test_times_are_the_files_own(tmp_path: Path, ffmpeg: Ffmpeg) -> None:
 
 
 @pytest.fixture
-def starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
+def starts(tmp_path: Path, replace_ffmpeg: Callable[[Path], None]) -> Callable[[], int]:
     """Counts how often FFmpeg is started."""
     log, wrapper = tmp_path / "starts.log", tmp_path / "counting-ffmpeg"
     log.touch()
     wrapper.write_text(f'#!/bin/sh\necho started >> "{log}"\nexec "{media.find_ffmpeg()}" "$@"\n')
     wrapper.chmod(0o755)
-    monkeypatch.setenv("LIPSYNC_FFMPEG", str(wrapper))
+    replace_ffmpeg(wrapper)
     return lambda: len(log.read_text().splitlines())
 
 

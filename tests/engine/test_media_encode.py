@@ -163,7 +163,7 @@ def test_tags_are_kept(tmp_path: Path, ffmpeg: Ffmpeg) -> None:
 
 
 def test_same_frames_same_bytes_whatever_the_machine(
-    tmp_path: Path, ffmpeg: Ffmpeg, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, ffmpeg: Ffmpeg, replace_ffmpeg: Callable[[Path], None]
 ) -> None:
     path = source(tmp_path, ffmpeg, n=60)
     info, frames = media.probe_video(path), frames_of(path)
@@ -172,7 +172,7 @@ def test_same_frames_same_bytes_whatever_the_machine(
         program = tmp_path / "one-core-ffmpeg"
         program.write_text(f'#!/bin/sh\nexec taskset -c 0 "{media.find_ffmpeg()}" "$@"\n')
         program.chmod(0o755)
-        monkeypatch.setenv("LIPSYNC_FFMPEG", str(program))
+        replace_ffmpeg(program)
     (tmp_path / "other").mkdir()
     second = encode(tmp_path / "other" / "second.mp4", info, frames, Fraction(30000, 1001))
     assert first.read_bytes() == second.read_bytes()
@@ -425,14 +425,14 @@ def test_a_full_disk(small_disk: Path, tmp_path: Path, ffmpeg: Ffmpeg) -> None:
 
 
 def test_a_file_size_limit_is_a_full_disk(
-    tmp_path: Path, ffmpeg: Ffmpeg, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, ffmpeg: Ffmpeg, replace_ffmpeg: Callable[[Path], None]
 ) -> None:
     program = tmp_path / "limited-ffmpeg"
     program.write_text(f'#!/bin/sh\nulimit -f 500\nexec "{media.find_ffmpeg()}" "$@"\n')
     program.chmod(0o755)
     limited = tmp_path / "limited"
     limited.mkdir()
-    check_full_disk(limited, tmp_path, ffmpeg, lambda: monkeypatch.setenv("LIPSYNC_FFMPEG", str(program)))
+    check_full_disk(limited, tmp_path, ffmpeg, lambda: replace_ffmpeg(program))
 
 
 def check_full_disk(

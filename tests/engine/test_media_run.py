@@ -58,12 +58,17 @@ def wait_until(what: Callable[[], bool], limit_s: float = 10.0) -> None:
         os.sched_yield()
 
 
-def fake_ffmpeg(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: str) -> None:
+@pytest.fixture
+def fake_ffmpeg(tmp_path: Path, replace_ffmpeg: Callable[[Path], None]) -> Callable[[str], None]:
     """A program in the place of FFmpeg; `$REAL` is the real one."""
-    program = tmp_path / "fake-ffmpeg"
-    program.write_text(f'#!/bin/sh\nREAL="{media.find_ffmpeg()}"\n{body}\n')
-    program.chmod(0o755)
-    monkeypatch.setenv("LIPSYNC_FFMPEG", str(program))
+
+    def fake(body: str) -> None:
+        program = tmp_path / "fake-ffmpeg"
+        program.write_text(f'#!/bin/sh\nREAL="{media.find_ffmpeg()}"\n{body}\n')
+        program.chmod(0o755)
+        replace_ffmpeg(program)
+
+    return fake
 
 
 # --- nobody is left behind ---
@@ -185,11 +190,11 @@ def test_limits_hold_in_the_child(clip: Path) -> None:
 
 
 def test_whitelists_stand_before_every_input_from_outside(
-    clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    clip: Path, tmp_path: Path, fake_ffmpeg: Callable[[str], None]
 ) -> None:
     """All commands of a whole job, as the child sees them."""
     log = tmp_path / "log"
-    fake_ffmpeg(tmp_path, monkeypatch, f'printf "%s\\n" "$@" END >> "{log}"\nexec "$REAL" "$@"')
+    fake_ffmpeg(f'printf "%s\\n" "$@" END >> "{log}"\nexec "$REAL" "$@"')
     info = media.probe_video(clip)
     pts_s = np.array([pts for pts, _ in media.scan_frames(info, 32)])
     part = tmp_path / "part.mp4"
@@ -221,11 +226,11 @@ def test_whitelists_stand_before_every_input_from_outside(
 
 
 def test_a_child_that_stands_still_is_ended(
-    clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fake_ffmpeg: Callable[[str], None]
 ) -> None:
     info = media.probe_video(clip)
     monkeypatch.setattr(run, "LIMITS", dataclasses.replace(run.LIMITS, stall_s=0.3))
-    fake_ffmpeg(tmp_path, monkeypatch, f"# {tmp_path}\nexec sleep 60")
+    fake_ffmpeg(f"# {tmp_path}\nexec sleep 60")
     frame = Frame.from_bytes(info.format, bytes(info.format.frame_bytes))
 
     def encode() -> None:
@@ -246,12 +251,10 @@ def test_a_child_that_stands_still_is_ended(
         assert caught.value.code is ErrorCode.MEDIA_TIMEOUT
 
 
-def test_endless_messages_are_held_in_bounds(
-    clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_endless_messages_are_held_in_bounds(clip: Path, fake_ffmpeg: Callable[[str], None]) -> None:
     line = 'echo "[error] line $i of many, all of them long enough" >&2'
     chatter = f"i=0; while [ $i -lt 3000 ]; do {line}; i=$((i+1)); done"
-    fake_ffmpeg(tmp_path, monkeypatch, f"{chatter}\nhead -c 300000 /dev/zero | tr '\\0' x >&2\nexit 3")
+    fake_ffmpeg(f"{chatter}\nhead -c 300000 /dev/zero | tr '\\0' x >&2\nexit 3")
     with run.Child(builder.output(builder.input("x"), "-", format="null")) as child:
         error = child.failure(child.finish(), "It failed ({reason}).")
         assert len(child.messages) < 200_000
@@ -274,9 +277,9 @@ def test_endless_messages_are_held_in_bounds(
     ],
 )
 def test_what_an_end_means(
-    body: str, code: ErrorCode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    body: str, code: ErrorCode, tmp_path: Path, fake_ffmpeg: Callable[[str], None]
 ) -> None:
-    fake_ffmpeg(tmp_path, monkeypatch, body)
+    fake_ffmpeg(body)
     output = tmp_path / "x.mp4"
     output.touch()
     with pytest.raises(LipSyncError) as caught:

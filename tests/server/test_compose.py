@@ -76,3 +76,9 @@ def test_the_services_agree() -> None:
     for service in OURS:
         assert SERVICES[service]["volumes"] == [f"data:{data}"]
     assert SERVICES["api"]["ports"] == ["8000:{}".format(Settings.model_fields["port"].default)]
+
+
+def test_our_containers_hold_no_privileges() -> None:
+    for service in OURS:
+        assert SERVICES[service]["cap_drop"] == ["ALL"]
+        assert "no-new-privileges:true" in SERVICES[service]["security_opt"]

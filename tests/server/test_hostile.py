@@ -1,7 +1,8 @@
-"""What Python takes as JSON and a server cannot keep is refused in every dialect, before it is stored."""
+"""What must not get in: JSON that Python takes and a server cannot keep, broken requests."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 import tracemalloc
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 from conftest import Api
 
+from server.child import WorkerGoneError, WorkerProcess
 from server.dialects.json_body import MAX_DEPTH, MAX_VALUES, BodyError, read_json
 
 LINKS = {"video": "https://media.example/a.mp4", "audio": "https://media.example/a.wav"}
@@ -67,3 +69,42 @@ def test_many_values_cost_no_memory() -> None:
         read_json(body)
     assert tracemalloc.get_traced_memory()[1] < 1 << 20
     tracemalloc.stop()
+
+
+def test_a_client_that_leaves_in_the_middle_is_no_fault(api: Api, caplog: pytest.LogCaptureFixture) -> None:
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": "/api/v1/lipsync-video",
+        "raw_path": b"/api/v1/lipsync-video",
+        "query_string": b"",
+        "root_path": "",
+        "scheme": "http",
+        "http_version": "1.1",
+        "headers": [(b"host", b"a"), (b"authorization", f"Bearer {api.key}".encode())],
+        "server": ("a", 80),
+        "client": ("b", 80),
+    }
+    said: list[dict[str, Any]] = []
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.disconnect"}
+
+    async def send(message: dict[str, Any]) -> None:
+        said.append(message)
+
+    assert api.client.portal is not None
+    api.client.portal.call(api.client.app, scope, receive, send)
+    assert said[0]["status"] == 499
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
+@pytest.mark.parametrize("line", [b'{"kind":"boast"}\n', b"\xff\n", b"x" * 200, b'{"kind":"ready"}\n'])
+def test_a_worker_that_speaks_nonsense_is_given_up(line: bytes) -> None:
+    async def hear() -> object:
+        answers = asyncio.StreamReader(limit=100)
+        answers.feed_data(line)
+        return await WorkerProcess(0, answers, None).hear(5)  # type: ignore[arg-type]
+
+    with pytest.raises(WorkerGoneError, match="nonsense"):
+        asyncio.run(hear())

@@ -1,0 +1,219 @@
+"""Our own parsers under a coverage-guided fuzzer: whatever comes, an answer or the parser's own error.
+
+    python -m campaign.parsers TARGET [options of libFuzzer]
+
+One target per process, as the fuzzer ends its process; `strike_all` runs them all.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from campaign.report import Part
+
+HERE = Path(__file__).parents[1]
+LONGEST_S = 5
+"""Of one input of at most LARGEST bytes."""
+
+LARGEST = 4096
+
+
+def submission(data: bytes) -> None:
+    """A WaveSpeed body: JSON, data URIs, base64, options, webhook in the query."""
+    from server.dialects import wavespeed
+    from server.dialects.common import Refusal
+
+    body, _, query = data.partition(b"\0\0")
+    try:
+        wavespeed.read_submission(
+            next(iter(wavespeed.MODELS.values())), body, query.decode("latin-1"), vendor_limits=True
+        )
+    except Refusal as error:
+        _require(400 <= error.status < 500, error)
+
+
+def form_state(data: bytes) -> None:
+    """A lipsync.studio body."""
+    from server.dialects import studio
+    from server.dialects.common import Refusal, json_object
+
+    try:
+        found = studio.read_submission(studio.ENDPOINTS["lipsync-image-multi"], json_object(data))
+        _require(isinstance(found.said_input, dict), found)
+    except Refusal as error:
+        _require(400 <= error.status < 500, error)
+
+
+def inline(data: bytes) -> None:
+    """A data URI, or base64."""
+    from server.dialects.common import Inputs, Refusal
+    from server.messages import MediaLimits, Role
+
+    try:
+        Inputs().add("video", Role.VIDEO, data.decode("utf-8", "surrogateescape"), MediaLimits())
+    except Refusal as error:
+        _require(error.status == 400, error)
+
+
+def manifest_jsonl(data: bytes) -> None:
+    _manifest(data, "jsonl")
+
+
+def manifest_csv(data: bytes) -> None:
+    _manifest(data, "csv")
+
+
+def _manifest(data: bytes, suffix: str) -> None:
+    from lipsync_engine.batch.manifest import read_manifest
+    from lipsync_engine.errors import LipSyncError
+    from lipsync_engine.params import SyncParams
+
+    with tempfile.TemporaryDirectory() as name:
+        path, output = Path(name) / f"m.{suffix}", Path(name) / "out"
+        path.write_bytes(data)
+        try:
+            found = read_manifest(path, SyncParams(), output)
+        except LipSyncError:
+            return
+        root = output.resolve()
+        for row in found.rows:
+            _require((root / row.output).resolve().is_relative_to(root), row.output)
+
+
+def from_worker(data: bytes) -> None:
+    """A line of a worker, which hostile media may have taken over."""
+    from pydantic import ValidationError
+
+    from server.messages import read_from_worker
+
+    try:
+        read_from_worker(data)
+    except ValidationError:
+        return
+
+
+def url(data: bytes) -> None:
+    """Where an input lies; what is taken must lead to one host and port."""
+    from server import transport
+
+    try:
+        _, host, port = transport._parsed(data.decode("utf-8", "surrogateescape"))
+    except transport.TransportError:
+        return
+    _require(bool(host) and 0 < port < 65536 and not set(host) & set(" /@\\?#\0\r\n"), (host, port))
+
+
+def first_bytes(data: bytes) -> None:
+    from server.transport import sniff
+
+    sniff(data)
+
+
+def blob_name(data: bytes) -> None:
+    """No name leaves its folder."""
+    from server import blobs
+
+    text = data.decode("utf-8", "surrogateescape")
+    try:
+        name = blobs._checked(text)
+    except ValueError:
+        return
+    _require(".." not in name and not name.startswith("/") and "\\" not in name and name.isprintable(), name)
+
+
+def options(data: bytes) -> None:
+    """Words of the command line."""
+    from lipsync_engine.errors import LipSyncError
+    from lipsync_engine.params import FaceChoice
+    from lipsync_engine.timeline import parse_rate
+
+    text = data.decode("utf-8", "surrogateescape")
+    for read in (FaceChoice.parse, parse_rate):
+        try:
+            read(text)
+        except LipSyncError:
+            continue
+
+
+TARGETS: dict[str, tuple[Callable[[bytes], None], tuple[bytes, ...]]] = {
+    "submission": (
+        submission,
+        (
+            b'{"video":"https://a.example/v.mp4","audio":"data:audio/wav;base64,UklGRg==","seed":1}',
+            b'{"video":"https://a.example/v.mp4","segments":[{"audio":"UklGRg==","face":"left","start":0.5,"end":2}]}',
+            b'{"video":"UklGRg==","audio":"UklGRg==","consent":"a","enable_sync_mode":true}\0\0webhook=http://b.example/',
+        ),
+    ),
+    "form_state": (
+        form_state,
+        (b'{"webhook":"https://a.example/","formState":{"image":"UklGRg==","left_audio":"UklGRg==",'
+         b'"right_audio":"UklGRg==","order":"left_right","resolution":"720p"}}',),
+    ),
+    "inline": (inline, (b"data:video/mp4;base64,AAAA", b"AAAA", b"https://a.example/")),
+    "manifest_jsonl": (
+        manifest_jsonl,
+        (b'{"video":"a.mp4","audio":"a.wav","output":"b/c.mp4","face":"0.5,0.5@1","fps":"30000/1001"}\n',),
+    ),
+    "manifest_csv": (manifest_csv, (b'video,audio,output,seed\n"a.mp4",a.wav,../x.mp4,1\n',)),
+    "from_worker": (from_worker, (b'{"kind":"progress","job":"a","done":1,"total":2}\n',)),
+    "url": (url, (b"https://user@a.example:80/b?c#d", b"http://[::1%25eth0]/", b"http://0x7f.1/")),
+    "first_bytes": (first_bytes, (b"\0\0\0\x18ftypisom", b"RIFF\0\0\0\0WAVE", b"\xff\xfb\x90")),
+    "blob_name": (blob_name, (b"uploads/a/0123456789abcdef.mp4", b"results/a.mp4")),
+    "options": (options, (b"0.5,0.5@1.5", b"30000/1001", b"largest")),
+}  # fmt: skip
+
+
+def _require(holds: bool, what: object) -> None:
+    if not holds:
+        raise AssertionError(f"{what!r}")
+
+
+def strike_all(runs: int, seed: int) -> Part:
+    """Every target in a process of its own."""
+    part = Part("parsers", seed)
+    if importlib.util.find_spec("atheris") is None:
+        part.facts["skipped"] = "atheris has no wheel for this Python and system"
+        return part
+    with tempfile.TemporaryDirectory() as name:
+        for target, (_, samples) in TARGETS.items():
+            corpus = Path(name) / target
+            corpus.mkdir()
+            for number, sample in enumerate(samples):
+                (corpus / str(number)).write_bytes(sample)
+            command = [sys.executable, "-m", "campaign.parsers", target, str(corpus), f"-runs={runs}"]
+            command += [
+                f"-seed={seed}",
+                f"-max_len={LARGEST}",
+                f"-timeout={LONGEST_S}",
+                f"-artifact_prefix={name}/",
+            ]
+            done = subprocess.run(
+                command, cwd=HERE, capture_output=True, text=True, check=False, timeout=3600
+            )
+            executed = [int(text) for text in re.findall(r"^#(\d+)\s+DONE", done.stderr, re.M)]
+            if done.returncode == 0 and executed:
+                part.counts[target]["answered"] += executed[0]
+            else:
+                tail = done.stderr[-1500:]
+                part.count(target, "crash", f"{target} ended with {done.returncode}: {tail}")
+    return part
+
+
+def main() -> None:
+    import atheris
+
+    target = TARGETS[sys.argv[1]][0]
+    with atheris.instrument_imports(include=["server", "lipsync_engine", "json"]):
+        target(b"")  # imports what it needs
+    atheris.Setup([sys.argv[0], *sys.argv[2:]], target)
+    atheris.Fuzz()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,28 @@
+"""The bill of materials is valid and whole: libraries, weights, hashes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.slow
+def test_it_is_valid_and_names_libraries_and_weights(tmp_path: Path) -> None:
+    path = tmp_path / "sbom.json"
+    command = [sys.executable, str(ROOT / "scripts" / "sbom.py"), str(path)]
+    subprocess.run(command, check=True, timeout=600, cwd=ROOT)  # it validates itself
+    found = json.loads(path.read_text())
+    assert (found["bomFormat"], found["specVersion"]) == ("CycloneDX", "1.6")
+    assert found["metadata"]["component"]["name"] == "lipsync-engine"
+    components = {one["name"]: one for one in found["components"]}
+    assert {"torch", "diffusers", "c2pa-python", "latentsync-1.6", "tiny"} <= set(components)
+    assert "file://" not in path.read_text()
+    tiny = components["tiny"]
+    assert tiny["type"] == "machine-learning-model"
+    assert all(len(file["hashes"][0]["content"]) == 64 for file in tiny["components"])
