@@ -80,6 +80,7 @@ def test_the_command_makes_lips_follow_the_voice(
     of_job = re.search(r"lips and voice: confidence (\S+), lips (at the same time|1 frame)", done.stdout)
     print(measured, done.stdout)
     assert of_job is not None  # measured by the plan, over other stretches
+    assert float(of_job[1]) == pytest.approx(measured["confidence"], abs=0.6)
 
 
 # --- the measure bites: each of these must not count as speaking ---
