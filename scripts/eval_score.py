@@ -147,7 +147,9 @@ def main() -> int:
         for done in pool.map(trial, range(arguments.trials)):
             found.append(done)
             if len(found) % 20 == 0:
-                print(f"{len(found)} trials", flush=True)
+                print(f"{len(found)} trials, ranked correctly {table(found)['ranked correctly']}", flush=True)
+                if arguments.output is not None:
+                    arguments.output.write_text(json.dumps(table(found), indent=1) + "\n")
     figures = table(found)
     for name, value in figures.items():
         print(f"{name:<50}{value:>8}")

@@ -145,8 +145,9 @@ def curve(distances: FloatArray, offset_frames: int, start_s: float) -> list[tup
     for clip in range(0, len(distances), CURVE_STEP):
         near = distances[max(0, clip - CURVE_REACH) : clip + CURVE_REACH + 1]
         mean = _over_time(near)
-        value = np.nanmedian(mean) - mean[offset_frames + MAX_OFFSET]
-        if np.isfinite(value):
+        at_best = mean[offset_frames + MAX_OFFSET]
+        if np.isfinite(at_best):
+            value = np.nanmedian(mean) - at_best
             points.append((round(start_s + (clip + CLIP_FRAMES / 2) / FPS, 3), round(float(value), 3)))
     return points
 
