@@ -7,6 +7,7 @@ One target per process, as the fuzzer ends its process; `strike_all` runs them a
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import json
 import re
@@ -116,16 +117,22 @@ def _manifest(data: bytes, suffix: str) -> None:
     from lipsync_engine.errors import LipSyncError
     from lipsync_engine.params import SyncParams
 
-    with tempfile.TemporaryDirectory() as name:
-        path, output = Path(name) / f"m.{suffix}", Path(name) / "out"
-        path.write_bytes(data)
-        try:
-            found = read_manifest(path, SyncParams(), output)
-        except LipSyncError:
-            return
-        root = output.resolve()
-        for row in found.rows:
-            _require((root / row.output).resolve().is_relative_to(root), row.output)
+    folder = Path(_folder().name)
+    path, output = folder / f"m.{suffix}", folder / "out"
+    path.write_bytes(data)
+    try:
+        found = read_manifest(path, SyncParams(), output)
+    except LipSyncError:
+        return
+    root = output.resolve()
+    for row in found.rows:
+        _require((root / row.output).resolve().is_relative_to(root), row.output)
+
+
+@functools.cache
+def _folder() -> tempfile.TemporaryDirectory[str]:
+    """For files to be read; one for all, as making one takes longer than reading."""
+    return tempfile.TemporaryDirectory()
 
 
 def from_worker(data: bytes) -> None:
