@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
+from typing import Any, cast
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 
@@ -135,21 +136,9 @@ def region_to_rgb(frame: Frame, box: Box) -> FloatArray:
         float32 (h, w, 3), clipped to 0..255 whatever the bit depth.
     """
     x0, y0, x1, y1 = box
-    form = frame.format
-    step_x, step_y = form.steps
-    luma_zero, luma_unit, chroma_zero, chroma_unit = _levels(form)
-    luma = (frame.y[y0:y1, x0:x1].astype(np.float32) - luma_zero) / luma_unit
-    blue, red = (
-        (_upsampled(plane, (x0, x1), (y0, y1), step_x, step_y) - chroma_zero) / chroma_unit
-        for plane in (frame.u, frame.v)
-    )
-    kr, kb = _KR_KB[form.matrix]
-    rgb = np.empty((*luma.shape, 3), dtype=np.float32)
-    rgb[..., 0] = luma + np.float32(2 * (1 - kr)) * red
-    rgb[..., 2] = luma + np.float32(2 * (1 - kb)) * blue
-    green = luma - np.float32(kr) * rgb[..., 0] - np.float32(kb) * rgb[..., 2]
-    rgb[..., 1] = green / np.float32(1 - kr - kb)
-    return np.clip(rgb, 0.0, 255.0, out=rgb)
+    luma = frame.y[y0:y1, x0:x1].astype(np.float32)
+    rgb = cv2.transform(cv2.merge([luma, _upsampled(frame, box)]), _to_rgb(frame.format))
+    return cast(FloatArray, np.clip(rgb, 0.0, 255.0, out=rgb))
 
 
 def blend_region(frame: Frame, box: Box, rgb: FloatArray, weight: FloatArray) -> Frame:
@@ -198,6 +187,17 @@ def _on_even_pixels(delta: FloatArray, box: Box, form: FrameFormat) -> FloatArra
     return np.pad(np.pad(delta, at_edge, mode="edge"), inside)
 
 
+def _to_rgb(form: FrameFormat) -> npt.NDArray[np.float64]:
+    """(3, 4): samples Y, Cb, Cr, 1 → R', G', B' in 0..255; luma is kr R' + kb B' + the rest of G'."""
+    kr, kb = _KR_KB[form.matrix]
+    luma_zero, luma_unit, chroma_zero, chroma_unit = _levels(form)
+    blue, red = 2 * (1 - kb), 2 * (1 - kr)
+    rest = 1 - kr - kb
+    linear = np.array([[1, 0, red], [1, -kb * blue / rest, -kr * red / rest], [1, blue, 0]])
+    linear /= (luma_unit, chroma_unit, chroma_unit)
+    return np.column_stack([linear, -linear @ (luma_zero, chroma_zero, chroma_zero)])
+
+
 def _levels(form: FrameFormat) -> tuple[float, float, float, float]:
     """Sample value of black, samples per RGB level, sample value of no colour, samples per level of colour.
 
@@ -211,27 +211,28 @@ def _levels(form: FrameFormat) -> tuple[float, float, float, float]:
     return 16 * steps, 219 * steps / 255, 128 * steps, 224 * steps / 255
 
 
-def _upsampled(
-    plane: Plane, columns: tuple[int, int], rows: tuple[int, int], step_x: int, step_y: int
-) -> FloatArray:
-    """Chroma at luma positions. Only the touched rows and columns are read."""
-    left, right, x_share = _taps(columns, step_x, 0.0, plane.shape[1])
-    above, below, y_share = _taps(rows, step_y, 0.5 if step_y == 2 else 0.0, plane.shape[0])
-    first_row, first_column = above[0], left[0]
-    part = plane[first_row : below[-1] + 1, first_column : right[-1] + 1].astype(np.float32)
-    wide = part[:, left - first_column] * (1 - x_share) + part[:, right - first_column] * x_share
-    y_share = y_share[:, None]
-    return np.asarray(wide[above - first_row] * (1 - y_share) + wide[below - first_row] * y_share)
-
-
-def _taps(
-    span: tuple[int, int], step: int, offset: float, size: int
-) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp], FloatArray]:
-    """For each luma position of `span`: the two chroma samples around it and the second one's share."""
-    position = (np.arange(*span, dtype=np.float32) - np.float32(offset)) / np.float32(step)
-    first = np.floor(position).astype(np.intp)
-    share = (position - first).astype(np.float32)
-    return np.clip(first, 0, size - 1), np.clip(first + 1, 0, size - 1), share
+def _upsampled(frame: Frame, box: Box) -> FloatArray:
+    """(h, w, 2): both planes of chroma at the luma positions of `box`; only samples around it are read."""
+    x0, y0, x1, y1 = box
+    step_x, step_y = frame.format.steps
+    offset_y = 0.5 if step_y == 2 else 0.0
+    left, top = max(0, x0 // step_x - 1), max(0, y0 // step_y - 1)
+    part = np.s_[top : (y1 - 1) // step_y + 2, left : (x1 - 1) // step_x + 2]
+    chroma = cv2.merge([plane[part].astype(np.float32) for plane in (frame.u, frame.v)])
+    # Halves and quarters of a sample, which OpenCV's table of 32 places between two holds exactly.
+    to_chroma = np.array(
+        [[1 / step_x, 0, x0 / step_x - left], [0, 1 / step_y, (y0 - offset_y) / step_y - top]]
+    )
+    return cast(
+        FloatArray,
+        cv2.warpAffine(
+            chroma,
+            to_chroma,
+            (x1 - x0, y1 - y0),
+            flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
+            borderMode=cv2.BORDER_REPLICATE,
+        ),
+    )
 
 
 def _downsampled(delta: FloatArray, step_x: int, step_y: int) -> FloatArray:

@@ -6,7 +6,7 @@ Pure: no I/O, no clock. It does not know models: options left at None take the m
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from fractions import Fraction
@@ -140,29 +140,34 @@ class Shortcuts:
 
     Attributes:
         solver: with fewer steps the higher-order ones stay closer.
-        whole_every: the whole network runs at every n-th step, 1-10; between them only its finest layer,
-            on what the coarser ones said before.
-        guide_every: the network also runs without sound at every n-th step, 1-10; between them the last
-            difference is used again.
+        reuse_within: what the coarse layers said is used again, and only the finest one runs, until the
+            share of signal in the latents (0 is noise, 1 is clean) has changed by more than this, 0-1. The
+            first and the last step are always whole.
+        guide_every: of the steps at which the whole network runs, it also runs without sound at every n-th,
+            1-10; between them the last difference is used again.
     """
 
     solver: Solver = Solver.DDIM
-    whole_every: int = 1
+    reuse_within: float = 0.0
     guide_every: int = 1
 
     def __post_init__(self) -> None:
-        _require_range("whole_every", self.whole_every, 1, 10)
+        _require_range("reuse_within", self.reuse_within, 0.0, 1.0)
         _require_range("guide_every", self.guide_every, 1, 10)
 
-    def schedule(self, steps: int, *, guided: bool) -> list[tuple[bool, bool]]:
-        """For each step, whether it also runs without sound, and whether the whole network runs."""
-        found = []
-        guided_deep = False  # whether what the coarse layers said last was said with and without sound
-        for number in range(steps):
-            both = guided and number % self.guide_every == 0
-            whole = number % self.whole_every == 0 or (both and not guided_deep)
-            guided_deep = both if whole else guided_deep
-            found.append((both, whole))
+    def schedule(self, levels: Sequence[float], *, guided: bool) -> list[tuple[bool, bool]]:
+        """For each step, whether it also runs without sound, and whether the whole network runs.
+
+        Args:
+            levels: the share of signal in the latents that each step starts from.
+        """
+        found, wholes, last_level = [], 0, 0.0
+        for number, level in enumerate(levels):
+            is_end = number in (0, len(levels) - 1)
+            whole = is_end or self.reuse_within == 0 or abs(level - last_level) > self.reuse_within
+            found.append((whole and guided and wholes % self.guide_every == 0, whole))
+            if whole:
+                wholes, last_level = wholes + 1, level
         return found
 
 
@@ -274,7 +279,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     "fast": {"num_inference_steps": 8, "shortcuts": Shortcuts(Solver.UNIPC, guide_every=2)},
     "fastest": {
         "num_inference_steps": 8,
-        "shortcuts": Shortcuts(Solver.UNIPC, whole_every=2, guide_every=4),
+        "shortcuts": Shortcuts(Solver.UNIPC, reuse_within=0.3, guide_every=2),
     },
 }
 """`default` is ours; `reference` repeats LatentSync's own choices so that its numbers can be compared; `fast`

@@ -18,7 +18,7 @@ import platform
 import statistics
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -73,11 +73,12 @@ def differences(model: LatentSync, jobs: int, steps: int) -> dict[str, float]:
     return {
         "largest": max(float((one - other).abs().max()) for one, other in pairs),
         "relative": max(distance(one, other) for one, other in pairs),
-        "windows_per_run": round(statistics.mean(model._network.runs), 2),
+        "windows_per_run": round(statistics.fmean(model._network.runs.elements()), 2),
     }
 
 
-def report_of(model: LatentSync, steps: int, repeats: int) -> dict[str, Any]:
+def report_of(model: LatentSync, steps: int, repeats: int) -> Iterator[dict[str, Any]]:
+    """What is known so far, after every number of jobs."""
     windows_per_s(model, 1, 1, 1)  # what is done at first use
     found: dict[str, Any] = {"steps": steps, "jobs": {}}
     for jobs in JOBS:
@@ -91,7 +92,7 @@ def report_of(model: LatentSync, steps: int, repeats: int) -> dict[str, Any]:
             "ratio": round(statistics.median(s / a for s, a in zip(shared, apart, strict=True)), 3),
             "differences": differences(model, jobs, steps),
         }
-    return found
+        yield found
 
 
 def main() -> None:
@@ -103,6 +104,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks", help="folder")
     arguments = parser.parse_args()
     device = torch.device(arguments.device)
+    arguments.out.mkdir(parents=True, exist_ok=True)
     report: dict[str, Any] = {
         "device": platform.machine() if device.type == "cpu" else torch.cuda.get_device_name(device),
         "threads": torch.get_num_threads(),
@@ -118,10 +120,10 @@ def main() -> None:
             for name, resolution in FULL.resolutions.items()
         }
     for name, load in models.items():
-        report["models"][name] = report_of(load(), arguments.steps, arguments.repeats)
-        print(name, json.dumps(report["models"][name]), flush=True)
-        arguments.out.mkdir(parents=True, exist_ok=True)
-        (arguments.out / "batching.json").write_text(json.dumps(report, indent=1) + "\n")
+        for found in report_of(load(), arguments.steps, arguments.repeats):
+            report["models"][name] = found
+            (arguments.out / "batching.json").write_text(json.dumps(report, indent=1) + "\n")
+        print(name, json.dumps(found), flush=True)
 
 
 if __name__ == "__main__":

@@ -52,8 +52,8 @@ def modes() -> dict[str, Mode]:
         "dpm 8 steps": Mode(8, Shortcuts(solver=Solver.DPM)),
         "unipc 10 steps": Mode(10, Shortcuts(solver=Solver.UNIPC)),
         "unipc 8 steps": Mode(8, Shortcuts(solver=Solver.UNIPC)),
-        "whole every 2": Mode(STEPS, Shortcuts(whole_every=2)),
-        "whole every 3": Mode(STEPS, Shortcuts(whole_every=3)),
+        "reuse within 0.1": Mode(STEPS, Shortcuts(reuse_within=0.1)),
+        "reuse within 0.2": Mode(STEPS, Shortcuts(reuse_within=0.2)),
         "guide every 2": Mode(STEPS, Shortcuts(guide_every=2)),
         "guide every 4": Mode(STEPS, Shortcuts(guide_every=4)),
     }

@@ -11,10 +11,13 @@ than the wrong one.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import math
+import multiprocessing
 import sys
 import tempfile
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,13 +28,14 @@ import torch
 from eval_sync import SENTENCES, VOICES
 from presenter import Identity
 
+from lipsync_engine.faces import FaceDetector
 from lipsync_engine.pipeline import load_detector
 from lipsync_engine.score import SyncScore, SyncScorer, load_scorer
 from lipsync_engine.score.film import find_faces
 from lipsync_engine.score.stretches import with_sound
 from lipsync_engine.weights import WeightsStore
 
-SIDE, FRAMES = 200, 100
+SIDE, FRAMES = 200, 75
 BAR = 0.95
 
 
@@ -68,8 +72,21 @@ def wav(said: speech.Speech, late: int, path: Path) -> Path:
     return path
 
 
-def trial(number: int, scorer: SyncScorer, detector: object, folder: Path) -> Trial | None:
+@functools.cache
+def tools() -> tuple[SyncScorer, FaceDetector]:
+    """Loaded once in a process."""
+    store = WeightsStore()
+    return load_scorer("sync-tiny", store, torch.device("cpu")), load_detector("drawn", store)
+
+
+def trial(number: int) -> Trial | None:
     """One film; None where no face was followed for a second."""
+    with tempfile.TemporaryDirectory() as folder:
+        return ranked(number, *tools(), Path(folder))
+
+
+def ranked(number: int, scorer: SyncScorer, detector: FaceDetector, folder: Path) -> Trial | None:
+    """`trial`, with a folder to work in."""
     rng = np.random.default_rng((77, number))
     said, other = spoken(rng), spoken(rng)
     n = min(FRAMES, math.ceil(said.duration_s * speech.FPS))
@@ -122,12 +139,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--trials", type=int, default=200)
     parser.add_argument("--output", type=Path)
+    parser.add_argument("--workers", type=int, default=1)
     arguments = parser.parse_args()
-    store = WeightsStore()
-    scorer = load_scorer("sync-tiny", store, torch.device("cpu"))
-    detector = load_detector("drawn", store)
-    with tempfile.TemporaryDirectory() as folder:
-        found = [trial(number, scorer, detector, Path(folder)) for number in range(arguments.trials)]
+    context = multiprocessing.get_context("spawn")
+    found = []
+    with ProcessPoolExecutor(arguments.workers, context) as pool:
+        for done in pool.map(trial, range(arguments.trials)):
+            found.append(done)
+            if len(found) % 20 == 0:
+                print(f"{len(found)} trials", flush=True)
     figures = table(found)
     for name, value in figures.items():
         print(f"{name:<50}{value:>8}")

@@ -21,7 +21,7 @@ from diffusers import AutoencoderKL
 from torch.utils.flop_counter import FlopCounterMode
 
 from lipsync_engine.models.latentsync.config import RunConfig, UNetConfig
-from lipsync_engine.models.latentsync.sampling import DenoiseInputs, sampling_steps
+from lipsync_engine.models.latentsync.sampling import DenoiseInputs, sampling_steps, signal_levels
 from lipsync_engine.models.latentsync.unet import LatentSyncUNet
 from lipsync_engine.params import EXACT, PRESETS, Shortcuts
 
@@ -68,18 +68,18 @@ def denoising(
 ) -> float:
     """TFLOP per frame of a window's whole sampling loop: each kind of step counted once, as it runs."""
     guided = guidance_scale > 1.0
-    kinds = Counter(shortcuts.schedule(steps, guided=guided))
+    levels = signal_levels(RunConfig().scheduler, shortcuts.solver, steps)
+    kinds = Counter(shortcuts.schedule(levels, guided=guided))
     return sum(count * _step(unet, resolution, *kind) for kind, count in kinds.items())
 
 
 @functools.cache
 def _step(unet: LatentSyncUNet, resolution: int, guided: bool, whole: bool) -> float:
-    """TFLOP per frame of one step; the finest layer alone is what a second step adds to a whole one."""
+    """TFLOP per frame of one step; the finest layer alone is what comes between a first and a last step."""
     if whole:
         return _loop(unet, resolution, 1, guided, EXACT)
-    return _loop(unet, resolution, 2, guided, Shortcuts(whole_every=2)) - _step(
-        unet, resolution, guided, True
-    )
+    three = _loop(unet, resolution, 3, guided, Shortcuts(reuse_within=1.0))
+    return three - 2 * _step(unet, resolution, guided, True)
 
 
 def _loop(unet: LatentSyncUNet, resolution: int, steps: int, guided: bool, shortcuts: Shortcuts) -> float:

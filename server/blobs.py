@@ -39,6 +39,11 @@ RETRY_WITHIN_S = 8.0
 """So long requests that S3 refused for the moment are sent again."""
 
 
+def result_blob(job_id: str) -> str:
+    """A job's film."""
+    return f"results/{job_id}.mp4"
+
+
 def preview_folder(job_id: str) -> str:
     """Where the stretches of a running job's result lie that can be watched already."""
     return f"previews/{job_id}"

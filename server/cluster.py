@@ -7,8 +7,9 @@ import os
 import subprocess
 import sys
 
+from server.blobs import Blobs, StorageAwayError
 from server.settings import SettingsError, load_settings
-from server.store import DatabaseAwayError
+from server.store import DatabaseAwayError, Store
 
 PORT = 6379
 RAY = [sys.executable, "-m", "ray.scripts.scripts"]
@@ -18,14 +19,14 @@ NO_RAY = "error: Ray is not installed: pip install 'lipsync-engine[ray,postgresq
 def main() -> int:
     arguments = parser().parse_args()
     try:
-        import ray  # noqa: F401  (comes with an extra)
+        from ray.exceptions import RayError  # comes with an extra
     except ModuleNotFoundError:
         return _failed(NO_RAY)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is told to anybody
     try:
         code: int = arguments.do(arguments)
         return code
-    except (SettingsError, ConnectionError, DatabaseAwayError, ValueError) as error:
+    except (DatabaseAwayError, StorageAwayError, RayError, SettingsError, OSError, ValueError) as error:
         return _failed(f"error: {str(error).splitlines()[0]}")
 
 
@@ -61,6 +62,8 @@ def _up(arguments: argparse.Namespace) -> int:
     settings = load_settings()
     if settings.database_url is None or not settings.database_url.startswith("postgresql"):
         return _failed("error: workers of a cluster share a PostgreSQL database: set LIPSYNC_DATABASE_URL.")
+    Store(settings.database).close()
+    Blobs(settings.blobs_place).require()
     address = arguments.address
     if address is None:
         done = subprocess.run(

@@ -83,10 +83,12 @@ class Sync:
     Attributes:
         confidence: how far the best offset stands out; near 0 where the lips say something else.
         offset_frames: by how many frames of 40 ms the lips come late; negative: early.
+        curve: (seconds of the film, confidence there), wherever it was measured.
     """
 
     confidence: float
     offset_frames: int
+    curve: tuple[tuple[float, float], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

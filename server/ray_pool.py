@@ -8,12 +8,13 @@ line.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import dataclasses
 import logging
 import os
 import platform
+import socket
 import statistics
+import threading
 import time
 import uuid
 from typing import Any
@@ -33,6 +34,7 @@ log = logging.getLogger("lipsync.cluster")
 NAMESPACE = "lipsync"
 POOL = "pool"
 TICK_S = 2.0
+CONNECT_WITHIN_S = 5.0
 ANSWER_WITHIN_S = 10.0
 """A worker that does not say how it is within this time is looked at again at the next tick."""
 
@@ -46,18 +48,18 @@ CARRIED = (PREFIX, "AWS_", "HF_")
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Report:
-    """One worker, as `lipsync cluster status` shows it."""
+    """One worker, as `lipsync cluster status` shows it; `has_left`: it has ended as it was told to."""
 
     name: str
     machine: str
     device: str
     condition: Condition
     idle_s: float
-    starts: int
+    has_left: bool = False
 
 
 class Host:
-    """One device of one machine.
+    """One device of one machine; an actor whose calls are answered while it works.
 
     Args:
         given: settings.
@@ -71,37 +73,50 @@ class Host:
         self._server = Server(settings, (device,), quarantines=True)
         self._leaving = asyncio.Event()
         self._idle_since = time.monotonic()
+        self._has_left = False
+        self._failure: Exception | None = None
 
     async def run(self) -> None:
         """Work until told to drain; what runs then ends, or is handed back."""
-        async with self._server.running():
-            await self._leaving.wait()
+        try:
+            async with self._server.running():
+                await self._leaving.wait()
+        except Exception as error:
+            log.exception("%s: cannot go on", self._name)
+            self._failure = error
+        self._has_left = True
 
     def drain(self) -> None:
         self._leaving.set()
 
-    async def report(self) -> Report:
-        supervisor = self._server.supervisor
-        if supervisor.is_busy:
+    def report(self) -> Report:
+        """How it is.
+
+        Raises:
+            Exception: what ended it.
+        """
+        if self._failure is not None:
+            raise self._failure
+        if self._server.supervisor.is_busy:
             self._idle_since = time.monotonic()
-        condition = (
-            Condition.DRAINING
-            if self._leaving.is_set()
-            else Condition.QUARANTINED
-            if supervisor.is_quarantined
-            else Condition.BUSY
-            if supervisor.is_busy
-            else Condition.IDLE
-            if supervisor.is_ready
-            else Condition.STARTING
-        )
-        ((_, _, starts),) = supervisor.workers
-        idle_s = time.monotonic() - self._idle_since
-        return Report(self._name, platform.node(), self._device, condition, round(idle_s, 1), starts)
+        idle_s = round(time.monotonic() - self._idle_since, 1)
+        return Report(self._name, platform.node(), self._device, self._condition(), idle_s, self._has_left)
+
+    def _condition(self) -> Condition:
+        supervisor = self._server.supervisor
+        if self._leaving.is_set():
+            return Condition.DRAINING
+        if supervisor.is_quarantined:
+            return Condition.QUARANTINED
+        if supervisor.is_busy:
+            return Condition.BUSY
+        return Condition.IDLE if supervisor.is_ready else Condition.STARTING
 
 
 class Pool:
     """Keeps as many workers as there is work for; there is one, and it outlives whoever started it.
+
+    A thread of its own does that, so that it goes on by itself where Ray had to start it again.
 
     Args:
         given: settings.
@@ -118,39 +133,63 @@ class Pool:
         )
         self._store = Store(settings.database)
         self._hosts = _hosts()  # those of a pool that was lost
-        self._running: dict[str, Any] = {}
         self._reports: dict[str, Report] = {}
-        self._is_leaving = False
         self._lost = 0
+        self._is_leaving = False
+        threading.Thread(target=self._keep, name="pool", daemon=True).start()
 
-    async def run(self) -> None:
-        """Tick for ever, or until told to drain and nobody is left."""
-        while self._hosts or not self._is_leaving:
-            try:
-                await self._tick()
-            except (RayError, DatabaseAwayError) as error:
-                log.warning("the pool stumbled: %s", error)
-            await asyncio.sleep(TICK_S)
-
-    async def status(self) -> tuple[list[Report], int]:
+    def status(self) -> tuple[list[Report], int]:
         """Of each worker; and how many were lost and replaced."""
-        unknown = [Report(name, "", "", Condition.STARTING, 0.0, 0) for name in self._hosts]
+        unknown = [Report(name, "", "", Condition.STARTING, 0.0) for name in list(self._hosts)]
         return [self._reports.get(report.name, report) for report in unknown], self._lost
 
-    async def drain(self) -> None:
+    def drain(self) -> None:
         """Let all workers end what they do, and start no more."""
         self._is_leaving = True
 
-    async def _tick(self) -> None:
-        await asyncio.gather(*(self._look(name) for name in list(self._hosts)))
-        reports, _ = await self.status()
+    def _keep(self) -> None:
+        while self._hosts or not self._is_leaving:
+            try:
+                self._look()
+                self._decide()
+            except (RayError, DatabaseAwayError) as error:
+                log.warning("the pool stumbled: %s", error)
+            time.sleep(TICK_S)
+
+    def _look(self) -> None:
+        """Hear how the workers are; those that have ended, or were lost, are forgotten."""
+        asked = {host.report.remote(): name for name, host in self._hosts.items()}
+        if not asked:
+            return
+        answered, _ = ray.wait(list(asked), num_returns=len(asked), timeout=ANSWER_WITHIN_S)
+        for answer in answered:
+            name = asked[answer]
+            try:
+                report: Report = ray.get(answer)
+            except ActorUnavailableError:  # it may come back; if not, the next look says that it died
+                continue
+            except RayError as error:
+                log.warning("%s: was lost: %s", name, str(error).splitlines()[0])
+                self._lost += 1
+                self._forget(name)
+                continue
+            self._reports[name] = report
+            if report.has_left:
+                log.info("%s: has left", name)
+                self._forget(name)
+
+    def _decide(self) -> None:
+        reports, _ = self.status()
         if self._is_leaving:
             start, stop = 0, [r.name for r in reports if r.condition is not Condition.DRAINING]
         else:
             workers = [Worker(report.name, report.condition, report.idle_s) for report in reports]
             start, stop = scaling.decide(workers, self._backlog_s(), self._limits)
         for name in stop:
-            self._drain(name)
+            if name in self._reports:
+                self._hosts[name].drain.remote()
+            else:  # it has not started yet
+                self._forget(name)
         for _ in range(start):
             self._start()
 
@@ -163,61 +202,26 @@ class Pool:
 
     def _start(self) -> None:
         name = f"worker-{uuid.uuid4().hex[:8]}"
-        options: dict[str, Any] = {
-            "max_restarts": 0,
-            "name": name,
-            "namespace": NAMESPACE,
-            "lifetime": "detached",
-            "runtime_env": environment(),
-            **self._resources,
-        }
-        self._hosts[name] = ray.remote(Host).options(**options).remote(name, self._given, self._device)
-        self._running[name] = self._hosts[name].run.remote()
+        options: dict[str, Any] = {"name": name, "namespace": NAMESPACE, "lifetime": "detached"}
+        options |= {"max_restarts": 0, "runtime_env": environment(), **self._resources}
+        actor: Any = ray.remote(Host)
+        self._hosts[name] = actor.options(**options).remote(name, self._given, self._device)
+        self._hosts[name].run.remote()
         log.info("%s: asked for", name)
-
-    def _drain(self, name: str) -> None:
-        """Tell it; one that has not started yet is given up."""
-        if name in self._reports:
-            self._hosts[name].drain.remote()
-        else:
-            self._forget(name)
 
     def _forget(self, name: str) -> None:
         ray.kill(self._hosts.pop(name))
-        self._running.pop(name, None)
         self._reports.pop(name, None)
-
-    async def _look(self, name: str) -> None:
-        """Hear how a worker is; one that has ended, or was lost, is forgotten."""
-        running = self._running.get(name)
-        try:
-            if running is not None and ray.wait([running], timeout=0)[0]:
-                await running  # raises what ended it
-                log.info("%s: has left", name)
-                self._forget(name)
-                return
-            asked = self._hosts[name].report.remote()
-            with contextlib.suppress(TimeoutError):
-                self._reports[name] = await asyncio.wait_for(
-                    asyncio.wrap_future(asked.future()), ANSWER_WITHIN_S
-                )
-        except ActorUnavailableError:  # it may come back; if not, the next look says that it died
-            return
-        except RayError as error:
-            log.warning("%s: was lost: %s", name, str(error).splitlines()[0])
-            self._lost += 1
-            self._forget(name)
 
 
 def start_pool(settings: Settings) -> None:
     """Make the pool on the cluster that `connect` found; one that is there stays as it is."""
     given = settings.model_dump(mode="json")
     actor: Any = ray.remote(Pool)
-    options = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1, "lifetime": "detached"}
+    options = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": 3, "lifetime": "detached"}
     options |= {"name": POOL, "namespace": NAMESPACE, "get_if_exists": True, "runtime_env": environment()}
     handle = actor.options(**options).remote(given, _resources(settings))
     ray.get(handle.status.remote())
-    handle.run.remote()
 
 
 def pool() -> Any:
@@ -238,7 +242,12 @@ def connect(address: str) -> None:
     Raises:
         ConnectionError: nobody answers there.
     """
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    host, _, port = address.rpartition(":")
+    if host:  # Ray itself would try for minutes
+        try:
+            socket.create_connection((host, int(port)), CONNECT_WITHIN_S).close()
+        except OSError as error:
+            raise ConnectionError(f"no cluster answers at {address}: {error}") from error
     ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR)
 
 

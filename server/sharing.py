@@ -131,6 +131,12 @@ class Owner:
         done = min(working.total, working.done + self._elsewhere)
         return Progress(working.stage, done, working.total, working.per_s)
 
+    def helper_s(self) -> float:
+        """Seconds that helpers' devices have spent on it; 0 where nobody can be asked."""
+        with contextlib.suppress(DatabaseAwayError):
+            return self._board.store.helper_s(self._job_id)
+        return 0.0
+
     def _take(self) -> Piece | None:
         store = self._board.store
         return store.take_segment(self._job_id, self._key, store.now(), self._have)
@@ -179,8 +185,11 @@ class Helper:
             part.rename(folder)
         return folder
 
-    async def keep(self, piece: Piece, file: Path) -> None:
+    async def keep(self, piece: Piece, file: Path, seconds: float) -> None:
         """Store a finished segment, unless nobody wants it any more.
+
+        Args:
+            seconds: that it took this device.
 
         Raises:
             StorageAwayError, DatabaseAwayError.
@@ -189,7 +198,7 @@ class Helper:
         await self._blobs.take(name, file)
         store = self._board.store
         wanted = await self._board.change_segments(
-            piece.job_id, lambda _: store.finish_segment(piece.job_id, piece.key, piece.number)
+            piece.job_id, lambda _: store.finish_segment(piece.job_id, piece.key, piece.number, seconds)
         )
         if not wanted:
             await self._blobs.delete(name)

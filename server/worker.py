@@ -237,7 +237,7 @@ class _Previews:
 def _sync(result: SyncResult) -> Sync | None:
     if result.sync is None:
         return None
-    return Sync(round(result.sync.confidence, 3), result.sync.offset_frames)
+    return Sync(round(result.sync.confidence, 3), result.sync.offset_frames, result.sync.curve)
 
 
 def _working(job_id: str, progress: Progress) -> Working:

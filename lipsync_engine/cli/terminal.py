@@ -93,7 +93,7 @@ def report(result: SyncResult) -> None:
         f"assemble {took.assemble:.1f} s"
     )
     if result.sync is not None:
-        out.print(f"  lips and voice: {sentence(result.sync)}")
+        out.print(f"  lips and voice: {sentence(result.sync)}", soft_wrap=True)
     if result.is_marked:
         out.print("  signed as generated; `lipsync verify` shows its content credentials")
     if result.segments_resumed:
@@ -103,7 +103,8 @@ def report(result: SyncResult) -> None:
 def sentence(score: SyncScore) -> str:
     """What a sync score says."""
     late = score.offset_frames
-    place = f"{abs(late)} frames of 40 ms {'late' if late > 0 else 'early'}" if late else "at the same time"
+    frames = "1 frame" if abs(late) == 1 else f"{abs(late)} frames"
+    place = f"{frames} of 40 ms {'late' if late > 0 else 'early'}" if late else "at the same time"
     return (
         f"confidence {score.confidence:.2f}, lips {place} "
         f"(distance {score.distance:.2f}, {score.frames} frames compared, {score.network})"

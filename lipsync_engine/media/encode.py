@@ -39,7 +39,7 @@ from lipsync_engine.params import Quality
 OUTPUT_SUFFIXES = frozenset({".mp4", ".mov", ".mkv"})
 
 ENCODER: dict[Quality, dict[str, Any]] = {
-    Quality.DEFAULT: {"crf": 11, "preset": "faster", "tune": "psnr"},
+    Quality.DEFAULT: {"crf": 10, "preset": "veryfast", "tune": "psnr"},
     Quality.LOSSLESS: {"qp": 0, "preset": "veryfast"},
 }
 """libx264 settings. The default stays above 45 dB in every plane under a camera's grain too; psychovisual

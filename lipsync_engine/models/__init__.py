@@ -49,7 +49,9 @@ class ModelInfo:
 
 
 class LipSyncModel(Protocol):
-    """A loaded model. Faces are float32 (F, 3, R, R) in [-1, 1], F from 1 to `info.window_frames`."""
+    """A loaded model, for any number of threads. Faces are float32 (F, 3, R, R) in [-1, 1], F from 1 to
+    `info.window_frames`.
+    """
 
     info: ModelInfo
     device: torch.device

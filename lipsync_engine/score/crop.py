@@ -2,7 +2,8 @@
 
 The published weights were trained on squares built from a detector's boxes: 1.4 half box sizes to either side
 of the middle, 1 above it, 1.8 below. Here boxes come from the three alignment points, so that faces from any
-detector, from a plan or from a file are cut alike; where they lie in a box was measured on YuNet's. Pure.
+detector, from a plan or from a file are cut alike; where their mean lies in a box, and how far they spread,
+was measured on YuNet's. Mean and spread are what a plan's matrices keep of the points. Pure.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ FloatArray = npt.NDArray[np.float32]
 SPREADS = 6.07
 """A box's longer side, in standard deviations of the three points: median of 25 pictures, 0.13 either way."""
 
-BROWS_TO_MIDDLE = 0.239
-"""From the brows down to the middle of the box, in its longer sides."""
+POINTS_TO_MIDDLE = 0.14
+"""From the three points' mean down to the middle of the box, in its longer sides."""
 
 SIDE, UP = 1.4, 0.5
 """The square's side, and how far it reaches above the middle, in the box's longer sides."""
@@ -38,11 +39,10 @@ def squares(points: FloatArray) -> FloatArray:
     Returns:
         float32 (n, 3): left edge, top edge, side.
     """
-    centred = points - points.mean(axis=1, keepdims=True)
-    longer = SPREADS * centred.reshape(len(points), -1).std(axis=1, ddof=1)
-    brows = points[:, :2].mean(axis=1)
-    middle_y = brows[:, 1] + BROWS_TO_MIDDLE * longer
-    raw = np.stack([brows[:, 0] - SIDE / 2 * longer, middle_y - UP * longer, SIDE * longer], axis=1)
+    mean = points.mean(axis=1)
+    longer = SPREADS * (points - mean[:, None]).reshape(len(points), -1).std(axis=1, ddof=1)
+    middle_y = mean[:, 1] + POINTS_TO_MIDDLE * longer
+    raw = np.stack([mean[:, 0] - SIDE / 2 * longer, middle_y - UP * longer, SIDE * longer], axis=1)
     padded = np.pad(raw, ((MEDIAN_FRAMES // 2, MEDIAN_FRAMES // 2), (0, 0)), mode="edge")
     windows = np.lib.stride_tricks.sliding_window_view(padded, MEDIAN_FRAMES, axis=0)
     return np.asarray(np.median(windows, axis=-1), dtype=np.float32)

@@ -8,9 +8,10 @@ of zeros. It knows no files.
 
 from __future__ import annotations
 
+import itertools
 import warnings
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +25,9 @@ FPS = 25
 
 MAX_OFFSET = 15
 """Frames by which lips may be off."""
+
+CURVE_STEP, CURVE_REACH = 5, 12
+"""A point of the curve every 0.2 s, over half a second to either side."""
 
 COLUMNS_PER_FRAME = 4
 BATCH = 32
@@ -41,6 +45,7 @@ class SyncScore:
         distance: of face and voice at that offset; smaller is better.
         frames: of 40 ms that were compared.
         network: name of the weights; values of different ones cannot be compared.
+        curve: (seconds of the film, confidence at the best offset there), wherever it was measured.
     """
 
     confidence: float
@@ -48,6 +53,7 @@ class SyncScore:
     distance: float
     frames: int
     network: str
+    curve: tuple[tuple[float, float], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,11 +64,13 @@ class Stretch:
         faces: uint8 (n, side, side, 3) RGB.
         samples: int16, 16 kHz; silence stands where a file has no sound.
         lead: of the samples lie before the first picture's time: a whole number of frames of 640.
+        start_s: the first picture's time in the film.
     """
 
     faces: npt.NDArray[np.uint8]
     samples: npt.NDArray[np.int16]
     lead: int
+    start_s: float = 0.0
 
 
 class SyncScorer:
@@ -80,8 +88,12 @@ class SyncScorer:
 
     def measure(self, stretches: Iterable[Stretch]) -> SyncScore | None:
         """The score over all stretches; None where they hold no whole clip of five pictures."""
-        found = [self.distances(one) for one in stretches if len(one.faces) >= CLIP_FRAMES]
-        return judge(np.concatenate(found), self.name) if found else None
+        found = [(s.start_s, self.distances(s)) for s in stretches if len(s.faces) >= CLIP_FRAMES]
+        if not found:
+            return None
+        score = judge(np.concatenate([distances for _, distances in found]), self.name)
+        curves = (curve(distances, score.offset_frames, start_s) for start_s, distances in found)
+        return replace(score, curve=tuple(itertools.chain.from_iterable(curves)))
 
     @torch.inference_mode()
     def distances(self, stretch: Stretch) -> FloatArray:
@@ -116,9 +128,7 @@ class SyncScorer:
 
 def judge(distances: FloatArray, network: str) -> SyncScore:
     """The score of (clips, 31) distances, as `SyncScorer.distances` gives them."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # an offset that no clip could be compared at
-        mean = np.nanmean(distances, axis=0)
+    mean = _over_time(distances)
     best = int(np.nanargmin(mean))
     return SyncScore(
         confidence=float(np.nanmedian(mean) - mean[best]),
@@ -127,6 +137,25 @@ def judge(distances: FloatArray, network: str) -> SyncScore:
         frames=len(distances),
         network=network,
     )
+
+
+def curve(distances: FloatArray, offset_frames: int, start_s: float) -> list[tuple[float, float]]:
+    """How far an offset stands out from moment to moment of one stretch, as `SyncScore.curve`."""
+    points = []
+    for clip in range(0, len(distances), CURVE_STEP):
+        near = distances[max(0, clip - CURVE_REACH) : clip + CURVE_REACH + 1]
+        mean = _over_time(near)
+        value = np.nanmedian(mean) - mean[offset_frames + MAX_OFFSET]
+        if np.isfinite(value):
+            points.append((round(start_s + (clip + CLIP_FRAMES / 2) / FPS, 3), round(float(value), 3)))
+    return points
+
+
+def _over_time(distances: FloatArray) -> FloatArray:
+    """(clips, 31) → (31,); NaN where no clip could be compared at that offset."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        return np.asarray(np.nanmean(distances, axis=0), dtype=np.float32)
 
 
 def _clips_heard(samples: npt.NDArray[np.int16]) -> int:

@@ -83,8 +83,8 @@ def with_sound(faces: Sequence[tuple[float, Picture]], sound: Path) -> list[Stre
             if at >= max(stop for _, stop, _ in spans):
                 break
     return [
-        Stretch(pictures, np.concatenate(pieces), lead)
-        for (_, pictures), pieces, (_, _, lead) in zip(faces, heard, spans, strict=True)
+        Stretch(pictures, np.concatenate(pieces), lead, start_s)
+        for (start_s, pictures), pieces, (_, _, lead) in zip(faces, heard, spans, strict=True)
     ]
 
 

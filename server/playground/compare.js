@@ -5,7 +5,7 @@ import * as api from "./api.js";
 import { button, fill, h, icon, notice } from "./dom.js";
 import { clock, t } from "./texts.js";
 import { snippets } from "./snippets.js";
-import { drawWave, peaksOf } from "./wave.js";
+import { drawCurve, drawWave, peaksOf } from "./wave.js";
 
 const DRIFT_S = 0.06;
 /** A file larger than this is not decoded as a whole for its waveform. */
@@ -103,7 +103,10 @@ class Compare {
     this.clock = h("span", { class: "clock" }, "0:00 / 0:00");
     this.wave = h("canvas", { class: "wave-line", "aria-hidden": "true" });
     this.showWave();
-    return h("div", { class: "transport" }, this.play, h("div", { class: "track" }, this.wave, this.seek), this.clock);
+    const { sync } = this.job.output;
+    if (sync) this.fit = h("canvas", { class: "fit-line", "aria-hidden": "true" });
+    const bar = h("div", { class: "transport" }, this.play, h("div", { class: "track" }, this.wave, this.seek, this.fit), this.clock);
+    return [bar, sync && h("p", { class: "fit quiet" }, fitText(sync))];
   }
 
   known(from_s) {
@@ -132,6 +135,7 @@ class Compare {
     this.seek.value = at_s;
     this.seek.setAttribute("aria-valuetext", clock(at_s));
     this.clock.textContent = `${clock(at_s)} / ${clock(this.result.duration || 0)}`;
+    if (this.fit) drawCurve(this.fit, this.job.output.sync.curve, this.result.duration || 1);
     if (this.peaks) drawWave(this.wave, this.peaks, at_s / (this.result.duration || 1));
     const { element, moves } = this.original;
     if (!moves || element.readyState === 0) return;
@@ -160,6 +164,11 @@ class Compare {
     const download = h("a", { class: "button primary", href: api.here(this.job.output.url), download: name }, icon("download"), h("span", {}, t("compare.download")));
     return h("div", { class: "below" }, h("div", { class: "row" }, download), code(this.job));
   }
+}
+
+function fitText({ confidence, offset_frames: late }) {
+  const words = t(late === 0 ? "compare.fit" : late > 0 ? "compare.fit.late" : "compare.fit.early", { value: confidence.toFixed(1), time: Math.abs(late) * 40 });
+  return `${words} ${t("compare.fit.why")}`;
 }
 
 function figure(element, words, kind) {

@@ -1,4 +1,4 @@
-// The shape of a film's sound.
+// What runs along under a film: the shape of its sound, and how well the lips fit it.
 
 const COLUMNS = 600;
 
@@ -20,14 +20,17 @@ export async function peaksOf(content) {
   return peaks.map((peak) => peak / most);
 }
 
-/** Draw peaks as bars; those before `at` (0 to 1) in the accent's colour. */
-export function drawWave(canvas, peaks, at) {
+function prepare(canvas) {
   const ratio = window.devicePixelRatio || 1;
   const width = Math.round(canvas.clientWidth * ratio);
   const height = Math.round(canvas.clientHeight * ratio);
   if (canvas.width !== width || canvas.height !== height) Object.assign(canvas, { width, height });
-  const paint = canvas.getContext("2d");
-  const style = getComputedStyle(canvas);
+  return { ratio, width, height, paint: canvas.getContext("2d"), style: getComputedStyle(canvas) };
+}
+
+/** Draw peaks as bars; those before `at` (0 to 1) in the accent's colour. */
+export function drawWave(canvas, peaks, at) {
+  const { ratio, width, height, paint, style } = prepare(canvas);
   const bar = 3 * ratio;
   const count = Math.max(1, Math.floor(width / bar));
   paint.clearRect(0, 0, width, height);
@@ -37,5 +40,39 @@ export function drawWave(canvas, peaks, at) {
     const tall = Math.max(ratio, Math.max(...peaks.subarray(from, to)) * (height - 2));
     paint.fillStyle = k / count < at ? style.color : style.getPropertyValue("outline-color");
     paint.fillRect(k * bar, (height - tall) / 2, bar - ratio, tall);
+  }
+}
+
+const GAP_S = 0.5;
+/** Confidence that is drawn as high as the line goes, unless one is higher. */
+const HIGH = 3;
+
+/**
+ * Draw how clearly lips and voice belong together as a hill line; where it was not measured there is none.
+ * @param {[number, number][]} curve seconds and confidence, in order
+ */
+export function drawCurve(canvas, curve, length_s) {
+  const { ratio, width, height, paint, style } = prepare(canvas);
+  const high = Math.max(HIGH, ...curve.map(([, value]) => value));
+  const x = (at_s) => (at_s / length_s) * width;
+  const y = (value) => height - ratio - (Math.max(0, value) / high) * (height - 3 * ratio);
+  const runs = [];
+  curve.forEach(([at_s, value], k) => {
+    if (k === 0 || at_s - curve[k - 1][0] > GAP_S) runs.push([]);
+    runs.at(-1).push([x(at_s), y(value)]);
+  });
+  paint.clearRect(0, 0, width, height);
+  for (const run of runs) {
+    paint.beginPath();
+    for (const [across, down] of run) paint.lineTo(across, down);
+    paint.strokeStyle = style.color;
+    paint.lineWidth = 1.5 * ratio;
+    paint.stroke();
+    paint.lineTo(run.at(-1)[0], height);
+    paint.lineTo(run[0][0], height);
+    paint.globalAlpha = 0.15;
+    paint.fillStyle = style.color;
+    paint.fill();
+    paint.globalAlpha = 1;
   }
 }

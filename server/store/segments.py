@@ -83,6 +83,7 @@ class Segments(Database):
                     "frames_done": 0,
                     "is_done": number in done,
                     "claims": 0,
+                    "helper_s": 0.0,
                 }
                 for number, count in enumerate(frames)
                 if number not in known
@@ -141,11 +142,16 @@ class Segments(Database):
             connection.execute(sa.update(SEGMENTS).where(_claim(piece)).values(**values))
             tell_help_wanted(connection, piece.job_id)
 
-    def finish_segment(self, job_id: str, key: str, number: int) -> bool:
-        """Its file is stored; whether anybody wants it. Who rendered it does not matter: all are equal."""
+    def finish_segment(self, job_id: str, key: str, number: int, helper_s: float = 0.0) -> bool:
+        """Its file is stored; whether anybody wants it. Who rendered it does not matter: all are equal.
+
+        Args:
+            helper_s: seconds of a helper's device; the owner counts its own.
+        """
         mine = (SEGMENTS.c.job_id == job_id) & (SEGMENTS.c.key == key) & (SEGMENTS.c.number == number)
+        values = {"is_done": True, "lease_until": None, "helper_s": helper_s}
         with self.writing() as connection:
-            done = connection.execute(sa.update(SEGMENTS).where(mine).values(is_done=True, lease_until=None))
+            done = connection.execute(sa.update(SEGMENTS).where(mine).values(**values))
             tell_segment_done(connection, job_id)
             return done.rowcount == 1
 
@@ -165,6 +171,12 @@ class Segments(Database):
             Share(row.number, row.is_done, row.frames if row.is_done else row.frames_done) for row in rows
         ]
         return (rows[0].key if rows else "", found)
+
+    def helper_s(self, job_id: str) -> float:
+        """Seconds that helpers' devices spent on a job."""
+        query = sa.select(sa.func.coalesce(sa.func.sum(SEGMENTS.c.helper_s), 0.0))
+        with self.reading() as connection:
+            return float(connection.execute(query.where(SEGMENTS.c.job_id == job_id)).scalar_one())
 
     def count_free_segments(self, now: float) -> int:
         """Segments of running jobs that nobody has begun."""

@@ -66,6 +66,7 @@ SEGMENTS = sa.Table(
     sa.Column("is_done", sa.Boolean, nullable=False),
     sa.Column("claims", sa.Integer, nullable=False),
     sa.Column("lease_until", sa.Float),
+    sa.Column("helper_s", sa.Float, nullable=False),
     sa.Index("by_need", "job_id", "is_done", "number"),
     sa.Index("by_lease", "lease_until"),
 )

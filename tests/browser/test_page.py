@@ -127,6 +127,11 @@ def test_from_upload_to_deletion(
     assert len([url for url in asked if url.endswith("/events")]) == 1
     until(lambda: not previews(live), "previews are left", 10)
 
+    # Measured.
+    seen.wait(r"/^Lips fit the voice: \d+\.\d/.test(document.querySelector('.fit')?.textContent)")
+    painted = "[...c.getContext('2d').getImageData(0, 0, c.width, c.height).data].some((value) => value)"
+    seen.wait(f"((c) => c.width > 0 && {painted})(document.querySelector('.fit-line'))")
+
     # Marked.
     page.wait_for_selector(".badge.trusted")
     assert page.inner_text(".badge") == "Signed as generated"

@@ -16,7 +16,7 @@ from lipsync_engine.errors import ParameterError
 from lipsync_engine.models.latentsync.compiled import CompiledUNet, Predicted, RecordedRuns, Work
 from lipsync_engine.models.latentsync.config import RunConfig, UNetConfig
 from lipsync_engine.models.latentsync.model import EVERY_KIND_OF_STEP, KINDS
-from lipsync_engine.models.latentsync.sampling import DenoiseInputs, Network, sampling_steps
+from lipsync_engine.models.latentsync.sampling import DenoiseInputs, Network, sampling_steps, signal_levels
 from lipsync_engine.models.latentsync.unet import LatentSyncUNet
 from lipsync_engine.params import EXACT, PRESETS, Shortcuts
 
@@ -131,21 +131,26 @@ class Recording:
         self.listen, self.predict = unet.listen, RecordedRuns(unet.predict, recorder)
 
 
-@pytest.mark.parametrize("mode", [*MODES, Shortcuts(whole_every=2)], ids=str)
+@pytest.mark.parametrize("mode", [*MODES, Shortcuts(reuse_within=0.2)], ids=str)
 def test_recorded_runs_say_the_same_window_after_window(unet: LatentSyncUNet, mode: Shortcuts) -> None:
     recorder = Recorder()
     network = Recording(unet, recorder)
     for seed in (5, 6):  # other faces and another sound at the same places
         wanted = sampled(unet, mode, seed=seed, steps=6)
         assert torch.equal(sampled(network, mode, seed=seed, steps=6), wanted)
-    assert recorder.recorded == len(set(mode.schedule(6, guided=True)))
+    levels = signal_levels(RunConfig().scheduler, mode.solver, 6)
+    assert recorder.recorded == len(set(mode.schedule(levels, guided=True)))
 
 
 def test_what_presets_run_is_compiled_at_the_start() -> None:
-    ready = set(KINDS.schedule(EVERY_KIND_OF_STEP, guided=True))
+    def kinds(shortcuts: Shortcuts, steps: int) -> set[tuple[bool, bool]]:
+        levels = signal_levels(RunConfig().scheduler, shortcuts.solver, steps)
+        return set(shortcuts.schedule(levels, guided=True))
+
+    ready = kinds(KINDS, EVERY_KIND_OF_STEP)
     for preset in PRESETS.values():
         steps = preset.get("num_inference_steps", 20)
-        assert set(preset.get("shortcuts", EXACT).schedule(steps, guided=True)) <= ready
+        assert kinds(preset.get("shortcuts", EXACT), steps) <= ready
 
 
 # --- whether ---

@@ -6,6 +6,7 @@ import wave
 from fractions import Fraction
 from pathlib import Path
 
+import cv2
 import numpy as np
 import presenter
 import pytest
@@ -13,6 +14,7 @@ import speech
 import torch
 from eval_sync import Truth
 
+from lipsync_engine import align
 from lipsync_engine.errors import ErrorCode, FaceError, WeightsError
 from lipsync_engine.pipeline import load_detector
 from lipsync_engine.score import SyncScorer, installed_scorer, load_scorer, score_film
@@ -115,6 +117,16 @@ def test_the_square_follows_the_face_and_ignores_a_jump() -> None:
     assert (cut(picture, np.array([500, 500, 60], np.float32), 30) == BEYOND).all()
 
 
+def test_a_plan_and_a_detector_cut_alike() -> None:
+    """A plan keeps matrices; what they say of the points gives the same squares, whatever face it was."""
+    face = np.array([[80.0, 60.0], [122.0, 66.0], [97.0, 98.0]], np.float32)
+    matrix = align.solve_matrix(face, 64)
+    template = np.column_stack([align.template_points(64), np.ones(3)])
+    back = template @ cv2.invertAffineTransform(matrix).T
+    assert np.abs(back - face).max() > 3
+    np.testing.assert_allclose(squares(back[None].astype(np.float32)), squares(face[None]), atol=0.05)
+
+
 def test_frames_are_taken_25_times_a_second() -> None:
     def shown(rate: Fraction, start_s: float) -> list[int]:
         return list(at_25_fps(((n / float(rate), n) for n in range(20)), rate, start_s))
@@ -200,6 +212,9 @@ def test_right_moved_and_wrong_sound_are_told_apart(
             speech.write_wav(sound, rate, tmp_path / "sound.wav")
             found[name] = tiny.measure(with_sound(faces, tmp_path / "sound.wav"))
         print(found)
+        curve = dict(found["right"].curve)
+        assert [round(at_s % 0.2, 3) for at_s in curve] == [0.1] * len(curve)
+        assert np.mean(list(curve.values())) == pytest.approx(found["right"].confidence, abs=0.8)
         assert abs(found["right"].offset_frames) <= 1
         assert abs(found["moved"].offset_frames - late) <= 1
         assert min(found["right"].confidence, found["moved"].confidence) > found["wrong"].confidence

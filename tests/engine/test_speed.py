@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lipsync_engine.models.latentsync.config import RunConfig, UNetConfig
 from lipsync_engine.models.latentsync.model import LatentSync, load
-from lipsync_engine.models.latentsync.sampling import DenoiseInputs, sampling_steps
+from lipsync_engine.models.latentsync.sampling import DenoiseInputs, sampling_steps, signal_levels
 from lipsync_engine.models.latentsync.unet import LatentSyncUNet
 from lipsync_engine.params import EXACT, PRESETS, Shortcuts, Solver
 from lipsync_engine.weights import WeightsStore
@@ -100,7 +100,7 @@ def test_the_loop_never_waits_for_the_device(solver: Solver) -> None:
     """On the meta device nothing can be read back: whatever tries fails."""
     with torch.device("meta"):
         unet = LatentSyncUNet(UNetConfig(block_out_channels=(32, 64), cross_attention_dim=96))
-    shortcuts = Shortcuts(solver=solver, whole_every=2, guide_every=2)
+    shortcuts = Shortcuts(solver=solver, reuse_within=0.2, guide_every=2)
     noise = torch.empty(1, 4, 1, SIDE, SIDE, device="meta")
     steps = sampling_steps(
         unet,
@@ -132,11 +132,11 @@ def test_a_later_step_may_use_what_the_coarse_layers_said(model: LatentSync) -> 
     ("shortcuts", "coarse", "fine"),
     [
         (EXACT, [2, 2, 2, 2], [2, 2, 2, 2]),
-        (Shortcuts(whole_every=2), [2, 2], [2, 2, 2, 2]),
         (Shortcuts(guide_every=2), [2, 1, 2, 1], [2, 1, 2, 1]),
-        (Shortcuts(whole_every=2, guide_every=2), [2, 2], [2, 1, 2, 1]),
-        (Shortcuts(whole_every=3, guide_every=2), [2, 1], [2, 1, 2, 1]),
-        (Shortcuts(whole_every=2, guide_every=3), [2, 1, 2], [2, 1, 1, 2]),
+        (Shortcuts(reuse_within=1.0), [2, 2], [2, 1, 1, 2]),
+        (Shortcuts(reuse_within=0.3), [2, 2, 2], [2, 1, 2, 2]),
+        (Shortcuts(reuse_within=0.3, guide_every=2), [2, 1, 2], [2, 1, 1, 2]),
+        (Shortcuts(reuse_within=1.0, guide_every=2), [2, 1], [2, 1, 1, 1]),
     ],
     ids=lambda value: str(value) if isinstance(value, Shortcuts) else "",
 )
@@ -151,6 +151,23 @@ def test_what_is_left_out(
     for handle in handles:
         handle.remove()
     assert found == (coarse, fine)
+
+
+@pytest.mark.parametrize(
+    ("within", "whole"), [(0.0, [0, 1, 2, 3, 4]), (0.2, [0, 2, 3, 4]), (0.5, [0, 3, 4]), (1.0, [0, 4])]
+)
+def test_coarse_layers_run_again_when_the_signal_has_moved(within: float, whole: list[int]) -> None:
+    levels = [0.1, 0.3, 0.5, 0.8, 0.9]
+    schedule = Shortcuts(reuse_within=within).schedule(levels, guided=False)
+    assert [number for number, (_, is_whole) in enumerate(schedule) if is_whole] == whole
+
+
+def test_the_signal_grows_from_noise_to_clean() -> None:
+    for solver in Solver:
+        levels = signal_levels(RunConfig().scheduler, solver, 8)
+        assert levels == sorted(levels)
+        assert levels[0] < 0.2
+        assert levels[-1] > 0.9
 
 
 def test_solvers_end_at_the_same_picture(model: LatentSync) -> None:

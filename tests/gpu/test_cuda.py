@@ -36,7 +36,7 @@ def latents(model: LipSyncModel, steps: int, shortcuts: Shortcuts = EXACT) -> to
 def test_no_step_waits_for_the_device(solver: Solver) -> None:
     """A window's inputs go up and are waited for; more steps bring no more waiting."""
     model = LipSyncPipeline.from_pretrained("tiny", device="cuda").model
-    shortcuts = Shortcuts(solver=solver, whole_every=2, guide_every=2)
+    shortcuts = Shortcuts(solver=solver, reuse_within=0.2, guide_every=2)
     waits = []
     for steps in (4, 4, 12):
         with warnings.catch_warnings(record=True) as told:

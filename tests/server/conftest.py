@@ -21,11 +21,10 @@ sys.path.insert(0, str(Path(__file__).parent))
 from server import auth, jobs
 from server.app import Server, create_app
 from server.auth import Scope
-from server.blobs import Blobs
+from server.blobs import Blobs, result_blob
 from server.jobs import Failure, Output
 from server.settings import Settings
 from server.store import Record, Store
-from server.supervisor import result_blob
 
 BASE = "http://lipsync.example"
 POSTGRES = os.environ.get("TEST_POSTGRES_URL", "postgresql+psycopg://postgres@127.0.0.1:5432/postgres")

@@ -70,7 +70,7 @@ def test_a_job_in_every_state(api: Api) -> None:
     assert (running["wait"], running["warnings"], running["output"]) == (None, [], None)
     api.server.store.change(job, time.time(), lambda j: jobs.cancel(j, time.time()))
     assert get(api, f"/jobs/{job}")["is_stopping"] is True
-    output = Output(f"results/{job}.mp4", 2.0, 4.0, sync=jobs.Sync(5.5, -1), is_nsfw=True)
+    output = Output(f"results/{job}.mp4", 2.0, 4.0, sync=jobs.Sync(5.5, -1, ((0.1, 4.0),)), is_nsfw=True)
     api.server.store.change(job, time.time(), lambda j: jobs.succeed(j, 1, time.time(), output))
     put(api, f"results/{job}.mp4", b"an mp4")
     done = get(api, f"/jobs/{job}")
@@ -79,7 +79,7 @@ def test_a_job_in_every_state(api: Api) -> None:
     assert done["output"]["is_nsfw"] is True
     seen = api.client.get(f"/api/v3/predictions/{job}/result", headers=api.headers).json()["data"]
     assert seen["has_nsfw_contents"] == [True]
-    assert done["output"]["sync"] == {"confidence": 5.5, "offset_frames": -1}
+    assert done["output"]["sync"] == {"confidence": 5.5, "offset_frames": -1, "curve": [[0.1, 4.0]]}
     assert api.client.get(done["output"]["url"]).content == b"an mp4"
 
 

@@ -57,6 +57,10 @@ def test_a_film_outlives_a_node_and_the_pool_replaces_it(
     cluster.add_node(num_cpus=1)
     assert api.wait(job, timeout_s=300)["status"] == "completed"
     until(lambda: conditions() == [Condition.IDLE] * 2, "the lost worker is not replaced", 240, 1)
+    names = {report.name for report in ray_pool.status()[0]}
+    ray.kill(ray_pool.pool(), no_restart=False)
+    until(lambda: conditions() == [Condition.IDLE] * 2, "a new pool does not know the workers", 60, 0.5)
+    assert {report.name for report in ray_pool.status()[0]} == names
     ray_pool.drain()
     with pytest.raises(ValueError, match="cluster up"):
         ray_pool.status()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -51,8 +52,19 @@ def test_who_was_idle_long_is_stopped_and_nobody_else() -> None:
     assert decide(workers(Condition.IDLE, idle_s=999), 0, LIMITS) == (0, [])
 
 
-def test_up_asks_for_a_database_that_can_be_shared() -> None:
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [("up", "set LIPSYNC_DATABASE_URL"), ("status --address 127.0.0.1:9", "127.0.0.1:9")],
+)
+def test_the_command_says_what_is_missing(
+    arguments: str, says: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Before anything of Ray is started."""
     pytest.importorskip("ray", reason="Ray is not installed: pip install 'lipsync-engine[ray]'")
-    command = [sys.executable, "-m", "server.cluster", "up"]
+    monkeypatch.setenv("LIPSYNC_DATA_DIR", str(tmp_path))
+    command = [sys.executable, "-m", "server.cluster", *arguments.split()]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-    assert (done.returncode, "LIPSYNC_DATABASE_URL" in done.stderr) == (2, True), done.stderr
+    assert done.returncode == 2, done.stderr
+    (line,) = done.stderr.strip().splitlines()
+    assert line.startswith("error: ")
+    assert says in line

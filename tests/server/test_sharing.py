@@ -61,6 +61,8 @@ def test_each_segment_is_taken_once_the_first_ones_first(store: Store) -> None:
     assert store.beat_segment(helps[0], 11, frames_done=70)
     assert store.finish_segment(job.id, KEY, 2)
     assert store.shares(job.id) == (KEY, [Share(0, False, 0), Share(1, False, 70), Share(2, True, 150)])
+    assert store.finish_segment(job.id, KEY, 1, helper_s=2.5)
+    assert store.helper_s(job.id) == 2.5
 
 
 def test_only_equal_workers_help(store: Store) -> None:
@@ -147,6 +149,32 @@ def long_voice(tmp_path: Path, voice: Path, ffmpeg: Ffmpeg) -> Path:
     return path
 
 
+@pytest.fixture
+def start() -> Iterator[Callable[..., Live]]:
+    """A server that runs; whatever is left of it at the end is killed."""
+    started: list[Live] = []
+
+    def begin(data_dir: Path, key: str = "", **settings: object) -> Live:
+        server = Live(data_dir, **settings)
+        server.key = key
+        server.start()
+        started.append(server)
+        return server
+
+    yield begin
+    for server in started:
+        if server.process is not None and server.process.poll() is None:
+            kill(server)
+
+
+def kill(server: Live) -> None:
+    """As when its machine loses power."""
+    assert server.process is not None
+    for pid in [*descendants(server.process.pid), server.process.pid]:
+        os.kill(pid, signal.SIGKILL)
+    server.process.wait()
+
+
 def helped(servers: list[Live]) -> list[str]:
     """Segments that were rendered for another worker, as job and number."""
     lines = [line for server in servers for line in server.log]
@@ -158,11 +186,10 @@ def helped(servers: list[Live]) -> list[str]:
 
 
 def test_two_devices_render_one_film(
-    tmp_path: Path, clip: Path, long_voice: Path, likeness_db: Likeness
+    start: Callable[..., Live], tmp_path: Path, clip: Path, long_voice: Path, likeness_db: Likeness
 ) -> None:
     """It is the film that one worker makes."""
-    server = Live(tmp_path / "data", devices="cpu,cpu")
-    server.start()
+    server = start(tmp_path / "data", devices="cpu,cpu")
     until(lambda: sum("ready with" in line for line in server.log) == 2, "a worker did not start", 120)
     job = server.submit(
         server.upload(clip), server.upload(long_voice), inference_steps=1, guidance_scale=1, seed=1
@@ -182,9 +209,10 @@ def test_two_devices_render_one_film(
 
 
 @pytest.mark.slow
-def test_a_cancelled_film_stops_on_all_devices(tmp_path: Path, clip: Path, long_voice: Path) -> None:
-    server = Live(tmp_path / "data", devices="cpu,cpu")
-    server.start()
+def test_a_cancelled_film_stops_on_all_devices(
+    start: Callable[..., Live], tmp_path: Path, clip: Path, long_voice: Path
+) -> None:
+    server = start(tmp_path / "data", devices="cpu,cpu")
     until(lambda: sum("ready with" in line for line in server.log) == 2, "a worker did not start", 120)
     workers, given = server.worker_pids(), (server.upload(clip), server.upload(long_voice))
     shared = tmp_path / "data" / "blobs" / "shared"
@@ -217,6 +245,7 @@ def claims(store: Store) -> dict[int, tuple[bool, int]]:
 
 @pytest.mark.slow
 def test_what_is_lost_with_a_process_are_its_unfinished_segments(
+    start: Callable[..., Live],
     postgres_url: str,
     storage: Storage,
     tmp_path: Path,
@@ -230,10 +259,10 @@ def test_what_is_lost_with_a_process_are_its_unfinished_segments(
     ffmpeg("-i", clip, "-vf", "scale=128:-2", "-crf", 18, small)
     ffmpeg("-stream_loop", -1, "-i", voice, "-t", 30, long_voice)
     common = {"database_url": postgres_url, "blobs": storage.url, "link_secret": tmp_path / "signing.key"}
-    servers = [Live(tmp_path / f"machine-{number}", devices="cpu", **common) for number in range(3)]
-    for server in servers:
-        server.key = servers[0].key
-        server.start()
+    servers: list[Live] = []
+    for number in range(3):
+        key = servers[0].key if servers else ""
+        servers.append(start(tmp_path / f"machine-{number}", key, devices="cpu", **common))
     for server in servers:
         server.wait_ready()
     store, api = Store(postgres_url), servers[0]
@@ -244,16 +273,12 @@ def test_what_is_lost_with_a_process_are_its_unfinished_segments(
 
     until(lambda: sum(done for done, _ in claims(store).values()) >= 1, "no segment was finished", 120)
     helper = next(s for s in servers if s is not owner())
-    for pid in [*descendants(helper.process.pid), helper.process.pid]:
-        os.kill(pid, signal.SIGKILL)
-    helper.process.wait()
+    kill(helper)
     servers.remove(helper)
     lost = owner()
     until(lambda: sum(done for done, _ in claims(store).values()) >= 2, "nothing goes on", 120)
     kept = {number: count for number, (done, count) in claims(store).items() if done}
-    for pid in [*descendants(lost.process.pid), lost.process.pid]:
-        os.kill(pid, signal.SIGKILL)
-    lost.process.wait()
+    kill(lost)
     servers.remove(lost)
     seen: dict[int, tuple[bool, int]] = {}
     (last,) = servers

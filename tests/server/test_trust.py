@@ -18,11 +18,11 @@ from conftest import Api
 from lipsync_engine.credentials import Facts, Marker, Policy
 from server import audit_export, jobs
 from server.audit import Entry
+from server.blobs import result_blob
 from server.gate import Gate, sha256_of
 from server.jobs import Output
 from server.settings import Settings
 from server.store import Record, Store
-from server.supervisor import result_blob
 
 CONSENT = "release 17"
 Make = Callable[..., Api]

@@ -45,7 +45,7 @@ log = logging.getLogger("lipsync.model")
 
 T = TypeVar("T")
 
-KINDS = Shortcuts(whole_every=2, guide_every=4)
+KINDS = Shortcuts(reuse_within=1.0, guide_every=2)
 EVERY_KIND_OF_STEP = 3
 """Steps, with those shortcuts, that are of every kind that presets take."""
 

@@ -95,10 +95,10 @@ def sampling_steps(
     latents: Tensor = noise.expand(-1, -1, frames, -1, -1) * scheduler.init_noise_sigma
     deep: Tensor | None = None
     guidance: Tensor | float = 0.0
-    schedule = shortcuts.schedule(num_inference_steps, guided=guidance_scale > 1.0)
+    schedule = shortcuts.schedule(_signal_levels(scheduler), guided=guidance_scale > 1.0)
     for (guided, whole), timestep, on_device in zip(schedule, scheduler.timesteps, timesteps, strict=True):
         sample = torch.cat([latents, fixed], dim=1)
-        reused = None if whole or deep is None else deep if guided else deep[-1:]
+        reused = None if whole or deep is None else deep[-1:]  # with sound
         predicted, said = _predict(unet, sample, on_device, both if guided else heard, reused)
         deep = said if whole else deep
         if guided:
@@ -118,6 +118,18 @@ def _predict(
     if len(said) == 1:
         return said[0]
     return torch.cat([predicted for predicted, _ in said]), torch.cat([deep for _, deep in said])
+
+
+def signal_levels(config: SchedulerConfig, solver: Solver, steps: int) -> list[float]:
+    """Of each step: the share of signal in the latents that it starts from, 0 is noise, 1 is clean."""
+    scheduler = _scheduler(config, solver)
+    scheduler.set_timesteps(steps)
+    return _signal_levels(scheduler)
+
+
+def _signal_levels(scheduler: Any) -> list[float]:
+    levels: list[float] = scheduler.alphas_cumprod[scheduler.timesteps].sqrt().tolist()
+    return levels
 
 
 def _scheduler(config: SchedulerConfig, solver: Solver) -> Any:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Final
 
@@ -57,8 +58,8 @@ class SharedNetwork:
         self._changed = threading.Condition()
         self._sampling = 0
         self._waiting: list[_Asked] = []
-        self.runs: list[int] = []
-        """How many windows each run had."""
+        self.runs: Counter[int] = Counter()
+        """How many runs were of how many windows."""
 
     @contextlib.contextmanager
     def window(self) -> Iterator[None]:
@@ -128,7 +129,7 @@ class SharedNetwork:
             self._answer([asked])
 
     def _run(self, taken: Sequence[_Asked]) -> list[Predicted]:
-        self.runs.append(len(taken))
+        self.runs[len(taken)] += 1
         first = taken[0]
         if len(taken) == 1:
             return [self.network.predict(first.sample, first.timestep, first.heard, first.deep)]

@@ -19,6 +19,7 @@ def upgrade() -> None:
         sa.Column("is_done", sa.Boolean, nullable=False),
         sa.Column("claims", sa.Integer, nullable=False),
         sa.Column("lease_until", sa.Float),
+        sa.Column("helper_s", sa.Float, nullable=False),
     )
     op.create_index("by_need", "segments", ["job_id", "is_done", "number"])
     op.create_index("by_lease", "segments", ["lease_until"])
