@@ -33,7 +33,7 @@ soak: MINUTES ?= 3
 soak: setup
 	$(BIN)/python scripts/soak.py --minutes $(MINUTES) --seed 1
 
-# Hostile input of every kind, about twenty minutes; the suite has a small share of it.
+# Hostile input of every kind, about half an hour; the suite has a small share of it.
 campaign: setup
 	cd scripts && PYTHONPATH=.. ../$(BIN)/python -m campaign --out ../benchmarks/hostile.json
 

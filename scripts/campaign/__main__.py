@@ -43,7 +43,7 @@ def parts(folder: Path, seed: int, share: float) -> dict[str, Callable[[], Part]
     return {
         "media": lambda: media_part.look(place("media"), some(2000), seed),
         "films": lambda: media_part.films(place("media"), some(60), seed),
-        "parsers": lambda: parsers.strike_all(some(50_000), seed),
+        "parsers": lambda: parsers.strike_all(some(100_000), seed),
         "requests": lambda: wire.requests(place("requests"), seed),
         "patience": lambda: wire.patience(place("patience"), seed, some(500), some(10_000)),
         "schema": lambda: wire.by_schema(place("schema"), seed, some(100)),

@@ -7,7 +7,9 @@ One target per process, as the fuzzer ends its process; `strike_all` runs them a
 
 from __future__ import annotations
 
+import functools
 import importlib.util
+import json
 import re
 import subprocess
 import sys
@@ -24,16 +26,55 @@ LONGEST_S = 5
 LARGEST = 4096
 
 
+WORDS = (
+    b"NaN", b"-Infinity", b"1e999", b'"\\ud800"', b'"\\u0000"', b"[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[",
+    b"{}", b"[]", b"null", b"true",
+    b'"audio":', b'"video":', b'"face":', b'"segments":', b'"start":', b'"end":', b'"webhook":',
+    b'"formState":', b"-1",
+    b"data:video/mp4;base64,", b"AAAA", b"====", b"https://", b"://", b"@", b"[::1]", b"%00",
+    b"\x00\x00webhook=",
+    b"../", b"uploads/", b".mp4", b"video,audio,output\n", b'"output":', b"\xef\xbb\xbf", b"ftyp",
+    b"RIFF", b'"kind":"done"',
+    b'"kind":"failed"', b"99999999999999999999", b"0.5,0.5@1", b"30000/1001",
+)  # fmt: skip
+"""What the fuzzer puts together besides what it finds out itself."""
+
+
+FIELDS = (
+    "x",
+    "seed",
+    "fps",
+    "face",
+    "segments",
+    "consent",
+    "webhook_url",
+    "audio",
+    "guidance_scale",
+    "resolution",
+)
+
+
+def _whole(data: bytes) -> bytes:
+    """A body: as it is, or good but for one value, for those are hard to hit on by chance."""
+    if not data or data.startswith(b"{"):
+        return data
+    good = {"video": "https://a.example/v.mp4", "image": "UklGRg==", "audio": "UklGRg=="}
+    good |= {"left_audio": "UklGRg==", "right_audio": "UklGRg=="}
+    field = FIELDS[data[0] % len(FIELDS)].encode()
+    return json.dumps(good)[:-1].encode() + b',"' + field + b'":' + data[1:] + b"}"
+
+
 def submission(data: bytes) -> None:
     """A WaveSpeed body: JSON, data URIs, base64, options, webhook in the query."""
     from server.dialects import wavespeed
     from server.dialects.common import Refusal
 
-    body, _, query = data.partition(b"\0\0")
+    body, _, query = _whole(data).partition(b"\0\0")
     try:
-        wavespeed.read_submission(
+        found = wavespeed.read_submission(
             next(iter(wavespeed.MODELS.values())), body, query.decode("latin-1"), vendor_limits=True
         )
+        _require_answerable(found.said_input)
     except Refusal as error:
         _require(400 <= error.status < 500, error)
 
@@ -44,8 +85,10 @@ def form_state(data: bytes) -> None:
     from server.dialects.common import Refusal, json_object
 
     try:
-        found = studio.read_submission(studio.ENDPOINTS["lipsync-image-multi"], json_object(data))
-        _require(isinstance(found.said_input, dict), found)
+        found = studio.read_submission(
+            studio.ENDPOINTS["lipsync-image-multi"], json_object(b'{"formState":' + _whole(data) + b"}")
+        )
+        _require_answerable(found.said_input)
     except Refusal as error:
         _require(400 <= error.status < 500, error)
 
@@ -74,16 +117,22 @@ def _manifest(data: bytes, suffix: str) -> None:
     from lipsync_engine.errors import LipSyncError
     from lipsync_engine.params import SyncParams
 
-    with tempfile.TemporaryDirectory() as name:
-        path, output = Path(name) / f"m.{suffix}", Path(name) / "out"
-        path.write_bytes(data)
-        try:
-            found = read_manifest(path, SyncParams(), output)
-        except LipSyncError:
-            return
-        root = output.resolve()
-        for row in found.rows:
-            _require((root / row.output).resolve().is_relative_to(root), row.output)
+    folder = Path(_folder().name)
+    path, output = folder / f"m.{suffix}", folder / "out"
+    path.write_bytes(data)
+    try:
+        found = read_manifest(path, SyncParams(), output)
+    except LipSyncError:
+        return
+    root = output.resolve()
+    for row in found.rows:
+        _require((root / row.output).resolve().is_relative_to(root), row.output)
+
+
+@functools.cache
+def _folder() -> tempfile.TemporaryDirectory[str]:
+    """For files to be read; one for all, as making one takes longer than reading."""
+    return tempfile.TemporaryDirectory()
 
 
 def from_worker(data: bytes) -> None:
@@ -145,15 +194,20 @@ TARGETS: dict[str, tuple[Callable[[bytes], None], tuple[bytes, ...]]] = {
     "submission": (
         submission,
         (
-            b'{"video":"https://a.example/v.mp4","audio":"data:audio/wav;base64,UklGRg==","seed":1}',
+            b'{"video":"https://a.example/v.mp4","audio":"data:audio/wav;base64,UklGRg==","seed":1,"x":0}',
             b'{"video":"https://a.example/v.mp4","segments":[{"audio":"UklGRg==","face":"left","start":0.5,"end":2}]}',
             b'{"video":"UklGRg==","audio":"UklGRg==","consent":"a","enable_sync_mode":true}\0\0webhook=http://b.example/',
+            b"\x00[]",
+            b"\x00[1,2.5]",
         ),
     ),
     "form_state": (
         form_state,
-        (b'{"webhook":"https://a.example/","formState":{"image":"UklGRg==","left_audio":"UklGRg==",'
-         b'"right_audio":"UklGRg==","order":"left_right","resolution":"720p"}}',),
+        (
+            b'{"image":"UklGRg==","left_audio":"UklGRg==","right_audio":"UklGRg==","order":"left_right"}',
+            b"\x00[]",
+            b"\x00[1,2.5]",
+        ),
     ),
     "inline": (inline, (b"data:video/mp4;base64,AAAA", b"AAAA", b"https://a.example/")),
     "manifest_jsonl": (
@@ -169,6 +223,11 @@ TARGETS: dict[str, tuple[Callable[[bytes], None], tuple[bytes, ...]]] = {
 }  # fmt: skip
 
 
+def _require_answerable(said: dict[str, object]) -> None:
+    """What is stored of a body is said back in every later answer."""
+    json.dumps(said, allow_nan=False, ensure_ascii=False).encode()
+
+
 def _require(holds: bool, what: object) -> None:
     if not holds:
         raise AssertionError(f"{what!r}")
@@ -181,6 +240,9 @@ def strike_all(runs: int, seed: int) -> Part:
         part.facts["skipped"] = "atheris has no wheel for this Python and system"
         return part
     with tempfile.TemporaryDirectory() as name:
+        words = Path(name) / "words"
+        lines = ("".join(f"\\x{byte:02x}" for byte in word) for word in WORDS)
+        words.write_text("".join(f'"{line}"\n' for line in lines))
         for target, (_, samples) in TARGETS.items():
             corpus = Path(name) / target
             corpus.mkdir()
@@ -192,6 +254,7 @@ def strike_all(runs: int, seed: int) -> Part:
                 f"-max_len={LARGEST}",
                 f"-timeout={LONGEST_S}",
                 f"-artifact_prefix={name}/",
+                f"-dict={words}",
             ]
             done = subprocess.run(
                 command, cwd=HERE, capture_output=True, text=True, check=False, timeout=3600

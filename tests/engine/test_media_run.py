@@ -294,7 +294,11 @@ def test_a_program_that_cannot_run(clip: Path, tmp_path: Path, monkeypatch: pyte
     broken.chmod(0o755)
     monkeypatch.setenv("LIPSYNC_FFMPEG", str(broken))
     with pytest.raises(LipSyncError) as caught:
-        run.write_file(builder.output(builder.input("x"), "file:y.mp4"), tmp_path / "y.mp4", "{reason}")
+        run.write_file(
+            builder.output(builder.input("x"), run.file_url(tmp_path / "y.mp4")),
+            tmp_path / "y.mp4",
+            "{reason}",
+        )
     assert caught.value.code is ErrorCode.FFMPEG_MISSING
 
 
