@@ -32,7 +32,13 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
 
 def test_a_film_outlives_a_node_and_the_pool_replaces_it(
-    cluster: Any, postgres_url: str, tmp_path: Path, clip: Path, voice: Path, ffmpeg: Ffmpeg
+    request: pytest.FixtureRequest,
+    cluster: Any,
+    postgres_url: str,
+    tmp_path: Path,
+    clip: Path,
+    voice: Path,
+    ffmpeg: Ffmpeg,
 ) -> None:
     from server import ray_pool
 
@@ -42,6 +48,7 @@ def test_a_film_outlives_a_node_and_the_pool_replaces_it(
     nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
     api = Live(tmp_path / "data", devices="none", database_url=postgres_url)
     api.start()
+    request.addfinalizer(lambda: api.process is not None and api.process.kill())
     ray_pool.connect(cluster.address)
     given: dict[str, Any] = {"data_dir": tmp_path / "data", "database_url": postgres_url, "devices": ("cpu",)}
     ray_pool.start_pool(Settings(cluster_min=2, cluster_max=2, **given))
