@@ -41,6 +41,9 @@ def per_frame(layer: nn.Module, x: Tensor) -> Tensor:
 
 def each_alone(layer: nn.Module, rows: Tensor) -> Tensor:
     """Apply a layer to each of a few rows by itself: one row rounds otherwise than the same among others."""
+    if len(rows) == 1:
+        alone: Tensor = layer(rows)
+        return alone
     return torch.cat([layer(row) for row in rows.split(1)])
 
 
