@@ -28,7 +28,7 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
     opened = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
-    # Before there are other nodes, so that this program stands where `lipsync cluster up` does, beside the head.
+    # Before there are other nodes, so that this program stands beside the head, as `lipsync cluster up` does.
     ray_pool.connect(opened.address)
     yield opened
     ray.shutdown()
