@@ -21,6 +21,7 @@ from typing import Any
 
 import ray
 from ray.exceptions import ActorUnavailableError, RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from server import logs, scaling
 from server.app import Server
@@ -218,8 +219,11 @@ def start_pool(settings: Settings) -> None:
     """Make the pool on the cluster that `connect` found; one that is there stays as it is."""
     given = settings.model_dump(mode="json")
     actor: Any = ray.remote(Pool)
-    options = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": 3, "lifetime": "detached"}
+    options = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1, "lifetime": "detached"}
     options |= {"name": POOL, "namespace": NAMESPACE, "get_if_exists": True, "runtime_env": environment()}
+    # Where `up` runs, which is the head's machine: the others come and go.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    options |= {"scheduling_strategy": here}
     handle = actor.options(**options).remote(given, _resources(settings))
     ray.get(handle.status.remote())
 

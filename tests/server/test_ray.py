@@ -24,15 +24,25 @@ Ffmpeg = Callable[..., None]
 def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     from ray.cluster_utils import Cluster
 
+    from server import ray_pool
+
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
     opened = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    # Before there are other nodes, so that this program stands beside the head, as `lipsync cluster up` does.
+    ray_pool.connect(opened.address)
     yield opened
     ray.shutdown()
     opened.shutdown()
 
 
 def test_a_film_outlives_a_node_and_the_pool_replaces_it(
-    cluster: Any, postgres_url: str, tmp_path: Path, clip: Path, voice: Path, ffmpeg: Ffmpeg
+    request: pytest.FixtureRequest,
+    cluster: Any,
+    postgres_url: str,
+    tmp_path: Path,
+    clip: Path,
+    voice: Path,
+    ffmpeg: Ffmpeg,
 ) -> None:
     from server import ray_pool
 
@@ -42,7 +52,7 @@ def test_a_film_outlives_a_node_and_the_pool_replaces_it(
     nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
     api = Live(tmp_path / "data", devices="none", database_url=postgres_url)
     api.start()
-    ray_pool.connect(cluster.address)
+    request.addfinalizer(lambda: api.process is not None and api.process.kill())
     given: dict[str, Any] = {"data_dir": tmp_path / "data", "database_url": postgres_url, "devices": ("cpu",)}
     ray_pool.start_pool(Settings(cluster_min=2, cluster_max=2, **given))
 
