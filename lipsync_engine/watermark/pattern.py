@@ -1,10 +1,10 @@
 """An imperceptible watermark in generated faces: spread spectrum in the aligned crop. Pure.
 
-One fixed noise-like pattern is added to a generated face's luma, the same in every frame, where the face's own
-alignment puts it. So it is found again by aligning the faces of a film and averaging them, whatever was done to the
-picture around them. Of what the face itself has along the pattern most is taken away (improved spread spectrum,
-Malvar and Florêncio, 2003), so that a face does not drown its mark. Where skin has texture more is added than
-where it is smooth. The mark says that a face was generated here, and nothing else.
+One fixed noise-like pattern is added to a generated face's luma, the same in every frame, where the face's
+own alignment puts it. So it is found again by aligning the faces of a film and averaging them, whatever was
+done to the picture around them. Of what the face itself has along the pattern most is taken away (improved
+spread spectrum, Malvar and Florêncio, 2003), so that a face does not drown its mark. Where skin has texture
+more is added than where it is smooth. The mark says that a face was generated here, and nothing else.
 
 It knows neither files nor who found a face.
 """
@@ -25,7 +25,7 @@ FloatArray = npt.NDArray[np.float32]
 SIDE = 128
 """Patterns live in the square crop at this size, whatever the model's is."""
 
-PERIODS = (5.0, 11.0)
+PERIODS = (5.5, 12.0)
 """Pixels of that crop per wave: shorter ones are lost when a film shrinks, longer ones drown in the face."""
 
 WINDOW = (
@@ -34,7 +34,7 @@ WINDOW = (
 )
 """Corners (x, y) of the part of the crop that carries the mark: a little inside LatentSync's mask."""
 
-REACH = 16.0
+REACH = 24.0
 """How far a marked face is to lie along the pattern, in flattened levels."""
 
 MAX_RMS = 1.6
@@ -46,7 +46,7 @@ REMAINS = 0.15
 FLOOR = 2.0
 """Levels: the texture of skin that has none."""
 
-LOUDEST = 3.0
+LOUDEST = 2.0
 """Where there is texture, at most so many times as much is added as on smooth skin."""
 
 TEXTURE = 2.0
@@ -93,7 +93,8 @@ def marked(face: FloatArray) -> FloatArray:
     added = wave * np.float32((REACH - (1 - REMAINS) * own) / heard)
     rms = math.sqrt(float(np.square(added).sum()) / float(_window().sum()))
     added *= np.float32(min(1.0, MAX_RMS / max(rms, 1e-6)))
-    return face + cv2.resize(added, face.shape[1::-1], interpolation=cv2.INTER_CUBIC)[..., None]
+    spread = cv2.resize(added, face.shape[1::-1], interpolation=cv2.INTER_CUBIC)
+    return cast(FloatArray, face + spread[..., None])
 
 
 class WatermarkReader:
@@ -114,23 +115,24 @@ class WatermarkReader:
         return Watermark(scores[0] >= THRESHOLD, round(float(scores[0]), 2), self._frames)
 
     def scores(self) -> FloatArray:
-        """float32 (1 + UNUSED,): the score of the mark, then those that each unused pattern would have as one."""
+        """float32 (1 + UNUSED,): the mark's score, and what each unused pattern would have for one."""
         if not self._frames:
             return np.zeros(1 + UNUSED, np.float32)
-        mean, patterns = self._sum / self._frames, _patterns()
+        mean, patterns = (self._sum / self._frames).astype(np.float32), _patterns()
         best = np.full(len(patterns), -np.inf, np.float32)
-        for moved in _moved(mean):
-            along = patterns @ moved.reshape(-1)
-            best = np.maximum(best, along / max(float(along[1:].std()), 1e-6))
+        for scale in SCALES:
+            along = _moved(mean, scale) @ patterns.T
+            chance = np.maximum(along[:, 1:].std(axis=1, keepdims=True), 1e-6)
+            best = np.maximum(best, (along / chance).max(axis=0))
         return best
 
 
 def _luma(rgb: FloatArray) -> FloatArray:
-    return cast(FloatArray, rgb @ np.array([0.2126, 0.7152, 0.0722], dtype=np.float32))
+    return rgb @ np.array([0.2126, 0.7152, 0.0722], dtype=np.float32)
 
 
 def _flattened(luma: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """The waves of the pattern's lengths with edges and texture turned down; the texture around each place."""
+    """The waves of the pattern's lengths with edges turned down; the texture around each place."""
     waves = cv2.GaussianBlur(luma, (0, 0), PERIODS[0] / 7) - cv2.GaussianBlur(luma, (0, 0), PERIODS[1] / 4)
     texture = FLOOR + np.sqrt(cv2.GaussianBlur(waves * waves, (0, 0), TEXTURE))
     return waves * _flattening(texture), cast(FloatArray, texture)
@@ -138,19 +140,17 @@ def _flattened(luma: FloatArray) -> tuple[FloatArray, FloatArray]:
 
 def _flattening(texture: FloatArray) -> FloatArray:
     """What waves are multiplied by: the inverse of their variance, as for the best guess under such noise."""
-    return cast(FloatArray, FLOOR / np.square(texture))
+    return (FLOOR / np.square(texture)).astype(np.float32)
 
 
-def _moved(picture: FloatArray) -> list[FloatArray]:
-    """The picture at every place and size in which the mark may be."""
-    middle, found = (SIDE - 1) / 2, []
-    for scale in SCALES:
-        for x in SHIFTS:
-            for y in SHIFTS:
-                rest = middle * (1 - scale)
-                matrix = np.array([[scale, 0, rest + x], [0, scale, rest + y]], np.float32)
-                found.append(cv2.warpAffine(picture, matrix, (SIDE, SIDE), flags=cv2.INTER_LINEAR))
-    return found
+def _moved(picture: FloatArray, scale: float) -> FloatArray:
+    """float32 (n, SIDE²): the picture at that size, at every place at which the mark may be."""
+    rest, found = (SIDE - 1) / 2 * (1 - scale), []
+    for x in SHIFTS:
+        for y in SHIFTS:
+            matrix = np.array([[scale, 0, rest + x], [0, scale, rest + y]], np.float32)
+            found.append(cv2.warpAffine(picture, matrix, (SIDE, SIDE), flags=cv2.INTER_LINEAR).reshape(-1))
+    return np.stack(found)
 
 
 @functools.cache

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from collections.abc import Callable
@@ -13,6 +14,7 @@ import pytest
 from lipsync_engine import LipSyncPipeline, Provenance, SyncParams
 from lipsync_engine.credentials import Marker, Policy, Verdict, verify
 from lipsync_engine.errors import ErrorCode, LipSyncError
+from lipsync_engine.watermark import read_watermark
 
 Ffmpeg = Callable[..., None]
 Run = Callable[..., Any]
@@ -113,3 +115,21 @@ def test_consent_may_be_required(
     for wrong in ("", "x" * 201, "two\nlines"):
         with pytest.raises(LipSyncError, match="1 to 200"):
             Provenance(wrong)
+
+
+def test_the_watermark_outlives_what_takes_credentials_away(
+    pipeline: LipSyncPipeline, short: tuple[Path, Path], tmp_path: Path, lipsync: Run, ffmpeg: Ffmpeg
+) -> None:
+    made, plain, sent = (tmp_path / f"{name}.mp4" for name in ("made", "plain", "sent"))
+    pipeline(*short, made, dataclasses.replace(PARAMS, watermark=True))
+    pipeline(*short, plain, PARAMS)
+    ffmpeg("-i", made, "-crf", 26, sent)
+    told = lipsync("verify", "--json", "--detector", "drawn", sent)
+    assert told.returncode == 5
+    found = json.loads(told.stdout)
+    assert found["verdict"] == "none"
+    assert found["watermark"]["found"] is True
+    assert found["watermark"]["frames"] == 10
+    assert not read_watermark(plain, pipeline.detector).found
+    told = lipsync("verify", "--json", plain)
+    assert (told.returncode, "watermark" in json.loads(told.stdout)) == (0, False)
