@@ -4,7 +4,8 @@
 
 Marked are the demo, lip-synced by the tiny model, and drawn presenters and a real clip, whose own faces get
 the mark through the crop and the paste of a job, without a model. Clean are other drawn presenters. Of a
-clean film the score of every unused pattern counts too: it is what a film gets that knows nothing of the pattern.
+clean film the score of every unused pattern counts too: that is what a film gets which knows nothing of the
+pattern.
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ WINDOW = (
 )
 """Corners (x, y) of the part of the crop that carries the mark: a little inside LatentSync's mask."""
 
-REACH = 24.0
+REACH = 18.0
 """How far a marked face is to lie along the pattern, in flattened levels."""
 
 MAX_RMS = 1.6
