@@ -111,8 +111,8 @@ class WatermarkReader:
 
     def result(self) -> Watermark:
         """What all of them say."""
-        scores = self.scores()
-        return Watermark(scores[0] >= THRESHOLD, round(float(scores[0]), 2), self._frames)
+        score = float(self.scores()[0])
+        return Watermark(score >= THRESHOLD, round(score, 2), self._frames)
 
     def scores(self) -> FloatArray:
         """float32 (1 + UNUSED,): the mark's score, and what each unused pattern would have for one."""
