@@ -294,7 +294,6 @@ const FAILURES = {
   device_unavailable: "计算设备不可用，请稍后重试或联系管理员。",
   ffmpeg_missing: "服务器缺少 FFmpeg，请联系管理员。",
   signing_failed: "结果无法签名，未予发布，请联系管理员。",
-  batch_invalid: "批次中有任务填写有误，整批未被接受，请按 problems 修改。",
   consent_required: "此服务器要求填写人物同意书的编号（consent）。",
   content_refused: "画面内容不适宜，已被拒绝，请换一段素材或联系管理员。",
   job_refused: "服务器的管理方拒绝了此任务。",

@@ -119,6 +119,7 @@ def test_a_broken_segment_leaves_nothing(sound: Path, tmp_path: Path) -> None:
     assert not made.exists()
 
 
+@pytest.mark.slow
 def test_every_segment_is_announced_also_those_of_an_interrupted_run(
     clip: Path, voice: Path, tmp_path: Path, ffmpeg: Ffmpeg
 ) -> None:

@@ -211,6 +211,7 @@ def test_disk_full_in_the_work_folder(
     assert files_under(tiny_disk) == []
 
 
+@pytest.mark.slow
 def test_disk_full_where_the_output_goes(
     tiny_disk: Path, clip: Path, voice: Path, ffmpeg: Ffmpeg, tmp_path: Path, lipsync: Run
 ) -> None:

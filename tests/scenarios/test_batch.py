@@ -249,6 +249,7 @@ def test_a_folder_stopped_by_the_user_then_finished_by_two_workers(
         list(run_batch(folder, out, params))
 
 
+@pytest.mark.slow
 def test_one_worker_makes_several_clips_at_once(
     inputs: Path, tmp_path: Path, cache_dir: Path, likeness_db: Callable[[Path, Path], float]
 ) -> None:

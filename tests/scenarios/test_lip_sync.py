@@ -86,6 +86,7 @@ def test_the_command_makes_lips_follow_the_voice(
 # --- the measure bites: each of these must not count as speaking ---
 
 
+@pytest.mark.slow
 def test_another_voice_is_noticed(
     voice: Path, truth: eval_sync.Truth, tmp_path: Path, ffmpeg: Ffmpeg, pipeline: LipSyncPipeline
 ) -> None:

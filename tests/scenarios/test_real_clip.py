@@ -48,6 +48,7 @@ def test_the_tiny_model_is_not_let_loose_on_a_real_face(
     assert not output.exists()
 
 
+@pytest.mark.slow
 def test_around_the_face_the_real_clip_stays_what_it_was(
     real_media: Path, weights_dir: Path, tmp_path: Path
 ) -> None:

@@ -190,6 +190,7 @@ def steps_and_borders(plan: Plan, clip: Path, pipeline: LipSyncPipeline) -> tupl
     return steps, {w.own[0] - 1 for w in plan.windows[0] if w.own[0] > 0}
 
 
+@pytest.mark.slow
 def test_seams_are_no_rougher_than_the_rest(
     clip: Path, tmp_path: Path, ffmpeg: Ffmpeg, pipeline: LipSyncPipeline
 ) -> None:

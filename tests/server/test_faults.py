@@ -141,8 +141,8 @@ NEEDS_LONG = ("first window", "second segment")
         (kill_server, "first window"),
         pytest.param(kill_server_and_freeze_worker, "fetch", marks=pytest.mark.slow),
         pytest.param(kill_both, "second segment", marks=pytest.mark.slow),
-        (kill_both, "assemble"),
-        (stop_server, "first window"),
+        pytest.param(kill_both, "assemble", marks=pytest.mark.slow),
+        pytest.param(stop_server, "first window", marks=pytest.mark.slow),
     ],
     ids=lambda value: value if isinstance(value, str) else value.__name__,
 )
@@ -211,6 +211,7 @@ def test_a_film_that_was_stored_is_not_made_again(
     assert film.stat().st_mtime_ns == made_at
 
 
+@pytest.mark.slow
 def test_a_worker_that_hangs_is_replaced(house: Live, clip: Path, long_voice: Path, tmp_path: Path) -> None:
     video, audio = house.upload(clip), house.upload(long_voice)
     house.wait_ready()

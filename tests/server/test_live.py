@@ -70,13 +70,6 @@ def test_a_job_from_upload_to_film(live: Live, uploads: tuple[str, str], tmp_pat
     assert is_video(film, tmp_path, 38)
 
 
-def test_answering_gives_way_to_rendering(live: Live) -> None:
-    assert live.process is not None
-    (worker,) = live.worker_pids()
-    assert os.getpriority(os.PRIO_PROCESS, live.process.pid) > os.getpriority(os.PRIO_PROCESS, worker)
-    assert os.getpriority(os.PRIO_PROCESS, worker) == os.getpriority(os.PRIO_PROCESS, 0)
-
-
 def test_equal_jobs_give_equal_films(
     live: Live, uploads: tuple[str, str], tmp_path: Path, likeness_db: Likeness
 ) -> None:
