@@ -220,6 +220,7 @@ class SyncParams:
         quality: of the final encode.
         shortcuts: what may be left out for speed.
         label: show in a corner of every picture that it is generated.
+        watermark: put an unseen mark into generated faces that can be found again.
     """
 
     num_inference_steps: int | None = None
@@ -242,6 +243,7 @@ class SyncParams:
     quality: Quality = Quality.DEFAULT
     shortcuts: Shortcuts = EXACT
     label: bool = False
+    watermark: bool = False
 
     def __post_init__(self) -> None:
         _require_range("num_inference_steps", self.num_inference_steps, 1, 200)

@@ -30,6 +30,7 @@ from lipsync_engine.models import LipSyncModel
 from lipsync_engine.plan import Plan, compositor_for
 from lipsync_engine.safety import MouthCheck
 from lipsync_engine.timeline import Segment, Window
+from lipsync_engine.watermark import marked
 
 T = TypeVar("T")
 FloatArray = npt.NDArray[np.float32]
@@ -279,6 +280,7 @@ class _Painter:
 
     def __init__(self, plan: Plan, compositor: Compositor, checks: Sequence[MouthCheck]) -> None:
         self._weight = plan.arrays.weight
+        self._is_marked = plan.header.params.watermark
         self._compositor, self._checks = compositor, checks
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="paste")
         self._expected: dict[int, _Source] = {}
@@ -306,8 +308,9 @@ class _Painter:
         frame = source.frame
         for speaker, crop in source.crops.items():
             self._checks[speaker].add(source.number, faces[speaker], crop.face)
+            face = marked(faces[speaker]) if self._is_marked else faces[speaker]
             weight = float(self._weight[speaker, source.number])
-            frame = self._compositor.paste(frame, crop, faces[speaker], weight, source.matte)
+            frame = self._compositor.paste(frame, crop, face, weight, source.matte)
         return frame
 
     def finished(self, *, wait: bool) -> Iterator[Frame]:

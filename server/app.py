@@ -104,6 +104,7 @@ class Server:
             quarantines=quarantines,
             sync_score=settings.sync_score,
             label=settings.label,
+            watermark=settings.watermark,
         )
         gate = Gate(self.board, settings.job_hook, settings.job_hook_timeout_s)
         inputs = Inputs(self.transport, self.blobs)
@@ -145,6 +146,7 @@ class Server:
         facts = {
             "version": version("lipsync-engine"),
             "marking": settings.marking,
+            "watermark": settings.watermark,
             "require_consent": settings.require_consent,
             "job_hook": settings.job_hook is not None,
         }

@@ -42,6 +42,7 @@ class WorkerSettings:
     environment: dict[str, str]
     sync_score: bool
     label: bool
+    watermark: bool
     quarantines: bool = False
 
 
@@ -99,6 +100,7 @@ async def worker_process(device: str, settings: WorkerSettings, threads: int) ->
     command += ["--work-dir", str(settings.folder / "engine"), "--log-format", settings.log_format]
     command += [] if settings.sync_score else ["--no-sync-score"]
     command += ["--label"] if settings.label else []
+    command += ["--watermark"] if settings.watermark else []
     process = subprocess.Popen(  # by the main thread: the kernel kills a worker whose starter is gone
         command,
         stdin=subprocess.PIPE,

@@ -153,6 +153,9 @@ class Settings(BaseSettings):
     label: bool = Field(
         False, description="Show in a corner of every result that it is generated, for everybody to see."
     )
+    watermark: bool = Field(
+        False, description="Put an unseen mark into every generated face that `lipsync verify` finds again."
+    )
     require_consent: bool = Field(
         False,
         description="Refuse jobs that give no `consent`, a reference to the consent of the person shown.",

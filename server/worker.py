@@ -74,11 +74,14 @@ class Worker:
 
     Args:
         answers: binary stream to the parent.
-        label: every result shows that it is generated.
+        label, watermark: every result shows that it is generated; carries the unseen mark.
     """
 
-    def __init__(self, pipeline: LipSyncPipeline, answers: BinaryIO, *, label: bool = False) -> None:
-        self._pipeline, self._answers, self._label = pipeline, answers, label
+    def __init__(
+        self, pipeline: LipSyncPipeline, answers: BinaryIO, *, label: bool = False, watermark: bool = False
+    ) -> None:
+        self._pipeline, self._answers = pipeline, answers
+        self._label, self._watermark = label, watermark
         self._orders: queue.Queue[Start | Render] = queue.Queue()
         self._stop = threading.Event()
         self._current: str | None = None
@@ -132,7 +135,8 @@ class Worker:
         files, output = {name: Path(path) for name, path in start.inputs.items()}, Path(start.output)
         for name in files.keys() - {Role.VIDEO, Role.IMAGE, Role.MASK}:
             _require_length("audio", media.probe_audio(files[name]).duration_s, start.limits[name])
-        voices, params = _voices(start, files), _params(start, files, label=self._label)
+        voices = _voices(start, files)
+        params = _params(start, files, label=self._label, watermark=self._watermark)
         provenance = Provenance(start.consent, start.job_id)
         helpers = self._lender = Lender(start, self._say) if start.may_share else None
         warnings: tuple[str, ...] = ()
@@ -257,7 +261,9 @@ def _voices(start: Start, files: dict[str, Path]) -> Path | tuple[Speaker, ...]:
     return dialogue(files[Role.LEFT_AUDIO], files[Role.RIGHT_AUDIO], order)
 
 
-def _params(start: Start, files: dict[str, Path], *, label: bool = False) -> SyncParams:
+def _params(
+    start: Start, files: dict[str, Path], *, label: bool = False, watermark: bool = False
+) -> SyncParams:
     options = start.options
     try:
         return SyncParams.preset(
@@ -271,6 +277,7 @@ def _params(start: Start, files: dict[str, Path], *, label: bool = False) -> Syn
             loop_mode=LoopMode(options.loop_mode) if options.loop_mode else None,
             face=FaceChoice.parse(options.face) if options.face else None,
             label=label,
+            watermark=watermark,
         )
     except (ValueError, ZeroDivisionError) as error:
         raise ParameterError(f"An option cannot be used: {error}.") from error
@@ -316,6 +323,7 @@ def main() -> None:
     parser.add_argument("--log-format", default="text")
     parser.add_argument("--no-sync-score", action="store_true")
     parser.add_argument("--label", action="store_true")
+    parser.add_argument("--watermark", action="store_true")
     arguments = parser.parse_args()
     logs.configure(arguments.log_format)
 
@@ -333,7 +341,7 @@ def main() -> None:
         pipeline.marker.prepare(Path("out.mp4"))
     except LipSyncError as error:
         log.error("jobs will fail until this is put right: %s", error)
-    worker = Worker(pipeline, answers, label=arguments.label)
+    worker = Worker(pipeline, answers, label=arguments.label, watermark=arguments.watermark)
     threading.Thread(target=worker.listen, args=(sys.stdin.buffer,), name="orders", daemon=True).start()
     worker.run()
 

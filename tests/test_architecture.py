@@ -16,7 +16,7 @@ LAYERS: list[set[str]] = [
     {"timeline", "frames", "align", "label", "audio", "speech"},
     {"media", "faces", "drawn_faces", "device", "weights", "safety", "composite", "credentials"},
     {"models"},
-    {"plan", "cast", "motion", "content", "work"},
+    {"plan", "cast", "motion", "content", "work", "watermark"},
     {"portrait"},
     {"render", "score"},
     {"segments"},

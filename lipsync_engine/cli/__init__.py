@@ -47,6 +47,7 @@ from lipsync_engine.cli.jobs import (
     Seed,
     SideBySide,
     Steps,
+    Unseen,
     run,
 )
 from lipsync_engine.cli.terminal import downloads, err, number, out
@@ -105,6 +106,7 @@ def sync(
         bool | None, typer.Option("--voice-gate/--no-voice-gate", help="Rest the mouth in silence [on].")
     ] = None,
     label: Label = False,
+    watermark: Unseen = False,
     output_audio: HeardAudio = None,
     side_by_side: SideBySide = None,
     consent: Consent = None,
@@ -136,6 +138,7 @@ def sync(
         tail=tail,
         voice_gate=voice_gate,
         label=label,
+        watermark=watermark,
     )
     run(
         video,

@@ -26,6 +26,7 @@ from lipsync_engine.cli.jobs import (
     Preset,
     Seed,
     Steps,
+    Unseen,
 )
 from lipsync_engine.cli.terminal import STAGE_TEXT, err, out, warn
 from lipsync_engine.errors import ErrorCode, LipSyncError
@@ -68,6 +69,7 @@ def batch(
     loop_mode: Looping = None,
     tail: Annotated[Tail | None, typer.Option(help="When the video is longer [cut].")] = None,
     label: Label = False,
+    watermark: Unseen = False,
     consent: Consent = None,
     marking: Marking = None,
     detector: Detector = None,
@@ -94,6 +96,7 @@ def batch(
         loop_mode=loop_mode,
         tail=tail,
         label=label,
+        watermark=watermark,
     )
     loading = Loading(model, detector, device, dtype, marking=marking, jobs=jobs_per_worker)
     try:

@@ -28,6 +28,9 @@ MaxShortSide = Annotated[
 ]
 Looping = Annotated[LoopMode | None, typer.Option(help="When the audio is longer [pingpong].")]
 Label = Annotated[bool, typer.Option("--label", help="Show in a corner that the film is generated.")]
+Unseen = Annotated[
+    bool, typer.Option("--watermark", help="Put an unseen mark into the face that `verify` finds again.")
+]
 SideBySide = Annotated[Path | None, typer.Option(help="Also write a before/after video to this file.")]
 HeardAudio = Annotated[
     Path | None, typer.Option(help="Sound of the result, where it is not AUDIO (a mix with music).")

@@ -26,6 +26,7 @@ from lipsync_engine.cli.jobs import (
     Seed,
     SideBySide,
     Steps,
+    Unseen,
     load,
     run,
 )
@@ -60,6 +61,7 @@ def multi(
         Path | None, typer.Option(help="Sound of the result, where it is not the voices' mix.")
     ] = None,
     label: Label = False,
+    watermark: Unseen = False,
     side_by_side: SideBySide = None,
     consent: Consent = None,
     marking: Marking = None,
@@ -80,6 +82,7 @@ def multi(
         max_short_side=max_short_side,
         loop_mode=loop_mode,
         label=label,
+        watermark=watermark,
     )
     speakers = _speakers(speaker or [], order, segment or [])
     run(
@@ -116,6 +119,7 @@ def portrait(
     mask_image: MaskImage = None,
     max_short_side: MaxShortSide = None,
     label: Label = False,
+    watermark: Unseen = False,
     output_audio: HeardAudio = None,
     consent: Consent = None,
     marking: Marking = None,
@@ -133,6 +137,7 @@ def portrait(
         mask_image=mask_image,
         max_short_side=max_short_side,
         label=label,
+        watermark=watermark,
     )
     provenance = Provenance(consent)
     from lipsync_engine import media

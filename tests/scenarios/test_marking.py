@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from collections.abc import Callable
@@ -13,6 +14,7 @@ import pytest
 from lipsync_engine import LipSyncPipeline, Provenance, SyncParams
 from lipsync_engine.credentials import Marker, Policy, Verdict, verify
 from lipsync_engine.errors import ErrorCode, LipSyncError
+from lipsync_engine.watermark import read_watermark
 
 Ffmpeg = Callable[..., None]
 Run = Callable[..., Any]
@@ -58,6 +60,7 @@ def test_the_command_signs_and_verifies(lipsync: Run, short: tuple[Path, Path], 
         assert (found["verdict"], found["is_generated"]) == ("trusted", True)
         assert found["made"]["model"] == "tiny"
         assert "consent_sha256" in found["made"]
+        assert "watermark" not in found  # nobody asked
     content = bytearray(out.read_bytes())
     content[len(content) // 2] ^= 1
     out.write_bytes(content)
@@ -113,3 +116,18 @@ def test_consent_may_be_required(
     for wrong in ("", "x" * 201, "two\nlines"):
         with pytest.raises(LipSyncError, match="1 to 200"):
             Provenance(wrong)
+
+
+def test_the_watermark_outlives_what_takes_credentials_away(
+    pipeline: LipSyncPipeline, short: tuple[Path, Path], tmp_path: Path, lipsync: Run, ffmpeg: Ffmpeg
+) -> None:
+    made, sent = tmp_path / "made.mp4", tmp_path / "sent.mp4"
+    pipeline(*short, made, dataclasses.replace(PARAMS, watermark=True))
+    ffmpeg("-i", made, "-crf", 26, sent)
+    told = lipsync("verify", "--json", "--detector", "drawn", sent)
+    assert told.returncode == 5
+    found = json.loads(told.stdout)
+    assert found["verdict"] == "none"
+    assert found["watermark"]["found"] is True
+    assert found["watermark"]["frames"] == 10
+    assert not read_watermark(short[0], pipeline.detector).found

@@ -81,6 +81,7 @@ def test_the_log_tells_who_had_what_made(make_api: Make) -> None:
     started, submitted, ended = told(api)
     assert started["event"] == "server_started"
     assert started["facts"]["marking"] == "off"
+    assert started["facts"]["watermark"] is False
     assert submitted["event"] == "job_submitted"
     assert (submitted["tenant"], submitted["job_id"]) == ("studio", job_id)
     assert submitted["key_id"] == record.request.key_id

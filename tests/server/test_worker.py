@@ -20,6 +20,7 @@ def order(**options: object) -> Start:
 def test_without_options_it_is_the_default() -> None:
     assert _params(order(), {}) == SyncParams()
     assert _params(order(), {}, label=True) == SyncParams(label=True)
+    assert _params(order(), {}, watermark=True) == SyncParams(watermark=True)
 
 
 @pytest.mark.parametrize("name", OPTIONS["preset"]["enum"])
