@@ -102,7 +102,9 @@ def test_killed_in_the_middle_then_only_the_rest_is_rendered(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "resumed.mp4", "straight.mp4"]
 
 
-@pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "signal_number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
+)
 def test_stopped_by_the_user(
     signal_number: signal.Signals,
     long_job: list[str],

@@ -196,6 +196,7 @@ def test_killed_with_its_workers_then_only_the_rest_is_made(
     assert list((cache_dir / "jobs").iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_folder_stopped_by_the_user_then_finished_by_two_workers(
     inputs: Path, tmp_path: Path, cache_dir: Path, environment: dict[str, str]
 ) -> None:

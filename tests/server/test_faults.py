@@ -132,7 +132,7 @@ NEEDS_LONG = ("first window", "second segment")
 @pytest.mark.parametrize(
     ("who", "when"),
     [
-        (kill_worker, "fetch"),
+        pytest.param(kill_worker, "fetch", marks=pytest.mark.slow),
         pytest.param(kill_worker, "faces", marks=pytest.mark.slow),
         pytest.param(kill_worker, "first window", marks=pytest.mark.slow),
         (kill_worker, "second segment"),
