@@ -133,7 +133,12 @@ def test_junk_between_requests_keeps_no_connection(address: tuple[str, int]) -> 
     """uvicorn's own timer ends with the first byte that comes, whatever it is."""
     with connected(address) as connection:
         connection.sendall(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
-        assert connection.recv(1 << 16).startswith(b"HTTP/1.1 200")
+        first = b""
+        while part := connection.recv(1 << 16):
+            first += part
+            if first.endswith(b"\r\n\r\n0"):  # head and body may come apart
+                break
+        assert first.startswith(b"HTTP/1.1 200")
         connection.sendall(b"\r\n")
         assert answer(connection).startswith(b"HTTP/1.1 408")
 
