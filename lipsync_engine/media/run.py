@@ -189,7 +189,8 @@ class Child:
             line = raw.decode(errors="replace").rstrip()
             if self._on_line is not None:
                 self._on_line(line)
-            if "[Parsed_" not in line:
+            # showinfo writes its lines in pieces: another thread's complaint may stand in the middle of one.
+            if "[Parsed_" not in line or "[error]" in line or "[warning]" in line:
                 (self._first if len(self._first) < _KEPT_LINES else self._last).append(line)
 
     @property
