@@ -22,9 +22,10 @@ import numpy.typing as npt
 
 from lipsync_engine.errors import ErrorCode, MediaError
 from lipsync_engine.frames import Frame
-from lipsync_engine.media.probe import CUT_OFF, VideoInfo, check_input, image_refused
+from lipsync_engine.media.probe import VideoInfo, check_input, image_refused
 from lipsync_engine.media.run import (
     AUDIO_FORMATS,
+    CUT_OFF,
     IMAGE_FORMATS,
     LIMITS,
     VIDEO_FORMATS,

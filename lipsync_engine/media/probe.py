@@ -22,7 +22,16 @@ import ffmpeg
 
 from lipsync_engine.errors import ErrorCode, InputError, MediaError
 from lipsync_engine.frames import Chroma, FrameFormat, Matrix
-from lipsync_engine.media.run import AUDIO_FORMATS, LIMITS, VIDEO_FORMATS, Child, ask, last_words, untrusted
+from lipsync_engine.media.run import (
+    AUDIO_FORMATS,
+    CUT_OFF,
+    LIMITS,
+    VIDEO_FORMATS,
+    Child,
+    ask,
+    last_words,
+    untrusted,
+)
 from lipsync_engine.timeline import snap_rate
 
 
@@ -274,10 +283,6 @@ class _Look:
             if line.startswith("[Parsed_") and (found := re.search(pattern, line)):
                 return found.groups()
         return None
-
-
-CUT_OFF = ("partial file", "File ended prematurely", "Truncating packet", "moov atom not found")
-"""How FFmpeg's demuxers say that a file ends before its own index or element does."""
 
 
 def _look(stream: Any) -> _Look:

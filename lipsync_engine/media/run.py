@@ -139,6 +139,10 @@ def file_url(path: Path) -> str:
     return f"file:{path.absolute()}"
 
 
+CUT_OFF = ("partial file", "File ended prematurely", "Truncating packet", "moov atom not found")
+"""How FFmpeg's demuxers say that a file ends before its own index or element does."""
+
+
 class Child:
     """One FFmpeg process.
 
@@ -190,7 +194,7 @@ class Child:
             if self._on_line is not None:
                 self._on_line(line)
             # showinfo writes its lines in pieces: another thread's complaint may stand in the middle of one.
-            if "[Parsed_" not in line or "[error]" in line or "[warning]" in line:
+            if "[Parsed_" not in line or any(text in line for text in CUT_OFF):
                 (self._first if len(self._first) < _KEPT_LINES else self._last).append(line)
 
     @property
