@@ -66,6 +66,14 @@ def error_answer(refusal: Refusal) -> JSONResponse:
 # --- a job ---
 
 
+def listed_tenant(caller: Caller, tenant: str | None) -> str | None:
+    """Whose rows a list shows: the caller's own, or with the scope admin another's; None: everybody's."""
+    whose = tenant or caller.tenant
+    if whose != caller.tenant:
+        caller.require(Scope.ADMIN)
+    return None if whose == EVERYBODY else whose
+
+
 async def job_object(site: Site, record: Record, base: str) -> dict[str, Any]:
     """All there is to know about a job; nulls where there is nothing yet."""
     job, said = record.job, json.loads(record.request.said)
@@ -327,11 +335,8 @@ def router(site: Site, workers: Workers) -> APIRouter:
         limit: Annotated[int, Query(ge=1, le=100)] = 25,
     ) -> Response:
         caller = site.caller(http, Scope.READ)
-        whose = tenant or caller.tenant
-        if whose != caller.tenant:
-            caller.require(Scope.ADMIN)
         records, total = site.board.store.page(
-            None if whose == EVERYBODY else whose,
+            listed_tenant(caller, tenant),
             offset=offset,
             limit=limit,
             states=state,

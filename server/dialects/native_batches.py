@@ -32,7 +32,7 @@ from server.dialects.common import (
     require_consent,
     shortened,
 )
-from server.dialects.native import EVERYBODY
+from server.dialects.native import listed_tenant
 from server.jobs import Batch, State
 from server.messages import Request
 from server.site import Site, read_body
@@ -244,12 +244,7 @@ def router(site: Site) -> APIRouter:
         limit: Annotated[int, Query(ge=1, le=100)] = 25,
     ) -> Response:
         caller = site.caller(http, Scope.READ)
-        whose = tenant or caller.tenant
-        if whose != caller.tenant:
-            caller.require(Scope.ADMIN)
-        found, total = site.board.store.batches(
-            None if whose == EVERYBODY else whose, offset=offset, limit=limit
-        )
+        found, total = site.board.store.batches(listed_tenant(caller, tenant), offset=offset, limit=limit)
         return JSONResponse({"total": total, "batches": shown(found)})
 
     @routes.get("/batches/{batch_id}")
