@@ -1,6 +1,6 @@
 """A Ray cluster of several nodes on this machine, measured with a worker that sleeps like a GPU.
 
-    python scripts/bench_cluster.py scaling --database postgresql+psycopg://… [--segment-s 4]
+    python scripts/bench_cluster.py scaling --database postgresql+psycopg://… [--segments 32 --workers 1 2 4]
     python scripts/bench_cluster.py kills   --database postgresql+psycopg://… [--jobs 100 --seed 1]
 
 Everything is real but the worker process (scripts/stand_in_worker): Ray's nodes and actors, the pool,
@@ -29,7 +29,7 @@ from live_server import ROOT, until
 
 RESULTS = ROOT / "benchmarks" / "cluster.json"
 STAND_IN = ROOT / "scripts" / "stand_in_worker"
-WORKERS = (1, 2, 4, 8, 16)
+WORKERS = [1, 2, 4, 8, 16]
 SEGMENT_BYTES = 1 << 20
 KILL_EVERY_S = (12.0, 30.0)
 NODES, NODE_TRIES = 3, 6
@@ -120,13 +120,13 @@ class Bench:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def scaling(bench: Bench, segment_s: float, segments: int) -> dict[str, Any]:
+def scaling(bench: Bench, segment_s: float, segments: int, workers: list[int]) -> dict[str, Any]:
     """Workers are added by and by; each time the same work is done."""
     import ray
 
     hosts: list[Any] = []
     rows = []
-    for count in WORKERS:
+    for count in workers:
         fresh = count - len(hosts)
         bench.add_node(num_cpus=fresh)
         for _ in range(fresh):
@@ -217,6 +217,7 @@ def main() -> int:
     parser.add_argument("--database", required=True)
     parser.add_argument("--segment-s", type=float, default=4.0)
     parser.add_argument("--segments", type=int, default=32)
+    parser.add_argument("--workers", type=int, nargs="+", default=WORKERS)
     parser.add_argument("--jobs", type=int, default=100)
     parser.add_argument("--seed", type=int, default=1)
     given = parser.parse_args()
@@ -225,13 +226,17 @@ def main() -> int:
     bench = Bench(given.database, segment_s, **limits)
     try:
         if given.what == "scaling":
-            result = scaling(bench, segment_s, given.segments)
+            result = scaling(bench, segment_s, given.segments, given.workers)
         else:
             result = kills(bench, given.jobs, given.seed)
     finally:
         bench.close()
     known = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    RESULTS.write_text(json.dumps(known | {given.what: result}, indent=1) + "\n")
+    if given.what == "scaling":
+        known.setdefault("scaling", {})[f"{given.segments} segments"] = result
+    else:
+        known["kills"] = result
+    RESULTS.write_text(json.dumps(known, indent=1) + "\n")
     print(json.dumps(result, indent=1))
     return 1 if result.get("broken") else 0
 
