@@ -23,8 +23,9 @@ if TYPE_CHECKING:
         SyncParams,
         Tail,
     )
-    from lipsync_engine.pipeline import LipSyncPipeline, SyncResult
+    from lipsync_engine.pipeline import LipSyncPipeline
     from lipsync_engine.progress import Progress, Stage
+    from lipsync_engine.result import SyncResult
 
 _HOME = {
     "ErrorCode": "errors",
@@ -40,7 +41,7 @@ _HOME = {
     "Speaker": "params",
     "Stage": "progress",
     "SyncParams": "params",
-    "SyncResult": "pipeline",
+    "SyncResult": "result",
     "Tail": "params",
     "dialogue": "cast",
     "run_batch": "batch",

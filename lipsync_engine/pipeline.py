@@ -15,8 +15,6 @@ import shutil
 import time
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
-from fractions import Fraction
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Self
@@ -28,75 +26,19 @@ from lipsync_engine import faces, media
 from lipsync_engine.cast import Cast
 from lipsync_engine.content import ContentFinding, ContentGuard, ContentPolicy
 from lipsync_engine.credentials import Facts, Marker, require_consent
+from lipsync_engine.detectors import load_detector
 from lipsync_engine.device import choose_compiling, choose_device
-from lipsync_engine.drawn_faces import DrawnFaceDetector
-from lipsync_engine.errors import FaceError, ParameterError
+from lipsync_engine.errors import FaceError
 from lipsync_engine.models import LipSyncModel, load_model
 from lipsync_engine.params import Motion, Provenance, Speaker, SyncParams
 from lipsync_engine.plan import Plan, analyse
 from lipsync_engine.portrait import Clips, animate
 from lipsync_engine.progress import Meter, Progress, Stage
+from lipsync_engine.result import StageSeconds, SyncResult
 from lipsync_engine.score import SyncScore, SyncScorer, installed_scorer, score_job
 from lipsync_engine.segments import Helpers, Segments
 from lipsync_engine.weights import WeightsStore
 from lipsync_engine.work import resource_errors, unpublished, work_folder
-
-
-@dataclass(frozen=True, slots=True)
-class StageSeconds:
-    """Wall-clock seconds that each stage took in this run; `motion` is a portrait's."""
-
-    motion: float
-    faces: float
-    audio: float
-    render: float
-    assemble: float
-
-
-@dataclass(frozen=True, slots=True)
-class SyncResult:
-    """What was made, and from what.
-
-    Attributes:
-        output: the finished video.
-        width, height: displayed size.
-        fps: frame rate.
-        frames: number of frames.
-        frames_without_face: of these, how many under the voice show the source untouched for want of a face.
-        segments: number of segments; `segments_resumed` of them came from an earlier, interrupted run.
-        analysis_cached: the face tracks came from an earlier job on the same video.
-        seed, num_inference_steps, guidance_scale, model, weights_sha256, device, dtype: what decided the
-            pixels.
-        seconds: per stage.
-        job: the name whose SHA-256 stands in the content credentials.
-        is_marked: it carries them.
-        sync: how well lips and voice belong together; None where that was not measured.
-        is_nsfw: the source is not safe for work; None where nobody looked.
-        warnings: sentences about what was asked for and not done.
-    """
-
-    output: Path
-    width: int
-    height: int
-    fps: Fraction
-    frames: int
-    frames_without_face: int
-    segments: int
-    segments_resumed: int
-    analysis_cached: bool
-    seed: int
-    num_inference_steps: int
-    guidance_scale: float
-    model: str
-    weights_sha256: str
-    device: str
-    dtype: str
-    seconds: StageSeconds
-    job: str
-    is_marked: bool
-    sync: SyncScore | None = None
-    is_nsfw: bool | None = None
-    warnings: tuple[str, ...] = ()
 
 
 class LipSyncPipeline:
@@ -154,7 +96,7 @@ class LipSyncPipeline:
             name: as `lipsync weights list` shows it.
             device: cuda, mps or cpu; None takes the best there is.
             dtype: fp32, fp16 or bf16; None takes what suits the device.
-            detector: see `load_detector`; None takes the model's own.
+            detector: see `detectors.load_detector`; None takes the model's own.
             weights_dir: where downloaded weights lie; None: LIPSYNC_WEIGHTS_DIR, else the user's cache
                 folder.
             cache_dir: see the class.
@@ -515,24 +457,6 @@ def default_cache_dir() -> Path:
     """LIPSYNC_CACHE_DIR, else the user's cache folder."""
     given = os.environ.get("LIPSYNC_CACHE_DIR")
     return Path(given) if given else Path(platformdirs.user_cache_dir("lipsync"))
-
-
-def load_detector(name: str, store: WeightsStore) -> faces.FaceDetector:
-    """A face detector by name.
-
-    Args:
-        name: `yunet` (photographed people), `drawn` (our drawn presenters), or `landmarks106:PATH` with an
-            ONNX file of the 106-point model for those who hold its licence.
-        store: where detector weights come from.
-    """
-    if name == "yunet":
-        return faces.YuNetDetector(store.files("yunet")["detector"])
-    if name == "drawn":
-        return DrawnFaceDetector(store.files("tiny")["detector"])
-    kind, _, path = name.partition(":")
-    if kind == "landmarks106" and path:
-        return faces.Landmark106Detector(load_detector("yunet", store), Path(path))
-    raise ParameterError(f"detector={name!r} does not exist: use yunet, drawn or landmarks106:PATH.")
 
 
 def _finished(steps: Generator[Progress, None, SyncResult]) -> SyncResult:

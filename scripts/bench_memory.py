@@ -78,7 +78,8 @@ def run_job(video: Path, voice: Path) -> dict[str, float]:
     """One job in this process; its peaks in MiB."""
     from stand_in import StandIn
 
-    from lipsync_engine.pipeline import LipSyncPipeline, load_detector
+    from lipsync_engine.detectors import load_detector
+    from lipsync_engine.pipeline import LipSyncPipeline
     from lipsync_engine.weights import WeightsStore
 
     peaks_kib: dict[str, int] = {}

@@ -30,7 +30,8 @@ from server.blobs import Blobs, StorageAwayError
 from server.board import Board
 from server.child import WorkerSettings
 from server.dialects import native, native_batches, studio, wavespeed
-from server.dialects.common import KNOWN_ERRORS, Refusal, refusal_of, signed_headers
+from server.dialects.common import signed_headers
+from server.dialects.refusals import KNOWN_ERRORS, Refusal, refusal_of
 from server.fetch import Inputs
 from server.gate import Gate
 from server.jobs import Batch, Job, Policy

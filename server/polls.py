@@ -14,7 +14,7 @@ from starlette.types import ASGIApp, Receive, Send
 from starlette.types import Scope as AsgiScope
 
 from server.dialects import wavespeed
-from server.dialects.common import KNOWN_ERRORS, refusal_of
+from server.dialects.refusals import KNOWN_ERRORS, refusal_of
 from server.site import Site
 
 PATH = re.compile(rf"(?:{'|'.join(wavespeed.PREFIXES)})/predictions/([0-9a-f]{{32}})(/result)?")

@@ -14,6 +14,7 @@ from lipsync_engine.errors import ErrorCode
 from server import jobs
 from server.app import Server, create_app
 from server.dialects import wavespeed
+from server.dialects.wavespeed_models import MODELS
 from server.gate import GateCode
 from server.settings import Settings
 from server.transport import TransportCode
@@ -82,12 +83,12 @@ def test_every_error_code_has_its_line() -> None:
 def test_every_model_has_its_line() -> None:
     described = {row[0].strip("`"): row for row in rows("models.md") if row[0].startswith("`")}
     manifest = tomllib.loads((ROOT / "weights" / "manifest.toml").read_text())["models"]
-    assert set(described) == {*manifest, *wavespeed.MODELS}
+    assert set(described) == {*manifest, *MODELS}
     for name, entry in manifest.items():
         row = described[name]
         assert row[3:] == [entry["licence"], entry["commercial"]], name
         assert row[2] == str(entry.get("resolution", "")), name
-    for name, model in wavespeed.MODELS.items():
+    for name, model in MODELS.items():
         assert described[name][1] == ", ".join(role.value for role in model.form.required), name
 
 

@@ -14,7 +14,7 @@ from rich.progress import Progress as Bars
 from lipsync_engine.progress import Progress, Stage
 
 if TYPE_CHECKING:
-    from lipsync_engine.pipeline import SyncResult
+    from lipsync_engine.result import SyncResult
     from lipsync_engine.score import SyncScore
 
 out = Console(highlight=False)

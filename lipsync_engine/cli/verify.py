@@ -59,7 +59,7 @@ def verify(
 
 
 def _watermark(file: Path, detector: str) -> Watermark:
-    from lipsync_engine.pipeline import load_detector
+    from lipsync_engine.detectors import load_detector
     from lipsync_engine.watermark import read_watermark
     from lipsync_engine.weights import WeightsStore
 

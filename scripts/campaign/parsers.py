@@ -67,12 +67,13 @@ def _whole(data: bytes) -> bytes:
 def submission(data: bytes) -> None:
     """A WaveSpeed body: JSON, data URIs, base64, options, webhook in the query."""
     from server.dialects import wavespeed
-    from server.dialects.common import Refusal
+    from server.dialects.refusals import Refusal
+    from server.dialects.wavespeed_models import MODELS
 
     body, _, query = _whole(data).partition(b"\0\0")
     try:
         found = wavespeed.read_submission(
-            next(iter(wavespeed.MODELS.values())), body, query.decode("latin-1"), vendor_limits=True
+            next(iter(MODELS.values())), body, query.decode("latin-1"), vendor_limits=True
         )
         _require_answerable(found.said_input)
     except Refusal as error:
@@ -82,7 +83,8 @@ def submission(data: bytes) -> None:
 def form_state(data: bytes) -> None:
     """A lipsync.studio body."""
     from server.dialects import studio
-    from server.dialects.common import Refusal, json_object
+    from server.dialects.bodies import json_object
+    from server.dialects.refusals import Refusal
 
     try:
         found = studio.read_submission(
@@ -95,7 +97,8 @@ def form_state(data: bytes) -> None:
 
 def inline(data: bytes) -> None:
     """A data URI, or base64."""
-    from server.dialects.common import Inputs, Refusal
+    from server.dialects.bodies import Inputs
+    from server.dialects.refusals import Refusal
     from server.messages import MediaLimits, Role
 
     try:

@@ -23,7 +23,8 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from server.auth import Caller, Scope
 from server.blobs import StorageAwayError, preview_folder, still_blob
 from server.dialects import studio, wavespeed
-from server.dialects.common import Refusal, error_text, moment
+from server.dialects.common import error_text, moment
+from server.dialects.refusals import Refusal
 from server.jobs import State
 from server.site import BodyTooLargeError, Site
 from server.store import DatabaseAwayError, Record

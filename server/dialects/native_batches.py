@@ -19,20 +19,11 @@ from fastapi.responses import JSONResponse, Response
 
 from server.auth import Caller, Scope
 from server.dialects import wavespeed
-from server.dialects.common import (
-    Asked,
-    Refusal,
-    error_text,
-    idempotency_key,
-    is_url,
-    json_object,
-    make_request,
-    moment,
-    read_form,
-    require_consent,
-    shortened,
-)
+from server.dialects.bodies import Asked, is_url, json_object, read_form, shortened
+from server.dialects.common import error_text, idempotency_key, make_request, moment, require_consent
 from server.dialects.native import listed_tenant
+from server.dialects.refusals import Refusal
+from server.dialects.wavespeed_models import known_model
 from server.jobs import Batch, State
 from server.messages import Request
 from server.site import Site, read_body
@@ -120,7 +111,7 @@ def _read_row(site: Site, row: Any) -> Row:
         raise Refusal(400, "A job must be an object with model and input.", "invalid_parameter")
     if not isinstance(name := row.get("model"), str):
         raise Refusal(400, "The parameter model is missing.", "missing_parameter")
-    model, given = wavespeed.known_model(name), wavespeed.own_names(row["input"])
+    model, given = known_model(name), wavespeed.own_names(row["input"])
     if asked_for := [flag for flag in wavespeed.FLAGS if given.get(flag)]:
         sentence = f"{asked_for[0]} cannot be chosen for a job of a batch."
         raise Refusal(400, sentence, "invalid_parameter")

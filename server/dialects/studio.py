@@ -18,22 +18,20 @@ from fastapi import Request as HttpRequest
 from fastapi.responses import JSONResponse, Response
 
 from server.auth import Scope
-from server.dialects.common import (
+from server.dialects.bodies import (
     PORTRAIT_OPTIONS,
     TWO_VOICES,
     TWO_VOICES_OPTIONS,
     Asked,
     Form,
-    Refusal,
-    error_text,
     is_url,
     json_object,
-    known_job,
     properties,
     read_form,
     shortened,
-    submit,
 )
+from server.dialects.common import error_text, known_job, submit
+from server.dialects.refusals import Refusal
 from server.jobs import Failure, State
 from server.messages import Role
 from server.site import Site, read_body

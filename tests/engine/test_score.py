@@ -15,8 +15,8 @@ import torch
 from eval_sync import Truth
 
 from lipsync_engine import align
+from lipsync_engine.detectors import load_detector
 from lipsync_engine.errors import ErrorCode, FaceError, WeightsError
-from lipsync_engine.pipeline import load_detector
 from lipsync_engine.score import SyncScorer, installed_scorer, load_scorer, score_film
 from lipsync_engine.score.cepstrum import cepstrum
 from lipsync_engine.score.crop import BEYOND, cut, squares

@@ -10,7 +10,7 @@ from conftest import BASE, Api
 from golden import FOLDER, Replay
 
 from server.dialects import studio
-from server.dialects.common import Refusal
+from server.dialects.refusals import Refusal
 
 pytestmark = pytest.mark.skipif(not FOLDER.is_dir(), reason=f"no contract at {FOLDER}")
 

@@ -15,8 +15,11 @@ from golden import FOLDER, Replay
 
 from server import jobs
 from server.dialects import wavespeed
-from server.dialects.common import OPTIONS, Refusal, signed_headers
-from server.dialects.wavespeed import MODELS, read_submission
+from server.dialects.bodies import OPTIONS
+from server.dialects.common import signed_headers
+from server.dialects.refusals import Refusal
+from server.dialects.wavespeed import read_submission
+from server.dialects.wavespeed_models import MODELS, schema
 from server.messages import Role, Segment
 
 pytestmark = pytest.mark.skipif(not FOLDER.is_dir(), reason=f"no contract at {FOLDER}")
@@ -364,10 +367,10 @@ def test_what_could_not_be_done_is_said(api: Api) -> None:
 @pytest.mark.parametrize("name", sorted(MODELS))
 def test_every_model_takes_what_its_schema_says(name: str, api: Api) -> None:
     """Each option once, at a value that its own schema names."""
-    schema = wavespeed.schema(MODELS[name])
-    body: dict[str, object] = {role: f"https://media.example/{role}" for role in schema["required"]}
-    for option, rule in schema["properties"].items():
-        if option in ("segments", *schema["required"]):
+    takes = schema(MODELS[name])
+    body: dict[str, object] = {role: f"https://media.example/{role}" for role in takes["required"]}
+    for option, rule in takes["properties"].items():
+        if option in ("segments", *takes["required"]):
             continue
         fitting = {"string": "left", "number": rule.get("maximum"), "integer": rule.get("minimum")}
         body[option] = rule["enum"][-1] if "enum" in rule else fitting.get(rule["type"], False)
@@ -377,10 +380,10 @@ def test_every_model_takes_what_its_schema_says(name: str, api: Api) -> None:
     assert answer.status_code == 200, answer.text
     record = api.server.store.get(answer.json()["data"]["id"])
     assert record is not None
-    wanted = schema["properties"].keys() & set(OPTIONS) - {"inference_steps", "resolution"}
+    wanted = takes["properties"].keys() & set(OPTIONS) - {"inference_steps", "resolution"}
     kept = dataclasses.asdict(record.request.options)
     assert all(kept[option] is not None for option in wanted), kept
-    assert ("motion" in wanted) == ("image" in schema["required"])
+    assert ("motion" in wanted) == ("image" in takes["required"])
 
 
 def test_a_job_is_as_fast_as_asked_or_as_the_server_is_set(make_api: Callable[..., Api]) -> None:

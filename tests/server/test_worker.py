@@ -7,7 +7,7 @@ from fractions import Fraction
 import pytest
 
 from lipsync_engine.params import PRESETS, LoopMode, SyncParams
-from server.dialects.common import OPTIONS
+from server.dialects.bodies import OPTIONS
 from server.messages import Options, Start
 from server.settings import Settings
 from server.worker import _params
