@@ -22,6 +22,9 @@ HALF_CAPABILITY = (7, 5)
 BF16_CAPABILITY = (8, 0)
 """CUDA devices below only emulate bfloat16, slower than float32."""
 
+FP8_CAPABILITY = (8, 9)
+"""CUDA devices below have no units for eight-bit floating point."""
+
 
 @dataclass(frozen=True, slots=True)
 class Hardware:
@@ -99,13 +102,47 @@ def choose_compiling(requested: bool | None) -> bool:
     Raises:
         ParameterError: LIPSYNC_COMPILE is neither true nor false.
     """
+    return _switched(requested, "LIPSYNC_COMPILE")
+
+
+def choose_fp8(requested: bool | None, device: torch.device, *, hardware: Hardware | None = None) -> bool:
+    """Whether large layers compute in eight-bit floating point: as asked, else as LIPSYNC_FP8 says, else not.
+
+    Args:
+        requested: by the caller.
+        device: from `choose_device`.
+        hardware: what there is; None looks.
+
+    Raises:
+        ParameterError: LIPSYNC_FP8 is neither true nor false.
+        ResourceError: DEVICE_UNAVAILABLE where it is asked for and the device, or this torch, cannot.
+    """
+    if not _switched(requested, "LIPSYNC_FP8"):
+        return False
+    hardware = hardware or Hardware.detect()
+    name, capability = hardware.cuda[device.index or 0] if device.type == "cuda" else (str(device), (0, 0))
+    if capability < FP8_CAPABILITY:
+        raise ResourceError(
+            ErrorCode.DEVICE_UNAVAILABLE,
+            f"FP8 needs an NVIDIA GPU of capability 8.9 or above (GeForce 40, L4, L40, H100 and later), not "
+            f"{name}: set LIPSYNC_FP8=false.",
+        )
+    if not hasattr(torch.nn.functional, "scaled_mm"):
+        raise ResourceError(
+            ErrorCode.DEVICE_UNAVAILABLE,
+            f"FP8 needs PyTorch 2.10 or newer, not {torch.__version__}: update it, or set LIPSYNC_FP8=false.",
+        )
+    return True
+
+
+def _switched(requested: bool | None, variable: str) -> bool:
     if requested is not None:
         return requested
-    text = os.environ.get("LIPSYNC_COMPILE") or "false"
+    text = os.environ.get(variable) or "false"
     try:
         return TypeAdapter(bool).validate_python(text)
     except ValidationError:
-        raise ParameterError(f"LIPSYNC_COMPILE={text!r} is not understood: use true or false.") from None
+        raise ParameterError(f"{variable}={text!r} is not understood: use true or false.") from None
 
 
 def _best(hardware: Hardware) -> tuple[str, str]:

@@ -27,7 +27,7 @@ from lipsync_engine.cast import Cast
 from lipsync_engine.content import ContentFinding, ContentGuard, ContentPolicy
 from lipsync_engine.credentials import Facts, Marker, require_consent
 from lipsync_engine.detectors import load_detector
-from lipsync_engine.device import choose_compiling, choose_device
+from lipsync_engine.device import choose_compiling, choose_device, choose_fp8
 from lipsync_engine.errors import FaceError
 from lipsync_engine.models import LipSyncModel, load_model
 from lipsync_engine.params import Motion, Provenance, Speaker, SyncParams
@@ -89,6 +89,7 @@ class LipSyncPipeline:
         marking: str | None = None,
         sync_score: bool = True,
         compiled: bool | None = None,
+        fp8: bool | None = None,
     ) -> Self:
         """Load a model of the manifest.
 
@@ -106,6 +107,8 @@ class LipSyncPipeline:
                 such a score are here for the faces that the detector finds.
             compiled: run the networks as compiled code; None: LIPSYNC_COMPILE, else not. The first start
                 takes minutes, later ones seconds, by what lies in the cache folder.
+            fp8: compute large layers in eight-bit floating point, which needs a GPU of capability 8.9; None:
+                LIPSYNC_FP8, else not.
 
         Raises:
             WeightsError: files are missing or do not fit; the message names the command that helps.
@@ -115,6 +118,8 @@ class LipSyncPipeline:
         store = WeightsStore(weights_dir)
         chosen = choose_device(device, dtype)
         model = load_model(name, device=chosen.device, dtype=chosen.dtype, store=store)
+        if choose_fp8(fp8, chosen.device):
+            model.to_float8()
         if choose_compiling(compiled):
             model.compile((cache_dir or default_cache_dir()) / "compiled")
         found_by = detector or store.entry(name).detector
@@ -421,7 +426,7 @@ class LipSyncPipeline:
             model=info.name,
             weights_sha256=info.weights_sha256,
             device=str(self.model.device),
-            dtype=str(self.model.dtype).removeprefix("torch."),
+            dtype=self.model.precision,
             seconds=StageSeconds(**{stage.value: seconds[stage] for stage in Stage}),
             job=job,
             is_marked=unmarked is None,
@@ -445,7 +450,7 @@ class LipSyncPipeline:
             TypeAdapter(SyncParams).dump_json(placeless).decode(),
             self.model.info.name,
             self.model.info.weights_sha256,
-            f"{self.model.device.type} {self.model.dtype}",
+            f"{self.model.device.type} {self.model.precision}",
             self.detector.name,
             version("lipsync-engine"),
         ):

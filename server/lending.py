@@ -60,8 +60,8 @@ class Lender:
 def fits(pipeline: LipSyncPipeline) -> str:
     """See `Ready`."""
     info, model = pipeline.model.info, pipeline.model
-    said = f"{info.name} {info.weights_sha256} {model.device.type} {model.dtype} {version('lipsync-engine')}"
-    return hashlib.sha256(said.encode()).hexdigest()[:32]
+    said = (info.name, info.weights_sha256, model.device.type, model.precision, version("lipsync-engine"))
+    return hashlib.sha256(" ".join(said).encode()).hexdigest()[:32]
 
 
 def lend(order: Render, model: LipSyncModel) -> Generator[Progress, None, Rendered]:

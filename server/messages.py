@@ -213,7 +213,8 @@ class Ready:
     """The model is loaded and has run once.
 
     Attributes:
-        fits: equal for workers whose segments are equal: same program, weights and kind of device.
+        fits: equal for workers whose segments are equal: same program, weights, kind of device and
+            number formats.
     """
 
     device: str

@@ -71,6 +71,11 @@ class Settings(BaseSettings):
         description="Workers compile the lip-sync model: minutes at the first start, seconds at later ones, "
         "by what lies in the data folder.",
     )
+    fp8: bool = Field(
+        False,
+        description="Workers compute the lip-sync model's large layers in eight-bit floating point: for GPUs "
+        "of capability 8.9 or above, together with `compile`.",
+    )
     preset: Preset = Field(
         "default",
         description="What jobs leave out for speed where the request does not say: default (nothing), "
@@ -209,6 +214,7 @@ class Settings(BaseSettings):
         """The environment in which workers load the engine."""
         given = {
             "COMPILE": str(self.compile).lower(),
+            "FP8": str(self.fp8).lower(),
             "CONTENT_CHECK": self.content_check,
             "CONTENT_THRESHOLD": str(self.content_threshold),
         }

@@ -56,6 +56,7 @@ from lipsync_engine.errors import (
     Cancelled,
     ErrorCode,
     LipSyncError,
+    ResourceError,
     WeightsError,
 )
 from lipsync_engine.params import FaceChoice, Provenance, SyncParams, Tail
@@ -242,7 +243,7 @@ def doctor(
     from lipsync_engine import media, pipeline
     from lipsync_engine.cli.memory import plans
     from lipsync_engine.credentials import Marker
-    from lipsync_engine.device import choose_compiling, choose_device
+    from lipsync_engine.device import choose_compiling, choose_device, choose_fp8
     from lipsync_engine.weights import WeightsStore
 
     table = Table(show_header=False, box=None)
@@ -253,6 +254,11 @@ def doctor(
     table.add_row("device", f"{chosen.device} {str(chosen.dtype).removeprefix('torch.')} ({chosen.reason})")
     compiling = "on" if choose_compiling(None) else "off"
     table.add_row("compiled", f"{compiling} (LIPSYNC_COMPILE)")
+    try:
+        fp8 = "on" if choose_fp8(None, chosen.device) else "off"
+    except ResourceError as error:
+        fp8 = str(error)
+    table.add_row("fp8", f"{fp8} (LIPSYNC_FP8)")
     table.add_row("ffmpeg", f"{media.find_ffmpeg()} ({media.ffmpeg_version()})")
     table.add_row("isolation", media.isolation_here().describe())
     marker = Marker.from_environment()

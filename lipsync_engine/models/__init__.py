@@ -51,11 +51,16 @@ class ModelInfo:
 class LipSyncModel(Protocol):
     """A loaded model, for any number of threads. Faces are float32 (F, 3, R, R) in [-1, 1], F from 1 to
     `info.window_frames`.
+
+    Attributes:
+        dtype: of latents.
+        precision: number formats that decide its results, as these name them.
     """
 
     info: ModelInfo
     device: torch.device
     dtype: torch.dtype
+    precision: str
     audio_encoder: nn.Module
     keep_mask: npt.NDArray[np.float32]
 
@@ -87,6 +92,9 @@ class LipSyncModel(Protocol):
 
     def decode(self, latents: Tensor) -> Tensor:
         """Faces (F, 3, R, R) from latents (F, C, h, w); not clamped."""
+
+    def to_float8(self) -> None:
+        """Compute in eight-bit floating point where that pays, from now on; before `compile`."""
 
     def compile(self, cache_dir: Path) -> None:
         """Let full windows run as compiled code: minutes at first, then seconds, by what lies in `cache_dir`.

@@ -304,5 +304,6 @@ def test_probe_and_doctor(clip: Path, voice: Path, lipsync: Run) -> None:
     for word in ("device", "ffmpeg", "weights", "tiny", "latentsync-1.6"):
         assert re.search(rf"^\s*{re.escape(word)}", health.stdout, re.MULTILINE), word
     assert "off (LIPSYNC_COMPILE)" in health.stdout
+    assert "off (LIPSYNC_FP8)" in health.stdout
     plan = "both halves of guidance at once, VAE 8 pictures at a time: 6.0 of 7.5 GB"
     assert re.search(rf"plan latentsync-1.6 +{re.escape(plan)}", health.stdout)

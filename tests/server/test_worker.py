@@ -39,6 +39,7 @@ def test_presets_that_change_speed_can_be_asked_for() -> None:
     assert {Settings(preset=name).preset for name in OPTIONS["preset"]["enum"]} == {*quick, "default"}  # type: ignore[arg-type]
 
 
-def test_a_worker_is_told_whether_to_compile() -> None:
-    assert Settings().of_workers["LIPSYNC_COMPILE"] == "false"
-    assert Settings(compile=True).of_workers["LIPSYNC_COMPILE"] == "true"
+@pytest.mark.parametrize("name", ["compile", "fp8"])
+def test_a_worker_is_told_how_to_run_the_model(name: str) -> None:
+    assert Settings().of_workers[f"LIPSYNC_{name.upper()}"] == "false"
+    assert Settings.model_validate({name: True}).of_workers[f"LIPSYNC_{name.upper()}"] == "true"

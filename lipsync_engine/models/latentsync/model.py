@@ -24,6 +24,7 @@ from lipsync_engine.models import ModelInfo
 from lipsync_engine.models.latentsync import keys
 from lipsync_engine.models.latentsync.compiled import CompiledUNet, cuda_graphs
 from lipsync_engine.models.latentsync.config import RunConfig, UNetConfig
+from lipsync_engine.models.latentsync.fp8 import to_float8
 from lipsync_engine.models.latentsync.mask import fixed_mask, latent_mask
 from lipsync_engine.models.latentsync.memory import (
     DEFAULT_PLAN,
@@ -77,6 +78,7 @@ class LatentSync:
         self.info = info
         self.audio_encoder = audio_encoder
         self.device, self.dtype = vae.quant_conv.weight.device, unet.conv_in.weight.dtype
+        self.precision = str(self.dtype).removeprefix("torch.")
         mask = fixed_mask(info.resolution)
         self.keep_mask = mask.astype(np.float32)
         self.unet, self._vae, self._run = unet, vae, run
@@ -92,6 +94,12 @@ class LatentSync:
         generator = torch.Generator(self.device).manual_seed(seed)
         shape = (1, self.unet.config.out_channels, 1, *self._latent_mask.shape)
         return torch.randn(shape, generator=generator, device=self.device, dtype=self.dtype)
+
+    def to_float8(self) -> None:
+        if to_float8(self.unet):
+            self.precision += " fp8"
+        else:
+            log.warning("no layer of %s is large enough to gain from FP8: it runs as before", self.info.name)
 
     def compile(self, cache_dir: Path) -> None:
         graphs = self.device.type == "cuda" and self.memory.thrift is Thrift.NONE
