@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from bench_gpu import DTYPES, FULL, Bench, Window, distance
+from bench_gpu import DTYPES, FULL, Bench, Window, distance, write
 
 from lipsync_engine import LipSyncPipeline
 from lipsync_engine.models.latentsync.model import LatentSync
@@ -104,7 +104,6 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks", help="folder")
     arguments = parser.parse_args()
     device = torch.device(arguments.device)
-    arguments.out.mkdir(parents=True, exist_ok=True)
     report: dict[str, Any] = {
         "device": platform.machine() if device.type == "cpu" else torch.cuda.get_device_name(device),
         "threads": torch.get_num_threads(),
@@ -122,7 +121,7 @@ def main() -> None:
     for name, load in models.items():
         for found in report_of(load(), arguments.steps, arguments.repeats):
             report["models"][name] = found
-            (arguments.out / "batching.json").write_text(json.dumps(report, indent=1) + "\n")
+            write(report, arguments.out / "batching.json")
         print(name, json.dumps(found), flush=True)
 
 

@@ -2,10 +2,12 @@
 
     python scripts/bench_gpu.py                               # CUDA, full size, benchmarks/gpu.json and .png
     python scripts/bench_gpu.py --device cpu --small --out X  # a miniature, to see that the script works
-    python scripts/bench_gpu.py --compiled --reference FOLDER # and what takes longer
+    python scripts/bench_gpu.py --reference FOLDER            # the public implementation too
+    python scripts/bench_gpu.py --parts compiled fp8          # adds to the report that is there
 
-FOLDER is a checkout of the public LatentSync repository; it is run as it is (`reference_job.py`), on the same
-clip, with and without its step cache, its detector's time left out.
+The report is written after every number, so that whatever ends a run early, what was measured stays. FOLDER
+is a checkout of the public LatentSync repository; it is run as it is (`reference_job.py`), on the same clip,
+with and without its step cache, its detector's time left out.
 
 Speed depends on shapes and not on values: weights are random, made on the device, and nothing is downloaded.
 `ceiling_tflops` is a large matrix product in the same run and number format; utilisation is FLOP counted on
@@ -20,7 +22,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,9 +35,13 @@ from diffusers import AutoencoderKL
 from gpu_jobs import FPS, Media, job_report, reference_report
 from whisper.model import AudioEncoder
 
+from lipsync_engine.device import choose_fp8
 from lipsync_engine.drawn_faces import DrawnFaceDetector
+from lipsync_engine.errors import ResourceError
+from lipsync_engine.faces import FaceDetector
 from lipsync_engine.models import ModelInfo
 from lipsync_engine.models.latentsync.config import RunConfig, UNetConfig
+from lipsync_engine.models.latentsync.fp8 import LEAST_WORK, to_float8
 from lipsync_engine.models.latentsync.memory import DEFAULT_PLAN, PLANS, MemoryPlan, Thrift, plan_memory
 from lipsync_engine.models.latentsync.model import LatentSync, needs
 from lipsync_engine.models.latentsync.offload import offload
@@ -64,9 +70,13 @@ class Size:
     frame: tuple[int, int]
     clip_s: float
     matmul: int
+    least_work: float
+    """See `to_float8`."""
 
 
-FULL = Size(UNetConfig(), flops.VAE, {"latentsync-1.5": 256, "latentsync-1.6": 512}, (1920, 1080), 10, 8192)
+FULL = Size(
+    UNetConfig(), flops.VAE, {"latentsync-1.5": 256, "latentsync-1.6": 512}, (1920, 1080), 6, 8192, LEAST_WORK
+)
 SMALL = Size(
     UNetConfig(block_out_channels=(32, 64, 64, 64), layers_per_block=1),
     {**flops.VAE, "block_out_channels": [32, 32, 32, 32], "layers_per_block": 1, "norm_num_groups": 8},
@@ -74,6 +84,7 @@ SMALL = Size(
     (320, 240),
     1,
     256,
+    0,
 )
 
 
@@ -167,8 +178,10 @@ class Window:
 
 # --- the model ---
 
+Report = dict[str, Any]
 
-def network_report(bench: Bench, model: LatentSync, ceiling: float) -> dict[str, Any]:
+
+def network_report(bench: Bench, model: LatentSync, ceiling: float) -> Report:
     """Seconds per frame of each stage, and utilisation of the U-Net and the VAE."""
     window, frames = Window.random(model), model.info.window_frames
     latents = window.denoised(model, 1)
@@ -202,7 +215,7 @@ def chosen_modes() -> dict[str, tuple[int, Shortcuts]]:
     return {"exact": (20, EXACT), **quick}
 
 
-def mode_report(bench: Bench, model: LatentSync) -> dict[str, Any]:
+def mode_report(bench: Bench, model: LatentSync) -> Iterator[Report]:
     """Exact and every fast preset: frames per second of the model alone, memory, distance to exact."""
     window = Window.random(model)
     new_frames = model.info.window_frames - OVERLAP
@@ -219,7 +232,7 @@ def mode_report(bench: Bench, model: LatentSync) -> dict[str, Any]:
             ),
             "relative_distance_to_exact": distance(found, exact),
         }
-    return report
+        yield report
 
 
 def lean_distance(model: LatentSync) -> float:
@@ -232,12 +245,12 @@ def lean_distance(model: LatentSync) -> float:
     return distance(found, wanted)
 
 
-def card_report(bench: Bench, model: LatentSync) -> dict[str, Any]:
+def card_report(bench: Bench, model: LatentSync) -> Iterator[Report]:
     """Plans of smaller cards, each under the allocator's limit: speed, peak, distance to this card's plan."""
     window, total = Window.random(model), torch.cuda.get_device_properties(bench.device).total_memory
     wanted, steps = window.denoised(model, 2), 2
     need = needs(model.info, model.unet, model._vae, bench.dtype)
-    plan, report = model.memory, {}
+    report: Report = {}
     for card_gb in CARDS_GB:  # from the largest, for weights that wait on the host stay there
         limit = int(card_gb * GIGA) - CONTEXT_BYTES
         chosen = plan_memory(limit, need)
@@ -258,29 +271,54 @@ def card_report(bench: Bench, model: LatentSync) -> dict[str, Any]:
             "step_seconds_per_frame": round(took / steps / model.info.window_frames, 6),
             "relative_distance": distance(found, wanted),
         }
+        yield report
         if model.memory != chosen:  # memory ran out after all, and what it changed would change the rest
             break
     torch.cuda.set_per_process_memory_fraction(1.0, bench.device)
-    model.memory = plan
-    return report
 
 
-def compiled_report(bench: Bench, model: LatentSync, cache_dir: Path) -> dict[str, Any]:
+def compiled_report(bench: Bench, model: LatentSync, cache_dir: Path) -> Iterator[Report]:
     """`LatentSync.compile`: how long it takes, then speed and distance to eager of exact and every preset."""
+    torch.compiler.reset()  # an earlier model's pieces of code count against the same limit
     window = Window.random(model)
     wanted = {name: window.denoised(model, steps, cuts) for name, (steps, cuts) in chosen_modes().items()}
     began = time.perf_counter()
     model.compile(cache_dir)
-    report: dict[str, Any] = {"compile_s": round(time.perf_counter() - began, 1), "modes": {}}
-    new_frames = model.info.window_frames - OVERLAP
+    compile_s = round(time.perf_counter() - began, 1)
+    for modes in changed_modes(bench, model, wanted):
+        yield {"compile_s": compile_s, "modes": modes}
+
+
+def fp8_report(bench: Bench, model: LatentSync, cache_dir: Path) -> Iterator[Report]:
+    """Layers in FP8, eager, then compiled: speed and distance to exact half precision of the same mode."""
+    if bench.device.type == "cuda":
+        try:
+            choose_fp8(True, bench.device)
+        except ResourceError as error:
+            yield {"left_out": str(error)}
+            return
+    window = Window.random(model)
+    wanted = {name: window.denoised(model, steps, cuts) for name, (steps, cuts) in chosen_modes().items()}
+    report: Report = {"layers": len(to_float8(model.unet, bench.size.least_work))}
+    for report["eager"] in changed_modes(bench, model, wanted):
+        yield report
+    if bench.device.type == "cuda":
+        for report["compiled"] in compiled_report(bench, model, cache_dir):
+            yield report
+
+
+def changed_modes(bench: Bench, model: LatentSync, wanted: dict[str, torch.Tensor]) -> Iterator[Report]:
+    """Of a model that computes otherwise now: frames per second, distance to what it said before."""
+    window, new_frames = Window.random(model), model.info.window_frames - OVERLAP
+    modes: Report = {}
     for name, (steps, cuts) in chosen_modes().items():
         found = window.denoised(model, steps, cuts)
         took = bench.seconds(lambda s=steps, c=cuts: model.decode(window.denoised(model, s, c)))
-        report["modes"][name] = {
+        modes[name] = {
             "fps": round(new_frames / took, 3),
-            "relative_distance_to_eager": distance(found, wanted[name]),
+            "relative_distance": distance(found, wanted[name]),
         }
-    return report
+        yield modes
 
 
 def distance(found: torch.Tensor, wanted: torch.Tensor) -> float:
@@ -290,8 +328,61 @@ def distance(found: torch.Tensor, wanted: torch.Tensor) -> float:
 
 # --- all together ---
 
+PARTS = ("stages", "jobs", "modes", "reference", "cards", "compiled", "fp8")
+"""What matters most comes first: time may run out."""
 
-def reference_order(bench: Bench, resolution: int, clip: Media, checkout: Path) -> dict[str, Any]:
+USUAL = ("stages", "jobs", "modes", "reference", "cards")
+
+
+@dataclass
+class Session:
+    """What the parts of a run share.
+
+    Attributes:
+        detector, clip: for whole jobs.
+        reference, reference_python: see `reference_report`; None: nobody asked.
+        code: where compiled code lies.
+    """
+
+    bench: Bench
+    ceiling: float
+    detector: FaceDetector
+    clip: Media
+    reference: Path | None
+    reference_python: str
+    code: Path
+
+    def part(self, name: str, model_name: str, resolution: int, known: Report) -> Iterator[Report]:
+        """What a part found so far, again and again.
+
+        Args:
+            known: of the same model, by part.
+        """
+        bench, clip, detector = self.bench, self.clip, self.detector
+        if name == "reference":
+            if self.reference is not None:
+                order = reference_order(bench, resolution, clip, self.reference)
+                yield reference_report(order, known["jobs"]["default"]["frames"], self.reference_python)
+            return
+        model = bench.model(model_name, resolution)
+        if name == "stages":
+            yield network_report(bench, model, self.ceiling) | {"lean_distance": lean_distance(model)}
+        elif name == "jobs":
+            jobs: Report = {}
+            for preset in ("default", "fastest"):
+                jobs[preset] = job_report(model, clip, detector, preset)
+                yield jobs
+        elif name == "modes":
+            yield from mode_report(bench, model)
+        elif name == "cards" and bench.device.type == "cuda":
+            yield from card_report(bench, model)
+        elif name == "compiled":
+            yield from compiled_report(bench, model, self.code)
+        elif name == "fp8":
+            yield from fp8_report(bench, model, self.code)
+
+
+def reference_order(bench: Bench, resolution: int, clip: Media, checkout: Path) -> Report:
     """What the public implementation is to do: exact's settings, on networks of the same size."""
     unet = bench.size.unet
     return {
@@ -303,19 +394,22 @@ def reference_order(bench: Bench, resolution: int, clip: Media, checkout: Path) 
     }  # fmt: skip
 
 
-def write(report: dict[str, Any], folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "gpu.json").write_text(json.dumps(report, indent=1) + "\n")
-    plot(report, folder / "gpu.png")
+def write(report: Report, path: Path) -> None:
+    """Whole or not at all, for a run may be ended at any time."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    half = path.with_suffix(".half")
+    half.write_text(json.dumps(report, indent=1) + "\n")
+    half.replace(path)
 
 
-def plot(report: dict[str, Any], path: Path) -> None:
+def plot(report: Report, path: Path) -> None:
     figure, axes = plt.subplots(figsize=(7, 4))
     for offset, (name, found) in enumerate(report["models"].items()):
-        modes = found["modes"]
+        modes = found.get("modes", {})
         places = np.arange(len(modes)) + offset * 0.4
         axes.bar(places, [row["fps"] for row in modes.values()], 0.38, label=name)
-        axes.set_xticks(np.arange(len(modes)), list(modes))
+        if modes:
+            axes.set_xticks(np.arange(len(modes)), list(modes))
     axes.axhline(FPS, color="0.7", linewidth=1)
     axes.set_ylabel("frames per second, model alone")
     axes.set_title(report["device"])
@@ -330,7 +424,7 @@ def main() -> None:
     parser.add_argument("--dtype", choices=DTYPES, default="fp16")
     parser.add_argument("--small", action="store_true", help="a miniature instead of the published networks")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--compiled", action="store_true", help="also with compiled code (minutes more)")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=USUAL, help="[all but the last two]")
     parser.add_argument("--reference", type=Path, help="a checkout of the public LatentSync, to be timed too")
     parser.add_argument(
         "--reference-python", default=sys.executable, help="an interpreter with that checkout's requirements"
@@ -341,7 +435,7 @@ def main() -> None:
     on_gpu = device.type == "cuda"
     bench = Bench(device, DTYPES[arguments.dtype], SMALL if arguments.small else FULL, arguments.repeats)
     ceiling = bench.ceiling_tflops()
-    report: dict[str, Any] = {
+    report: Report = {
         "device": torch.cuda.get_device_name(device) if on_gpu else "CPU",
         "memory_bytes": torch.cuda.get_device_properties(device).total_memory if on_gpu else None,
         "torch": torch.__version__,
@@ -350,35 +444,32 @@ def main() -> None:
         "ceiling_tflops": round(ceiling, 3),
         "models": {},
     }
+    report["models"] = earlier(arguments.out, report)
     detector = DrawnFaceDetector(WeightsStore().files("tiny")["detector"])
     with tempfile.TemporaryDirectory() as folder:
         clip = Media.make(Path(folder), bench.size.frame, bench.size.clip_s, detector)
-        for name, resolution in bench.size.resolutions.items():
-            model = bench.model(name, resolution)
-            found = {**network_report(bench, model, ceiling), "modes": mode_report(bench, model)}
-            found["lean_distance"] = lean_distance(model)
-            found["job"] = {
-                preset: job_report(model, clip, detector, preset) for preset in ("default", "fastest")
-            }
-            if on_gpu:
-                found["cards"] = card_report(bench, model)
-            del model
-            report["models"][name] = found
-            print(name, json.dumps(found, indent=1), flush=True)
-            write(report, arguments.out)
-        # What may take longer than there is time comes last.
-        for name, resolution in bench.size.resolutions.items():
-            found = report["models"][name]
-            if arguments.reference:
-                order = reference_order(bench, resolution, clip, arguments.reference)
-                frames = found["job"]["default"]["frames"]
-                found["reference"] = reference_report(order, frames, arguments.reference_python)
-                print(name, "reference", found["reference"], flush=True)
-            if arguments.compiled:
-                code = Path(folder) / "compiled"
-                found["compiled"] = compiled_report(bench, bench.model(name, resolution), code)
-                print(name, "compiled", found["compiled"], flush=True)
-            write(report, arguments.out)
+        session = Session(
+            bench, ceiling, detector, clip, arguments.reference, arguments.reference_python,
+            Path(folder) / "compiled",
+        )  # fmt: skip
+        for part in arguments.parts:
+            for name, resolution in bench.size.resolutions.items():
+                known = report["models"].setdefault(name, {})
+                for found in session.part(part, name, resolution, known):
+                    known[part] = found
+                    write(report, arguments.out / "gpu.json")
+                print(name, part, json.dumps(known.get(part)), flush=True)
+            plot(report, arguments.out / "gpu.png")
+
+
+def earlier(folder: Path, report: Report) -> Report:
+    """What an earlier run of other parts found on the same device; empty where there is none."""
+    try:
+        found: Report = json.loads((folder / "gpu.json").read_text())
+    except FileNotFoundError:
+        return {}
+    same = all(found[name] == report[name] for name in ("device", "torch", "dtype", "small"))
+    return found["models"] if same else {}
 
 
 if __name__ == "__main__":
