@@ -6,12 +6,15 @@ import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import bench_fast
 import pytest
 import torch
 
 from lipsync_engine import LipSyncPipeline
+from lipsync_engine.device import FP8_CAPABILITY
 from lipsync_engine.models import LipSyncModel
 from lipsync_engine.models.latentsync.compiled import CompiledUNet
+from lipsync_engine.models.latentsync.fp8 import to_float8
 from lipsync_engine.models.latentsync.model import KINDS, LatentSync
 from lipsync_engine.models.latentsync.offload import offload
 from lipsync_engine.params import EXACT, Shortcuts, Solver
@@ -91,3 +94,22 @@ def test_windows_of_several_threads_in_one_run_are_what_each_is_alone() -> None:
     assert max(model._network.runs) > 1
     for steps, said in wanted.items():
         assert (found[steps] - said).norm() < 1e-3 * said.norm()
+
+
+@pytest.mark.skipif(
+    torch.cuda.is_available() and torch.cuda.get_device_capability() < FP8_CAPABILITY,
+    reason="no units for FP8",
+)
+@pytest.mark.parametrize("dtype", ["fp16", "fp32"])
+def test_fp8_looks_like_exact(dtype: str) -> None:
+    """Every layer of the tiny model's transformers, on the demo."""
+    pipeline = LipSyncPipeline.from_pretrained("tiny", device="cuda", dtype=dtype)
+    model, mode = pipeline.model, bench_fast.Mode(bench_fast.STEPS)
+    assert isinstance(model, LatentSync)
+    windows = bench_fast.demo_windows(pipeline, 2)
+    wanted = [bench_fast.generate(model, window, mode, model.info.guidance_scale)[0] for window in windows]
+    assert to_float8(model.unet, least_work=0)
+    for window, exact in zip(windows, wanted, strict=True):
+        made, _ = bench_fast.generate(model, window, mode, model.info.guidance_scale)
+        _, ssim = bench_fast.likeness(made, exact, model.keep_mask < 0.5)
+        assert 0.98 <= ssim < 1

@@ -52,7 +52,7 @@ class Float8Linear(nn.Module):
             output_dtype=torch.bfloat16,
             use_fast_accum=True,
         )
-        return y.to(x.dtype).view(*x.shape[:-1], -1)
+        return y.to(x.dtype).view(*x.shape[:-1], len(self.weight))
 
 
 def rounded(rows: Tensor) -> tuple[Tensor, Tensor]:
