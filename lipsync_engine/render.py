@@ -87,6 +87,9 @@ def rendered_frames(plan: Plan, segment: Segment, model: LipSyncModel) -> Genera
                 for number, face in windows.add(source):
                     painter.paint(number, speaker, face)
             yield from map(label, painter.finished(wait=False))
+        for speaker, windows in enumerate(speakers):
+            for number, face in windows.last():
+                painter.paint(number, speaker, face)
         yield from map(label, painter.finished(wait=True))
         for check in checks:
             check.raise_if_unfit()
@@ -179,7 +182,11 @@ def _prefetch(items: Generator[T, None, None], ahead: int) -> Generator[T, None,
 
 
 class _Windows:
-    """One speaker's: collects crops, denoises a window once all its frames are there, blends, decodes."""
+    """One speaker's: collects crops, denoises a window once all its frames are there, blends, decodes.
+
+    A window's faces are read back only after the next one has been ordered: a GPU then has work while the
+    host reads, pastes and makes the next inputs.
+    """
 
     def __init__(self, plan: Plan, segment: Segment, model: LipSyncModel, speaker: int) -> None:
         self._plan, self._model, self._segment, self._speaker = plan, model, segment, speaker
@@ -190,17 +197,29 @@ class _Windows:
         self._latents: dict[int, torch.Tensor] = {}
         self._features = plan.features(speaker)
         self._noise = model.initial_noise(plan.header.params.seed)
+        self._ordered: tuple[Window, torch.Tensor] | None = None
 
     def add(self, source: _Source) -> Iterator[tuple[int, FloatArray]]:
-        """Take one more frame; give (number, float32 (R, R, 3) 0..255) of the faces that it completes."""
+        """Take one more frame; give (number, float32 (R, R, 3) 0..255) of faces that are complete."""
         if self._speaker in source.crops:
             self._crops[source.number] = source.crops[self._speaker].face
         while self._pending and self._pending[0].frames[-1] <= source.number:
             window = self._pending.popleft()
             self._latents[window.index] = self._denoise(window)
             if window.index in self._inside:
-                yield from self._decode(window)
+                ordered = window, self._decode(window)
+                yield from self.last()
+                self._ordered = ordered
             self._forget()
+
+    def last(self) -> Iterator[tuple[int, FloatArray]]:
+        """The faces of the window that was ordered last."""
+        if self._ordered is None:
+            return
+        (window, pictures), self._ordered = self._ordered, None
+        for number, face in zip(window.own, pictures.cpu().numpy(), strict=True):
+            if self._segment.start <= number < self._segment.stop:
+                yield number, face
 
     def _denoise(self, window: Window) -> torch.Tensor:
         header, model = self._plan.header, self._model
@@ -240,8 +259,9 @@ class _Windows:
 
         return draw(), draw()
 
-    def _decode(self, window: Window) -> Iterator[tuple[int, FloatArray]]:
-        """The window's own frames, each blended from every window that saw it, in index order."""
+    def _decode(self, window: Window) -> torch.Tensor:
+        """Float32 (N, R, R, 3) 0..255 on the device: the window's own frames, each blended from every window
+        that saw it, in index order."""
         mixed = []
         for number in window.own:
             total: torch.Tensor | None = None
@@ -255,10 +275,7 @@ class _Windows:
                 raise AssertionError("a window always covers its own frames")
             mixed.append(total)
         decoded = self._model.decode(torch.stack(mixed))
-        faces = ((decoded.float() + 1.0) * 127.5).permute(0, 2, 3, 1).cpu().numpy()
-        for number, face in zip(window.own, faces, strict=True):
-            if self._segment.start <= number < self._segment.stop:
-                yield number, face
+        return ((decoded.float() + 1.0) * 127.5).permute(0, 2, 3, 1)
 
     def _forget(self) -> None:
         """Drop what no later window needs."""

@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import flops
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lipsync_engine.models.latentsync.config import RunConfig, UNetConfig
 from lipsync_engine.models.latentsync.model import LatentSync, load
-from lipsync_engine.models.latentsync.sampling import DenoiseInputs, sampling_steps, signal_levels
+from lipsync_engine.models.latentsync.sampling import (
+    DenoiseInputs,
+    _scheduler,
+    _Sums,
+    sampling_steps,
+    signal_levels,
+)
 from lipsync_engine.models.latentsync.unet import LatentSyncUNet
 from lipsync_engine.params import EXACT, PRESETS, Shortcuts, Solver
 from lipsync_engine.weights import WeightsStore
@@ -220,3 +228,54 @@ def test_guidance_costs_less_than_the_network_twice() -> None:
     assert plain < guided < 1.95 * plain
     every_other = flops.denoising(unet, 256, 2, 1.5, Shortcuts(guide_every=2))
     assert every_other == pytest.approx(guided + plain, rel=0.01)
+
+
+class Waits(TorchDispatchMode):
+    """Operations that a GPU's host waits for: numbers sent there, equations solved there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, function: Any, _: Any, given: Any = (), options: Any = None) -> Any:
+        moved = (
+            "_to_copy" in str(function) and given[0].device.type == "cpu" and (options or {}).get("device")
+        )
+        if "linalg" in str(function) or (moved and torch.device(options["device"]).type == "meta"):
+            self.found.append(str(function))
+        return function(*given, **(options or {}))
+
+
+@pytest.mark.parametrize("solver", Solver)
+def test_the_host_sends_nothing_to_the_device_between_steps(solver: Solver) -> None:
+    with torch.device("meta"):
+        unet = LatentSyncUNet(UNetConfig(block_out_channels=(32, 64), cross_attention_dim=96))
+    steps = sampling_steps(
+        unet,
+        RunConfig(),
+        inputs("meta"),
+        noise=torch.empty(1, 4, 1, SIDE, SIDE, device="meta"),
+        num_inference_steps=4,
+        guidance_scale=1.5,
+        shortcuts=Shortcuts(solver=solver, guide_every=2),
+    )
+    next(steps)
+    with Waits() as waits:
+        assert len(list(steps)) == 3
+    assert waits.found == []
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 8, 20])
+def test_unipc_summed_on_the_host_is_unipc(steps: int) -> None:
+    """The network is played by a function of the latents and a fixed draw."""
+    draw = torch.Generator().manual_seed(7)
+    latents, noise = torch.randn(2, 1, 4, FRAMES, SIDE, SIDE, generator=draw)
+    plain, summed = (_scheduler(RunConfig().scheduler, Solver.UNIPC) for _ in range(2))
+    for scheduler in (plain, summed):
+        scheduler.set_timesteps(steps)
+    sums, found, wanted = _Sums(summed, latents), latents, latents
+    for timestep in plain.timesteps:
+        said = 0.9 * wanted + 0.3 * noise.roll(int(timestep))
+        wanted = plain.step(said, timestep, wanted, return_dict=False)[0]
+        (found,) = sums.step(said, timestep, found, return_dict=False)
+        assert torch.allclose(found, wanted, atol=2e-5)

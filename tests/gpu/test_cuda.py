@@ -36,8 +36,8 @@ def latents(model: LipSyncModel, steps: int, shortcuts: Shortcuts = EXACT) -> to
 
 
 @pytest.mark.parametrize("solver", Solver)
-def test_no_step_waits_for_the_device(solver: Solver) -> None:
-    """A window's inputs go up and are waited for; more steps bring no more waiting."""
+def test_a_window_is_ordered_without_waiting_for_the_device(solver: Solver) -> None:
+    """From inputs on the host to pictures that nobody has read yet."""
     model = LipSyncPipeline.from_pretrained("tiny", device="cuda").model
     shortcuts = Shortcuts(solver=solver, reuse_within=0.2, guide_every=2)
     waits = []
@@ -45,10 +45,10 @@ def test_no_step_waits_for_the_device(solver: Solver) -> None:
         with warnings.catch_warnings(record=True) as told:
             warnings.simplefilter("always")
             torch.cuda.set_sync_debug_mode("warn")
-            latents(model, steps, shortcuts)
+            model.decode(latents(model, steps, shortcuts))
             torch.cuda.set_sync_debug_mode("default")
         waits.append(len(told))
-    assert waits[1] == waits[2]  # the first run also loads kernels
+    assert waits[1:] == [0, 0]  # the first run also loads kernels
 
 
 @pytest.mark.parametrize(("dtype", "limit"), [("fp32", 1e-3), ("fp16", 0.05)])
@@ -56,20 +56,6 @@ def test_the_gpu_agrees_with_the_cpu(dtype: str, limit: float) -> None:
     wanted = latents(LipSyncPipeline.from_pretrained("tiny", device="cpu").model, 4)
     found = latents(LipSyncPipeline.from_pretrained("tiny", device="cuda", dtype=dtype).model, 4)
     assert (found.float().cpu() - wanted).norm() < limit * wanted.norm()
-
-
-def test_compiled_and_recorded_runs_say_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
-    model = LipSyncPipeline.from_pretrained("tiny", device="cuda", dtype="fp32").model
-    assert isinstance(model, LatentSync)
-    wanted = {shortcuts: latents(model, 6, shortcuts) for shortcuts in (EXACT, KINDS)}
-    model.compile(tmp_path)
-    assert list(tmp_path.rglob("*"))  # for the next process
-    assert isinstance(model._compiled, CompiledUNet)
-    for recorded in (True, False):
-        for shortcuts, said in wanted.items():
-            assert (latents(model, 6, shortcuts) - said).norm() < 1e-3 * said.norm()
-        assert model._compiled.forget_runs() is recorded
 
 
 def test_weights_that_wait_on_the_host_leave_the_device() -> None:
@@ -113,3 +99,18 @@ def test_fp8_looks_like_exact(dtype: str) -> None:
         made, _ = bench_fast.generate(model, window, mode, model.info.guidance_scale)
         _, ssim = bench_fast.likeness(made, exact, model.keep_mask < 0.5)
         assert 0.98 <= ssim < 1
+
+
+def test_compiled_and_recorded_runs_say_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last one here, for compiling may take longer than a short run has."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    model = LipSyncPipeline.from_pretrained("tiny", device="cuda", dtype="fp32").model
+    assert isinstance(model, LatentSync)
+    wanted = {shortcuts: latents(model, 6, shortcuts) for shortcuts in (EXACT, KINDS)}
+    model.compile(tmp_path)
+    assert list(tmp_path.rglob("*"))  # for the next process
+    assert isinstance(model._compiled, CompiledUNet)
+    for recorded in (True, False):
+        for shortcuts, said in wanted.items():
+            assert (latents(model, 6, shortcuts) - said).norm() < 1e-3 * said.norm()
+        assert model._compiled.forget_runs() is recorded

@@ -36,7 +36,7 @@ from lipsync_engine.models.latentsync.memory import (
     windows_at_once,
 )
 from lipsync_engine.models.latentsync.offload import offload, streamed
-from lipsync_engine.models.latentsync.sampling import DenoiseInputs, sampling_steps
+from lipsync_engine.models.latentsync.sampling import DenoiseInputs, sampling_steps, sent
 from lipsync_engine.models.latentsync.shared import SharedNetwork
 from lipsync_engine.models.latentsync.unet import LatentSyncUNet, positional_table
 from lipsync_engine.params import EXACT, Shortcuts
@@ -87,7 +87,9 @@ class LatentSync:
         self.memory = memory
         if memory.thrift is Thrift.OFFLOADED:
             offload(unet, self.device)
-        self._pixel_mask = torch.from_numpy(mask)
+        # Where it is applied: in float64, as the reference does, which Apple's GPU has not.
+        self._masks_on = self.device if self.device.type == "cuda" else torch.device("cpu")
+        self._pixel_mask = torch.from_numpy(mask).to(self._masks_on)
         self._latent_mask = torch.from_numpy(latent_mask(mask, _vae_factor(vae))).to(self.device, self.dtype)
 
     def initial_noise(self, seed: int) -> Tensor:
@@ -162,7 +164,8 @@ class LatentSync:
     def _inputs(
         self, faces: Tensor, audio: Tensor, posterior_noise: tuple[Tensor, Tensor] | None
     ) -> DenoiseInputs:
-        masked = (faces.double() * self._pixel_mask).to(faces.dtype)  # in float64, as the reference
+        faces = sent(faces, self._masks_on)
+        masked = (faces.double() * self._pixel_mask).to(faces.dtype)
         latents = self.encode(
             torch.cat([masked, faces]), None if posterior_noise is None else torch.cat(posterior_noise)
         )
@@ -171,7 +174,7 @@ class LatentSync:
             mask=self._latent_mask.expand(1, 1, len(faces), -1, -1),
             masked_latents=masked_latents,
             reference_latents=reference_latents,
-            audio=audio.to(self.device, self.dtype),
+            audio=sent(audio, self.device).to(self.dtype),
         )
 
     @torch.inference_mode()

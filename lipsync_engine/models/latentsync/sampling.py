@@ -91,8 +91,10 @@ def sampling_steps(
     # 2. The steps. The scheduler counts on the host: reading its place back from a GPU would wait each time.
     scheduler = _scheduler(run.scheduler, shortcuts.solver)
     scheduler.set_timesteps(num_inference_steps)
-    timesteps = scheduler.timesteps.to(noise.device)
+    timesteps = sent(scheduler.timesteps, noise.device)
     latents: Tensor = noise.expand(-1, -1, frames, -1, -1) * scheduler.init_noise_sigma
+    if shortcuts.solver is Solver.UNIPC and not scheduler.config.thresholding:
+        scheduler = _Sums(scheduler, latents)
     deep: Tensor | None = None
     guidance: Tensor | float = 0.0
     schedule = shortcuts.schedule(_signal_levels(scheduler), guided=guidance_scale > 1.0)
@@ -107,6 +109,37 @@ def sampling_steps(
         predicted = predicted + guidance
         latents = scheduler.step(predicted, timestep, latents, return_dict=False)[0]
         yield Step(int(timestep), predicted, latents)
+
+
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """A host's tensor on `device`; a GPU takes it when its turn comes, and the host goes on."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
+class _Sums:
+    """A scheduler's steps as sums of what the network has said, weighted on the host.
+
+    diffusers' UniPC sends numbers to the device and solves equations there, and waits for both at each step.
+    What it does to latents is linear, so its own steps, taken with unit vectors, give the weights.
+    """
+
+    def __init__(self, scheduler: Any, latents: Tensor) -> None:
+        self.timesteps, self.alphas_cumprod = scheduler.timesteps, scheduler.alphas_cumprod
+        self._known = [latents.float()]
+        units = torch.eye(len(self.timesteps) + 1, dtype=torch.float64)
+        self._weights, row = [], units[:1]
+        for said, timestep in zip(units[1:], self.timesteps, strict=True):
+            (row,) = scheduler.step(said[None], timestep, row, return_dict=False)
+            self._weights.append(row[0].tolist())
+
+    def step(self, predicted: Tensor, _: Tensor, latents: Tensor, *, return_dict: bool) -> tuple[Tensor]:
+        """The same as diffusers', but for rounding."""
+        weights = self._weights[len(self._known) - 1]
+        self._known.append(predicted.float())
+        total = torch.zeros_like(self._known[0])
+        for weight, part in zip(weights, self._known, strict=False):
+            total.add_(part, alpha=weight)
+        return (total.to(latents.dtype),)
 
 
 def _predict(
