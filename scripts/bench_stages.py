@@ -1,12 +1,17 @@
 """The stages around the model on the CPU, side by side with the reference's own routines.
 
-    OMP_NUM_THREADS=1 python scripts/bench_stages.py --reference FOLDER    # benchmarks/stages.json
+    OMP_NUM_THREADS=1 python scripts/bench_stages.py --reference FOLDER --clip CLIP --yunet MODEL
 
-FOLDER is a checkout of the public LatentSync repository (with kornia and einops importable); its file
-`latentsync/utils/affine_transform.py` is run as it is, in float32. Its encodes are the two that it makes of a
-result: RGB frames at CRF 13, then that file again at CRF 18. Both sides get the same 1080p frames and face in
-turns; `times` is the reference's processor time, children included, over ours. Detection is not compared: the
-reference's detector is for CUDA only, and its weights are for research.
+It writes benchmarks/stages.json. FOLDER is a checkout of the public LatentSync repository (with kornia,
+einops and insightface importable); its file `latentsync/utils/affine_transform.py` is run as it is, in
+float32. Its encodes are the two that it makes of a result: RGB frames at CRF 13, then that file again at
+CRF 18. Both sides get the same 1080p frames and face in turns; `times` is the reference's processor time,
+children included, over ours, one thread each.
+
+Faces are looked for in the first second of CLIP, a 1080p film of one person, which each side decodes at the
+size that it needs. The reference's weights are for research only: here the library that it uses runs graphs
+of the same shape with random weights on the CPU, with the box given (`reference_detector`). Our side also
+follows faces from frame to frame and finds cuts, which the reference does not.
 """
 
 from __future__ import annotations
@@ -26,14 +31,16 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
+from reference_detector import ReferenceDetector
 from torch.nn import functional as F
 
-from lipsync_engine import media
+from lipsync_engine import faces, media
 from lipsync_engine.align import crop_size
 from lipsync_engine.composite import SoftCompositor
 from lipsync_engine.frames import Frame, region_to_rgb
 from lipsync_engine.models.latentsync.mask import fixed_mask
 from lipsync_engine.params import Quality
+from lipsync_engine.plan import ANALYSIS_MAX_SIDE
 
 ROOT = Path(__file__).parents[1]
 WIDTH, HEIGHT, FPS = 1920, 1080, Fraction(25)
@@ -118,7 +125,32 @@ def face_stages(frame: Frame, folder: Path, resolution: int, repeats: int) -> di
     }
 
 
-def encode_stage(info: media.VideoInfo, frames: list[Frame], folder: Path) -> dict[str, float]:
+def detect_stage(clip: Path, yunet: Path, folder: Path, repeats: int) -> dict[str, Any]:
+    """Find the face in every frame of a second."""
+    cut = folder / "second.mp4"
+    subprocess.run([*ffmpeg(), "-i", clip, "-t", "1", "-an", "-c", "copy", cut], check=True)
+    info = media.probe_video(cut)
+    size = info.format.width, info.format.height
+    theirs, ours = ReferenceDetector(folder), faces.YuNetDetector(yunet)
+    _, first = next(media.scan_frames(info, max(size)))
+    box = max(ours.detect(first), key=lambda found: found.score).box
+
+    def their_way() -> None:
+        for _, image in media.scan_frames(info, max(size)):
+            theirs(image, box)
+
+    def our_way() -> None:
+        tracker = faces.FaceTracker(ours, *size)
+        for pts_s, image in media.scan_frames(info, ANALYSIS_MAX_SIDE):
+            tracker.add(pts_s, image)
+        tracker.so_far(ended=True)
+
+    n_frames = sum(1 for _ in media.scan_frames(info, ANALYSIS_MAX_SIDE))
+    found = in_turns(their_way, our_way, repeats)
+    return found | {"frames": n_frames, "size": size, "reference_graphs": theirs.cost}
+
+
+def encode_stage(info: media.VideoInfo, frames: list[Frame], folder: Path) -> dict[str, Any]:
     raw = b"".join(picture(frame).tobytes() for frame in frames)
     size = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{WIDTH}x{HEIGHT}", "-r", str(FPS), "-i", "-"]
     x264 = ["-c:v", "libx264", "-pix_fmt", "yuv420p"]
@@ -133,14 +165,17 @@ def encode_stage(info: media.VideoInfo, frames: list[Frame], folder: Path) -> di
             for frame in frames:
                 writer.write(frame)
 
-    return in_turns(theirs, ours, 3)
+    return in_turns(theirs, ours, 3) | {"frames": len(frames)}
 
 
-def together(report: dict[str, Any], resolution: int, encoded: int) -> dict[str, float]:
-    """A frame through all three stages; the encode was of `encoded` frames."""
-    stages = report[str(resolution)]
+def together(report: dict[str, Any], resolution: int) -> dict[str, float]:
+    """A frame through all stages; some were measured on many frames."""
+    stages = report | report[str(resolution)]
     reference_ms, ours_ms = (
-        report["encode"][side] / encoded + stages["crop"][side] + stages["paste"][side]
+        sum(
+            stages[name][side] / stages[name].get("frames", 1)
+            for name in ("detect", "crop", "paste", "encode")
+        )
         for side in ("reference_ms", "ours_ms")
     )
     return {
@@ -153,16 +188,23 @@ def together(report: dict[str, Any], resolution: int, encoded: int) -> dict[str,
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--reference", type=Path, required=True)
+    parser.add_argument("--clip", type=Path, required=True)
+    parser.add_argument("--yunet", type=Path, required=True, help="our detector's file")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "stages.json")
     arguments = parser.parse_args()
+    cv2.setNumThreads(1)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         info, frames = film(folder, 1.0)
-        report: dict[str, Any] = {"frame": [WIDTH, HEIGHT], "encode": encode_stage(info, frames, folder)}
+        report: dict[str, Any] = {
+            "frame": [WIDTH, HEIGHT],
+            "detect": detect_stage(arguments.clip, arguments.yunet, folder, arguments.repeats),
+            "encode": encode_stage(info, frames, folder),
+        }
     for resolution in (256, 512):
         report[str(resolution)] = face_stages(frames[0], arguments.reference, resolution, arguments.repeats)
-        report[str(resolution)]["together"] = together(report, resolution, len(frames))
+        report[str(resolution)]["together"] = together(report, resolution)
     print(json.dumps(report, indent=1))
     arguments.out.write_text(json.dumps(report, indent=1) + "\n")
 

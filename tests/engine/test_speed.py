@@ -8,6 +8,7 @@ from typing import Any
 
 import flops
 import pytest
+import reference_detector
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -203,6 +204,9 @@ def test_stages_around_the_model_are_as_fast_as_documented() -> None:
         times = [found[resolution][stage]["times"] for resolution in ("256", "512")]
         assert min(times) > 3
         assert " | ".join(f"{value:.1f}" for value in times) in text
+    for stage in ("detect", "encode"):
+        assert found[stage]["times"] > 3
+        assert " | ".join([f"{found[stage]['times']:.1f}"] * 2) in text
 
 
 # --- counted at full size ---
@@ -217,6 +221,16 @@ def test_our_networks_cost_what_the_published_ones_do() -> None:
     assert plain == pytest.approx(published["unet_per_frame_per_step_tflop"], rel=0.01)
     assert flops.vae_encode(vae, 256) == pytest.approx(published["vae_encode_per_image_tflop"], rel=0.01)
     assert flops.vae_decode(vae, 256) == pytest.approx(published["vae_decode_per_image_tflop"], rel=0.01)
+
+
+def test_the_reference_detector_by_shape_costs_what_the_published_one_does() -> None:
+    published = reference_detector.PUBLISHED
+    with torch.device("meta"):
+        detector = reference_detector.cost(reference_detector.Detector(), 480, 640)
+        landmarks = reference_detector.cost(reference_detector.Landmarks(), 192, 192)
+    assert detector["params_m"] == published["detector"]["params_m"]
+    assert detector["gmacs"] == pytest.approx(published["detector"]["gflops"], rel=0.01)
+    assert landmarks["params_m"] == pytest.approx(published["landmarks"]["params_m"], rel=0.02)
 
 
 def test_guidance_costs_less_than_the_network_twice() -> None:
