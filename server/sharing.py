@@ -25,7 +25,7 @@ from server.store import DatabaseAwayError, Piece, Record
 log = logging.getLogger("lipsync.supervisor")
 
 BEAT_EVERY_S = 10.0
-TELL_EVERY_S = 1.0
+TELL_EVERY_S = 2.0
 """So often a helper writes down how far it is, and the owner looks how far helpers are."""
 
 

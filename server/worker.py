@@ -64,7 +64,8 @@ from server.messages import (
 log = logging.getLogger("lipsync.worker")
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
-REPORT_EVERY_S = 0.25
+REPORT_EVERY_S = 1.0
+"""Each report of a job is a write to the database, which hundreds of workers may share; news come at once."""
 PROMPT_UNUSED = "prompt was not used: the lip-sync model hears the voice and sees the video, nothing else."
 WORTH_ANOTHER_TRY: Final = {ErrorCode.DEVICE_UNAVAILABLE, ErrorCode.JOB_BUSY, ErrorCode.DISK_FULL}
 

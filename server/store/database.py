@@ -31,6 +31,12 @@ LIMITS = {
 }
 """libpq's words."""
 
+CLOCK_EVERY_S = 10.0
+"""So often the database is asked what time it is; between, this machine's steady clock counts on."""
+
+TRUSTED_S = 1.0
+"""A connection that rested longer is asked whether it still holds before it is used."""
+
 START_LOCK = 7215
 """PostgreSQL's advisory lock under which one process after the other brings the tables up to date."""
 
@@ -59,7 +65,12 @@ class Database:
         self._file_lock = _lock_file(self._url)
         self._engine = _engine(self._url)
         self._writer = self._engine.execution_options(writing=True)
+        # SQLite's transactions are begun by hand: without that each statement is one already.
+        self._single = (
+            self._engine.execution_options(isolation_level="AUTOCOMMIT") if self.is_shared else self._engine
+        )
         self._is_away = False
+        self._ahead_s, self._clock_read_at = 0.0, float("-inf")
         self._migrate()
 
     @property
@@ -73,13 +84,17 @@ class Database:
         return self._url.get_backend_name() == "postgresql"
 
     def now(self) -> float:
-        """Seconds since 1970 by the clock that all processes of this database share."""
+        """Seconds since 1970 by the clock that all processes of this database share, to some milliseconds."""
         if not self.is_shared:
             return time.time()
-        with self.reading() as connection:
-            return float(
-                connection.execute(sa.select(sa.extract("epoch", sa.func.clock_timestamp()))).scalar_one()
-            )
+        began = time.monotonic()
+        if began - self._clock_read_at >= CLOCK_EVERY_S:
+            with self.reading() as connection:
+                answer = connection.execute(sa.select(sa.extract("epoch", sa.func.clock_timestamp())))
+                shared_s = float(answer.scalar_one())
+            self._ahead_s = shared_s - (began + time.monotonic()) / 2
+            self._clock_read_at = began
+        return time.monotonic() + self._ahead_s
 
     async def news(self) -> AsyncGenerator[News | None, None]:
         """What any process commits, for as long as the connection holds; None once when it stands.
@@ -110,7 +125,18 @@ class Database:
         Raises:
             DatabaseAwayError.
         """
-        with self._translated(), self._engine.connect() as connection:
+        with self.alone() as connection:
+            yield connection
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[Connection]:
+        """For statements each of which is a transaction, without the way there and back that two more words
+        would take; on disk when it has been executed.
+
+        Raises:
+            DatabaseAwayError.
+        """
+        with self._translated(), self._single.connect() as connection:
             yield connection
 
     @contextlib.contextmanager
@@ -157,7 +183,9 @@ def _lock_file(url: URL) -> FileLock | None:
 def _engine(url: URL) -> Engine:
     if url.get_backend_name() != "sqlite":
         arguments = LIMITS | {"options": f"-c statement_timeout={ANSWER_WITHIN_S}s"}
-        return sa.create_engine(url, connect_args=arguments, pool_pre_ping=True, pool_timeout=ANSWER_WITHIN_S)
+        engine = sa.create_engine(url, connect_args=arguments, pool_timeout=ANSWER_WITHIN_S)
+        _ask_rested_connections(engine)
+        return engine
     engine = sa.create_engine(url)
 
     @sa.event.listens_for(engine, "connect")
@@ -175,3 +203,20 @@ def _engine(url: URL) -> Engine:
             connection.exec_driver_sql("BEGIN IMMEDIATE")
 
     return engine
+
+
+def _ask_rested_connections(engine: Engine) -> None:
+    """As SQLAlchemy's own `pool_pre_ping`, which would ask before every use."""
+
+    @sa.event.listens_for(engine, "checkin")
+    def rests(_: object, record: Any) -> None:
+        record.info["rests_since"] = time.monotonic()
+
+    @sa.event.listens_for(engine, "checkout")
+    def used(connection: Any, record: Any, _: object) -> None:
+        if time.monotonic() - record.info.get("rests_since", float("inf")) < TRUSTED_S:
+            return
+        try:
+            engine.dialect.do_ping(connection)
+        except engine.dialect.loaded_dbapi.Error as error:
+            raise sa.exc.DisconnectionError from error

@@ -10,6 +10,7 @@ import asyncio
 import json
 from collections.abc import AsyncGenerator
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.engine import URL, Connection
@@ -47,14 +48,19 @@ def tell_help_wanted(connection: Connection, job_id: str) -> None:
     _tell(connection, News(job_id, State.RUNNING, False, None, help_wanted=True))
 
 
-def tell_segment_done(connection: Connection, job_id: str) -> None:
-    """As `tell`: for the owner, who waits for it."""
-    _tell(connection, News(job_id, State.RUNNING, False, None))
+def telling_segment_done(connection: Connection, job_id: str) -> sa.ColumnElement[Any]:
+    """As `tell`, for the owner: told by the statement that returns it, if that finds a row."""
+    return _telling(connection, News(job_id, State.RUNNING, False, None))
 
 
 def _tell(connection: Connection, news: News) -> None:
+    connection.execute(sa.select(_telling(connection, news)))
+
+
+def _telling(connection: Connection, news: News) -> sa.ColumnElement[Any]:
     if connection.dialect.name == "postgresql":
-        connection.execute(sa.select(sa.func.pg_notify(CHANNEL, json.dumps(asdict(news)))))
+        return sa.func.pg_notify(CHANNEL, json.dumps(asdict(news)))
+    return sa.null()
 
 
 async def listen(

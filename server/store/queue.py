@@ -329,17 +329,14 @@ class Queue(Database):
                 )
 
     def _next_tenant(self, connection: Connection) -> str | None:
-        waits = sa.select(JOBS.c.tenant).where(JOBS.c.state == State.WAITING).distinct()
-        names = connection.execute(waits).scalars().all()
-        if not names:
-            return None
-        running = sa.func.sum(sa.case((JOBS.c.state == State.RUNNING, 1), else_=0))
-        counts = (
-            sa.select(JOBS.c.tenant, running, sa.func.coalesce(sa.func.max(JOBS.c.started_at), 0.0))
-            .where(JOBS.c.tenant.in_(names))
-            .group_by(JOBS.c.tenant)
-        )
-        return jobs.next_tenant([jobs.Tenant(*row) for row in connection.execute(counts)])
+        waits = sa.select(JOBS.c.tenant).where(JOBS.c.state == State.WAITING).distinct().subquery("waits")
+        # For each tenant by the indexes: neither is about the many jobs that have ended.
+        mine = JOBS.c.tenant == waits.c.tenant
+        running = sa.select(sa.func.count()).where(mine, JOBS.c.state == State.RUNNING).scalar_subquery()
+        latest = sa.select(sa.func.max(JOBS.c.started_at)).where(mine).scalar_subquery()
+        counts = sa.select(waits.c.tenant, running, sa.func.coalesce(latest, 0.0))
+        found = [jobs.Tenant(*row) for row in connection.execute(counts)]
+        return jobs.next_tenant(found) if found else None
 
     def _changed(self, records: list[Record]) -> list[Record]:
         """After the commit that changed or deleted them."""

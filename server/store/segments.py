@@ -15,7 +15,7 @@ from sqlalchemy.engine import Connection
 from server import jobs
 from server.jobs import State
 from server.store.database import Database
-from server.store.news import tell_help_wanted, tell_segment_done
+from server.store.news import tell_help_wanted, telling_segment_done
 from server.store.tables import JOBS, SEGMENTS
 
 LEASE_S = 30.0
@@ -98,7 +98,7 @@ class Segments(Database):
     def take_segment(self, job_id: str, key: str, now: float, have: Collection[int]) -> Piece | None:
         """The owner's next segment: the first that nobody renders, of those that are not in `have`."""
         wanted = (SEGMENTS.c.job_id == job_id) & (SEGMENTS.c.key == key) & SEGMENTS.c.number.not_in(have)
-        with self.writing() as connection:
+        with self.alone() as connection:
             return _take(connection, wanted, now)
 
     def help_with_segment(self, fits: str, now: float) -> Piece | None:
@@ -112,28 +112,28 @@ class Segments(Database):
         needy = (JOBS.c.state == State.RUNNING) & ~JOBS.c.cancel_asked & sa.exists().where(mine, open_)
         tenants = sa.select(JOBS.c.tenant, sa.func.min(JOBS.c.started_at)).where(needy)
         leased = sa.select(JOBS.c.tenant, sa.func.count()).where(mine, SEGMENTS.c.lease_until >= now)
-        with self.writing() as connection:
+        with self.alone() as connection:
             found = connection.execute(tenants.group_by(JOBS.c.tenant)).all()
             if not found:
                 return None
-            busy = {row[0]: row[1] for row in connection.execute(leased.group_by(JOBS.c.tenant))}
-            tenant = jobs.next_tenant([jobs.Tenant(name, busy.get(name, 0), at) for name, at in found])
+            tenant = found[0].tenant
+            if len(found) > 1:
+                busy = {row[0]: row[1] for row in connection.execute(leased.group_by(JOBS.c.tenant))}
+                tenant = jobs.next_tenant([jobs.Tenant(name, busy.get(name, 0), at) for name, at in found])
             first = sa.select(JOBS.c.id).where(needy, JOBS.c.tenant == tenant)
             first = first.order_by(JOBS.c.started_at, JOBS.c.id).limit(1)
-            job_id = connection.execute(first).scalar_one_or_none()
-            if job_id is None:  # others were faster
-                return None
-            return _take(connection, open_ & (SEGMENTS.c.job_id == job_id), now)
+            # None where others were faster.
+            return _take(connection, open_ & (SEGMENTS.c.job_id == first.scalar_subquery()), now)
 
     def beat_segment(self, piece: Piece, now: float, frames_done: int | None = None) -> bool:
         """It is being rendered still; whether the claim holds and its job goes on."""
         values: dict[str, float] = {"lease_until": now + LEASE_S}
         if frames_done is not None:
             values["frames_done"] = frames_done
-        goes_on = sa.select(JOBS.c.cancel_asked).where(JOBS.c.id == piece.job_id)
-        with self.writing() as connection:
-            held = connection.execute(sa.update(SEGMENTS).where(_claim(piece)).values(**values)).rowcount == 1
-            return held and connection.execute(goes_on).scalar_one_or_none() is False
+        stopping = sa.select(JOBS.c.cancel_asked).where(JOBS.c.id == piece.job_id).scalar_subquery()
+        beat = sa.update(SEGMENTS).where(_claim(piece)).values(**values).returning(stopping)
+        with self.alone() as connection:
+            return connection.execute(beat).scalar_one_or_none() is False
 
     def free_segment(self, piece: Piece) -> None:
         """Whoever took it does not render it any more."""
@@ -142,23 +142,24 @@ class Segments(Database):
             connection.execute(sa.update(SEGMENTS).where(_claim(piece)).values(**values))
             tell_help_wanted(connection, piece.job_id)
 
-    def finish_segment(self, job_id: str, key: str, number: int, helper_s: float = 0.0) -> bool:
+    def finish_segment(self, job_id: str, key: str, number: int, helper_s: float | None = None) -> bool:
         """Its file is stored; whether anybody wants it. Who rendered it does not matter: all are equal.
 
         Args:
-            helper_s: seconds of a helper's device; the owner counts its own.
+            helper_s: seconds of a helper's device; None: the owner rendered it, which counts its own, and
+                nobody has to be told.
         """
         mine = (SEGMENTS.c.job_id == job_id) & (SEGMENTS.c.key == key) & (SEGMENTS.c.number == number)
-        values = {"is_done": True, "lease_until": None, "helper_s": helper_s}
-        with self.writing() as connection:
-            done = connection.execute(sa.update(SEGMENTS).where(mine).values(**values))
-            tell_segment_done(connection, job_id)
-            return done.rowcount == 1
+        values = {"is_done": True, "lease_until": None, "helper_s": helper_s or 0.0}
+        with self.alone() as connection:
+            told = sa.null() if helper_s is None else telling_segment_done(connection, job_id)
+            done = sa.update(SEGMENTS).where(mine).values(**values).returning(told)
+            return connection.execute(done).one_or_none() is not None
 
     def lose_segment(self, job_id: str, key: str, number: int) -> None:
         """Its file is not where it was: it has to be rendered again."""
         mine = (SEGMENTS.c.job_id == job_id) & (SEGMENTS.c.key == key) & (SEGMENTS.c.number == number)
-        with self.writing() as connection:
+        with self.alone() as connection:
             values = {"is_done": False, "lease_until": None, "frames_done": 0}
             connection.execute(sa.update(SEGMENTS).where(mine).values(**values))
 
@@ -205,12 +206,15 @@ def _claim(piece: Piece) -> sa.ColumnElement[bool]:
 
 
 def _take(connection: Connection, wanted: sa.ColumnElement[bool], now: float) -> Piece | None:
-    query = sa.select(SEGMENTS).where(wanted, _is_free(now)).order_by(SEGMENTS.c.number).limit(1)
-    row = connection.execute(query.with_for_update(skip_locked=True)).one_or_none()
-    if row is None:
-        return None
-    piece = Piece(row.job_id, row.number, row.key, row.frames, row.claims + 1)
-    mine = (SEGMENTS.c.job_id == piece.job_id) & (SEGMENTS.c.number == piece.number)
-    taken = {"claims": piece.claim, "lease_until": now + LEASE_S, "frames_done": 0}
-    connection.execute(sa.update(SEGMENTS).where(mine).values(**taken))
-    return piece
+    place = SEGMENTS.c.job_id, SEGMENTS.c.number
+    first = sa.select(*place).where(wanted, _is_free(now)).order_by(SEGMENTS.c.number).limit(1)
+    # A plain subquery may be run again for every row, and would lock another segment each time.
+    once = first.with_for_update(skip_locked=True).cte("first_free")
+    taken = (
+        sa.update(SEGMENTS)
+        .where(sa.tuple_(*place).in_(sa.select(once)))
+        .values(claims=SEGMENTS.c.claims + 1, lease_until=now + LEASE_S, frames_done=0)
+        .returning(*place, SEGMENTS.c.key, SEGMENTS.c.frames, SEGMENTS.c.claims)
+    )
+    row = connection.execute(taken).one_or_none()
+    return None if row is None else Piece(*row)

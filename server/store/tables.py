@@ -32,6 +32,7 @@ JOBS = sa.Table(
     sa.UniqueConstraint("tenant", "idempotency_key", name="one_job_per_key"),
     sa.Index("by_turn", "state", "tenant", "priority", "created_at"),
     sa.Index("by_tenant", "tenant", "created_at"),
+    sa.Index("by_start", "tenant", "started_at"),
     sa.Index("by_key", "key_id", "created_at"),
     sa.Index("by_batch", "batch_id", "batch_row"),
 )

@@ -8,6 +8,7 @@ import os
 import re
 import signal
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -63,6 +64,39 @@ def test_each_segment_is_taken_once_the_first_ones_first(store: Store) -> None:
     assert store.shares(job.id) == (KEY, [Share(0, False, 0), Share(1, False, 70), Share(2, True, 150)])
     assert store.finish_segment(job.id, KEY, 1, helper_s=2.5)
     assert store.helper_s(job.id) == 2.5
+
+
+def test_who_asks_at_the_same_moment_gets_another_segment(postgres_url: str) -> None:
+    stores = [Store(postgres_url) for _ in range(4)]
+    for at in range(3):
+        running(stores[0], at=at, frames=(150,) * 20)
+
+    def take(store: Store) -> list[tuple[str, int]]:
+        taken = []
+        while (piece := store.help_with_segment(FITS, 10)) is not None:
+            taken.append((piece.job_id, piece.number))
+        return taken
+
+    with ThreadPoolExecutor(len(stores)) as at_once:
+        taken = [place for places in at_once.map(take, stores) for place in places]
+    assert len(taken) == len(set(taken)) == 60
+    for store in stores:
+        store.close()
+
+
+def test_a_worker_of_hundreds_costs_the_database_few_statements(store: Store) -> None:
+    said: list[str] = []
+    sa.event.listen(store._engine, "before_cursor_execute", lambda *told: said.append(told[2]))
+    running(store)
+    said.clear()
+    piece = store.help_with_segment(FITS, 10.0)
+    assert piece is not None
+    assert len(said) == 2, "whose turn it is, and the segment"
+    said.clear()
+    assert store.beat_segment(piece, 11.0, 5)
+    assert store.finish_segment(piece.job_id, piece.key, piece.number)
+    assert store.take_segment(piece.job_id, piece.key, 12.0, set()) is not None
+    assert len(said) == 3
 
 
 def test_only_equal_workers_help(store: Store) -> None:

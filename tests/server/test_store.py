@@ -7,6 +7,7 @@ import itertools
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -58,6 +59,45 @@ def noticed(store: Store) -> set[str]:
         return set(
             connection.execute(sa.select(OUTBOX.c.job_id).where(OUTBOX.c.due_at.is_not(None))).scalars()
         )
+
+
+def test_the_shared_clock_is_asked_now_and_then(postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store(postgres_url)
+    said = statements(store)
+    first, second = store.now(), store.now()
+    assert 0 <= second - first < 5
+    assert len(said) == 1
+    monkeypatch.setattr("server.store.database.CLOCK_EVERY_S", 0.0)
+    assert abs(store.now() - time.time()) < 5
+    assert len(said) == 2
+    store.close()
+
+
+def test_a_connection_that_broke_while_it_rested_is_replaced(
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(postgres_url)
+    with store.alone() as connection:
+        (process,) = connection.execute(sa.text("SELECT pg_backend_pid()")).scalars()
+    other = sa.create_engine(postgres_url, isolation_level="AUTOCOMMIT")
+    with other.connect() as connection:
+        connection.execute(sa.text(f"SELECT pg_terminate_backend({process}, 5000)"))
+    other.dispose()
+    monkeypatch.setattr("server.store.database.TRUSTED_S", 0.0)
+    store.submit(new_job(), REQUEST)
+    assert store.count_in_state(State.WAITING) == 1
+    store.close()
+
+
+def statements(store: Store) -> list[str]:
+    """What is said to the database from now on."""
+    said: list[str] = []
+
+    @sa.event.listens_for(store._engine, "before_cursor_execute")
+    def note(_: object, __: object, statement: str, *___: object) -> None:
+        said.append(statement)
+
+    return said
 
 
 def test_what_was_said_is_there_after_reopening(url: str) -> None:
