@@ -37,6 +37,7 @@ from server.gate import Gate
 from server.jobs import Batch, Job, Policy
 from server.metrics import TEXT_TYPE, Measured, Metrics
 from server.polls import Polls
+from server.roster import Roster
 from server.settings import Settings
 from server.site import Site
 from server.store import DatabaseAwayError, Record, Store
@@ -110,6 +111,7 @@ class Server:
         gate = Gate(self.board, settings.job_hook, settings.job_hook_timeout_s)
         inputs = Inputs(self.transport, self.blobs)
         self.supervisor = Supervisor(self.board, self.blobs, inputs, gate, devices, work)
+        self.roster = Roster(self.board, lambda: self.supervisor.conditions, settings.model)
         self.board.on_end = self._ended
         letters: dict[str, Letter] = {
             wavespeed.NAME: partial(self._letter, wavespeed.webhook_body),
@@ -127,7 +129,7 @@ class Server:
             await self.board.recover()
             await self._note_start()
             await self.supervisor.start()
-            works = (self.board.listen, self.webhooks.run, self._tick, self._sweep)
+            works = (self.board.listen, self.webhooks.run, self.roster.run, self._tick, self._sweep)
             tasks = [asyncio.create_task(_kept_up(work)) for work in works]
             try:
                 yield
@@ -136,6 +138,7 @@ class Server:
                 for task in tasks:
                     task.cancel()
                 await asyncio.gather(*tasks, return_exceptions=True)
+                await self.roster.leave()
                 self.board.close()
                 self.store.close()
 
@@ -224,7 +227,8 @@ def create_app(server: Server) -> FastAPI:
             wavespeed.router(server.site), prefix=prefix, include_in_schema=prefix == wavespeed.PREFIXES[0]
         )
     app.include_router(studio.router(server.site), prefix=studio.PREFIX)
-    app.include_router(native.router(server.site, lambda: server.supervisor.workers), prefix=native.PREFIX)
+    ours = native.router(server.site, lambda: server.supervisor.workers, server.roster)
+    app.include_router(ours, prefix=native.PREFIX)
     app.include_router(native_batches.router(server.site), prefix=native.PREFIX)
     page.mount(app)
     files.mount(app, server.site)
@@ -261,8 +265,15 @@ def _operations(app: FastAPI, server: Server) -> None:
 
     @app.get("/metrics")
     async def metrics() -> Response:
-        text = server.metrics.text(server.store, server.supervisor.workers, server.board.now())
+        workers, counts = server.supervisor.workers, server.roster.counts()
+        text = server.metrics.text(server.store, workers, counts, server.board.now())
         return Response(text, media_type=TEXT_TYPE)
+
+    @app.get("/admin/workers")
+    async def workers(http: HttpRequest) -> Response:
+        server.site.caller(http, Scope.ADMIN)
+        seen = await asyncio.to_thread(server.roster.everywhere)
+        return JSONResponse([dataclasses.asdict(worker) for worker in seen])
 
     @app.get("/admin/keys")
     async def list_keys(http: HttpRequest) -> Response:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from prometheus_client import (
     CONTENT_TYPE_LATEST,
@@ -20,6 +20,7 @@ from prometheus_client import (
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.jobs import Job, State
+from server.scaling import Condition
 from server.store import Store
 
 log = logging.getLogger("lipsync.http")
@@ -51,6 +52,9 @@ class Metrics:
             registry=self._registry,
         )
         self._notices = Gauge("lipsync_webhooks", "Undelivered webhooks.", ["state"], registry=self._registry)
+        self._workers = Gauge(
+            "lipsync_workers", "Workers of all processes.", ["state"], registry=self._registry
+        )
         self._ready = Gauge(
             "lipsync_worker_ready", "1 when the worker is ready.", ["device"], registry=self._registry
         )
@@ -72,11 +76,18 @@ class Metrics:
     def request_answered(self, method: str, route: str, status: int, seconds: float) -> None:
         self._requests.labels(method, route, status).observe(seconds)
 
-    def text(self, store: Store, workers: Iterable[tuple[str, bool, int]], now: float) -> bytes:
+    def text(
+        self,
+        store: Store,
+        workers: Iterable[tuple[str, bool, int]],
+        everywhere: Mapping[Condition, int],
+        now: float,
+    ) -> bytes:
         """Everything in Prometheus' format.
 
         Args:
-            workers: device, whether it is ready, processes started.
+            workers: of this process: device, whether it is ready, processes started.
+            everywhere: how many workers all processes have.
         """
         for state in State:
             self._jobs.labels(state).set(store.count_in_state(state))
@@ -85,6 +96,8 @@ class Metrics:
         waiting, dead = store.count_notices()
         self._notices.labels("waiting").set(waiting)
         self._notices.labels("dead").set(dead)
+        for condition, count in everywhere.items():
+            self._workers.labels(condition).set(count)
         for device, is_ready, starts in workers:
             self._ready.labels(device).set(is_ready)
             self._starts.labels(device).set(starts)

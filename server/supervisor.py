@@ -16,6 +16,7 @@ from server.board import Board
 from server.child import WorkerSettings
 from server.fetch import Inputs
 from server.gate import Gate
+from server.scaling import Condition
 from server.seat import Seat, remove_left
 from server.store import DatabaseAwayError
 
@@ -51,6 +52,7 @@ class Supervisor:
             Seat(number, device, board, blobs, inputs, gate, settings, threads, may_share)
             for number, device in enumerate(devices)
         ]
+        self._is_draining = False
         self._board, self._blobs = board, blobs
         self._folder, self._drain_s = settings.folder / "jobs", settings.drain_s
         self._helps = settings.folder / "help"
@@ -77,6 +79,11 @@ class Supervisor:
     def workers(self) -> list[tuple[str, bool, int]]:
         """Of each device: its name, whether its worker is ready, how many processes were started for it."""
         return [(seat.device, seat.is_ready, seat.starts) for seat in self._seats]
+
+    @property
+    def conditions(self) -> list[tuple[str, Condition, int]]:
+        """Of each device: its name, what its worker does, how many processes were started for it."""
+        return [(seat.device, self._condition(seat), seat.starts) for seat in self._seats]
 
     def forget(self, job_id: str) -> None:
         """Remove what an earlier attempt at an ended job left; a seat that still has it does so itself."""
@@ -107,6 +114,7 @@ class Supervisor:
 
     async def drain(self) -> None:
         """Take no more jobs; let running ones finish for a while, hand the rest back, end the workers."""
+        self._is_draining = True
         for seat in self._seats:
             seat.leave()
         if self._tasks:
@@ -114,6 +122,15 @@ class Supervisor:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _condition(self, seat: Seat) -> Condition:
+        if self._is_draining:
+            return Condition.DRAINING
+        if seat.is_quarantined:
+            return Condition.QUARANTINED
+        if seat.is_busy:
+            return Condition.BUSY
+        return Condition.IDLE if seat.is_ready else Condition.STARTING
 
     def _stop(self, job_id: str) -> None:
         for seat in self._seats:

@@ -26,6 +26,7 @@ from server.dialects import studio, wavespeed
 from server.dialects.common import error_text, moment
 from server.dialects.refusals import Refusal
 from server.jobs import State
+from server.roster import Roster
 from server.site import BodyTooLargeError, Site
 from server.store import DatabaseAwayError, Record
 from server.verify import NotVerifiedError, Verifier
@@ -251,8 +252,8 @@ def _event(name: str, data: dict[str, Any], number: int | None = None) -> str:
 # --- the server ---
 
 
-def health(site: Site, workers: Workers) -> dict[str, Any]:
-    """Devices, queue, speed and disk."""
+def health(site: Site, workers: Workers, roster: Roster) -> dict[str, Any]:
+    """This process' devices, all workers, queue, speed and disk."""
     store, now = site.board.store, site.board.now()
     disk, oldest = shutil.disk_usage(site.settings.data_dir), store.oldest_waiting()
     records, _ = store.page(None, offset=0, limit=SPEED_JOBS, states=[State.SUCCEEDED])
@@ -266,6 +267,7 @@ def health(site: Site, workers: Workers) -> dict[str, Any]:
         "ready": not devices or any(ready for _, ready, _ in devices),
         "model": site.settings.model,
         "devices": [{"name": name, "ready": ready, "starts": starts} for name, ready, starts in devices],
+        "workers": roster.counts(),
         "queue": {
             "waiting": store.count_in_state(State.WAITING),
             "running": store.count_in_state(State.RUNNING),
@@ -288,7 +290,7 @@ def health(site: Site, workers: Workers) -> dict[str, Any]:
 # --- routes ---
 
 
-def router(site: Site, workers: Workers) -> APIRouter:
+def router(site: Site, workers: Workers, roster: Roster) -> APIRouter:
     """All endpoints, to be mounted under `PREFIX`."""
     routes = APIRouter()
     verifier = Verifier(site.settings.signing)
@@ -393,6 +395,6 @@ def router(site: Site, workers: Workers) -> APIRouter:
     @routes.get("/health")
     async def server_health(http: HttpRequest) -> Response:
         site.caller(http, Scope.READ)
-        return JSONResponse(health(site, workers))
+        return JSONResponse(health(site, workers, roster))
 
     return routes

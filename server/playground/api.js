@@ -75,6 +75,7 @@ export const credentials = (id) => ask("GET", `${NATIVE}/jobs/${encodeURICompone
 export const cancel = (id) => ask("POST", `api/v3/predictions/${encodeURIComponent(id)}/cancel`);
 export const remove = (id) => ask("DELETE", `api/v3/predictions/${encodeURIComponent(id)}`);
 export const models = async () => (await ask("GET", "api/v3/models")).data;
+export const workers = () => ask("GET", "admin/workers");
 export const keys = () => ask("GET", "admin/keys");
 export const revokeKey = (id) => ask("DELETE", `admin/keys/${encodeURIComponent(id)}`);
 

@@ -1,4 +1,4 @@
-// How the server is: devices, queue, speed, disk.
+// How the server is: devices, workers of all machines, queue, speed, disk.
 
 import * as api from "./api.js";
 import { fill, h, icon } from "./dom.js";
@@ -14,8 +14,10 @@ export async function health() {
   const refresh = async () => {
     try {
       const told = await api.health();
+      const isShared = total(told.workers) > told.devices.length;
+      const all = isShared && api.session.can("admin") ? await api.workers() : [];
       showState(state, told.ready, told.model);
-      fill(tiles, devices(told), queue(told.queue), speed(told.speed), disk(told.disk));
+      fill(tiles, devices(told), isShared && everywhere(told.workers, all), queue(told.queue), speed(told.speed), disk(told.disk));
     } catch (error) {
       const words = errorText(error);
       if (state.textContent !== words) fill(state, h("p", { class: "banner" }, icon("alert"), words));
@@ -41,6 +43,16 @@ const number = (value, unit) => h("p", { class: "number" }, h("strong", {}, valu
 function devices({ devices: all }) {
   const rows = all.map(({ name, ready, starts }) => h("li", {}, h("strong", {}, name), h("span", { class: `pill ${ready ? "succeeded" : "waiting"}` }, t(ready ? "health.up" : "health.down")), starts > 1 && h("small", {}, t("health.starts", { count: starts }))));
   return tile(t("health.devices"), all.length > 0 ? h("ul", { class: "devices" }, rows) : h("p", {}, t("health.nodevices")));
+}
+
+const total = (counts) => Object.values(counts).reduce((sum, count) => sum + count, 0);
+
+/** Workers of all machines; `all` names them where the key may know. */
+function everywhere(counts, all) {
+  const pill = (condition) => h("span", { class: `pill ${condition === "idle" || condition === "busy" ? "succeeded" : "waiting"}` }, t(`health.${condition}`));
+  const said = Object.entries(counts).filter(([, count]) => count > 0);
+  const rows = all.map(({ machine, device, model, condition }) => h("li", {}, h("strong", {}, machine), h("span", {}, `${device} · ${model}`), pill(condition)));
+  return tile(t("health.everywhere"), h("ul", { class: "devices" }, said.map(([condition, count]) => h("li", {}, h("strong", {}, count), pill(condition)))), rows.length > 0 && h("ul", { class: "devices" }, rows));
 }
 
 function queue({ waiting, running, oldest_wait_s }) {

@@ -1,4 +1,4 @@
-"""The database: jobs, which are the queue and the truth, their segments, batches, notices and keys.
+"""The database: jobs, which are the queue and the truth, their segments, batches, notices, keys, workers.
 
 The only owner of SQL. Every public method is one transaction; when it returns, what it says is on disk. What
 may happen to a job is decided in `jobs`; this package finds the row, lets the pure transition change it, and
@@ -16,6 +16,7 @@ from server.store.outbox import Notice, Outbox
 from server.store.queue import Change, QueueFullError, QuotaError, Record
 from server.store.segments import Piece, Segments, Share
 from server.store.tables import metadata
+from server.store.workers import SeenWorker, Workers
 
 __all__ = [
     "AlreadyOpenError",
@@ -28,6 +29,7 @@ __all__ = [
     "QueueFullError",
     "QuotaError",
     "Record",
+    "SeenWorker",
     "Share",
     "Store",
     "Tally",
@@ -35,5 +37,5 @@ __all__ = [
 ]
 
 
-class Store(Batches, Segments, Outbox, Keys):
+class Store(Batches, Segments, Outbox, Keys, Workers):
     """An open database; see `Database` for its arguments and errors, and the parents for what can be done."""

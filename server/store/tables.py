@@ -88,6 +88,19 @@ OUTBOX = sa.Table(
     sa.Index("by_due", "due_at"),
 )
 
+WORKERS = sa.Table(
+    "workers",
+    metadata,
+    sa.Column("process", sa.String(32), primary_key=True),
+    sa.Column("number", sa.Integer, primary_key=True),
+    sa.Column("machine", sa.String(255), nullable=False),
+    sa.Column("device", sa.String(64), nullable=False),
+    sa.Column("model", sa.String(100), nullable=False),
+    sa.Column("condition", sa.String(16), nullable=False),
+    sa.Column("starts", sa.Integer, nullable=False),
+    sa.Column("seen_at", sa.Float, nullable=False),
+)
+
 KEYS = sa.Table(
     "keys",
     metadata,

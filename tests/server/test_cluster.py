@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import BASE, Api
@@ -21,6 +22,8 @@ from server import jobs
 from server.board import LOOK_EVERY_S, Board
 from server.jobs import Job, Policy, State
 from server.messages import Request
+from server.roster import Roster
+from server.scaling import Condition
 from server.store import Store
 
 LATENTSYNC = "/api/v3/bytedance/latentsync"
@@ -138,6 +141,39 @@ def test_keys_and_links_hold_on_both(two: tuple[Api, Api]) -> None:
         "it still works",
         3,
     )
+
+
+def test_workers_of_one_process_are_seen_on_another(two: tuple[Api, Api]) -> None:
+    here, there = two
+
+    def seen() -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = here.client.get("/admin/workers", headers=here.headers).json()
+        return found
+
+    def counted() -> dict[str, int]:
+        told = here.client.get("/api/native/v1/health", headers=here.headers).json()
+        return {condition: count for condition, count in told["workers"].items() if count}
+
+    async def work() -> None:
+        does = Condition.BUSY
+        roster = Roster(
+            there.server.board, lambda: [("cuda:0", does, 2), ("cuda:1", Condition.IDLE, 1)], "tiny"
+        )
+        running = asyncio.create_task(roster.run())
+        await asyncio.to_thread(until, lambda: len(seen()) == 2, "the other process does not know them", 10)
+        assert await asyncio.to_thread(counted) == {"busy": 1, "idle": 1}
+        does = Condition.DRAINING
+        assert [one.condition for one in roster.everywhere()] == ["draining", "idle"]
+        running.cancel()
+        await roster.leave()
+
+    assert there.client.portal is not None
+    assert (seen(), counted()) == ([], {})
+    there.client.portal.call(work)
+    assert (seen(), counted()) == ([], {})
+    assert 'lipsync_workers{state="busy"} 0.0' in here.client.get("/metrics").text
+    answer = here.client.get("/admin/workers", headers={"Authorization": f"Bearer {here.other_key}"})
+    assert answer.status_code == 403
 
 
 def test_leases_rest_while_their_holders_could_not_beat(

@@ -23,8 +23,9 @@ from server import audit, jobs
 from server.auth import create_key
 from server.jobs import Effect, Failure, Job, NotAllowedError, Output, Policy, State, Turn
 from server.messages import InputSource, MediaLimits, Options, Request, Role, Segment
-from server.store import AlreadyOpenError, QueueFullError, QuotaError, Store, metadata
+from server.store import AlreadyOpenError, QueueFullError, QuotaError, SeenWorker, Store, metadata
 from server.store.tables import OUTBOX
+from server.store.workers import SEEN_WITHIN_S
 
 POLICY = Policy(lease_s=60, max_attempts=3, max_wait_s=1000, max_run_s=500)
 REQUEST = Request(
@@ -59,6 +60,20 @@ def noticed(store: Store) -> set[str]:
         return set(
             connection.execute(sa.select(OUTBOX.c.job_id).where(OUTBOX.c.due_at.is_not(None))).scalars()
         )
+
+
+def test_workers_are_there_while_something_is_heard_of_them(store: Store) -> None:
+    def seen(process: str, number: int, at: float, condition: str = "idle") -> SeenWorker:
+        return SeenWorker(process, number, "here", f"cuda:{number}", "tiny", condition, 1, at)
+
+    store.note_workers([seen("a", 0, 100.0), seen("a", 1, 100.0)])
+    store.note_workers([seen("b", 0, 105.0)])
+    assert store.workers(105.0) == [seen("a", 0, 100.0), seen("b", 0, 105.0), seen("a", 1, 100.0)]
+    later = [seen("a", 0, 120.0, "busy"), seen("a", 1, 120.0)]
+    store.note_workers(later)
+    assert store.workers(106.0 + SEEN_WITHIN_S) == later
+    store.forget_workers("a", 106.0 + SEEN_WITHIN_S)
+    assert store.workers(0.0) == []
 
 
 def test_the_shared_clock_is_asked_now_and_then(postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
