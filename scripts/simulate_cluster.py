@@ -3,65 +3,136 @@ workers.
 
     python scripts/simulate_cluster.py --database postgresql+psycopg://…
 
-Measured: what a segment and a job cost the database (as many claims, beats, looks and ends as it can answer
-in a second, by several clients at once) and what a poll costs an answering process (benchmarks/api.json).
-Assumed, and said in the result: the storage's bandwidth, the size of a segment's file, how long a worker
-renders a segment, how many segments a job has, how often its client polls. A worker renders (nobody waits for
-anybody), then its segment passes the database, the storage and, in its share, the API, one after the other: a
-closed network of queues, whose throughput mean value analysis gives exactly. The database must be empty.
-Results: benchmarks/cluster_size.json and .png.
+Measured: the processor time of PostgreSQL (which must run on this machine: it is read from /proc) and of its
+client for a segment, for a job, and for a line of news to one more process that listens; what a poll costs an
+answering process (benchmarks/api.json). A segment is measured twice: rendered by the owner of its job, as
+where there are more jobs than workers, and by a helper.
+Assumed, and said in the result: the database's cores, the storage's bandwidth, the size of a segment's file,
+how long a worker renders a segment, how many segments a job has, how often its client polls. A worker renders
+(nobody waits for anybody), then its segment passes the database, the storage and, in its share, the API, one
+after the other: a closed network of queues, whose throughput mean value analysis gives exactly. Waits for the
+disk are not in it: commits of many clients share them. The database must be empty, and nobody else may use
+that PostgreSQL. Results: benchmarks/cluster_size.json and .png.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import sys
-import threading
 import time
 import uuid
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
 
+import psycopg
+import sqlalchemy as sa
 from live_server import ROOT
 
 sys.path.insert(0, str(ROOT))
 
-from server.jobs import Job, Policy
+from server import jobs
+from server.jobs import Job, Output, Policy, Progress
 from server.messages import Request
-from server.store import Store
+from server.sharing import BEAT_EVERY_S, TELL_EVERY_S
+from server.store import Piece, SeenWorker, Store
+from server.store.news import CHANNEL
+from server.worker import REPORT_EVERY_S
 
 RENDER_S, SEGMENTS_PER_JOB, POLL_EVERY_S = 4.0, 10, 2.0
-SEGMENT_BYTES, STORAGE_BITS_PER_S = 5e6, 10e9
+SEGMENT_BYTES, STORAGES_GBIT_S, DATABASE_CORES = 5e6, (10, 40), 8
+NEWS_PER_JOB = 4
+"""It came, it began, its segments are offered, it ended."""
+
 KEY, FITS = "k" * 32, "f" * 32
-CLIENTS, MEASURE_S = 4, 5.0
+RUNNING, ENDED, LISTENERS, TIMES = 100, 20_000, 50, 300
 SIZES = (1, 2, 4, 8, 16, 32, 64, 125, 250, 500, 1000)
 
 
-def measured(database: str) -> dict[str, float]:
-    """Seconds of the database per segment: taken, told of while it is rendered, looked at, finished."""
-    stores = [Store(database) for _ in range(CLIENTS)]
-    jobs = [_job(store) for store in stores]
-    # While it is rendered its worker says every second how far it is, and the owner looks once a segment.
-    beats = round(RENDER_S)
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """Processor time, seconds."""
 
-    def segment(store: Store, job_id: str) -> None:
+    database_s: float
+    client_s: float
+
+
+def measured(database: str) -> dict[str, Cost]:
+    """Of a segment that its owner or a helper renders, of beats, of a job, of news to one process."""
+    store = Store(database)
+    _history(store)
+    running = itertools.cycle([_begun(store) for _ in range(RUNNING)])
+    _ask(store, "ANALYZE")
+    notes, looks = round(RENDER_S / REPORT_EVERY_S), round(RENDER_S / TELL_EVERY_S)
+
+    def own() -> None:
+        job = next(running)
+        piece = store.take_segment(job.id, KEY, store.now(), set())
+        if piece is None:
+            raise AssertionError("too few segments were offered")
+        for done in range(notes):
+            progress, now = Progress("render", done, 1500, 40.0), store.now()
+            store.change(job.id, now, lambda j, p=progress: jobs.beat(j, j.fence, store.now(), Policy(), p))
+        for _ in range(looks):
+            store.shares(job.id)
+        store.finish_segment(job.id, KEY, piece.number)
+
+    def helped() -> None:
         piece = store.help_with_segment(FITS, store.now())
         if piece is None:
             raise AssertionError("too few segments were offered")
-        for done in range(beats):
+        for done in range(looks):
             store.beat_segment(piece, store.now(), done)
-        store.shares(job_id)
-        store.finish_segment(piece.job_id, KEY, piece.number)
+        store.finish_segment(piece.job_id, KEY, piece.number, RENDER_S)
 
-    per_second = _throughput([lambda s=s, j=j: segment(s, j) for s, j in zip(stores, jobs, strict=True)])
-    whole = _throughput([lambda s=s: _job(s, segments=SEGMENTS_PER_JOB) for s in stores])
-    for store in stores:
-        store.close()
-    return {"database_s_per_segment": 1 / per_second, "database_s_per_job": 1 / whole}
+    def beats() -> None:
+        job, now = next(running), store.now()
+        store.change(job.id, now, lambda j: jobs.beat(j, j.fence, now, Policy()))
+        store.beat_segment(Piece(job.id, 0, KEY, 150, 1), now)
+        store.note_workers([SeenWorker("p" * 32, 0, "machine", "cuda:0", "tiny", "busy", 1, now)])
+
+    def whole() -> None:
+        job, output = _begun(store), Output("results/x.mp4", RENDER_S)
+        store.change(job.id, store.now(), lambda j: jobs.succeed(j, j.fence, store.now(), output))
+
+    works = {"segment_by_owner": own, "segment_by_helper": helped, "beats": beats, "job": whole}
+    found = {name: _cost(work) for name, work in works.items()}
+    return found | {"news_to_one": _news(store, database)}
 
 
-def _job(store: Store, segments: int = 600) -> str:
+def _news(store: Store, database: str) -> Cost:
+    """What a line costs more with another process that listens."""
+    line = f"SELECT pg_notify('{CHANNEL}', repeat('x', 120))"
+    alone = _cost(partial(_ask, store, line))
+    place = sa.make_url(database).set(drivername="postgresql").render_as_string(hide_password=False)
+    listening = [psycopg.connect(place, autocommit=True) for _ in range(LISTENERS)]
+    for connection in listening:
+        connection.execute(f"LISTEN {CHANNEL}")
+    heard = _cost(partial(_ask, store, line))
+    for connection in listening:
+        connection.close()
+    store.close()
+    return Cost(max(0.0, heard.database_s - alone.database_s) / LISTENERS, 0.0)
+
+
+def _history(store: Store) -> None:
+    """Jobs that have ended, as a busy server has some days of."""
+    columns = "id, tenant, request, label, key_id, created_at, priority, state, fence, attempts, cancel_asked"
+    values = "md5(i::text), 'default', '{}', 'x', 'k', i, 0, 'succeeded', 1, 1, false, i, i + 50"
+    rows = f"SELECT {values} FROM generate_series(1, {ENDED}) i"
+    _ask(store, f"INSERT INTO jobs ({columns}, started_at, finished_at) {rows}")
+
+
+def _ask(store: Store, statement: str) -> None:
+    with store.alone() as connection:
+        connection.exec_driver_sql(statement)
+
+
+def _begun(store: Store) -> Job:
     """Submitted, claimed, its segments offered."""
     request = Request("native", "{}", "x", (), "0" * 16)
     job = Job(id=uuid.uuid4().hex, tenant="default", created_at=store.now())
@@ -69,25 +140,30 @@ def _job(store: Store, segments: int = 600) -> str:
     record = store.claim(store.now(), Policy())
     if record is None:
         raise AssertionError("somebody else works on this database")
-    store.offer_segments(record.job.id, record.job.fence, KEY, FITS, [150] * segments, set())
-    return record.job.id
+    store.offer_segments(record.job.id, record.job.fence, KEY, FITS, [150] * SEGMENTS_PER_JOB, set())
+    return record.job
 
 
-def _throughput(works: list[Callable[[], object]]) -> float:
-    """How often all these together get done in a second."""
-    counts, end = [0] * len(works), time.monotonic() + MEASURE_S
+def _cost(work: Callable[[], object]) -> Cost:
+    """Of one of `TIMES`, after some that are not counted."""
+    for _ in range(TIMES // 10):
+        work()
+    database_s, client_s = _postgres_s(), time.process_time()
+    for _ in range(TIMES):
+        work()
+    return Cost((_postgres_s() - database_s) / TIMES, (time.process_time() - client_s) / TIMES)
 
-    def run(number: int) -> None:
-        while time.monotonic() < end:
-            works[number]()
-            counts[number] += 1
 
-    threads = [threading.Thread(target=run, args=(number,)) for number in range(len(works))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return sum(counts) / MEASURE_S
+def _postgres_s() -> float:
+    """Processor time of PostgreSQL's processes that live now."""
+    total_ns = 0
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if (process / "comm").read_text().startswith("postgres"):
+                total_ns += int((process / "schedstat").read_text().split()[0])
+        except OSError:
+            pass  # it has ended
+    return total_ns / 1e9
 
 
 def mean_values(demands: dict[str, float], think_s: float, workers: int) -> tuple[float, dict[str, float]]:
@@ -113,46 +189,60 @@ def main() -> None:
     costs = measured(parser.parse_args().database)
     answers = json.loads((ROOT / "benchmarks" / "api.json").read_text())["answers"]
     (poll_s,) = [answer["p50_ms"] / 1000 for answer in answers if answer["what"] == "poll"]
-    demands = {
-        "database": costs["database_s_per_segment"] + costs["database_s_per_job"] / SEGMENTS_PER_JOB,
-        "storage": 2 * 8 * SEGMENT_BYTES / STORAGE_BITS_PER_S,
-        # Each job is looked at while it runs; one of its segments costs its share of that.
-        "API, one process": RENDER_S / POLL_EVERY_S * poll_s / SEGMENTS_PER_JOB,
+    told = {
+        name: {"database_ms": round(1e3 * cost.database_s, 4), "client_ms": round(1e3 * cost.client_s, 4)}
+        for name, cost in costs.items()
     }
+    print(told)
+
+    def demands(workers: int, storage_gbit_s: int) -> dict[str, float]:
+        """Of each station per segment; news go to every process."""
+        job_s = costs["job"].database_s + NEWS_PER_JOB * workers * costs["news_to_one"].database_s
+        segment_s = max(costs[kind].database_s for kind in ("segment_by_owner", "segment_by_helper"))
+        segment_s += RENDER_S / BEAT_EVERY_S * costs["beats"].database_s
+        return {
+            "database": (segment_s + job_s / SEGMENTS_PER_JOB) / DATABASE_CORES,
+            "storage": 2 * 8 * SEGMENT_BYTES / (1e9 * storage_gbit_s),
+            # Each job is looked at while it runs; one of its segments costs its share of that.
+            "API, one process": RENDER_S / POLL_EVERY_S * poll_s / SEGMENTS_PER_JOB,
+        }
+
     rows = []
-    for workers in SIZES:
-        rate, busy = mean_values(demands, RENDER_S, workers)
-        share = rate / (workers / RENDER_S)
-        used = {name: round(value, 3) for name, value in busy.items()}
-        rows.append({"workers": workers, "share_of_linear": round(share, 3), **used})
+    for storage_gbit_s, workers in itertools.product(STORAGES_GBIT_S, SIZES):
+        needed = demands(workers, storage_gbit_s)
+        rate, busy = mean_values(needed, RENDER_S + costs["segment_by_owner"].client_s, workers)
+        row: dict[str, Any] = {"storage_gbit_s": storage_gbit_s, "workers": workers}
+        row |= {"share_of_linear": round(rate / (workers / RENDER_S), 3)}
+        row |= {name: round(value, 3) for name, value in busy.items()}
+        rows.append(row | {"database_ms": round(1000 * DATABASE_CORES * needed["database"], 2)})
         print(rows[-1])
-    limits = {name: round((RENDER_S + sum(demands.values())) / demand) for name, demand in demands.items()}
     result = {
-        "measured": costs | {"poll_s": poll_s},
+        "measured": told | {"poll_s": poll_s},
         "assumed": {
             "render_s": RENDER_S,
             "segments_per_job": SEGMENTS_PER_JOB,
             "poll_every_s": POLL_EVERY_S,
             "segment_bytes": SEGMENT_BYTES,
-            "storage_bits_per_s": STORAGE_BITS_PER_S,
+            "database_cores": DATABASE_CORES,
         },
-        "workers_that_fill_it": limits,
         "rows": rows,
     }
     (ROOT / "benchmarks" / "cluster_size.json").write_text(json.dumps(result, indent=1) + "\n")
-    _draw(rows, demands)
+    _draw(rows)
 
 
-def _draw(rows: list[dict[str, Any]], demands: dict[str, float]) -> None:
+def _draw(rows: list[dict[str, Any]]) -> None:
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(figsize=(7, 4))
-    workers = [row["workers"] for row in rows]
-    axes.plot(workers, [row["share_of_linear"] for row in rows], "k-", label="throughput, share of linear")
-    for name in demands:
-        axes.plot(workers, [row[name] for row in rows], "--", label=f"{name}: busy")
+    for storage_gbit_s, style in zip(STORAGES_GBIT_S, ("-", "--"), strict=True):
+        of_it = [row for row in rows if row["storage_gbit_s"] == storage_gbit_s]
+        workers = [row["workers"] for row in of_it]
+        for name, colour in (("share_of_linear", "k"), ("database", "C0"), ("storage", "C1")):
+            label = f"{name.replace('_', ' ')}, storage of {storage_gbit_s} Gbit/s"
+            axes.plot(workers, [row[name] for row in of_it], colour, linestyle=style, label=label)
     axes.set(xscale="log", xlabel="workers", ylim=(0, 1.05), title="What saturates first")
-    axes.legend()
+    axes.legend(fontsize="small")
     figure.tight_layout()
     figure.savefig(ROOT / "benchmarks" / "cluster_size.png", dpi=90)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 import tomllib
 from itertools import product
@@ -104,3 +105,21 @@ def test_pictures_are_small() -> None:
     assert sizes
     assert max(sizes) < 200_000
     assert sum(sizes) < 1_000_000
+
+
+def test_the_cluster_is_as_large_as_documented() -> None:
+    size = json.loads((ROOT / "benchmarks" / "cluster_size.json").read_text())
+    text = (ROOT / "docs" / "cluster.md").read_text()
+    rows = {(row["storage_gbit_s"], row["workers"]): row for row in size["rows"]}
+    for workers in (1, 16, 64, 250, 500, 1000):
+        small, large = rows[10, workers], rows[40, workers]
+        found = (
+            small["share_of_linear"],
+            small["storage"],
+            *(large[k] for k in ("share_of_linear", "storage")),
+        )
+        cells = " | ".join(f"{value:.2f}" for value in (*found, large["database"]))
+        assert f"| {workers} | {cells} |" in text
+    for cost in size["measured"].values():
+        if isinstance(cost, dict) and cost["client_ms"]:
+            assert f" | {cost['database_ms']:.1f} | {cost['client_ms']:.1f} |" in text
