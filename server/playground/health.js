@@ -17,7 +17,7 @@ export async function health() {
       const isShared = total(told.workers) > told.devices.length;
       const all = isShared && api.session.can("admin") ? await api.workers() : [];
       showState(state, told.ready, told.model);
-      fill(tiles, devices(told), isShared && everywhere(told.workers, all), queue(told.queue), speed(told.speed), disk(told.disk));
+      fill(tiles, devices(told), queue(told.queue), speed(told.speed), disk(told.disk), isShared && everywhere(told.workers, all));
     } catch (error) {
       const words = errorText(error);
       if (state.textContent !== words) fill(state, h("p", { class: "banner" }, icon("alert"), words));
@@ -52,7 +52,8 @@ function everywhere(counts, all) {
   const pill = (condition) => h("span", { class: `pill ${condition === "idle" || condition === "busy" ? "succeeded" : "waiting"}` }, t(`health.${condition}`));
   const said = Object.entries(counts).filter(([, count]) => count > 0);
   const rows = all.map(({ machine, device, model, condition }) => h("li", {}, h("strong", {}, machine), h("span", {}, `${device} · ${model}`), pill(condition)));
-  return tile(t("health.everywhere"), h("ul", { class: "devices" }, said.map(([condition, count]) => h("li", {}, h("strong", {}, count), pill(condition)))), rows.length > 0 && h("ul", { class: "devices" }, rows));
+  const counted = h("p", { class: "row" }, said.map(([condition, count]) => [h("strong", {}, count), pill(condition)]));
+  return h("section", { class: "panel tile wide" }, h("h2", {}, t("health.everywhere")), counted, rows.length > 0 && h("ul", { class: "devices" }, rows));
 }
 
 function queue({ waiting, running, oldest_wait_s }) {
