@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lipsync_engine.cli.terminal import followed, out, report, warn
+from lipsync_engine.cli.terminal import followed, report, warn, written
 from lipsync_engine.params import PRESETS, LoopMode, Provenance, Speaker, SyncParams
 
 if TYPE_CHECKING:
@@ -58,7 +58,14 @@ class Model:
     marking: str | None
 
 
-def load(model: Model) -> LipSyncPipeline:
+def load(model: Model, *outputs: Path | None) -> LipSyncPipeline:
+    """The pipeline, unless the outputs could not be signed: loading can take long."""
+    from lipsync_engine.credentials import Marker
+
+    marker = Marker.from_environment(model.marking)
+    for output in outputs:
+        if output is not None:
+            marker.check_container(output)
     if model.name == "tiny" and model.detector not in (None, "drawn"):
         warn("tiny knows drawn presenters only; on real people it paints nonsense.")
     from lipsync_engine.pipeline import LipSyncPipeline
@@ -91,9 +98,7 @@ def run(
     for voice in voices:
         media.probe_audio(voice)
     media.check_output(output, (video, *voices))
-    pipeline = load(model)
-    if side_by_side is not None:
-        pipeline.marker.check_container(side_by_side)
+    pipeline = load(model, output, side_by_side)
     job = pipeline.run(video, audio, output, params, output_audio=output_audio, provenance=provenance)
     result = followed(job)
     if side_by_side is not None and (unmarked := pipeline.compare(video, result, side_by_side, provenance)):
@@ -101,4 +106,4 @@ def run(
 
     report(result)
     if side_by_side is not None:
-        out.print(f"[bold]{side_by_side}[/bold] (before | after)", soft_wrap=True)
+        written(side_by_side, " (before | after)")

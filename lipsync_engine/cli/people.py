@@ -145,7 +145,7 @@ def portrait(
     media.read_picture(image, max_short_side)
     media.probe_audio(audio)
     media.check_output(output, (image, audio))
-    pipeline = load(Model(model, detector, device, dtype, marking))
+    pipeline = load(Model(model, detector, device, dtype, marking), output)
     job = pipeline.run_portrait(
         image,
         audio,
