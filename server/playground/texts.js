@@ -99,7 +99,7 @@ const TEXTS = {
   "about.resolution": ["Scaled down to that, never up.", "只缩小，不放大。"],
   "about.order": ["Both at once, or one after the other.", "同时说话，或先后说话。"],
   "about.motion": ["A still head, natural small movements, or a generated clip.", "静止、自然微动，或生成的动作片段。"],
-  "about.preset": ["Faster leaves a little out.", "越快，细节略有取舍。"],
+  "about.preset": ["Faster leaves a little out. Meant for LatentSync: tiny is no faster by it.", "越快，细节略有取舍。适用于 LatentSync，tiny 不会因此变快。"],
   "about.prompt": ["Used by generated motion alone.", "仅用于生成的动作。"],
   "about.consent": ["Where the consent of the person shown is on file: a number or a link.", "画面人物同意书的存档编号或链接。"],
   "value.still": ["Not at all", "静止"],

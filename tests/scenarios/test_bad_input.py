@@ -153,6 +153,15 @@ def test_bad_output(
     assert not cache_dir.exists() or files_under(cache_dir) == []
 
 
+@pytest.mark.parametrize("option", ["--mask-image", "--face-mask", "--matte", "--faces-file"])
+def test_a_missing_file_of_an_option(
+    option: str, tmp_path: Path, clip: Path, voice: Path, cache_dir: Path, lipsync: Run
+) -> None:
+    done = lipsync("sync", clip, voice, "-o", tmp_path / "out.mp4", option, tmp_path / "gone.png")
+    failed_with(done, ErrorCode.INPUT_NOT_FOUND)
+    assert not cache_dir.exists() or files_under(cache_dir) == []
+
+
 def test_a_container_that_holds_no_credentials_is_refused_before_the_model_loads(
     outbox: Path, clip: Path, voice: Path, lipsync: Run
 ) -> None:
