@@ -349,8 +349,8 @@ def views(job: str) -> dict[str, str]:
 def test_what_was_not_done_is_said(opened: Open, finished: str) -> None:
     seen = opened()
     seen.go(f"#/jobs/{finished}")
-    seen.page.wait_for_selector(".banner")
-    assert "prompt" in seen.page.inner_text(".banner")
+    seen.page.wait_for_selector(".banner:not([hidden])")
+    assert "prompt" in seen.page.inner_text(".banner:not([hidden])")
 
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
