@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import logging
 import os
 import shutil
 import time
@@ -25,7 +26,7 @@ from pydantic import TypeAdapter
 from lipsync_engine import faces, media
 from lipsync_engine.cast import Cast
 from lipsync_engine.content import ContentFinding, ContentGuard, ContentPolicy
-from lipsync_engine.credentials import Facts, Marker, require_consent
+from lipsync_engine.credentials import Facts, Marker, Policy, require_consent
 from lipsync_engine.detectors import load_detector
 from lipsync_engine.device import choose_compiling, choose_device, choose_fp8
 from lipsync_engine.errors import FaceError
@@ -39,6 +40,8 @@ from lipsync_engine.score import SyncScore, SyncScorer, installed_scorer, score_
 from lipsync_engine.segments import Helpers, Segments
 from lipsync_engine.weights import WeightsStore
 from lipsync_engine.work import resource_errors, unpublished, work_folder
+
+log = logging.getLogger(__name__)
 
 
 class LipSyncPipeline:
@@ -115,6 +118,8 @@ class LipSyncPipeline:
             ResourceError: the device is not there. ParameterError: marking, content check.
         """
         marker = Marker.from_environment(marking)
+        if marker.policy is Policy.OFF:
+            log.warning("marking is off: results carry no content credentials")
         store = WeightsStore(weights_dir)
         chosen = choose_device(device, dtype)
         model = load_model(name, device=chosen.device, dtype=chosen.dtype, store=store)
@@ -410,6 +415,7 @@ class LipSyncPipeline:
         info, params = self.model.info, plan.header.params
         guidance = info.guidance_scale if params.guidance_scale is None else params.guidance_scale
         width, height = media.output_size(plan.header.video.format, params.max_short_side)
+        silent = None if plan.arrays.gate.any() else "Nobody speaks in the voice: the lips rest throughout."
         return SyncResult(
             output=output,
             width=width,
@@ -432,7 +438,7 @@ class LipSyncPipeline:
             is_marked=unmarked is None,
             sync=sync,
             is_nsfw=content.is_nsfw,
-            warnings=tuple(said for said in (unmarked, content.warning) if said is not None),
+            warnings=tuple(said for said in (unmarked, content.warning, silent) if said is not None),
         )
 
     def _job_key(self, video_hash: str, voices: Sequence[Path], cast: Cast | None, params: SyncParams) -> str:

@@ -281,10 +281,12 @@ def analyse(
         with closing(_see(video, params, detector)) as looks:
             for look in looks:
                 if isinstance(look, Progress):
+                    seen = look
                     yield look
                 elif (plan := planner.plan(look)) is not None:
                     if plan.is_complete:
                         cache.put(key, look)
+                        yield dataclasses.replace(seen, total=seen.done)  # the rest is not needed
                         break
                     yield plan
     if plan is None:

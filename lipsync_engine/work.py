@@ -83,7 +83,8 @@ def resource_errors() -> Generator[None, None, None]:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise ResourceError(
                 ErrorCode.DISK_FULL,
-                "The disk is full: free some space or set LIPSYNC_CACHE_DIR to a larger one; run again then.",
+                "The disk of the result, or that of LIPSYNC_CACHE_DIR, is full: free some space, or name a "
+                "larger one; run again then.",
             ) from error
         raise
     except (MemoryError, torch.OutOfMemoryError) as error:

@@ -2,7 +2,8 @@
 
     python scripts/screenshots.py FOLDER
 
-Starts a server of its own with the tiny model and drives Chromium through a story with the bundled demo.
+Starts a server of its own with the tiny model and drives Chromium through a story with the bundled demo. The
+documentation's were made with the fonts Inter and Liberation (Debian: fonts-inter, fonts-liberation).
 """
 
 from __future__ import annotations
@@ -108,6 +109,7 @@ def _tour(
     page.evaluate("document.querySelector('.after video').currentTime = 3.4")
     there = "Math.abs(document.querySelector('.before video').currentTime - 3.4) < 0.1"
     until(lambda: page.evaluate(there), "the original did not follow", 30, 0.05)
+    page.wait_for_selector(".badge")
     page.wait_for_timeout(500)  # until the decoders have shown what they were asked for
     shoot("compare")
     for view, sign in (("jobs", ".rows li"), ("keys", ".rows li"), ("health", ".tile")):

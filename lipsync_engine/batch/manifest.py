@@ -176,7 +176,7 @@ def read_manifest(source: Path, params: SyncParams, output: Path, consent: str |
         if isinstance(row, Row):
             rows.append(row)
         else:
-            clip = "" if isinstance(found, _Wrong) else _clip(found)
+            clip = found.clip if isinstance(found, _Wrong) else _clip(found)
             problems += [Problem(number, *mistake, clip) for mistake in row.mistakes]
     misplaced = list(_misplaced(rows, output))
     refused = {problem.row for problem in misplaced}
@@ -194,13 +194,16 @@ def readable(text: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Wrong:
-    """(column, code, message) of every mistake in a row."""
+    """(column, code, message) of every mistake in a row; `clip` as a problem has it."""
 
     mistakes: tuple[tuple[str, ErrorCode, str], ...]
+    clip: str = ""
 
     @classmethod
-    def one(cls, column: str, message: str, code: ErrorCode = ErrorCode.PARAMETER_INVALID) -> _Wrong:
-        return cls(((column, code, message),))
+    def one(
+        cls, column: str, message: str, code: ErrorCode = ErrorCode.PARAMETER_INVALID, clip: str = ""
+    ) -> _Wrong:
+        return cls(((column, code, message),), clip)
 
 
 Cells = Mapping[str, str]
@@ -282,11 +285,11 @@ def _pairs(folder: Path) -> Iterator[Cells | _Wrong]:
             yield {name: files[0] for name, files in kinds.items()}
         elif not sounds:
             missing = f"{names} has no sound beside it: add {readable(stem)}.wav."
-            yield _Wrong.one(Input.AUDIO, missing, ErrorCode.INPUT_NOT_FOUND)
+            yield _Wrong.one(Input.AUDIO, missing, ErrorCode.INPUT_NOT_FOUND, names)
         elif not pictures:
             name = readable(stem)
             missing = f"{names} has no video or picture beside it: add {name}.mp4 or {name}.png."
-            yield _Wrong.one(Input.VIDEO, missing, ErrorCode.INPUT_NOT_FOUND)
+            yield _Wrong.one(Input.VIDEO, missing, ErrorCode.INPUT_NOT_FOUND, names)
         else:
             yield _Wrong.one(
                 "", f"{names} have one name: leave one picture and one sound, or use a CSV file."

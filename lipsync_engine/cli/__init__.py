@@ -25,7 +25,7 @@ from types import FrameType
 from typing import Annotated, NoReturn
 
 import typer
-from rich.table import Table
+from rich.table import Column, Table
 
 from lipsync_engine.cli import batch, licences, people, score, verify
 from lipsync_engine.cli.jobs import (
@@ -50,7 +50,7 @@ from lipsync_engine.cli.jobs import (
     Unseen,
     run,
 )
-from lipsync_engine.cli.terminal import downloads, err, number, out
+from lipsync_engine.cli.terminal import downloads, facts, fail, number, out
 from lipsync_engine.errors import (
     EXIT_STATUS,
     Cancelled,
@@ -165,7 +165,7 @@ def probe(path: Annotated[Path, typer.Argument(help="Video or audio file.")]) ->
     """Say what a media file is, as this program sees it."""
     from lipsync_engine import media
 
-    table = Table(show_header=False, box=None)
+    table = facts()
     sound: media.AudioInfo | None
     try:
         video = media.probe_video(path)
@@ -177,7 +177,9 @@ def probe(path: Annotated[Path, typer.Argument(help="Video or audio file.")]) ->
         form, sound = video.format, video.audio
         table.add_row("video", f"{video.codec} in {video.container}")
         table.add_row("size", f"{form.width}x{form.height}, pixels {number(video.sample_aspect_ratio)}:1")
-        table.add_row("rotation", f"{video.rotation_deg}° in the file, applied")
+        table.add_row(
+            "rotation", f"{video.rotation_deg}° in the file, applied" if video.rotation_deg else "none"
+        )
         table.add_row("frame rate", f"{number(video.frame_rate)} fps")
         table.add_row("duration", f"{video.duration_s:.3f} s")
         tags = (video.color_space, video.color_primaries, video.color_transfer, video.color_range)
@@ -246,7 +248,7 @@ def doctor(
     from lipsync_engine.device import choose_compiling, choose_device, choose_fp8
     from lipsync_engine.weights import WeightsStore
 
-    table = Table(show_header=False, box=None)
+    table = facts()
     table.add_row("lipsync", f"{version('lipsync-engine')}, Python {platform.python_version()}")
     for library in ("torch", "diffusers", "openai-whisper", "opencv-python-headless"):
         table.add_row(library, version(library))
@@ -279,7 +281,8 @@ def weights_list() -> None:
     from lipsync_engine.weights import WeightsStore
 
     store = WeightsStore()
-    table = Table("name", "family", "licence", "commercial use", "state", box=None)
+    name = Column("name", no_wrap=True)
+    table = Table(name, "family", "licence", "commercial use", Column("state", overflow="fold"), box=None)
     for entry in store.entries():
         table.add_row(entry.name, entry.family, entry.licence, entry.commercial, store.summary(entry.name))
     out.print(table)
@@ -354,5 +357,5 @@ def _cancel(signum: int, frame: FrameType | None) -> None:
 
 
 def _fail(code: ErrorCode, message: str) -> NoReturn:
-    err.print(f"[bold red]error[/bold red] \\[{code}]: {message}", soft_wrap=True)
+    fail(code, message)
     sys.exit(EXIT_STATUS[code])

@@ -28,7 +28,7 @@ from lipsync_engine.cli.jobs import (
     Steps,
     Unseen,
 )
-from lipsync_engine.cli.terminal import STAGE_TEXT, err, out, warn
+from lipsync_engine.cli.terminal import STAGE_TEXT, err, out, warn, written
 from lipsync_engine.errors import ErrorCode, LipSyncError
 from lipsync_engine.params import FaceChoice, SyncParams, Tail
 
@@ -107,14 +107,14 @@ def batch(
         )
     except ManifestError as error:
         for problem in error.problems[:SHOWN_PROBLEMS]:
-            err.print(f"{problem} [{problem.code}]", markup=False, soft_wrap=True)
+            err.print(f"{problem} [{problem.code}]", soft_wrap=True)
         if len(error.problems) > SHOWN_PROBLEMS:
             err.print(f"… and {len(error.problems) - SHOWN_PROBLEMS} more.")
         raise
     done, rows = result.count(Status.DONE), len(result.results)
     before = f", {result.resumed} of them before" if result.resumed else ""
     out.print(f"{done} of {rows} clips are done{before} ({result.elapsed_s:.1f} s)")
-    out.print(f"[bold]{result.report}[/bold]", soft_wrap=True)
+    written(result.report)
     missing = [one for one in result.results if one.status is not Status.DONE]
     for one in missing[:SHOWN_PROBLEMS]:
         how = "failed" if one.status is Status.FAILED else "was refused"

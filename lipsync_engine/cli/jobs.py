@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lipsync_engine.cli.terminal import followed, out, report, warn
+from lipsync_engine.cli.terminal import followed, report, warn, written
+from lipsync_engine.errors import ParameterError
 from lipsync_engine.params import PRESETS, LoopMode, Provenance, Speaker, SyncParams
 
 if TYPE_CHECKING:
@@ -16,7 +17,9 @@ if TYPE_CHECKING:
 
 OutputFile = Annotated[Path, typer.Option("--output", "-o", help="Video to write: .mp4, .mov or .mkv.")]
 ModelName = Annotated[str, typer.Option(help="Name from `lipsync weights list`.")]
-Preset = Annotated[str, typer.Option(help=f"One of {', '.join(PRESETS)}.")]
+Preset = Annotated[
+    str, typer.Option(help=f"One of {', '.join(PRESETS)}; fast and fastest are for LatentSync.")
+]
 Steps = Annotated[int | None, typer.Option(help="Denoising steps, 1-200 [model's own].")]
 GuidanceScale = Annotated[float | None, typer.Option(help="Audio guidance, 0-20 [model's own].")]
 Seed = Annotated[int | None, typer.Option(help="Seed of all random draws [1247].")]
@@ -58,7 +61,14 @@ class Model:
     marking: str | None
 
 
-def load(model: Model) -> LipSyncPipeline:
+def load(model: Model, *outputs: Path | None) -> LipSyncPipeline:
+    """The pipeline, unless the outputs could not be signed: loading can take long."""
+    from lipsync_engine.credentials import Marker
+
+    marker = Marker.from_environment(model.marking)
+    for output in outputs:
+        if output is not None:
+            marker.check_container(output)
     if model.name == "tiny" and model.detector not in (None, "drawn"):
         warn("tiny knows drawn presenters only; on real people it paints nonsense.")
     from lipsync_engine.pipeline import LipSyncPipeline
@@ -88,12 +98,15 @@ def run(
     # Before the model loads, which can take long: is there anything to work on, and a place for the result?
     media.probe_video(video)
     voices = [audio] if isinstance(audio, Path) else [speaker.audio for speaker in audio]
-    for voice in voices:
-        media.probe_audio(voice)
+    for sound in (*voices, output_audio):
+        if sound is not None:
+            media.probe_audio(sound)
     media.check_output(output, (video, *voices))
-    pipeline = load(model)
     if side_by_side is not None:
-        pipeline.marker.check_container(side_by_side)
+        media.check_output(side_by_side, (video, *voices))
+        if side_by_side.absolute() == output.absolute():
+            raise ParameterError(f"{output.name!r} is the result: choose another name for --side-by-side.")
+    pipeline = load(model, output, side_by_side)
     job = pipeline.run(video, audio, output, params, output_audio=output_audio, provenance=provenance)
     result = followed(job)
     if side_by_side is not None and (unmarked := pipeline.compare(video, result, side_by_side, provenance)):
@@ -101,4 +114,4 @@ def run(
 
     report(result)
     if side_by_side is not None:
-        out.print(f"[bold]{side_by_side}[/bold] (before | after)", soft_wrap=True)
+        written(side_by_side, " (before | after)")

@@ -34,7 +34,7 @@ def show() -> None:
 
 
 def _line(name: str, version: str, licence: str) -> None:
-    out.print(f"{name:<26} {version:<16} {licence}", markup=False, soft_wrap=True)
+    out.print(f"{name:<26} {version:<16} {licence}", soft_wrap=True)
 
 
 def licensed() -> list[Licensed]:

@@ -143,9 +143,11 @@ def portrait(
     from lipsync_engine import media
 
     media.read_picture(image, max_short_side)
-    media.probe_audio(audio)
+    for sound in (audio, output_audio):
+        if sound is not None:
+            media.probe_audio(sound)
     media.check_output(output, (image, audio))
-    pipeline = load(Model(model, detector, device, dtype, marking))
+    pipeline = load(Model(model, detector, device, dtype, marking), output)
     job = pipeline.run_portrait(
         image,
         audio,

@@ -38,6 +38,7 @@ def score(
 
     Ends with 0; with 1 where --min-confidence is given and missed.
     """
+    from lipsync_engine import media
     from lipsync_engine.detectors import load_detector
     from lipsync_engine.device import choose_device
     from lipsync_engine.score import installed_scorer, score_film
@@ -51,11 +52,12 @@ def score(
             f"No sync score for faces of {detector} is here: run `lipsync weights pull syncnet-v2`, or "
             "`lipsync weights import PATH` if you have the file; --detector drawn is for drawn presenters.",
         )
+    media.probe_audio(audio or video)
     choice = None if face is None else FaceChoice.parse(face)
     found = score_film(video, audio or video, scorer, load_detector(detector, store), choice)
     if as_json:
         out.print_json(json.dumps(dataclasses.asdict(found)), indent=None, highlight=False)
     else:
-        out.print(f"{video.name}: {sentence(found)}", markup=False, soft_wrap=True)
+        out.print(f"{video.name}: {sentence(found)}", soft_wrap=True)
     if min_confidence is not None and (found.confidence < min_confidence or abs(found.offset_frames) > 1):
         raise typer.Exit(NOT_IN_SYNC)

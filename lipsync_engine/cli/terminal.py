@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
 from fractions import Fraction
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
+from rich.table import Table
+from rich.text import Text
 
 from lipsync_engine.progress import Progress, Stage
 
@@ -17,8 +20,9 @@ if TYPE_CHECKING:
     from lipsync_engine.result import SyncResult
     from lipsync_engine.score import SyncScore
 
-out = Console(highlight=False)
-err = Console(stderr=True, highlight=False)
+# Names of files are shown as they are: [x] and :x: in them are no markup and no emoji.
+out = Console(highlight=False, markup=False, emoji=False)
+err = Console(stderr=True, highlight=False, markup=False, emoji=False)
 
 STAGE_TEXT = {
     Stage.MOTION: "animating",
@@ -28,12 +32,29 @@ STAGE_TEXT = {
     Stage.ASSEMBLE: "assembling",
 }
 
-UNIT = {Stage.AUDIO: "pieces", Stage.MOTION: ""}
+UNIT = {Stage.AUDIO: "pieces", Stage.MOTION: "", Stage.ASSEMBLE: ""}
 """What is counted, where it is not frames; for motion a model's steps, then frames."""
 
 
 def warn(sentence: str) -> None:
-    err.print(f"[yellow]warning[/yellow]: {sentence}", soft_wrap=True)
+    err.print(Text.assemble(("warning", "yellow"), f": {sentence}"), soft_wrap=True)
+
+
+def fail(code: str, sentence: str) -> None:
+    err.print(Text.assemble(("error", "bold red"), f" [{code}]: {sentence}"), soft_wrap=True)
+
+
+def written(path: Path, more: str = "") -> None:
+    """A file that is there now."""
+    out.print(Text.assemble((str(path), "bold"), more), soft_wrap=True)
+
+
+def facts() -> Table:
+    """A table of two columns, name and what is so; no path is cut."""
+    table = Table(show_header=False, box=None)
+    table.add_column()
+    table.add_column(overflow="fold")
+    return table
 
 
 @contextmanager
@@ -71,7 +92,7 @@ def _show(bars: Bars, tasks: dict[Stage, TaskID], progress: Progress) -> None:
         completed=progress.done,
         total=max(progress.total, progress.done),
         unit=UNIT.get(progress.stage, "frames"),
-        speed=f"{progress.per_second:.1f}/s{left}",
+        speed=f"{progress.per_second:.1f}/s{left}" if progress.total > 1 else "",
     )
 
 
@@ -79,7 +100,7 @@ def report(result: SyncResult) -> None:
     for warning in result.warnings:
         warn(warning)
     took, cached = result.seconds, " (cached)" if result.analysis_cached else ""
-    out.print(f"[bold]{result.output}[/bold]", soft_wrap=True)
+    written(result.output)
     out.print(
         f"  {result.width}x{result.height}, {number(result.fps)} fps, {result.frames} frames "
         f"({result.frames / float(result.fps):.2f} s), {result.frames_without_face} without a usable face"

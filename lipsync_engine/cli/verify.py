@@ -67,12 +67,12 @@ def _watermark(file: Path, detector: str) -> Watermark:
 
 
 def _show(file: Path, found: Verification) -> None:
-    out.print(f"{file.name}: {SENTENCE[found.verdict]}", markup=False, soft_wrap=True)
+    out.print(f"{file.name}: {SENTENCE[found.verdict]}", soft_wrap=True)
 
     def say(name: str, value: object) -> None:
         # The file chose the words: neither our markup nor a terminal's commands may be among them.
         words = "".join(filter(str.isprintable, f"{name:<20} {value}"))
-        out.print(f"  {words}", markup=False, soft_wrap=True)
+        out.print(f"  {words}", soft_wrap=True)
 
     if found.signer is not None:
         note = " (a certificate for trying things out)" if found.is_development else ""

@@ -129,7 +129,7 @@ class Marker:
         if chosen not in list(Policy):
             raise ParameterError(f"marking={chosen!r} does not exist: use {', '.join(Policy)}.")
         folder = os.environ.get("LIPSYNC_CREDENTIALS_DIR")
-        marker = cls(
+        return cls(
             Policy(chosen),
             Path(folder) if folder else Path(platformdirs.user_data_dir("lipsync")) / "credentials",
             chain=_path("LIPSYNC_SIGNING_CHAIN"),
@@ -137,9 +137,6 @@ class Marker:
             command=tuple(shlex.split(os.environ.get("LIPSYNC_SIGNING_COMMAND", ""))),
             anchors=_path("LIPSYNC_TRUST_ANCHORS"),
         )
-        if marker.policy is Policy.OFF:
-            log.warning("marking is off: results carry no content credentials")
-        return marker
 
     def prepare(self, output: Path) -> None:
         """Find out before any work whether a result can be signed.
@@ -175,14 +172,15 @@ class Marker:
             A sentence where the file is left unmarked.
 
         Raises:
-            SigningError: it cannot be signed and must be. OSError: the disk is full.
+            SigningError, ParameterError: it cannot be signed and must be. OSError: the disk is full.
         """
         if self.policy is Policy.OFF:
             return UNMARKED
+        self.check_container(file)
+        if (media_type := MEDIA_TYPES.get(file.suffix.lower())) is None:
+            return f"The result carries no content credentials: {_no_place(file)}"
         signed = signed_beside(file)
         try:
-            if (media_type := MEDIA_TYPES.get(file.suffix.lower())) is None:
-                raise SigningError(_no_place(file).removesuffix("."))
             with file.open("rb") as plain, _Written(signed) as target, source.open("rb") as origin:
                 try:
                     self._sign(plain, media_type, target, origin, facts)

@@ -104,8 +104,8 @@ def choose_speaker(
     if tracks.ended and not tracks.tracks:
         raise FaceError(
             ErrorCode.FACE_NOT_FOUND,
-            "No face was found in the video. Use a video where the face is at least 50 px wide and turned "
-            "to the camera; for cartoons try --detector drawn or give the face with --faces-file.",
+            "No face was found in the picture: it must be at least 50 px wide and turned to the camera. The "
+            "tiny model knows drawn presenters only; people need a LatentSync model (docs/models.md).",
         )
     n = len(tracks.pts_s)
     points = np.full((n, 3, 2), np.nan, dtype=np.float32)

@@ -156,7 +156,12 @@ def check_input(path: Path) -> None:
 
 
 def content_hash(path: Path) -> str:
-    """SHA-256 of the file's bytes, hex."""
+    """SHA-256 of the file's bytes, hex.
+
+    Raises:
+        InputError, MediaError: as `check_input`.
+    """
+    check_input(path)
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -293,7 +293,8 @@ class Child:
         if any(text in messages for text in _NO_SPACE) or status == -signal.SIGXFSZ:
             return ResourceError(
                 ErrorCode.DISK_FULL,
-                "The disk is full: free some space, or set LIPSYNC_CACHE_DIR to a larger disk.",
+                "The disk of the result, or that of LIPSYNC_CACHE_DIR, is full: free some space, or name a "
+                "larger one; run again then.",
             )
         if status == NOT_STARTED:
             return ResourceError(

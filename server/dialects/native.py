@@ -319,6 +319,7 @@ def router(site: Site, workers: Workers, roster: Roster) -> APIRouter:
                 "name": key.name if key is not None else "",
                 "tenant": caller.tenant,
                 "scopes": sorted(caller.scopes),
+                "model": site.settings.model,
                 "limits": {
                     "max_upload_bytes": site.settings.max_upload_bytes,
                     "retention_s": site.settings.retention_s,

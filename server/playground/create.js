@@ -67,6 +67,7 @@ class Form {
     fill(this.media, wanted.map((slot) => slot.view));
     this.media.dataset.count = wanted.length;
     this.showOptions();
+    if (!this.upload) this.say("");
   }
 
   kindChoice(kind, symbol) {
@@ -86,7 +87,7 @@ class Form {
 
   showOptions() {
     const same = this.all.filter((entry) => entry.kind === this.entry.kind);
-    const model = h("select", { id: "model", name: "model" }, same.map((entry) => h("option", { value: entry.id, set: { selected: entry === this.entry } }, entry.id)));
+    const model = h("select", { id: "model", name: "model" }, same.map((entry) => h("option", { value: entry.id, set: { selected: entry === this.entry } }, labelOf(entry))));
     model.addEventListener("change", () => {
       this.choose(this.all.find((entry) => entry.id === model.value));
       this.panel.querySelector("#model").focus();
@@ -102,7 +103,7 @@ class Form {
     fill(
       this.panel,
       h("div", { class: "field" }, h("label", { for: "title" }, t("create.title.label")), this.name),
-      h("div", { class: "field" }, h("label", { for: "model" }, t("create.model")), model),
+      h("div", { class: "field" }, h("label", { for: "model" }, t("create.model")), model, h("small", {}, doneBy(api.session.me.model))),
       this.go,
       this.status,
       h("p", { class: "quiet" }, may ? t("create.consent") : t("create.norun")),
@@ -116,12 +117,20 @@ class Form {
     return [...media, ...options].every(Boolean);
   }
 
+  /** Bring what is marked first into view. */
+  showWrong() {
+    const wrong = this.view.querySelector(".slot.wrong, .invalid");
+    wrong.scrollIntoView({ block: "center" });
+    const entry = wrong.matches(".slot") ? wrong.querySelector("input, button") : wrong;
+    entry.focus({ preventScroll: true });
+  }
+
   async submit() {
     if (this.upload) return;
     this.say("");
     if (!this.fits()) {
       this.say(t("create.check"), "bad");
-      this.view.querySelector(".invalid")?.focus();
+      this.showWrong();
       return;
     }
     this.upload = new AbortController();
@@ -142,7 +151,7 @@ class Form {
   }
 
   names() {
-    return [...this.slots.values()].map((slot) => slot.name).filter(Boolean).join(" + ").slice(0, 200);
+    return [...this.slots.values()].map((slot) => slot.name.replace(/\.[^.]+$/, "")).filter(Boolean).join(" + ").slice(0, 200);
   }
 
   async send(name, slot) {
@@ -167,6 +176,12 @@ class Form {
     fill(this.status, words && kind === "bad" && icon("alert"), words);
   }
 }
+
+/** A model's name; where kinds of pictures are mixed, after what it takes. */
+const labelOf = ({ id, kind, media }) => (kind === "several" ? `${t(`media.${media[0].name}`)} · ${id}` : id);
+
+/** Whose work every model is, and for whom. */
+const doneBy = (model) => [t("create.doneby", { model }), has(`about.model.${model}`) && t(`about.model.${model}`)].filter(Boolean).join(" ");
 
 /** One place for a file: drop, choose, record; preview; why it is refused. */
 class Slot {
@@ -237,10 +252,16 @@ class Slot {
     this.showProblem();
   }
 
+  /** The browser knows no such pictures; the server may. */
+  unseen() {
+    this.measured({ isUnseen: true });
+  }
+
   said() {
     if (!this.seen) return t("media.kept");
-    const { size, duration_s, width, height } = this.seen;
-    return [bytes(size), Number.isFinite(duration_s) && duration(duration_s), width && `${width} × ${height}`].filter(Boolean).join(" · ");
+    const { size, duration_s, width, height, isUnseen } = this.seen;
+    const unseen = isUnseen && !this.problem && t("media.unseen");
+    return [bytes(size), Number.isFinite(duration_s) && duration(duration_s), width && `${width} × ${height}`, unseen].filter(Boolean).join(" · ");
   }
 
   show() {
@@ -288,9 +309,11 @@ class Slot {
     }
     const player = h(this.kind, { src: url, controls: true, preload: this.url ? "auto" : "metadata", "aria-label": t(`media.${this.field}`), set: { playsInline: true, muted: this.kind === "video" } });
     player.addEventListener("loadedmetadata", () => {
+      if (this.kind === "video" && !player.videoWidth) this.unseen();
       const size = player.videoWidth ? { width: player.videoWidth, height: player.videoHeight } : {};
       this.measured(Number.isFinite(player.duration) ? { duration_s: player.duration, ...size } : size);
     });
+    player.addEventListener("error", () => player.isConnected && this.unseen());
     return h("div", { class: `shown ${this.kind}` }, this.kind === "audio" && this.wave(), player);
   }
 
@@ -338,6 +361,9 @@ class Slot {
   }
 }
 
+/** Left empty, these say nothing; others take what suits. */
+const FREE = new Set(["consent", "prompt"]);
+
 /** One option of a schema: a field with its range. */
 class Option {
   constructor(name, rule, value) {
@@ -365,7 +391,7 @@ class Option {
   entry(id, value) {
     const number = this.rule.type !== "string";
     const attributes = number ? { type: "number", min: this.rule.minimum, max: this.rule.maximum, step: this.rule.type === "integer" ? 1 : "any", inputmode: "decimal" } : { type: "text", autocomplete: "off" };
-    return h("input", { id, ...attributes, placeholder: t("create.default"), "aria-describedby": `${id}-about`, set: { value: value ?? this.rule.default ?? "" } });
+    return h("input", { id, ...attributes, placeholder: t(FREE.has(this.name) ? "optional" : "create.default"), "aria-describedby": `${id}-about`, set: { value: value ?? this.rule.default ?? "" } });
   }
 
   get value() {

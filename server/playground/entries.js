@@ -43,6 +43,7 @@ export async function entries() {
         .map(([name, rule]) => ({ name, limits: rule["x-limits"] ?? {}, optional: !required.includes(name) })),
       options: properties
         .filter(([name, rule]) => rule["x-ui-component"] !== MEDIA && !HIDDEN.has(name) && !rule["x-alias-of"])
+        .filter(([name]) => name !== "prompt" || "motion" in run.request_schema.properties) // elsewhere unused
         .map(([name, rule]) => ({ name, rule })),
     };
   });

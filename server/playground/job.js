@@ -114,7 +114,7 @@ class JobView {
     this.watch?.close();
     if (job.state === "succeeded") {
       this.compared = compare(job, at);
-      fill(this.body, badge(job), this.compared.view);
+      fill(this.body, badge(job), told(job), this.compared.view);
     } else if (job.state === "failed") {
       fill(this.body, h("section", { class: "panel bad", role: "alert" }, h("h2", {}, icon("alert"), t("job.failed")), h("p", { class: "lead" }, failureText(job.failure)), h("p", { class: "quiet" }, h("code", {}, job.failure.code))));
     } else fill(this.body, empty("close", t("job.cancelled"), t("job.cancelled.words")));
@@ -127,6 +127,14 @@ class JobView {
       notice(errorText(error), "bad");
     }
   }
+}
+
+const wasTriedAgain = ({ code }) => code === "tried_again";
+
+/** What a finished job did not do. */
+function told(job) {
+  const sentences = job.warnings.filter((warning) => !wasTriedAgain(warning)).map(({ message }) => message);
+  return sentences.map((sentence) => h("p", { class: "banner" }, icon("alert"), sentence));
 }
 
 /** The waiting and working half: steps, numbers, and the film so far. */
@@ -169,7 +177,7 @@ class Watch {
 
   show(job) {
     const { wait, progress } = job;
-    this.warned.hidden = job.warnings.length === 0;
+    this.warned.hidden = !job.warnings.some(wasTriedAgain);
     this.cancel.disabled = job.is_stopping || job.tenant !== api.session.me.tenant;
     if (progress?.stage === "motion") this.stages = ["motion", ...STAGES];
     const stage = wait ? "wait" : (progress?.stage ?? "prepare");

@@ -28,7 +28,7 @@ class Keys {
   }
 
   form() {
-    this.name = h("input", { id: "key-name", maxlength: 100, autocomplete: "off", placeholder: t("keys.name.hint") });
+    this.name = h("input", { id: "key-name", maxlength: 100, autocomplete: "off", placeholder: t("optional") });
     this.tenant = h("input", { id: "key-tenant", maxlength: 64, autocomplete: "off", set: { value: api.session.me.tenant } });
     this.scopes = SCOPES.map((scope) => h("input", { type: "checkbox", value: scope, set: { checked: scope !== "admin" } }));
     this.problem = h("p", { class: "problem", role: "alert" });

@@ -176,7 +176,7 @@ def _lock_file(url: URL) -> FileLock | None:
     try:
         lock.acquire()
     except Timeout:
-        raise AlreadyOpenError(f"{url.database} is open in another process") from None
+        raise AlreadyOpenError(f"{url.database} is open in another process: is a server running?") from None
     return lock
 
 

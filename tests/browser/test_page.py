@@ -84,6 +84,11 @@ def test_from_upload_to_deletion(
     # Refused before anything is uploaded.
     page.click("#go")
     assert page.locator(".slot.wrong").count() == 2
+    assert page.evaluate("document.activeElement.id") == "file-video"
+    page.check("input[value=image]", force=True)
+    assert page.inner_text(".status") == ""
+    page.check("input[value=video]", force=True)
+    assert "drawn presenters only" in page.inner_text(".summary")
     notes = tmp_path / "notes.mp4"
     notes.write_text("not a film")
     page.set_input_files("#file-video", notes)
@@ -153,7 +158,7 @@ def test_from_upload_to_deletion(
     assert seen.wait(PAINTED)
     with page.expect_download() as download:
         page.click(".below a[download]")
-    assert download.value.suggested_filename == "clip.mp4 + voice.wav.mp4"
+    assert download.value.suggested_filename == "clip + voice.mp4"
     assert Path(download.value.path()).read_bytes()[4:8] == b"ftyp"
     page.click(".code summary")
     for name, part in (
@@ -173,12 +178,12 @@ def test_from_upload_to_deletion(
     assert "4.8\u00a0s long" in page.inner_text(f"{row} .facts")
     page.fill("#filter-text", "nothing like it")
     page.wait_for_selector(".jobs .empty")
-    page.fill("#filter-text", "CLIP.mp4")
+    page.fill("#filter-text", "CLIP +")
     page.wait_for_selector(row)
     page.click(f"{row} a.button")
     page.wait_for_selector("#go")
     assert page.input_value("#option-inference_steps") == "2"
-    assert page.input_value("#title") == "clip.mp4 + voice.wav"
+    assert page.input_value("#title") == "clip + voice"
     assert page.locator(".slot video").count() == 1
     seen.go("#/jobs")
     page.wait_for_selector(row)
@@ -328,7 +333,7 @@ def test_a_key_without_rights_sees_what_it_may(live: Live, opened: Open) -> None
 @pytest.fixture(scope="module")
 def finished(live: Live, clip: Path, voice: Path) -> str:
     live.wait_ready()
-    job = live.submit(live.upload(clip), live.upload(voice), inference_steps=1)
+    job = live.submit(live.upload(clip), live.upload(voice), inference_steps=1, prompt="Smile.")
     failed = live.submit(live.upload(voice), live.upload(voice))
     for one in (job, failed):
         live.wait(one)
@@ -339,6 +344,13 @@ def views(job: str) -> dict[str, str]:
     """Where each view is, and what shows that it is there."""
     return {"#/create": "#go", f"#/jobs/{job}": ".wave-line", "#/jobs": ".rows li", "#/keys": ".rows li",
             "#/health": ".tile"}  # fmt: skip
+
+
+def test_what_was_not_done_is_said(opened: Open, finished: str) -> None:
+    seen = opened()
+    seen.go(f"#/jobs/{finished}")
+    seen.page.wait_for_selector(".banner:not([hidden])")
+    assert "prompt" in seen.page.inner_text(".banner:not([hidden])")
 
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])

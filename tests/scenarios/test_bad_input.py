@@ -153,6 +153,36 @@ def test_bad_output(
     assert not cache_dir.exists() or files_under(cache_dir) == []
 
 
+@pytest.mark.parametrize("option", ["--mask-image", "--face-mask", "--matte", "--faces-file"])
+def test_a_missing_file_of_an_option(
+    option: str, tmp_path: Path, clip: Path, voice: Path, cache_dir: Path, lipsync: Run
+) -> None:
+    done = lipsync("sync", clip, voice, "-o", tmp_path / "out.mp4", option, tmp_path / "gone.png")
+    failed_with(done, ErrorCode.INPUT_NOT_FOUND)
+    assert not cache_dir.exists() or files_under(cache_dir) == []
+
+
+def test_a_container_that_holds_no_credentials_is_refused_before_the_model_loads(
+    outbox: Path, clip: Path, voice: Path, lipsync: Run
+) -> None:
+    """Weights that are not here would be the next complaint."""
+    done = lipsync("sync", clip, voice, "-o", outbox / "out.mkv", "--model", "latentsync-1.6")
+    failed_with(done, ErrorCode.PARAMETER_INVALID)
+    assert "best_effort" in done.stderr
+
+
+def test_names_are_shown_as_they_are(tmp_path: Path, lipsync: Run) -> None:
+    done = lipsync("probe", tmp_path / "take [bold] :smile:.mp4")
+    failed_with(done, ErrorCode.INPUT_NOT_FOUND)
+    assert "'take [bold] :smile:.mp4'" in done.stderr
+
+
+def test_a_silent_film_has_no_sync_score(clip: Path, lipsync: Run) -> None:
+    done = lipsync("score", clip, "--detector", "drawn")
+    failed_with(done, ErrorCode.MEDIA_NO_AUDIO)
+    assert "has no sound" in done.stderr
+
+
 def test_output_in_a_read_only_place(clip: Path, voice: Path, lipsync: Run) -> None:
     place = Path("/proc")
     if not place.is_dir():

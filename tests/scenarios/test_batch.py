@@ -345,6 +345,13 @@ def test_a_line_that_is_no_object(line: str, tmp_path: Path) -> None:
     assert [problem.row for problem in found.problems] == [1]
 
 
+def test_a_folder_s_lonely_file_is_named(tmp_path: Path) -> None:
+    for name in ("one.mp4", "two.wav"):
+        (tmp_path / name).touch()
+    found = read_manifest(tmp_path, SyncParams(), tmp_path / "out")
+    assert [problem.clip for problem in found.problems] == ["one.mp4", "two.wav"]
+
+
 def test_results_that_would_overwrite_one_another_or_an_input(tmp_path: Path) -> None:
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "elsewhere")

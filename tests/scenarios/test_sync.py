@@ -254,6 +254,7 @@ def test_one_frame_and_silence_work(
     assert result.frames == 20
     made = luma(result.output).astype(int)
     assert np.abs(np.diff(made, axis=0)).mean() < 1.0  # a mouth at rest does not move
+    assert result.warnings == ("Nobody speaks in the voice: the lips rest throughout.",)
 
 
 def test_heard_and_driving_audio_may_differ(
