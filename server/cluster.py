@@ -4,15 +4,24 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
+import signal
+import socket
 import subprocess
 import sys
+import tempfile
+import threading
+from types import FrameType
 
+from lipsync_engine import cluster
 from server.blobs import Blobs, StorageAwayError
 from server.settings import SettingsError, load_settings
 from server.store import DatabaseAwayError, Store
 
 PORT = 6379
 RAY = [sys.executable, "-m", "ray.scripts.scripts"]
+JOIN_TRIES = 3
+STARTED = "Ray runtime started"
 NO_RAY = "error: Ray is not installed: pip install 'lipsync-engine[ray,postgresql]'"
 
 
@@ -66,14 +75,15 @@ def _up(arguments: argparse.Namespace) -> int:
     Blobs(settings.blobs_place).require()
     address = arguments.address
     if address is None:
-        done = subprocess.run(
-            [*RAY, "start", "--head", f"--port={arguments.port}", *_slots(arguments)],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        if _is_taken(arguments.port):
+            return _failed(
+                f"error: port {arguments.port} is taken, by a cluster (--address=auto uses it) or another "
+                "program: name another one below 10000 with --port."
+            )
+        command = [*RAY, "start", "--head", f"--port={arguments.port}", *_slots(arguments)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode != 0:
-            return _failed(f"error: Ray does not start: {done.stderr.strip().splitlines()[-1]}")
+            return _failed(f"error: Ray does not start: {_reason(done.stderr)}")
         address = f"127.0.0.1:{arguments.port}"
     ray_pool.connect(address)
     ray_pool.start_pool(settings)
@@ -86,8 +96,57 @@ def _up(arguments: argparse.Namespace) -> int:
 
 
 def _join(arguments: argparse.Namespace) -> int:
+    cluster.require(arguments.address)
     command = [*RAY, "start", f"--address={arguments.address}", "--block", *_slots(arguments)]
-    os.execv(command[0], command)
+    for _ in range(JOIN_TRIES):  # Ray gives up a machine that is slow to start, as a busy one is
+        with tempfile.TemporaryFile("w+") as complaints:
+            process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=complaints, text=True)
+            is_leaving = _signals_for(process)
+            lines = process.stdout or ()
+            has_joined = any(STARTED in line for line in lines)
+            if has_joined:
+                _say(f"this machine works for the cluster at {arguments.address}, until Ctrl-C")
+            for _ in lines:  # Ray's own advice
+                pass
+            process.wait()
+            complaints.seek(0)
+            reason = _reason(complaints.read())
+        if is_leaving.is_set():
+            return 0
+        if has_joined:
+            return _failed(f"error: this machine has lost the cluster: {reason}")
+        print(f"Ray does not start: {reason}", file=sys.stderr, flush=True)  # noqa: T201
+    return _failed("error: this machine did not join")
+
+
+def _signals_for(process: subprocess.Popen[str]) -> threading.Event:
+    """Leave the end to Ray, which stops what it has started here; set when it is asked for."""
+    is_leaving = threading.Event()
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        is_leaving.set()
+        if number == signal.SIGTERM:  # a Ctrl-C in the terminal is for Ray as well
+            process.terminate()
+
+    signal.signal(signal.SIGINT, leave)
+    signal.signal(signal.SIGTERM, leave)
+    return is_leaving
+
+
+def _is_taken(port: int) -> bool:
+    with socket.socket() as one:
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            one.bind(("", port))
+        except OSError:
+            return True
+    return False
+
+
+def _reason(complaints: str) -> str:
+    """The exception of a traceback, which may go on for lines; else the last line."""
+    lines = complaints.strip().splitlines() or ["it says nothing"]
+    return next((line for line in lines if re.match(r"\w*(Error|Exception): ", line)), lines[-1])
 
 
 def _status(arguments: argparse.Namespace) -> int:

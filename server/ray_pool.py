@@ -12,7 +12,6 @@ import dataclasses
 import logging
 import os
 import platform
-import socket
 import statistics
 import threading
 import time
@@ -23,6 +22,7 @@ import ray
 from ray.exceptions import ActorUnavailableError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from lipsync_engine import cluster
 from server import logs, scaling
 from server.app import Server
 from server.jobs import State
@@ -35,7 +35,6 @@ log = logging.getLogger("lipsync.cluster")
 NAMESPACE = "lipsync"
 POOL = "pool"
 TICK_S = 2.0
-CONNECT_WITHIN_S = 5.0
 ANSWER_WITHIN_S = 10.0
 """A worker that does not say how it is within this time is looked at again at the next tick."""
 
@@ -241,18 +240,12 @@ def pool() -> Any:
 
 
 def connect(address: str) -> None:
-    """Join a cluster as a program that asks. Without an address Ray would join any that it finds.
+    """Join a cluster as a program that asks.
 
     Raises:
         ConnectionError: nobody answers there.
     """
-    host, _, port = address.rpartition(":")
-    if host:  # Ray itself would try for minutes
-        try:
-            socket.create_connection((host, int(port)), CONNECT_WITHIN_S).close()
-        except OSError as error:
-            raise ConnectionError(f"no cluster answers at {address}: {error}") from error
-    ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR)
+    cluster.connect(address, NAMESPACE)
 
 
 def head_address() -> str:
