@@ -6,7 +6,7 @@
     │   ├── MediaError                a video, audio or image file
     │   └── FaceError                 nobody to lip-sync in the picture
     ├── WeightsError                  model files: missing, damaged, of another architecture
-    ├── ResourceError                 disk, memory, device, a child process over its limits, the signer
+    ├── ResourceError                 disk, memory, device, a child process over its limits, signer, cluster
     ├── OutputError                   the result is not fit to be published
     └── Cancelled                     the caller asked to stop
 
@@ -59,6 +59,7 @@ class ErrorCode(StrEnum):
     JOB_BUSY = "job_busy"
     WORKER_LOST = "worker_lost"
     SIGNING_FAILED = "signing_failed"
+    CLUSTER_AWAY = "cluster_away"
 
     OUTPUT_NOT_FINITE = "output_not_finite"
     OUTPUT_FLAT = "output_flat"
@@ -105,6 +106,7 @@ EXIT_STATUS: dict[ErrorCode, int] = {
     ErrorCode.JOB_BUSY: 55,
     ErrorCode.WORKER_LOST: 56,
     ErrorCode.SIGNING_FAILED: 57,
+    ErrorCode.CLUSTER_AWAY: 58,
     ErrorCode.OUTPUT_NOT_FINITE: 60,
     ErrorCode.OUTPUT_FLAT: 61,
     ErrorCode.OUTPUT_NOISE: 62,

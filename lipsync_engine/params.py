@@ -55,6 +55,13 @@ class Motion(StrEnum):
     GENERATED = "generated"  # what an image-to-video model makes of it
 
 
+class Engine(StrEnum):
+    """Where the workers of a batch run."""
+
+    LOCAL = "local"  # processes on this machine
+    RAY = "ray"  # on the machines of a Ray cluster
+
+
 class Quality(StrEnum):
     """The one lossy video encode of a job."""
 

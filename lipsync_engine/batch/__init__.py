@@ -2,8 +2,10 @@
 
     manifest  rows of a file or a folder, and what is wrong with them
     results   OUT/results.jsonl: what is done
+    folder    OUT belongs to one batch; OUT/workers.log
     messages  what the batch and its workers say to each other
-    pool      worker processes
+    pool      workers: processes here
+    ray_pool  workers on a Ray cluster
     worker    the process that makes clips
     report    OUT/report.html
 
@@ -13,20 +15,16 @@ neither terminals nor HTTP.
 
 from __future__ import annotations
 
-import errno
 import os
 import time
 from collections import deque
 from collections.abc import Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import IO
-
-from filelock import FileLock, Timeout
 
 from lipsync_engine import media
+from lipsync_engine.batch.folder import LOCK_NAME, LOG_NAME, log_of, only_batch
 from lipsync_engine.batch.manifest import (
     Input,
     Manifest,
@@ -36,7 +34,7 @@ from lipsync_engine.batch.manifest import (
     read_manifest,
 )
 from lipsync_engine.batch.messages import Done, Failed, Ready, Start, Unable, Working
-from lipsync_engine.batch.pool import Loading, Pool, Worker
+from lipsync_engine.batch.pool import Loading, Machines, Pool, ThisMachine, Worker
 from lipsync_engine.batch.report import write_report
 from lipsync_engine.batch.results import (
     InputFile,
@@ -49,7 +47,7 @@ from lipsync_engine.batch.results import (
 )
 from lipsync_engine.credentials import Marker
 from lipsync_engine.errors import ErrorCode, LipSyncError, ParameterError, ResourceError
-from lipsync_engine.params import SyncParams
+from lipsync_engine.params import Engine, SyncParams
 from lipsync_engine.progress import Stage
 from lipsync_engine.weights import WeightsStore
 
@@ -70,13 +68,13 @@ ATTEMPTS = 2
 """So often is a clip tried whose worker dies; another death is taken for the clip's doing."""
 
 STARTS = 3
-"""So often in a row may workers die before they are ready."""
+"""So often in a row may workers die before they are ready; those that die then are not replaced."""
 
 MAX_WORKERS = 64
 MAX_JOBS = 16
 REPORT_EVERY_S = 30.0
 
-SAME_FOR_ALL = frozenset(
+NO_MORE = frozenset(
     {
         ErrorCode.DISK_FULL,
         ErrorCode.DEVICE_UNAVAILABLE,
@@ -84,9 +82,10 @@ SAME_FOR_ALL = frozenset(
         ErrorCode.SIGNING_FAILED,
     }
 )
-"""Every other clip would fail with these: the batch ends, and goes on when they are put right."""
+"""Every other clip would fail with these: a worker that says so is let go, and its clips are given to others.
+With the last the batch ends, and goes on when they are put right."""
 
-LOCK_NAME, LOG_NAME, REPORT_NAME = ".lipsync-batch.lock", "workers.log", "report.html"
+REPORT_NAME = "report.html"
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,12 +128,14 @@ class BatchResult:
         resumed: how many of them an earlier run had done.
         elapsed_s: of this run.
         report: the HTML file.
+        warnings: why workers were let go, while others went on.
     """
 
     results: tuple[Result, ...]
     resumed: int
     elapsed_s: float
     report: Path
+    warnings: tuple[str, ...] = ()
 
     def count(self, status: Status) -> int:
         return sum(result.status is status for result in self.results)
@@ -146,7 +147,8 @@ def run_batch(
     params: SyncParams | None = None,
     *,
     loading: Loading | None = None,
-    workers: int = 1,
+    engine: Engine = Engine.LOCAL,
+    workers: int | None = None,
     skip_bad: bool = False,
     consent: str | None = None,
 ) -> Generator[BatchProgress, None, BatchResult]:
@@ -157,7 +159,8 @@ def run_batch(
         output: folder for the results, results.jsonl, report.html and thumbnails; made where there is none.
         params: options of rows that have none of their own; None: the default preset.
         loading: the model, and how it is loaded.
-        workers: processes, 1-64.
+        engine: where workers run. All machines of a Ray cluster must see inputs and output under one path.
+        workers: 1-64; None: one, on a Ray cluster as many as have a free device.
         skip_bad: make the good rows where others are bad.
         consent: reference to the consent of the people shown, of rows that have none of their own.
 
@@ -171,12 +174,12 @@ def run_batch(
         ManifestError: rows are bad, and `skip_bad` is not given; nothing was started.
         InputError: the manifest cannot be read.
         ResourceError: JOB_BUSY, another batch writes to the folder; OUTPUT_NOT_WRITABLE; WORKER_LOST, workers
-            do not start; DISK_FULL, DEVICE_UNAVAILABLE, FFMPEG_MISSING or SIGNING_FAILED, which no clip would
-            survive.
+            do not start; CLUSTER_AWAY; DISK_FULL, DEVICE_UNAVAILABLE, FFMPEG_MISSING or SIGNING_FAILED,
+            which no clip would survive.
         ParameterError: workers, or `loading.jobs`.
         LipSyncError: the model cannot be loaded, with the code that says why.
     """
-    if not 1 <= workers <= MAX_WORKERS:
+    if workers is not None and not 1 <= workers <= MAX_WORKERS:
         raise ParameterError(f"workers={workers} is out of range: it must lie between 1 and {MAX_WORKERS}.")
     loading = loading or Loading()
     if not 1 <= loading.jobs <= MAX_JOBS:
@@ -188,7 +191,11 @@ def run_batch(
     manifest = read_manifest(Path(source), params or SyncParams(), folder, consent)
     marker = Marker.from_environment(loading.marking)
     marker.prepare(Path("result.mp4"))
-    with _only_batch(folder), Ledger(folder) as ledger:
+    with (
+        _machines(engine, loading, manifest, folder) as machines,
+        only_batch(folder),
+        Ledger(folder) as ledger,
+    ):
         # 2. Look at every row: is it done, and if not, can its files be used?
         batch = _Batch(manifest, folder, ledger, loading, marker)
         yield from batch.check()
@@ -198,12 +205,13 @@ def run_batch(
         # 3. Make the rest. The report is true whatever ends this.
         try:
             if batch.waiting:
-                yield from batch.make(workers)
+                yield from batch.make(machines, workers or min(machines.usual_size(), MAX_WORKERS))
         finally:
             report = folder / REPORT_NAME
             write_report(report, batch.rows, batch.results, manifest.n_rows, time.monotonic() - began)
         results = tuple(batch.results[number] for number in sorted(batch.results))
-        return BatchResult(results, batch.resumed, time.monotonic() - began, report)
+        elapsed_s = time.monotonic() - began
+        return BatchResult(results, batch.resumed, elapsed_s, report, tuple(batch.warnings))
 
 
 @dataclass(slots=True, eq=False)
@@ -232,6 +240,7 @@ class _Batch:
         problems: of rows that cannot be made.
         results: by row number.
         resumed: rows that an earlier run has done.
+        warnings: as of `BatchResult`.
     """
 
     def __init__(
@@ -245,6 +254,7 @@ class _Batch:
         self.waiting: deque[_Task] = deque()
         self.results: dict[int, Result] = {}
         self.resumed = 0
+        self.warnings: list[str] = []
         self._media_s: dict[int, float] = {}
         self._running: dict[tuple[Worker, int], _Task] = {}  # by the row's number
         self._began = time.monotonic()
@@ -330,14 +340,14 @@ class _Batch:
 
     # --- work ---
 
-    def make(self, workers: int) -> Generator[BatchProgress, None, None]:
+    def make(self, machines: Machines, workers: int) -> Generator[BatchProgress, None, None]:
         """Give every waiting row to a worker."""
         began = written = time.monotonic()
         starts_lost = 0
         (self._folder / "thumbnails").mkdir(exist_ok=True)
         with (
-            _log(self._folder / LOG_NAME) as log,
-            Pool(self._loading, min(workers, -(-len(self.waiting) // self._loading.jobs)), log) as pool,
+            log_of(self._folder) as log,
+            Pool(machines, min(workers, -(-len(self.waiting) // self._loading.jobs)), log) as pool,
         ):
             while self.waiting or self._running:
                 worker, message = pool.hear()
@@ -349,31 +359,31 @@ class _Batch:
                             self._began = time.monotonic()  # loading says nothing of a clip's speed
                         self._give(worker)
                     case Unable(code=code, message=sentence):
-                        raise LipSyncError(code, sentence)
+                        self._let_go(pool, worker, LipSyncError(code, sentence))
                     case Working(row=row, stage=stage, done=done, total=total):
                         task = self._running[worker, row]
                         task.seen = Running(task.row.output, stage, done, total)
                     case Done(row=row, made=made, inputs=inputs):
                         self._finish(worker, row, inputs, made=made)
                         self._give_all(pool)
-                    case Failed(code=code, message=sentence) if code in SAME_FOR_ALL:
-                        raise ResourceError(code, sentence)
+                    case Failed(code=code, message=sentence) if code in NO_MORE:
+                        self._let_go(pool, worker, ResourceError(code, sentence))
                     case Failed(row=row, code=code, message=sentence):
                         self._finish(worker, row, _named(self.rows[row]), code=code, message=sentence)
                         self._give_all(pool)
                     case None:
                         starts_lost += not worker.is_ready
-                        if starts_lost >= STARTS:
+                        self._lose(worker)
+                        pool.drop(worker)
+                        self._give_all(pool)
+                        if self.waiting and starts_lost < STARTS:
+                            pool.add(worker.index)
+                        elif self.waiting and pool.is_empty:
                             raise ResourceError(
                                 ErrorCode.WORKER_LOST,
                                 f"Workers end before they are ready ({worker.how_it_ended}): {LOG_NAME} in "
                                 "the output folder says more; try lipsync doctor.",
                             )
-                        self._lose(worker)
-                        if self.waiting:
-                            pool.replace(worker)
-                        else:
-                            pool.drop(worker)
                 if time.monotonic() - written >= REPORT_EVERY_S:
                     written = time.monotonic()
                     report = self._folder / REPORT_NAME
@@ -413,6 +423,18 @@ class _Batch:
 
     def _of(self, worker: Worker) -> list[_Task]:
         return [task for (whose, _), task in self._running.items() if whose is worker]
+
+    def _let_go(self, pool: Pool, worker: Worker, why: LipSyncError) -> None:
+        """Go on without one that can make nothing more."""
+        for task in self._of(worker):
+            del self._running[worker, task.row.number]
+            task.attempts -= 1
+            self.waiting.appendleft(task)
+        pool.drop(worker)
+        if pool.is_empty:
+            raise why
+        self.warnings.append(why.message)
+        self._give_all(pool)
 
     def _lose(self, worker: Worker) -> None:
         """Its clips are tried once more: only a second death is taken for the clip's doing."""
@@ -493,51 +515,23 @@ class _Batch:
         return (time.monotonic() - self._began) * left_s / made_s
 
 
+def _machines(engine: Engine, loading: Loading, manifest: Manifest, folder: Path) -> Machines:
+    if engine is Engine.LOCAL:
+        return ThisMachine(loading)
+    try:
+        from lipsync_engine.batch import ray_pool  # Ray comes with an extra
+    except ModuleNotFoundError as error:
+        raise ResourceError(
+            ErrorCode.CLUSTER_AWAY, "Ray is not installed: pip install 'lipsync-engine[ray]'."
+        ) from error
+    inputs = {path.absolute().parent for row in manifest.rows for path in row.inputs.values()}
+    folders = ray_pool.Folders(folder.absolute(), LOCK_NAME, inputs)
+    return ray_pool.Cluster(loading, folders)
+
+
 def _named(row: Row) -> dict[str, InputFile]:
     return {str(role): InputFile(path) for role, path in row.inputs.items()}
 
 
 def _absolute(row: Row) -> Row:
     return replace(row, inputs={role: path.absolute() for role, path in row.inputs.items()})
-
-
-@contextmanager
-def _log(path: Path) -> Generator[IO[bytes], None, None]:
-    """What workers write to standard error; gone at the end where that is nothing."""
-    try:
-        with path.open("ab") as log:
-            yield log
-    finally:
-        if not path.stat().st_size:
-            path.unlink()
-
-
-@contextmanager
-def _only_batch(folder: Path) -> Generator[None, None, None]:
-    """The folder exists and no other batch writes to it."""
-    lock = FileLock(folder / LOCK_NAME, blocking=False, thread_local=False)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-    except Timeout:
-        raise ResourceError(
-            ErrorCode.JOB_BUSY,
-            f"Another batch is writing to {folder.name!r}: wait for it, stop it, or name another folder.",
-        ) from None
-    except OSError as error:
-        raise ResourceError(
-            ErrorCode.OUTPUT_NOT_WRITABLE,
-            f"{folder.name!r} cannot take results ({error.strerror}): name another folder.",
-        ) from error
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise ResourceError(
-            ErrorCode.DISK_FULL, "The disk is full: free some space; the same command goes on then."
-        ) from error
-    finally:
-        # While it is held; whoever opened this very file finds it unlinked and tries again.
-        (folder / LOCK_NAME).unlink(missing_ok=True)
-        lock.release()

@@ -1,6 +1,6 @@
-"""Worker processes as the batch sees them: started, told what to make, heard, replaced, stopped.
+"""Workers as the batch sees them: started, told what to make, heard, replaced, stopped; here, processes.
 
-It knows processes and messages, neither rows' meaning nor results.
+It knows processes and messages, neither rows' meaning nor results. `ray_pool` has those of other machines.
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Self
+from typing import IO, Protocol, Self
 
 from lipsync_engine.batch.messages import (
     FromWorker,
@@ -64,11 +65,61 @@ class Loading:
         return [f"{name}={value}" for name, value in given.items() if value is not None]
 
 
-class Worker:
-    """A running process.
+class Worker(Protocol):
+    """One who makes clips.
+
+    Attributes:
+        index: its place in the pool.
+        is_ready: it can be given work, as it has said.
+    """
+
+    index: int
+    is_ready: bool
+
+    def start(self, order: Start) -> None: ...
+
+    def stop(self) -> None:
+        """Ask it to end; `leave` waits for that."""
+
+    def leave(self, until: float) -> None:
+        """Returns when it is gone, with all its children.
+
+        Args:
+            until: `time.monotonic()` at which it is killed.
+        """
+
+    @property
+    def how_it_ended(self) -> str: ...
+
+
+Told = Callable[[Worker, FromWorker | None], None]
+"""Takes what a worker says, and None when it has ended; called from any thread."""
+
+
+class Machines(Protocol):
+    """Where workers run; a context manager for as long as there are any."""
+
+    def usual_size(self) -> int:
+        """How many workers there are where nobody says it."""
+
+    def start(self, index: int, size: int, told: Told, log: IO[bytes]) -> Worker:
+        """A worker that loads the model; returns at once.
+
+        Args:
+            size: how many there are to be.
+            log: takes its standard error.
+        """
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *_: object) -> None: ...
+
+
+class Process:
+    """A worker on this machine.
 
     Args:
-        said: takes (worker, message) of everything that it says, and (worker, None) when it has ended.
+        threads: for arithmetic; None: the libraries' choice.
         log: takes its standard error.
     """
 
@@ -77,8 +128,8 @@ class Worker:
         loading: Loading,
         index: int,
         threads: int | None,
+        told: Told,
         log: IO[bytes],
-        said: queue.SimpleQueue[tuple[Worker, FromWorker | None]],
     ) -> None:
         self.index = index
         self.is_ready = False
@@ -93,30 +144,24 @@ class Worker:
             env=environment,
             start_new_session=True,  # a Ctrl-C in the terminal is for the parent
         )
-        self._said = said
+        self._told = told
         self._ear = threading.Thread(target=self._listen, name=f"worker-{index}", daemon=True)
         self._ear.start()
 
     def _listen(self) -> None:
         for line in _pipe(self._process.stdout):
             if line.endswith(b"\n"):
-                self._said.put((self, read_from_worker(line)))
+                self._told(self, read_from_worker(line))
         self._process.wait()
-        self._said.put((self, None))
+        self._told(self, None)
 
     def start(self, order: Start) -> None:
         self._say(order)
 
     def stop(self) -> None:
-        """Ask it to end; `leave` waits for that."""
         self._say(Stop())
 
     def leave(self, until: float) -> None:
-        """Returns when it is gone, with all its children.
-
-        Args:
-            until: `time.monotonic()` at which it is killed.
-        """
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(max(0.0, until - time.monotonic()))
         with suppress(ProcessLookupError):
@@ -144,6 +189,26 @@ class Worker:
             pipe.flush()
 
 
+class ThisMachine:
+    """Workers are processes here."""
+
+    def __init__(self, loading: Loading) -> None:
+        self._loading = loading
+
+    def usual_size(self) -> int:
+        return 1
+
+    def start(self, index: int, size: int, told: Told, log: IO[bytes]) -> Worker:
+        threads = max(1, (os.cpu_count() or 1) // size) if size > 1 else None
+        return Process(self._loading, index, threads, told, log)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
 class Pool:
     """A few workers; a context manager that leaves none behind.
 
@@ -151,40 +216,41 @@ class Pool:
         log: file that takes what workers write to standard error.
     """
 
-    def __init__(self, loading: Loading, size: int, log: IO[bytes]) -> None:
-        self._loading, self._log = loading, log
-        cpus = os.cpu_count() or 1
-        self._threads = max(1, cpus // size) if size > 1 else None
+    def __init__(self, machines: Machines, size: int, log: IO[bytes]) -> None:
+        self._machines, self._size, self._log = machines, size, log
         self._said: queue.SimpleQueue[tuple[Worker, FromWorker | None]] = queue.SimpleQueue()
         self._workers: set[Worker] = set()
-        self._size = size
 
     def hear(self) -> tuple[Worker, FromWorker | None]:
         """The next thing that a worker says; None: it has ended."""
-        return self._said.get()
+        while True:
+            worker, message = self._said.get()
+            if worker in self._workers:
+                return worker, message
 
     def ready(self) -> list[Worker]:
         """Those that can be given work, or have some; in a fixed order."""
         return sorted((w for w in self._workers if w.is_ready), key=lambda worker: worker.index)
 
-    def replace(self, worker: Worker) -> None:
-        """Another in the place of one that has ended."""
-        self.drop(worker)
-        self._add(worker.index)
+    @property
+    def is_empty(self) -> bool:
+        return not self._workers
+
+    def add(self, index: int) -> None:
+        """Start a worker; it says when it is ready."""
+        worker = self._machines.start(index, self._size, lambda *said: self._said.put(said), self._log)
+        self._workers.add(worker)
 
     def drop(self, worker: Worker) -> None:
-        """Let one go: it ends of itself or has ended."""
+        """Let one go: it ends of itself, or has ended, or is told to; what it still says is not heard."""
+        self._workers.discard(worker)
         worker.stop()
         worker.leave(time.monotonic() + STOP_WITHIN_S)
-        self._workers.discard(worker)
-
-    def _add(self, index: int) -> None:
-        self._workers.add(Worker(self._loading, index, self._threads, self._log, self._said))
 
     def __enter__(self) -> Self:
         try:
             for index in range(self._size):
-                self._add(index)
+                self.add(index)
         except BaseException:
             self.__exit__()
             raise

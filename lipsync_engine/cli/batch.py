@@ -30,7 +30,7 @@ from lipsync_engine.cli.jobs import (
 )
 from lipsync_engine.cli.terminal import STAGE_TEXT, err, out, warn, written
 from lipsync_engine.errors import ErrorCode, LipSyncError
-from lipsync_engine.params import FaceChoice, SyncParams, Tail
+from lipsync_engine.params import Engine, FaceChoice, SyncParams, Tail
 
 if TYPE_CHECKING:
     from lipsync_engine.batch import BatchProgress, BatchResult
@@ -45,7 +45,16 @@ def batch(
     output: Annotated[
         Path, typer.Option("--output", "-o", help="Folder for results, results.jsonl and report.html.")
     ],
-    workers: Annotated[int, typer.Option(help="Processes, 1-64; each loads the model once.")] = 1,
+    engine: Annotated[
+        Engine,
+        typer.Option(help="local, or ray: workers on all machines of a cluster (lipsync cluster up, join)."),
+    ] = Engine.LOCAL,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            help="Processes, 1-64; each loads the model once [1; with ray as many as have a free device]."
+        ),
+    ] = None,
     jobs_per_worker: Annotated[
         int, typer.Option(help="Clips that a process makes at once, 1-16: for short clips on a fast device.")
     ] = 1,
@@ -102,7 +111,14 @@ def batch(
     try:
         result = _followed(
             run_batch(
-                source, output, params, loading=loading, workers=workers, skip_bad=skip_bad, consent=consent
+                source,
+                output,
+                params,
+                loading=loading,
+                engine=engine,
+                workers=workers,
+                skip_bad=skip_bad,
+                consent=consent,
             )
         )
     except ManifestError as error:
@@ -115,6 +131,8 @@ def batch(
     before = f", {result.resumed} of them before" if result.resumed else ""
     out.print(f"{done} of {rows} clips are done{before} ({result.elapsed_s:.1f} s)")
     written(result.report)
+    for sentence in result.warnings:
+        warn(f"a worker was let go: {sentence}")
     missing = [one for one in result.results if one.status is not Status.DONE]
     for one in missing[:SHOWN_PROBLEMS]:
         how = "failed" if one.status is Status.FAILED else "was refused"

@@ -314,6 +314,7 @@ const FAILURES = {
   output_noise: "生成的嘴部是噪点，未予发布，请换种子重试。",
   output_mask_coloured: "生成的嘴部异常，未予发布，请换一段素材。",
   output_miscoloured: "生成的嘴部颜色异常，未予发布，请换一段素材。",
+  cluster_away: "没有可用的 Ray 集群，请联系管理员。",
   batch_incomplete: "有片段没有完成，请查看报告后重新运行。",
   cancelled: "已按要求停止。",
   url_invalid: "链接无法使用，请检查。",
