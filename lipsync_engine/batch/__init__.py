@@ -216,11 +216,12 @@ def run_batch(
 
 @dataclass(slots=True, eq=False)
 class _Task:
-    """A row that a worker has or waits for."""
+    """A row that a worker has or waits for; `after`: rows of which one must end first."""
 
     row: Row
     options: str
     attempts: int = 0
+    after: frozenset[int] = frozenset()
     seen: Running = field(init=False)
 
     def __post_init__(self) -> None:
@@ -368,6 +369,9 @@ class _Batch:
                         self._give_all(pool)
                     case Failed(code=code, message=sentence) if code in NO_MORE:
                         self._let_go(pool, worker, ResourceError(code, sentence))
+                    case Failed(row=row, code=ErrorCode.JOB_BUSY) if len(self._running) > 1:
+                        self._put_off(worker, row)
+                        self._give_all(pool)
                     case Failed(row=row, code=code, message=sentence):
                         self._finish(worker, row, _named(self.rows[row]), code=code, message=sentence)
                         self._give_all(pool)
@@ -417,12 +421,20 @@ class _Batch:
         mine = self._of(worker)
         if len(mine) >= self._loading.jobs or any(task.attempts > 1 for task in mine):
             return None
-        busy = [task.work for task in self._running.values()]
-        task = next((task for task in self.waiting if task.work not in busy), None)
+        busy, rows = [task.work for task in self._running.values()], {row for _, row in self._running}
+        free = (task for task in self.waiting if not task.after or not task.after <= rows)
+        task = next((task for task in free if task.work not in busy), None)
         return None if task is None or (task.attempts and mine) else task
 
     def _of(self, worker: Worker) -> list[_Task]:
         return [task for (whose, _), task in self._running.items() if whose is worker]
+
+    def _put_off(self, worker: Worker, number: int) -> None:
+        """Files of another name are the same, byte for byte: their clip is being made for another row."""
+        task = self._running.pop((worker, number))
+        task.attempts -= 1
+        task.after = frozenset(row for _, row in self._running)
+        self.waiting.append(task)
 
     def _let_go(self, pool: Pool, worker: Worker, why: LipSyncError) -> None:
         """Go on without one that can make nothing more."""

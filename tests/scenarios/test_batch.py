@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -289,6 +290,26 @@ def test_clips_whose_worker_was_killed_are_tried_again_one_by_one(
     _, errors = process.communicate(timeout=DEADLINE_S)
     assert process.returncode == 0, errors[-2000:]
     assert [line["attempts"] for line in lines(out)] == [2, 2, 1]
+
+
+@pytest.mark.slow
+def test_copies_under_other_names_are_made_one_after_the_other(
+    inputs: Path, tmp_path: Path, cache_dir: Path
+) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for name in ("a", "b", "c"):
+        for suffix in (".mp4", ".wav"):
+            shutil.copy(inputs / f"talk{suffix}", folder / f"{name}{suffix}")
+    params = SyncParams(num_inference_steps=1, guidance_scale=1)
+    steps = run_batch(folder, tmp_path / "out", params, loading=Loading(cache_dir=cache_dir), workers=3)
+    while True:
+        try:
+            next(steps)
+        except StopIteration as finished:
+            result = finished.value
+            break
+    assert [(one.status, one.attempts) for one in result.results] == [(Status.DONE, 1)] * 3
 
 
 def test_how_many_clips_at_once_has_bounds(inputs: Path, tmp_path: Path) -> None:
