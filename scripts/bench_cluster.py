@@ -26,13 +26,14 @@ from pathlib import Path
 from typing import Any
 
 from live_server import ROOT, until
+from ray_nodes import add_node, open_cluster
 
 RESULTS = ROOT / "benchmarks" / "cluster.json"
 STAND_IN = ROOT / "scripts" / "stand_in_worker"
 WORKERS = [1, 2, 4, 8, 16]
 SEGMENT_BYTES = 1 << 20
 KILL_EVERY_S = (12.0, 30.0)
-NODES, NODE_TRIES = 3, 6
+NODES = 3
 
 
 class Bench:
@@ -52,8 +53,6 @@ class Bench:
         )
         os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_memory_monitor_refresh_ms": "0"}
         sys.path.insert(0, str(ROOT))
-        from ray.cluster_utils import Cluster
-
         from server import ray_pool
         from server.settings import Settings
         from server.store import Store
@@ -70,20 +69,8 @@ class Bench:
         uploads.mkdir(parents=True)
         shutil.copy(ROOT / "demo" / "presenter.mp4", uploads / "clip.mp4")
         shutil.copy(ROOT / "demo" / "voice.wav", uploads / "voice.wav")
-        self.cluster: Any = Cluster()
-        self.add_node(num_cpus=0, include_dashboard=False)  # the head
+        self.cluster = open_cluster()
         ray_pool.connect(self.cluster.address)
-
-    def add_node(self, **given: Any) -> Any:
-        """Another machine. Ray gives up a node whose agent takes 15 s to start, as on a busy machine."""
-        for tries_left in reversed(range(NODE_TRIES)):
-            try:
-                return self.cluster.add_node(**given)
-            except Exception as error:  # it raises nothing narrower
-                if not tries_left:
-                    raise
-                print(f"a node did not start: {error}", flush=True)
-        raise AssertionError("NODE_TRIES is positive")
 
     def submit(self, segments: int) -> str:
         from server.jobs import Job
@@ -128,7 +115,7 @@ def scaling(bench: Bench, segment_s: float, segments: int, workers: list[int]) -
     rows = []
     for count in workers:
         fresh = count - len(hosts)
-        bench.add_node(num_cpus=fresh)
+        add_node(bench.cluster, num_cpus=fresh)
         for _ in range(fresh):
             actor: Any = ray.remote(bench.ray_pool.Host)
             given = bench.settings.model_dump(mode="json")
@@ -154,7 +141,7 @@ def scaling(bench: Bench, segment_s: float, segments: int, workers: list[int]) -
 def kills(bench: Bench, jobs: int, seed: int) -> dict[str, Any]:
     """Nodes die at random moments while jobs run; the pool replaces their workers."""
     rng = random.Random(seed)
-    nodes = [bench.add_node(num_cpus=1) for _ in range(NODES)]
+    nodes = [add_node(bench.cluster, num_cpus=1) for _ in range(NODES)]
     bench.ray_pool.start_pool(bench.settings)
     until(lambda: _ready(bench) == NODES, "the pool does not start", 300, 0.5)
     wanted = {bench.submit(count): count for count in (rng.randint(1, 6) for _ in range(jobs))}
@@ -164,7 +151,7 @@ def kills(bench: Bench, jobs: int, seed: int) -> dict[str, Any]:
         if time.monotonic() > next_kill:
             victim = nodes.pop(rng.randrange(len(nodes)))
             bench.cluster.remove_node(victim, allow_graceful=False)
-            nodes.append(bench.add_node(num_cpus=1))
+            nodes.append(add_node(bench.cluster, num_cpus=1))
             killed += 1
             next_kill = time.monotonic() + rng.uniform(*KILL_EVERY_S)
         time.sleep(0.1)

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from types import FrameType
 
 from lipsync_engine import cluster
@@ -20,7 +21,10 @@ from server.store import DatabaseAwayError, Store
 
 PORT = 6379
 RAY = [sys.executable, "-m", "ray.scripts.scripts"]
-JOIN_TRIES = 3
+JOIN_TRIES = 10
+GIVEN_UP_AFTER_S = 15.0
+"""Ray gives up a machine that takes longer to start, as a busy one does: then it is worth another try."""
+
 STARTED = "Ray runtime started"
 NO_RAY = "error: Ray is not installed: pip install 'lipsync-engine[ray,postgresql]'"
 
@@ -98,7 +102,8 @@ def _up(arguments: argparse.Namespace) -> int:
 def _join(arguments: argparse.Namespace) -> int:
     cluster.require(arguments.address)
     command = [*RAY, "start", f"--address={arguments.address}", "--block", *_slots(arguments)]
-    for _ in range(JOIN_TRIES):  # Ray gives up a machine that is slow to start, as a busy one is
+    for _ in range(JOIN_TRIES):
+        began = time.monotonic()
         with tempfile.TemporaryFile("w+") as complaints:
             process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=complaints, text=True)
             is_leaving = _signals_for(process)
@@ -114,9 +119,11 @@ def _join(arguments: argparse.Namespace) -> int:
         if is_leaving.is_set():
             return 0
         if has_joined:
-            return _failed(f"error: this machine has lost the cluster: {reason}")
-        print(f"Ray does not start: {reason}", file=sys.stderr, flush=True)  # noqa: T201
-    return _failed("error: this machine did not join")
+            return _failed(f"error: this machine has lost the cluster at {arguments.address}")
+        if time.monotonic() - began < GIVEN_UP_AFTER_S:
+            break
+        print(f"once more: {reason}", file=sys.stderr, flush=True)  # noqa: T201
+    return _failed(f"error: Ray does not start: {reason}")
 
 
 def _signals_for(process: subprocess.Popen[str]) -> threading.Event:

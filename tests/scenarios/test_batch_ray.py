@@ -12,6 +12,7 @@ from typing import IO, Any
 
 import psutil
 import pytest
+from ray_nodes import add_node, open_cluster
 
 from lipsync_engine import SyncParams, batch
 from lipsync_engine.batch import BatchResult, Loading, Status, run_batch
@@ -23,7 +24,7 @@ Ffmpeg = Callable[..., None]
 
 QUICK = SyncParams(num_inference_steps=1, guidance_scale=1)
 ROWS = 4
-NODE_TRIES, DEADLINE_S = 6, 240
+DEADLINE_S = 240
 
 
 @pytest.fixture(scope="module")
@@ -42,12 +43,9 @@ def manifest(tmp_path_factory: pytest.TempPathFactory, ffmpeg: Ffmpeg, clip: Pat
 def cluster() -> Iterator[Any]:
     """A head without a place for workers; this program, and those that it starts, find it by RAY_ADDRESS."""
     pytest.importorskip("ray", reason="Ray is not installed: pip install 'lipsync-engine[ray]'")
-    from ray.cluster_utils import Cluster
-
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        opened = Cluster()
-        add_node(opened, num_cpus=0, include_dashboard=False)
+        opened = open_cluster()
         patch.setenv("RAY_ADDRESS", opened.address)
         yield opened
         opened.shutdown()
@@ -61,17 +59,6 @@ def nodes(cluster: Any) -> Iterator[list[Any]]:
     for node in opened:
         if node in cluster.worker_nodes:
             cluster.remove_node(node)
-
-
-def add_node(cluster: Any, **given: object) -> Any:
-    """Ray gives up a node whose agent takes 15 s to start, as on a busy machine."""
-    for tries_left in reversed(range(NODE_TRIES)):
-        try:
-            return cluster.add_node(**given)
-        except Exception:
-            if not tries_left:
-                raise
-    raise AssertionError("NODE_TRIES is positive")
 
 
 def lines(folder: Path) -> list[dict[str, Any]]:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from live_server import until
+from ray_nodes import open_cluster
 
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'lipsync-engine[ray]'")
 
@@ -59,10 +60,8 @@ def test_a_heads_port_that_is_taken(postgres_url: str, tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
 def test_a_machine_joins_and_leaves(how: signal.Signals, monkeypatch: pytest.MonkeyPatch) -> None:
-    from ray.cluster_utils import Cluster
-
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    cluster = open_cluster()
     ray.init(address=cluster.address, log_to_driver=False)
     process = subprocess.Popen(
         [*COMMAND, "join", cluster.address, "--cpus", "3"],

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from live_server import Live, until
+from ray_nodes import add_node, open_cluster
 
 from server.app import Server
 from server.scaling import Condition
@@ -22,12 +23,10 @@ Ffmpeg = Callable[..., None]
 
 @pytest.fixture
 def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    from ray.cluster_utils import Cluster
-
     from server import ray_pool
 
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-    opened = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    opened = open_cluster()
     # Before there are other nodes, so that this program stands beside the head, as `lipsync cluster up` does.
     ray_pool.connect(opened.address)
     yield opened
@@ -49,7 +48,7 @@ def test_a_film_outlives_a_node_and_the_pool_replaces_it(
     small, long_voice = tmp_path / "clip.mp4", tmp_path / "voice.wav"
     ffmpeg("-i", clip, "-vf", "scale=128:-2", "-crf", 18, small)
     ffmpeg("-stream_loop", -1, "-i", voice, "-t", 40, long_voice)
-    nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
+    nodes = [add_node(cluster, num_cpus=1) for _ in range(2)]
     api = Live(tmp_path / "data", devices="none", database_url=postgres_url)
     api.start()
     request.addfinalizer(lambda: api.process is not None and api.process.kill())
@@ -64,7 +63,7 @@ def test_a_film_outlives_a_node_and_the_pool_replaces_it(
     until(lambda: conditions() == [Condition.BUSY] * 2, "they do not share the film", 120, 0.2)
     cluster.remove_node(nodes[1], allow_graceful=False)
     until(lambda: ray_pool.status()[1] >= 1, "nobody sees that a worker is lost", 120, 0.5)
-    cluster.add_node(num_cpus=1)
+    add_node(cluster, num_cpus=1)
     assert api.wait(job, timeout_s=300)["status"] == "completed"
     until(lambda: conditions() == [Condition.IDLE] * 2, "the lost worker is not replaced", 240, 1)
     names = {report.name for report in ray_pool.status()[0]}
