@@ -165,7 +165,9 @@ def _followed(steps: Generator[BatchProgress, None, BatchResult]) -> BatchResult
             except StopIteration as finished:
                 result: BatchResult = finished.value
                 return result
-            bars.update(checked, completed=seen.checked, total=seen.rows)
+            waits = seen.done < seen.checked == seen.rows and not (seen.running or seen.failed)
+            note = "rows, waiting for a worker" if waits and made is None else "rows"
+            bars.update(checked, completed=seen.checked, total=seen.rows, note=note)
             if made is None:
                 if not seen.running:
                     continue
