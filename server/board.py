@@ -116,8 +116,9 @@ class Board:
         """Whether so many jobs would be refused now."""
         return self.store.count_in_state(State.WAITING) + count > self._max_waiting
 
-    async def claim(self) -> Record | None:
-        return await self.write(lambda: self.store.claim(self.store.now(), self.policy))
+    async def claim(self, wanted: Callable[[Job], bool] = lambda job: True) -> Record | None:
+        """As `Store.claim`."""
+        return await self.write(lambda: self.store.claim(self.store.now(), self.policy, wanted))
 
     async def change(self, job_id: str, transition: Callable[[Job, float], Job]) -> Record:
         """Apply a transition (job, now) → job and what follows from it.

@@ -177,6 +177,7 @@ def test_no_foreign_word_reaches_jobs_and_store() -> None:
             "board",
             "supervisor",
             "seat",
+            "place",
             "sharing",
             "lending",
             "worker",
