@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import logging
 import uuid
+from collections.abc import Sequence
 
 from server.blobs import Blobs
 from server.board import Board
@@ -28,7 +29,7 @@ RESTART_PAUSE_S = 2.0
 """Between a worker's death and its successor, so that one that cannot start does not spin."""
 
 GIVE_WAY_S = 0.1
-"""For each job that a device has it looks so much later for another: one with nothing to do is faster."""
+"""A device that has a job looks so much later for another: one of another process may have nothing to do."""
 
 FAILURES_OF_A_DEVICE = 3
 """Workers lost in a row, without any work done between, after which a device of a cluster rests."""
@@ -41,6 +42,7 @@ class Seat:
 
     Args:
         number: of the device.
+        beside: all seats of this process.
         may_share: there can be others to share a job's segments with.
     """
 
@@ -48,6 +50,7 @@ class Seat:
         self,
         number: int,
         device: str,
+        beside: Sequence[Seat],
         board: Board,
         blobs: Blobs,
         inputs: Inputs,
@@ -60,7 +63,8 @@ class Seat:
         self.is_ready = False
         self.is_quarantined = False
         self.starts = self._failures = 0
-        self._board, self._settings, self._threads, self._may_share = board, settings, threads, may_share
+        self._beside, self._board, self._settings = beside, board, settings
+        self._threads, self._may_share = threads, may_share
         self._helper = Helper(board, blobs, settings.folder / "help" / f"{uuid.uuid4().hex}-{number}")
         self._places = [
             Place(board, blobs, inputs, gate, settings, self._helper, self._pause, may_share)
@@ -70,7 +74,6 @@ class Seat:
         self._closing = asyncio.Event()
         """This worker gets nothing more to do: it is gone, or has done enough."""
         self._choosing = asyncio.Lock()
-        self._place_freed = asyncio.Event()
         self._jobs_left = self._fresh_bytes = 0
 
     @property
@@ -108,6 +111,12 @@ class Seat:
                 await self._pause()
             finally:
                 self.is_ready = False
+                self._call_others()
+
+    def _call_others(self) -> None:
+        """What they leave to this seat, and what its places leave to each other, may be theirs now."""
+        if len(self._places) > 1:
+            self._board.call_workers()
 
     async def _pause(self, seconds: float = RESTART_PAUSE_S) -> None:
         with contextlib.suppress(TimeoutError):
@@ -146,7 +155,7 @@ class Seat:
                     log.exception("worker %s: stumbled", self.device)
                     await self._pause()
                 finally:
-                    self._place_freed.set()
+                    self._call_others()
                 grown = worker.resident_bytes() - self._fresh_bytes
                 if grown > self._settings.recycle_growth_bytes * (1 + self.busy):
                     log.info("worker %s: has grown by %d MiB and is replaced", self.device, grown >> 20)
@@ -159,29 +168,35 @@ class Seat:
         """Wait for a job, or where none waits for a segment of another's; False when there is to be none."""
         ends = (self._closing, self._leaving, worker.gone)
         while not any(end.is_set() for end in ends):
-            await asyncio.sleep(GIVE_WAY_S * self.busy)
+            if self.busy and self._board.store.is_shared:
+                await asyncio.sleep(GIVE_WAY_S)
             async with self._choosing:
-                self._place_freed.clear()
-                news = [self._place_freed, *ends]
-                if not any(place.wants_all for place in self._places):
-                    self._board.job_came.clear()
-                    news.append(self._board.job_came)
+                news = self._board.job_came
+                if self._takes_more():
                     with contextlib.suppress(DatabaseAwayError):
                         if (work := await self._choose(worker.fits)) is not None:
                             place.take(work)
-                            self._board.job_came.set()  # the others look as well
+                            self._board.call_workers()  # the others look as well
                             return True
                     if not self.busy:
                         await asyncio.to_thread(self._helper.clear)
-            waits = [asyncio.create_task(event.wait()) for event in news]
+            waits = [asyncio.create_task(event.wait()) for event in (news, *ends)]
             await asyncio.wait(waits, timeout=BEAT_EVERY_S, return_when=asyncio.FIRST_COMPLETED)
             for wait in waits:
                 wait.cancel()
         return False
 
+    @property
+    def _is_open(self) -> bool:
+        """Its worker may get more to do."""
+        is_over = not self.is_ready or self._closing.is_set() or self._leaving.is_set()
+        return not is_over and not any(place.wants_all for place in self._places)
+
+    def _takes_more(self) -> bool:
+        """Whether it is this seat's turn: those with less to do come first."""
+        return self._is_open and not any(seat._is_open and seat.busy < self.busy for seat in self._beside)
+
     async def _choose(self, fits: str) -> Record | Piece | None:
-        if self._closing.is_set() or self._leaving.is_set():
-            return None
         record = await self._board.claim(self._is_wanted)
         if record is not None:
             self._jobs_left -= 1

@@ -49,8 +49,9 @@ class Supervisor:
         settings: WorkerSettings,
     ) -> None:
         threads, may_share = threads_per_worker(len(devices)), board.store.is_shared or len(devices) > 1
-        self._seats = [
-            Seat(number, device, board, blobs, inputs, gate, settings, threads, may_share)
+        self._seats: list[Seat] = []
+        self._seats += [
+            Seat(number, device, self._seats, board, blobs, inputs, gate, settings, threads, may_share)
             for number, device in enumerate(devices)
         ]
         self._is_draining = False

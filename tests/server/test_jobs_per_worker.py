@@ -92,9 +92,8 @@ def test_two_jobs_at_once_are_what_each_is_alone(
     films = [film(server, job, tmp_path / f"{job}.mp4") for job in jobs]
     until(lambda: jobs_of(server) == 0, "it still has work")
 
-    again = server.submit(
-        server.upload(clip), server.upload(voice), seed=1, inference_steps=2, guidance_scale=1
-    )
+    video, audio = server.upload(clip), server.upload(voice)
+    again = server.submit(video, audio, seed=1, inference_steps=1, guidance_scale=1)
     alone = film(server, again, tmp_path / "alone.mp4")
     assert likeness_db(films[0], alone) > 55
     assert likeness_db(films[1], alone) < 53
@@ -179,3 +178,23 @@ def test_a_worker_that_has_done_enough_ends_what_it_has(
         "a third job was begun by a tired worker"
     )
     assert server.worker_pids() != workers
+
+
+@pytest.mark.slow
+def test_an_idle_device_comes_before_a_busy_one_and_helps_it(
+    start: Callable[..., Live], clip: Path, long_voice: Path, tmp_path: Path, likeness_db: Likeness
+) -> None:
+    """Two devices with two places each: a film for each, then one film for both."""
+    server = start(devices="cpu,cpu")
+    until(lambda: sum("ready with" in line for line in server.log) == 2, "a worker did not start", 120)
+    jobs = submit_two(server, clip, long_voice)
+    until(lambda: working(server, *jobs), "they are not made at once", pause_s=0.05)
+    _, told = server.call("GET", "/api/native/v1/health")
+    assert [device["jobs"] for device in told["devices"]] == [1, 1]
+    films = [film(server, job, tmp_path / f"{job}.mp4") for job in jobs]
+    server.log.clear()
+    video, audio = server.upload(clip), server.upload(long_voice)
+    again = server.submit(video, audio, seed=1, inference_steps=1, guidance_scale=1)
+    assert likeness_db(films[0], film(server, again, tmp_path / "again.mp4")) > 55
+    assert sum("was rendered here for it" in line for line in server.log) == 1
+    assert len(server.worker_pids()) == 2
