@@ -135,6 +135,18 @@ class LipSyncPipeline:
             model, finder, cache_dir=cache_dir, weights=store, marker=marker, scorer=scorer, guard=guard
         )
 
+    def beside(self, detector: faces.FaceDetector) -> Self:
+        """Another one, for another thread: all but the detector, which has a state, is shared."""
+        return type(self)(
+            self.model,
+            detector,
+            cache_dir=self._cache_dir,
+            weights=self._weights,
+            marker=self.marker,
+            scorer=self._scorer,
+            guard=self._guard,
+        )
+
     def __call__(
         self,
         video: Path | str,

@@ -80,7 +80,8 @@ class Server:
         policy = Policy(
             max_attempts=settings.max_attempts, max_wait_s=settings.max_wait_s, max_run_s=settings.max_run_s
         )
-        self.board = Board(self.store, policy, settings.max_waiting, len(devices))
+        at_once = len(devices) * settings.jobs_per_worker
+        self.board = Board(self.store, policy, settings.max_waiting, at_once)
         self.blobs = Blobs(settings.blobs_place)
         self.site = Site(
             settings,
@@ -96,6 +97,7 @@ class Server:
         )
         work = WorkerSettings(
             model=settings.model,
+            jobs_per_worker=settings.jobs_per_worker,
             folder=settings.data_dir / "work",
             stall_s=settings.stall_s,
             recycle_after_jobs=settings.recycle_after_jobs,

@@ -55,6 +55,7 @@ class Board:
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="database")
         self._waiters: dict[str, set[asyncio.Event]] = defaultdict(set)
         self.job_came = asyncio.Event()
+        """Set once, and replaced: who looks for work takes it before, and waits for it after."""
         self.notice_came = asyncio.Event()
         self.on_stop: Callable[[str], None] = lambda job_id: None
         """Told when a running job has to stop."""
@@ -80,6 +81,11 @@ class Board:
         """Run a change that nobody waits for and whose loss harms nobody."""
         self._writer.submit(change)
 
+    def call_workers(self) -> None:
+        """There may be work."""
+        came, self.job_came = self.job_came, asyncio.Event()
+        came.set()
+
     async def submit(self, job: Job, request: Request, idempotency_key: str | None) -> tuple[Record, bool]:
         """As `Store.submit`; on disk when it returns."""
         record, is_new = await self.write(
@@ -92,7 +98,7 @@ class Board:
             )
         )
         if is_new:
-            self.job_came.set()
+            self.call_workers()
         return record, is_new
 
     async def submit_batch(
@@ -109,15 +115,16 @@ class Board:
             )
         )
         if is_new:
-            self.job_came.set()
+            self.call_workers()
         return stored, is_new
 
     def is_full(self, count: int = 1) -> bool:
         """Whether so many jobs would be refused now."""
         return self.store.count_in_state(State.WAITING) + count > self._max_waiting
 
-    async def claim(self) -> Record | None:
-        return await self.write(lambda: self.store.claim(self.store.now(), self.policy))
+    async def claim(self, wanted: Callable[[Job], bool] = lambda job: True) -> Record | None:
+        """As `Store.claim`."""
+        return await self.write(lambda: self.store.claim(self.store.now(), self.policy, wanted))
 
     async def change(self, job_id: str, transition: Callable[[Job, float], Job]) -> Record:
         """Apply a transition (job, now) → job and what follows from it.
@@ -146,7 +153,7 @@ class Board:
         for event in self._waiters.get(job_id, ()):
             event.set()
         if help_wanted:
-            self.job_came.set()
+            self.call_workers()
         return result
 
     async def help(self, fits: str) -> Piece | None:
@@ -194,7 +201,7 @@ class Board:
         for event in self._waiters.get(news.job_id, ()):
             event.set()
         if news.state is State.WAITING or news.help_wanted:
-            self.job_came.set()
+            self.call_workers()
         elif news.state.is_final or news.cancel_asked:
             self.on_stop(news.job_id)
         if news.state.is_final:
@@ -204,7 +211,7 @@ class Board:
 
     def _look_all(self) -> None:
         """News may have been missed."""
-        self.job_came.set()
+        self.call_workers()
         self.notice_came.set()
         for events in self._waiters.values():
             for event in events:
@@ -293,7 +300,7 @@ class Board:
         if job.ran_s is not None and not self.store.is_shared:  # else it is heard, as others' are
             self._note_run(job.ran_s)
         if job.state is State.WAITING:
-            self.job_came.set()
+            self.call_workers()
 
     def _note_run(self, run_s: float) -> None:
         usual_s = run_s if self._usual_run_s is None else self._usual_run_s

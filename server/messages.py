@@ -336,7 +336,15 @@ class Stopped:
     kind: Literal["stopped"] = "stopped"
 
 
-FromWorker = Ready | Working | Shown | Offer | Ask | Rendered | Done | Failed | Stopped
+@dataclass(frozen=True, slots=True)
+class Busy:
+    """An equal job is being made; this one can begin after its end."""
+
+    job_id: str
+    kind: Literal["busy"] = "busy"
+
+
+FromWorker = Ready | Working | Shown | Offer | Ask | Rendered | Done | Failed | Stopped | Busy
 
 _TO_WORKER: TypeAdapter[ToWorker] = TypeAdapter(Annotated[ToWorker, Field(discriminator="kind")])
 _FROM_WORKER: TypeAdapter[FromWorker] = TypeAdapter(Annotated[FromWorker, Field(discriminator="kind")])

@@ -64,6 +64,12 @@ class Metrics:
             ["device"],
             registry=self._registry,
         )
+        self._at_work = Gauge(
+            "lipsync_worker_jobs",
+            "Jobs that the worker makes or helps with.",
+            ["device"],
+            registry=self._registry,
+        )
         for state in State:
             if state.is_final:
                 self._ended.labels(state)
@@ -79,14 +85,14 @@ class Metrics:
     def text(
         self,
         store: Store,
-        workers: Iterable[tuple[str, bool, int]],
+        workers: Iterable[tuple[str, bool, int, int]],
         everywhere: Mapping[Condition, int],
         now: float,
     ) -> bytes:
         """Everything in Prometheus' format.
 
         Args:
-            workers: of this process: device, whether it is ready, processes started.
+            workers: as `Supervisor.workers`.
             everywhere: how many workers all processes have.
         """
         for state in State:
@@ -98,9 +104,10 @@ class Metrics:
         self._notices.labels("dead").set(dead)
         for condition, count in everywhere.items():
             self._workers.labels(condition).set(count)
-        for device, is_ready, starts in workers:
+        for device, is_ready, starts, jobs in workers:
             self._ready.labels(device).set(is_ready)
             self._starts.labels(device).set(starts)
+            self._at_work.labels(device).set(jobs)
         return generate_latest(self._registry)
 
 

@@ -131,6 +131,7 @@ class Pool:
         self._limits = Limits(
             settings.cluster_min, settings.cluster_max, settings.cluster_backlog_s, settings.cluster_idle_s
         )
+        self._jobs_per_worker = settings.jobs_per_worker
         self._store = Store(settings.database)
         self._hosts = _hosts()  # those of a pool that was lost
         self._reports: dict[str, Report] = {}
@@ -198,7 +199,8 @@ class Pool:
         waiting, free = len(store.waiting()), store.count_free_segments(store.now())
         latest, _ = store.page(None, offset=0, limit=USUAL_JOBS, states=[State.SUCCEEDED])
         ran_s = [record.job.ran_s for record in latest if record.job.ran_s is not None]
-        return scaling.backlog_s(waiting, free, statistics.median(ran_s) if ran_s else None, USUAL_SEGMENT_S)
+        usual_s = statistics.median(ran_s) if ran_s else None
+        return scaling.backlog_s(waiting, free, usual_s, USUAL_SEGMENT_S, self._jobs_per_worker)
 
     def _start(self) -> None:
         name = f"worker-{uuid.uuid4().hex[:8]}"

@@ -41,11 +41,19 @@ class Limits:
 
 
 def backlog_s(
-    waiting_jobs: int, free_segments: int, usual_run_s: float | None, usual_segment_s: float
+    waiting_jobs: int,
+    free_segments: int,
+    usual_run_s: float | None,
+    usual_segment_s: float,
+    jobs_per_worker: int = 1,
 ) -> float:
-    """Seconds of one worker that would bring everything to its end that nobody has begun."""
+    """Seconds of one worker that would bring everything to its end that nobody has begun.
+
+    Args:
+        usual_run_s: of a job among as many others as its worker makes.
+    """
     usual = USUAL_RUN_S if usual_run_s is None else usual_run_s
-    return waiting_jobs * usual + free_segments * usual_segment_s
+    return waiting_jobs * usual / jobs_per_worker + free_segments * usual_segment_s
 
 
 def decide(workers: Sequence[Worker], backlog: float, limits: Limits) -> tuple[int, list[str]]:

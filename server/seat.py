@@ -1,8 +1,8 @@
-"""One device: its worker process, the job that it has or helps with, and what becomes of both.
+"""One device: its worker process, started, replaced when it is lost or has done enough, and what it does.
 
-The parent's half of the work; it owns network, files and state, the worker (`worker`, another process) owns
-the device. A worker that dies, goes silent or does not stop when told is killed and replaced; its job waits
-again while attempts are left. It knows no dialect and no SQL.
+A device has as many places (`place`) as its worker makes jobs at once. A worker that dies, goes silent or
+does not stop when told is killed and replaced; its jobs wait again while attempts are left. It knows no
+dialect and no SQL.
 """
 
 from __future__ import annotations
@@ -10,80 +10,39 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import shutil
-import time
 import uuid
-from collections.abc import Awaitable, Callable
-from functools import partial
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
 
-from server import jobs
-from server.blobs import Blobs, StorageAwayError, preview_folder, result_blob, share_folder, still_blob
+from server.blobs import Blobs
 from server.board import Board
 from server.child import WorkerGoneError, WorkerProcess, WorkerSettings, worker_process
 from server.fetch import Inputs
-from server.gate import Gate, sha256_of
-from server.jobs import Failure, Job, NotAllowedError, Output, Progress
-from server.messages import (
-    Ask,
-    Done,
-    Failed,
-    FromWorker,
-    Offer,
-    Ready,
-    Render,
-    Rendered,
-    Shown,
-    Start,
-    Stop,
-    Stopped,
-    Take,
-    Working,
-)
-from server.sharing import BEAT_EVERY_S, TELL_EVERY_S, Helper, Owner
+from server.gate import Gate
+from server.jobs import Job
+from server.place import Place
+from server.sharing import BEAT_EVERY_S, Helper
 from server.store import DatabaseAwayError, Piece, Record
-from server.transport import TransportError
 
 log = logging.getLogger("lipsync.supervisor")
-
-STOP_WITHIN_S = 10.0
-"""A worker that does not stop a job within this time is killed."""
 
 RESTART_PAUSE_S = 2.0
 """Between a worker's death and its successor, so that one that cannot start does not spin."""
 
-END_TRIES = 30
-"""So often, with that pause, the end of a job is written down anew while the database cannot take it."""
+GIVE_WAY_S = 0.1
+"""A device that has a job looks so much later for another: one of another process may have nothing to do."""
 
 FAILURES_OF_A_DEVICE = 3
 """Workers lost in a row, without any work done between, after which a device of a cluster rests."""
 
 QUARANTINE_S = 600.0
 
-KEEP_TRIES = 5
-"""So often, with that pause and each with the storage's own retries, a result is tried to be stored."""
-
-
-def _preview_blob(shown: Shown) -> str:
-    """The name tells the stretch's place, in milliseconds, so that nothing else need remember it."""
-    start_ms, stop_ms = round(1000 * shown.start_s), round(1000 * shown.stop_s)
-    return f"{preview_folder(shown.job_id)}/{shown.index:05d}-{start_ms}-{stop_ms}.mp4"
-
-
-async def remove_left(folder: Path, blobs: Blobs, job_id: str) -> None:
-    """What only a running job needs: its folder, and what could be seen of its result."""
-    await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
-    with contextlib.suppress(StorageAwayError):  # it is done again later
-        await blobs.delete_under(preview_folder(job_id))
-        await blobs.delete_under(share_folder(job_id))
-
 
 class Seat:
-    """One device: its worker process, and the job that it has, or helps with.
+    """One device: its worker process, and the places that give it work.
 
     Args:
         number: of the device.
+        beside: all seats of this process.
         may_share: there can be others to share a job's segments with.
     """
 
@@ -91,6 +50,7 @@ class Seat:
         self,
         number: int,
         device: str,
+        beside: Sequence[Seat],
         board: Board,
         blobs: Blobs,
         inputs: Inputs,
@@ -103,28 +63,33 @@ class Seat:
         self.is_ready = False
         self.is_quarantined = False
         self.starts = self._failures = 0
-        self._board, self._blobs, self._inputs, self._settings = board, blobs, inputs, settings
-        self._gate, self._threads, self._may_share = gate, threads, may_share
+        self._beside, self._board, self._settings = beside, board, settings
+        self._threads, self._may_share = threads, may_share
         self._helper = Helper(board, blobs, settings.folder / "help" / f"{uuid.uuid4().hex}-{number}")
+        self._places = [
+            Place(board, blobs, inputs, gate, settings, self._helper, self._pause, may_share)
+            for _ in range(settings.jobs_per_worker)
+        ]
         self._leaving = asyncio.Event()
-        self._current: asyncio.Task[None] | None = None
-        self._current_id: str | None = None
-        self._helps_id: str | None = None
-        self._stop_asked = asyncio.Event()
+        self._closing = asyncio.Event()
+        """This worker gets nothing more to do: it is gone, or has done enough."""
+        self._choosing = asyncio.Lock()
+        self._jobs_left = self._fresh_bytes = 0
 
     @property
-    def is_busy(self) -> bool:
-        return self._current_id is not None or self._helps_id is not None
+    def busy(self) -> int:
+        """How many jobs it makes or helps with."""
+        return sum(place.work is not None for place in self._places)
 
     def has(self, job_id: str) -> bool:
-        return job_id == self._current_id
+        return any(place.has(job_id) for place in self._places)
 
     def leave(self) -> None:
         self._leaving.set()
 
     def stop(self, job_id: str) -> None:
-        if job_id in (self._current_id, self._helps_id):
-            self._stop_asked.set()
+        for place in self._places:
+            place.stop(job_id)
 
     async def run(self) -> None:
         """Worker after worker until told to leave."""
@@ -146,6 +111,12 @@ class Seat:
                 await self._pause()
             finally:
                 self.is_ready = False
+                self._call_others()
+
+    def _call_others(self) -> None:
+        """What they leave to this seat, and what its places leave to each other, may be theirs now."""
+        if len(self._places) > 1:
+            self._board.call_workers()
 
     async def _pause(self, seconds: float = RESTART_PAUSE_S) -> None:
         with contextlib.suppress(TimeoutError):
@@ -164,282 +135,77 @@ class Seat:
         self.is_quarantined, self._failures = False, 0
 
     async def _serve(self, worker: WorkerProcess) -> None:
-        fresh_bytes, jobs_left = worker.resident_bytes(), self._settings.recycle_after_jobs
-        while jobs_left:
-            match await self._next_work(worker.fits):
-                case None:
-                    return
-                case Piece() as piece:
-                    await self._help(piece, worker)
-                case record:
-                    jobs_left -= 1
-                    await self._do(record, worker)
-            self._failures = 0
-            if (grown := worker.resident_bytes() - fresh_bytes) > self._settings.recycle_growth_bytes:
-                log.info("worker %s: has grown by %d MiB and is replaced", self.device, grown >> 20)
-                return
+        self._closing.clear()
+        self._jobs_left, self._fresh_bytes = self._settings.recycle_after_jobs, worker.resident_bytes()
+        working = (self._keep_busy(place, worker) for place in self._places)
+        ends = await asyncio.gather(*working, return_exceptions=True)
+        if errors := [end for end in ends if isinstance(end, BaseException)]:
+            raise min(errors, key=lambda error: isinstance(error, WorkerGoneError))  # its cause first
 
-    async def _next_work(self, fits: str) -> Record | Piece | None:
-        """Wait for a job, or where none waits for a segment of another's; None when it is time to leave."""
-        while not self._leaving.is_set():
-            self._board.job_came.clear()
-            with contextlib.suppress(DatabaseAwayError):
-                work = await self._board.claim() or (
-                    await self._board.help(fits) if self._may_share else None
-                )
-                if work is not None:
-                    self._board.job_came.set()  # the other seats look as well
-                    return work
-            await asyncio.to_thread(self._helper.clear)
-            waits = [asyncio.create_task(event.wait()) for event in (self._board.job_came, self._leaving)]
+    async def _keep_busy(self, place: Place, worker: WorkerProcess) -> None:
+        """Give a place one piece of work after the other; where one ends, all do."""
+        try:
+            while await self._find_work(place, worker):
+                try:
+                    await place.carry_out(worker)
+                    self._failures = 0
+                except WorkerGoneError:
+                    raise
+                except Exception:  # a full disk: the worker must outlast it
+                    log.exception("worker %s: stumbled", self.device)
+                    await self._pause()
+                finally:
+                    self._call_others()
+                grown = worker.resident_bytes() - self._fresh_bytes
+                if grown > self._settings.recycle_growth_bytes * (1 + self.busy):
+                    log.info("worker %s: has grown by %d MiB and is replaced", self.device, grown >> 20)
+                    return
+            worker.require()
+        finally:
+            self._closing.set()
+
+    async def _find_work(self, place: Place, worker: WorkerProcess) -> bool:
+        """Wait for a job, or where none waits for a segment of another's; False when there is to be none."""
+        ends = (self._closing, self._leaving, worker.gone)
+        while not any(end.is_set() for end in ends):
+            if self.busy and self._board.store.is_shared:
+                await asyncio.sleep(GIVE_WAY_S)
+            async with self._choosing:
+                news = self._board.job_came
+                if self._takes_more():
+                    with contextlib.suppress(DatabaseAwayError):
+                        if (work := await self._choose(worker.fits)) is not None:
+                            place.take(work)
+                            self._board.call_workers()  # the others look as well
+                            return True
+                    if not self.busy:
+                        await asyncio.to_thread(self._helper.clear)
+            waits = [asyncio.create_task(event.wait()) for event in (news, *ends)]
             await asyncio.wait(waits, timeout=BEAT_EVERY_S, return_when=asyncio.FIRST_COMPLETED)
             for wait in waits:
                 wait.cancel()
-        return None
-
-    async def _do(self, record: Record, worker: WorkerProcess) -> None:
-        """One claim of one job, to whatever end; the job's row says which."""
-        job_id, fence = record.job.id, record.job.fence
-        folder = self._settings.folder / "jobs" / job_id
-        self._current_id = job_id
-        self._stop_asked.clear()
-        end = partial(self._end, job_id)
-        owner = Owner(record, worker.fits, self._board, self._blobs)
-        beats = asyncio.create_task(self._beat(record, owner))
-        try:
-            if await self._blobs.info(result_blob(job_id)) is not None:  # stored, but its row was not written
-                await end(lambda job, now: jobs.succeed(job, fence, now, Output(result_blob(job_id), 0.0)))
-                return
-            folder.mkdir(parents=True, exist_ok=True)
-            last = await self._work(record, folder, worker, owner)
-            match last:
-                case Done() as done:
-                    sha256 = await asyncio.to_thread(sha256_of, folder / "out.mp4")
-                    await self._keep(result_blob(job_id), folder / "out.mp4")
-                    output = Output(
-                        result_blob(job_id),
-                        done.device_s + owner.helper_s(),
-                        done.media_s,
-                        done.warnings,
-                        done.is_marked,
-                        sha256,
-                        done.sync,
-                        done.is_nsfw,
-                    )
-                    await end(lambda job, now: jobs.succeed(job, fence, now, output))
-                case Failed(code=code, message=message, again=again):
-                    failure = Failure(code, message, again)
-                    await end(lambda job, now: jobs.fail(job, fence, now, failure, self._board.policy))
-                case _:
-                    await end(lambda job, now: jobs.confirm_cancel(job, fence, now))
-        except TransportError as error:
-            failure = Failure(error.code, error.message)
-            await end(lambda job, now: jobs.fail(job, fence, now, failure, self._board.policy))
-        except StorageAwayError as error:
-            log.warning("job %s: the storage is away: %s", job_id, error)
-            await end(lambda job, now: jobs.fail(job, fence, now, jobs.STORAGE_AWAY, self._board.policy))
-            await self._pause()
-        except DatabaseAwayError as error:  # before the work has begun; it is nobody's fault
-            log.warning("job %s: the database is away: %s", job_id, error)
-            await end(lambda job, now: jobs.hand_back(job, fence, now))
-        except Exception:  # the worker is gone, the disk is full: another attempt may do better
-            await end(lambda job, now: jobs.fail(job, fence, now, jobs.WORKER_LOST, self._board.policy))
-            raise
-        except asyncio.CancelledError:
-            await end(lambda job, now: jobs.hand_back(job, fence, now))
-            raise
-        finally:
-            beats.cancel()
-            self._current_id = None
-            with contextlib.suppress(DatabaseAwayError, StorageAwayError):  # then it is removed later
-                ended = self._board.store.get(job_id)
-                if ended is None or ended.job.state.is_final:
-                    await remove_left(folder, self._blobs, job_id)
-                if ended is None:
-                    await self._blobs.delete(still_blob(job_id))
-
-    async def _work(self, record: Record, folder: Path, worker: WorkerProcess, owner: Owner) -> FromWorker:
-        """Bring the inputs, ask whether the job may run, and follow the worker; its last word on this job."""
-        fetching = asyncio.create_task(self._inputs.bring(record, folder))
-        if not await self._unless_stopped(fetching):
-            return Stopped(record.job.id)
-        local = fetching.result()
-        asking = asyncio.create_task(self._gate.admit(record, local))
-        if not await self._unless_stopped(asking):
-            return Stopped(record.job.id)
-        if (refusal := asking.result()) is not None:
-            return Failed(record.job.id, refusal.code, refusal.message, again=False)
-        left_key, left = await owner.left(folder / "left") if self._may_share else ("", {})
-        await worker.say(
-            Start(
-                job_id=record.job.id,
-                inputs={name: str(path) for name, path in local.items()},
-                limits={source.name: source.limits for source in record.request.sources},
-                segments=record.request.segments,
-                output=str(folder / "out.mp4"),
-                options=record.request.options,
-                consent=record.request.consent,
-                may_share=self._may_share,
-                left={name: str(path) for name, path in left.items()},
-                left_key=left_key,
-            )
-        )
-
-        async def follow(message: FromWorker) -> bool:
-            match message:
-                case Working() as working:
-                    return await self._report(record, owner.progress(working))
-                case Shown() as shown:
-                    await self._show(shown)
-                    return await self._report(record, None)
-                case Offer() as offer:
-                    await owner.offer(offer)
-                case Rendered() as rendered:
-                    await owner.rendered(rendered)
-                case Ask():
-                    asking = asyncio.create_task(owner.next())
-                    found = await self._unless_stopped(asking)
-                    await worker.say(Take(record.job.id, asking.result() if found else None))
-            return True
-
-        return await self._follow(record.job.id, worker, follow)
-
-    async def _help(self, piece: Piece, worker: WorkerProcess) -> None:
-        """Render a segment of a job that another seat has, here or elsewhere."""
-        self._helps_id = piece.job_id
-        self._stop_asked.clear()
-        beats = asyncio.create_task(self._helper.beat(piece, self._stop_asked.set))
-        told_at = time.monotonic()
-
-        async def follow(message: FromWorker) -> bool:
-            nonlocal told_at
-            if not isinstance(message, Working) or time.monotonic() - told_at < TELL_EVERY_S:
-                return True
-            told_at = time.monotonic()
-            return await self._helper.tell(piece, message.done)
-
-        kept = False
-        try:
-            folder = await self._helper.bring(piece)
-            began = time.monotonic()
-            await worker.say(Render(piece.job_id, piece.number, str(folder)))
-            last = await self._follow(piece.job_id, worker, follow, until=Rendered)
-            if isinstance(last, Rendered):
-                await self._helper.keep(piece, Path(last.file), time.monotonic() - began)
-                kept = True
-                log.info("job %s: segment %d was rendered here for it", piece.job_id, piece.number)
-            elif isinstance(last, Failed):
-                log.warning("job %s: segment %d failed here: %s", piece.job_id, piece.number, last.message)
-        except (StorageAwayError, DatabaseAwayError, OSError) as error:
-            log.warning(
-                "job %s: segment %d could not be rendered here: %s", piece.job_id, piece.number, error
-            )
-            await self._pause()
-        finally:
-            beats.cancel()
-            self._helps_id = None
-            if not kept:
-                await asyncio.shield(self._helper.free(piece))
-
-    async def _follow(
-        self,
-        job_id: str,
-        worker: WorkerProcess,
-        heard: Callable[[FromWorker], Awaitable[bool]],
-        until: type[FromWorker] = Done,
-    ) -> FromWorker:
-        """Hear a worker to its last word on an order, and tell it to stop where that is asked.
-
-        Args:
-            heard: takes each word before; whether it is to go on.
-            until: the last word of an order that was carried out.
-        """
-        loop, kill_at = asyncio.get_running_loop(), None
-        while True:
-            hearing = asyncio.create_task(worker.hear(self._settings.stall_s))
-            if kill_at is None and not await self._unless_stopped(hearing, cancel=False):
-                kill_at = loop.time() + STOP_WITHIN_S
-                await worker.say(Stop(job_id))
-            try:
-                async with asyncio.timeout_at(kill_at):
-                    message = await hearing
-            except TimeoutError:
-                raise WorkerGoneError("it did not stop the job when told") from None
-            if isinstance(message, Failed | Stopped | until):
-                return message
-            if isinstance(message, Ready):
-                raise WorkerGoneError("it started anew by itself")
-            if not await heard(message):
-                self._stop_asked.set()
-
-    async def _keep(self, name: str, file: Path) -> None:
-        """Store a result, which took long to make: while the storage is away, try for a good while."""
-        for left in reversed(range(KEEP_TRIES)):
-            try:
-                await self._blobs.take(name, file)
-                return
-            except StorageAwayError as error:
-                if not left:
-                    raise
-                log.error("%s could not be stored: %s", name, error)
-                await asyncio.sleep(RESTART_PAUSE_S)
-
-    async def _show(self, shown: Shown) -> None:
-        """Put a stretch where it can be watched; without it the job is as good."""
-        try:
-            await self._blobs.take(_preview_blob(shown), Path(shown.file))
-            if shown.still is not None:
-                await self._blobs.take(still_blob(shown.job_id), Path(shown.still))
-        except (OSError, StorageAwayError) as error:
-            log.warning("job %s: a preview could not be stored: %s", shown.job_id, error)
-
-    async def _unless_stopped(self, task: asyncio.Task[Any], *, cancel: bool = True) -> bool:
-        """Wait for a task, or for the order to stop; whether the task came first."""
-        stop = asyncio.create_task(self._stop_asked.wait())
-        await asyncio.wait([task, stop], return_when=asyncio.FIRST_COMPLETED)
-        stop.cancel()
-        if task.done():
-            return True
-        if cancel:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
         return False
 
-    async def _report(self, record: Record, progress: Progress | None) -> bool:
-        """Write down that it goes on, and how far it is; False where it is to stop, or no longer ours."""
-        fence = record.job.fence
-        try:
-            now = await self._board.change(
-                record.job.id, lambda job, now: jobs.beat(job, fence, now, self._board.policy, progress)
-            )
-            return not now.job.cancel_asked
-        except (NotAllowedError, KeyError):
-            return False
-        except Exception as error:  # noqa: BLE001  (a full disk, a database that is away: work goes on)
-            log.warning("job %s: its progress could not be written down: %s", record.job.id, error)
-        return True
+    @property
+    def _is_open(self) -> bool:
+        """Its worker may get more to do."""
+        is_over = not self.is_ready or self._closing.is_set() or self._leaving.is_set()
+        return not is_over and not any(place.wants_all for place in self._places)
 
-    async def _beat(self, record: Record, owner: Owner) -> None:
-        while True:
-            await asyncio.sleep(BEAT_EVERY_S)
-            await owner.beat()
-            if not await self._report(record, None):
-                self._stop_asked.set()
-                return
+    def _takes_more(self) -> bool:
+        """Whether it is this seat's turn: those with less to do come first."""
+        return self._is_open and not any(seat._is_open and seat.busy < self.busy for seat in self._beside)
 
-    async def _end(self, job_id: str, transition: Callable[[Job, float], Job]) -> None:
-        """Write down how a claim ended; where the database stays away, its lease runs out instead."""
-        for _ in range(END_TRIES):
-            try:
-                record = await self._board.change(job_id, transition)
-            except (NotAllowedError, KeyError) as error:
-                log.info("job %s: %s", job_id, error)  # it ended or was taken over meanwhile
-                return
-            except Exception as error:  # noqa: BLE001  (a full disk, a database that is away)
-                log.error("job %s: its end could not be written down: %s", job_id, error)
-                await asyncio.sleep(RESTART_PAUSE_S)
-            else:
-                failure = record.job.failure
-                why = f": {failure.code}: {failure.message}" if failure is not None else ""
-                log.info("job %s: %s%s", job_id, record.job.state, why, extra=record.tags)
-                return
+    async def _choose(self, fits: str) -> Record | Piece | None:
+        record = await self._board.claim(self._is_wanted)
+        if record is not None:
+            self._jobs_left -= 1
+            if not self._jobs_left:
+                self._closing.set()
+        elif self._may_share and not self.busy:  # who has work gives no help, and one place is enough for it
+            return await self._board.help(fits)
+        return record
+
+    def _is_wanted(self, job: Job) -> bool:
+        """A job that was tried before waits until the worker has nothing else. The database's thread asks."""
+        return job.attempts == 0 or not self.busy

@@ -91,6 +91,12 @@ class Settings(BaseSettings):
         description="One worker per entry (cuda:0, cpu, …); `none`: only answer, others work; unset: every "
         "CUDA device, else one CPU worker.",
     )
+    jobs_per_worker: int = Field(
+        1,
+        ge=1,
+        le=16,
+        description="Jobs that each worker makes at once, with one loaded model: for short clips on a GPU.",
+    )
     max_waiting: int = Field(1000, ge=1, description="Jobs that may wait; one more is answered with 429.")
     max_attempts: int = Field(3, ge=1, le=10, description="Tries of a job whose worker is lost.")
     max_wait_s: float = Field(86400, gt=0, description="A job that waited longer fails.")
@@ -122,7 +128,8 @@ class Settings(BaseSettings):
     recycle_growth_bytes: int = Field(
         4 * 1024**3,
         ge=1,
-        description="A worker that holds that much more memory than when fresh is replaced.",
+        description="A worker that holds that much more memory than when fresh, and as much again for each "
+        "job that it is still making, is replaced.",
     )
     sync_score: bool = Field(
         True,

@@ -16,8 +16,9 @@ from server.board import Board
 from server.child import WorkerSettings
 from server.fetch import Inputs
 from server.gate import Gate
+from server.place import remove_left
 from server.scaling import Condition
-from server.seat import Seat, remove_left
+from server.seat import Seat
 from server.store import DatabaseAwayError
 
 HELP_FORGOTTEN_S = 86400.0
@@ -48,8 +49,9 @@ class Supervisor:
         settings: WorkerSettings,
     ) -> None:
         threads, may_share = threads_per_worker(len(devices)), board.store.is_shared or len(devices) > 1
-        self._seats = [
-            Seat(number, device, board, blobs, inputs, gate, settings, threads, may_share)
+        self._seats: list[Seat] = []
+        self._seats += [
+            Seat(number, device, self._seats, board, blobs, inputs, gate, settings, threads, may_share)
             for number, device in enumerate(devices)
         ]
         self._is_draining = False
@@ -68,7 +70,7 @@ class Supervisor:
     @property
     def is_busy(self) -> bool:
         """A worker has a job, or helps with one."""
-        return any(seat.is_busy for seat in self._seats)
+        return any(seat.busy for seat in self._seats)
 
     @property
     def is_quarantined(self) -> bool:
@@ -76,9 +78,11 @@ class Supervisor:
         return any(seat.is_quarantined for seat in self._seats)
 
     @property
-    def workers(self) -> list[tuple[str, bool, int]]:
-        """Of each device: its name, whether its worker is ready, how many processes were started for it."""
-        return [(seat.device, seat.is_ready, seat.starts) for seat in self._seats]
+    def workers(self) -> list[tuple[str, bool, int, int]]:
+        """Of each device: its name, whether its worker is ready, how many processes were started for it, how
+        many jobs it makes or helps with now.
+        """
+        return [(seat.device, seat.is_ready, seat.starts, seat.busy) for seat in self._seats]
 
     @property
     def conditions(self) -> list[tuple[str, Condition, int]]:
@@ -128,7 +132,7 @@ class Supervisor:
             return Condition.DRAINING
         if seat.is_quarantined:
             return Condition.QUARANTINED
-        if seat.is_busy:
+        if seat.busy:
             return Condition.BUSY
         return Condition.IDLE if seat.is_ready else Condition.STARTING
 

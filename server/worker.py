@@ -1,4 +1,4 @@
-"""The process that owns a device: it loads the model once and does one job after the other.
+"""The process that owns a device: it loads the model once and does one job after the other, or a few at once.
 
     python -m server.worker --model tiny --device cpu --work-dir DIR
 
@@ -17,7 +17,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from fractions import Fraction
@@ -36,13 +36,17 @@ from lipsync_engine import (
     dialogue,
     media,
 )
+from lipsync_engine.detectors import load_detector
 from lipsync_engine.errors import ErrorCode, LipSyncError, MediaError, ParameterError
+from lipsync_engine.faces import FaceDetector
 from lipsync_engine.params import FaceChoice
 from lipsync_engine.progress import Progress, Stage, Watchable
+from lipsync_engine.weights import WeightsStore
 from server import logs
 from server.jobs import Sync
 from server.lending import Lender, fits, lend
 from server.messages import (
+    Busy,
     Done,
     Failed,
     FromWorker,
@@ -67,26 +71,38 @@ PR_SET_PDEATHSIG = 1  # linux/prctl.h
 REPORT_EVERY_S = 1.0
 """Each report of a job is a write to the database, which hundreds of workers may share; news come at once."""
 PROMPT_UNUSED = "prompt was not used: the lip-sync model hears the voice and sees the video, nothing else."
-WORTH_ANOTHER_TRY: Final = {ErrorCode.DEVICE_UNAVAILABLE, ErrorCode.JOB_BUSY, ErrorCode.DISK_FULL}
+WORTH_ANOTHER_TRY: Final = {ErrorCode.DEVICE_UNAVAILABLE, ErrorCode.DISK_FULL}
+
+
+class _Current:
+    """An order that waits or is carried out."""
+
+    def __init__(self, order: Start | Render, say: Callable[[FromWorker], None]) -> None:
+        self.order, self.stop = order, threading.Event()
+        self.lender = Lender(order, say) if isinstance(order, Start) and order.may_share else None
 
 
 class Worker:
     """See the module.
 
     Args:
+        pipelines: with one model; each makes one job at a time.
         answers: binary stream to the parent.
         label, watermark: every result shows that it is generated; carries the unseen mark.
     """
 
     def __init__(
-        self, pipeline: LipSyncPipeline, answers: BinaryIO, *, label: bool = False, watermark: bool = False
+        self,
+        pipelines: Sequence[LipSyncPipeline],
+        answers: BinaryIO,
+        *,
+        label: bool = False,
+        watermark: bool = False,
     ) -> None:
-        self._pipeline, self._answers = pipeline, answers
+        self._pipelines, self._answers = pipelines, answers
         self._label, self._watermark = label, watermark
-        self._orders: queue.Queue[Start | Render] = queue.Queue()
-        self._stop = threading.Event()
-        self._current: str | None = None
-        self._lender: Lender | None = None
+        self._orders: queue.Queue[_Current] = queue.Queue()
+        self._current: dict[str, _Current] = {}  # by their jobs
         self._mouth = threading.Lock()
 
     def listen(self, orders: BinaryIO) -> None:
@@ -94,56 +110,75 @@ class Worker:
         for line in orders:
             match read_to_worker(line):
                 case Start() | Render() as order:
-                    self._orders.put(order)
-                case Take() as take if self._lender is not None and take.job_id == self._current:
-                    self._lender.hear(take)
-                case Stop(job_id=job_id) if job_id == self._current:
-                    self._stop.set()
+                    self._current[order.job_id] = _Current(order, self._say)
+                    self._orders.put(self._current[order.job_id])
+                case Take(job_id=job_id) as take if (current := self._current.get(job_id)) is not None:
+                    if current.lender is not None:
+                        current.lender.hear(take)
+                case Stop(job_id=job_id) if (current := self._current.get(job_id)) is not None:
+                    current.stop.set()
         os._exit(0)  # whatever the other threads are in the middle of: nobody wants it any more
 
     def run(self) -> None:
-        """Warm up, say so, and work; never returns."""
-        self._pipeline.model.warm_up()
-        info = self._pipeline.model.info
-        self._say(Ready(str(self._pipeline.model.device), info.name, fits(self._pipeline)))
+        """Warm up, say so, and work, with each pipeline in a thread of its own; never returns."""
+        first, *others = self._pipelines
+        first.model.warm_up()
+        self._say(Ready(str(first.model.device), first.model.info.name, fits(first)))
+        for pipeline in others:
+            threading.Thread(target=self._work_or_end, args=(pipeline,), daemon=True).start()
+        self._work(first)
+
+    def _work_or_end(self, pipeline: LipSyncPipeline) -> None:
+        try:
+            self._work(pipeline)
+        except Exception:
+            log.exception("a mistake of ours ends this worker")
+            os._exit(1)
+
+    def _work(self, pipeline: LipSyncPipeline) -> None:
         while True:
-            order = self._orders.get()
-            self._stop.clear()
-            self._current = order.job_id
+            current = self._orders.get()
+            job_id = current.order.job_id
             try:
-                self._say(self._do(order) if isinstance(order, Start) else self._lend(order))
+                match current.order:
+                    case Start() as start:
+                        last = self._do(current, start, pipeline)
+                    case render:
+                        last = self._lend(current, render, pipeline)
             except LipSyncError as error:
                 again = error.code in WORTH_ANOTHER_TRY
-                self._say(Failed(order.job_id, error.code, error.message, again))
-            self._current = None
+                last = Failed(job_id, error.code, error.message, again)
+                if error.code is ErrorCode.JOB_BUSY:
+                    last = Busy(job_id)
+            del self._current[job_id]  # before the parent hears that it can order the same again
+            self._say(last)
 
-    def _lend(self, order: Render) -> FromWorker:
+    def _lend(self, current: _Current, order: Render, pipeline: LipSyncPipeline) -> FromWorker:
         reported = 0.0
-        with closing(lend(order, self._pipeline.model)) as steps:
+        with closing(lend(order, pipeline.model)) as steps:
             while True:
                 try:
                     progress = next(steps)
                 except StopIteration as finished:
                     rendered: Rendered = finished.value
                     return rendered
-                if self._stop.is_set():
+                if current.stop.is_set():
                     return Stopped(order.job_id)
                 if (now := time.monotonic()) - reported >= REPORT_EVERY_S:
                     reported = now
                     self._say(_working(order.job_id, progress))
 
-    def _do(self, start: Start) -> FromWorker:
+    def _do(self, current: _Current, start: Start, pipeline: LipSyncPipeline) -> FromWorker:
         files, output = {name: Path(path) for name, path in start.inputs.items()}, Path(start.output)
         for name in files.keys() - {Role.VIDEO, Role.IMAGE, Role.MASK}:
             _require_length("audio", media.probe_audio(files[name]).duration_s, start.limits[name])
         voices = _voices(start, files)
         params = _params(start, files, label=self._label, watermark=self._watermark)
         provenance = Provenance(start.consent, start.job_id)
-        helpers = self._lender = Lender(start, self._say) if start.may_share else None
         warnings: tuple[str, ...] = ()
         if Role.IMAGE in files:
             motion = Motion(start.options.motion or Motion.NATURAL)
-            steps = self._pipeline.run_portrait(
+            steps = pipeline.run_portrait(
                 files[Role.IMAGE],
                 voices,
                 output,
@@ -151,12 +186,12 @@ class Worker:
                 motion=motion,
                 prompt=start.options.prompt,
                 provenance=provenance,
-                helpers=helpers,
+                helpers=current.lender,
             )
         else:
             _require_picture(files[Role.VIDEO], start.limits[Role.VIDEO])
-            steps = self._pipeline.run(
-                files[Role.VIDEO], voices, output, params, provenance=provenance, helpers=helpers
+            steps = pipeline.run(
+                files[Role.VIDEO], voices, output, params, provenance=provenance, helpers=current.lender
             )
             warnings = (PROMPT_UNUSED,) if start.options.prompt else ()
         reported, stage, rendering_s = 0.0, None, 0.0
@@ -167,7 +202,7 @@ class Worker:
                 except StopIteration as finished:
                     result: SyncResult = finished.value
                     break
-                if self._stop.is_set():
+                if current.stop.is_set():
                     return Stopped(start.job_id)
                 if progress.stage is Stage.RENDER:
                     rendering_s = progress.elapsed_s
@@ -315,6 +350,11 @@ def _die_with_parent() -> None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL))
 
 
+def _detector(model: str) -> FaceDetector:
+    store = WeightsStore()
+    return load_detector(store.entry(model).detector, store)
+
+
 def main() -> None:
     _die_with_parent()
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -322,6 +362,7 @@ def main() -> None:
     parser.add_argument("--device", required=True)
     parser.add_argument("--work-dir", type=Path, required=True)
     parser.add_argument("--log-format", default="text")
+    parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--no-sync-score", action="store_true")
     parser.add_argument("--label", action="store_true")
     parser.add_argument("--watermark", action="store_true")
@@ -342,7 +383,9 @@ def main() -> None:
         pipeline.marker.prepare(Path("out.mp4"))
     except LipSyncError as error:
         log.error("jobs will fail until this is put right: %s", error)
-    worker = Worker(pipeline, answers, label=arguments.label, watermark=arguments.watermark)
+    detectors = (_detector(arguments.model) for _ in range(1, arguments.jobs))
+    pipelines = [pipeline, *(pipeline.beside(detector) for detector in detectors)]
+    worker = Worker(pipelines, answers, label=arguments.label, watermark=arguments.watermark)
     threading.Thread(target=worker.listen, args=(sys.stdin.buffer,), name="orders", daemon=True).start()
     worker.run()
 

@@ -18,7 +18,7 @@ SHARED = ROOT.parent / "shared"
 
 SLOW_FIRST = (
     "test_faults", "test_page", "test_live", "test_lip_sync", "test_sync", "test_interrupted", "test_several",
-    "test_cluster", "test_batch", "test_portrait", "test_readme", "test_real_clip",
+    "test_jobs_per_worker", "test_cluster", "test_batch", "test_portrait", "test_readme", "test_real_clip",
 )  # fmt: skip
 """Files whose tests take longest: when several processes share the tests, these must not come last."""
 

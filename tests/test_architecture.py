@@ -179,6 +179,7 @@ def test_no_foreign_word_reaches_jobs_and_store() -> None:
             "board",
             "supervisor",
             "seat",
+            "place",
             "sharing",
             "lending",
             "worker",

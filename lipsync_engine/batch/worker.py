@@ -40,6 +40,7 @@ from lipsync_engine.batch.messages import (
 from lipsync_engine.batch.results import InputFile, Made, Sync
 from lipsync_engine.detectors import load_detector
 from lipsync_engine.errors import ErrorCode, InputError, LipSyncError
+from lipsync_engine.faces import FaceDetector
 from lipsync_engine.params import Provenance
 from lipsync_engine.pipeline import LipSyncPipeline
 from lipsync_engine.result import SyncResult
@@ -189,13 +190,9 @@ def _device(asked: str | None, index: int) -> str | None:
     return f"cuda:{index % count}"
 
 
-def _beside(pipeline: LipSyncPipeline, arguments: argparse.Namespace) -> LipSyncPipeline:
-    """Another one for another thread: with the same model, but a detector has a state."""
+def _detector(arguments: argparse.Namespace) -> FaceDetector:
     store = WeightsStore()
-    detector = load_detector(arguments.detector or store.entry(arguments.model).detector, store)
-    return LipSyncPipeline(
-        pipeline.model, detector, cache_dir=arguments.cache_dir, weights=store, marker=pipeline.marker
-    )
+    return load_detector(arguments.detector or store.entry(arguments.model).detector, store)
 
 
 def main() -> None:
@@ -227,7 +224,7 @@ def main() -> None:
             cache_dir=arguments.cache_dir,
             marking=arguments.marking,
         )
-        pipelines = [pipeline, *(_beside(pipeline, arguments) for _ in range(1, arguments.jobs))]
+        pipelines = [pipeline, *(pipeline.beside(_detector(arguments)) for _ in range(1, arguments.jobs))]
     except LipSyncError as error:
         worker.say(Unable(error.code, error.message))
         return

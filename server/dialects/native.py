@@ -53,8 +53,8 @@ FILE_BODY: Final = {
 VERIFYING: Final = ".verify-"
 """So begins the name of a folder in the data folder whose file is being looked at."""
 
-Workers = Callable[[], Sequence[tuple[str, bool, int]]]
-"""Of each device: its name, whether its worker is ready, how many processes were started for it."""
+Workers = Callable[[], Sequence[tuple[str, bool, int, int]]]
+"""As `Supervisor.workers`."""
 
 
 def error_answer(refusal: Refusal) -> JSONResponse:
@@ -264,9 +264,12 @@ def health(site: Site, workers: Workers, roster: Roster) -> dict[str, Any]:
     )
     devices = workers()
     return {
-        "ready": not devices or any(ready for _, ready, _ in devices),
+        "ready": not devices or any(ready for _, ready, _, _ in devices),
         "model": site.settings.model,
-        "devices": [{"name": name, "ready": ready, "starts": starts} for name, ready, starts in devices],
+        "devices": [
+            {"name": name, "ready": ready, "starts": starts, "jobs": jobs}
+            for name, ready, starts, jobs in devices
+        ],
         "workers": roster.counts(),
         "queue": {
             "waiting": store.count_in_state(State.WAITING),

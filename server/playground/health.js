@@ -41,7 +41,7 @@ function tile(words, ...content) {
 const number = (value, unit) => h("p", { class: "number" }, h("strong", {}, value), " ", h("span", {}, unit));
 
 function devices({ devices: all }) {
-  const rows = all.map(({ name, ready, starts }) => h("li", {}, h("strong", {}, name), h("span", { class: `pill ${ready ? "succeeded" : "waiting"}` }, t(ready ? "health.up" : "health.down")), starts > 1 && h("small", {}, t("health.starts", { count: starts }))));
+  const rows = all.map(({ name, ready, starts, jobs }) => h("li", {}, h("strong", {}, name), h("span", { class: `pill ${ready ? "succeeded" : "waiting"}` }, t(!ready ? "health.down" : jobs > 0 ? "health.works" : "health.up", { count: jobs })), starts > 1 && h("small", {}, t("health.starts", { count: starts }))));
   return tile(t("health.devices"), all.length > 0 ? h("ul", { class: "devices" }, rows) : h("p", {}, t("health.nodevices")));
 }
 

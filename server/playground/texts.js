@@ -245,6 +245,7 @@ const TEXTS = {
   "health.devices": ["Devices", "设备"],
   "health.nodevices": ["This server runs no worker.", "此服务器没有工作进程。"],
   "health.up": ["Ready", "就绪"],
+  "health.works": ["At work: {count}", "处理中：{count}"],
   "health.down": ["Starting", "启动中"],
   "health.starts": ["started {count} times", "已启动 {count} 次"],
   "health.everywhere": ["All machines", "所有机器"],

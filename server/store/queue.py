@@ -193,8 +193,14 @@ class Queue(Database):
         with self.reading() as connection:
             return [_record(row) for row in connection.execute(query)]
 
-    def claim(self, now: float, policy: Policy) -> Record | None:
-        """Take the job whose turn it is: fair between tenants; in one, by priority, then by age."""
+    def claim(
+        self, now: float, policy: Policy, wanted: Callable[[Job], bool] = lambda job: True
+    ) -> Record | None:
+        """Take the job whose turn it is: fair between tenants; in one, by priority, then by age.
+
+        Args:
+            wanted: whether it is to be that one; another is not looked for.
+        """
         with self.writing() as connection:
             name = self._next_tenant(connection)
             if name is None:
@@ -206,6 +212,8 @@ class Queue(Database):
             if row is None:
                 return None
             record = _record(row)
+            if not wanted(record.job):
+                return None
             claimed = self._write(connection, record, jobs.claim(record.job, now, policy), now).record
         self._changed([claimed])
         return claimed

@@ -121,9 +121,11 @@ def test_a_result_says_what_was_found(
         looks = guard(monkeypatch, root, check, "0")
         return LipSyncPipeline(base.model, base.detector, cache_dir=tmp_path / "cache", guard=looks)
 
-    with pytest.raises(InputError) as failed:
-        pipeline("refuse", weights)(clip, voice, tmp_path / "out.mp4", params)
-    assert failed.value.code is ErrorCode.CONTENT_REFUSED
+    refusing = pipeline("refuse", weights)
+    for one in (refusing, refusing.beside(base.detector)):
+        with pytest.raises(InputError) as failed:
+            one(clip, voice, tmp_path / "out.mp4", params)
+        assert failed.value.code is ErrorCode.CONTENT_REFUSED
     assert not (tmp_path / "out.mp4").exists()
     found = pipeline("flag", weights)(clip, voice, tmp_path / "out.mp4", params)
     assert (found.is_nsfw, found.sync) == (True, None)

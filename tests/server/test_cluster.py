@@ -188,10 +188,10 @@ def test_leases_rest_while_their_holders_could_not_beat(
     there.client.portal.call(there.server.board.expire)
     assert there.server.store.count_in_state(State.RUNNING) == 1
     monkeypatch.setattr("server.board.LEASES_REST_S", 0.0)
-    here.server.board.job_came.clear()
+    came = here.server.board.job_came
     there.client.portal.call(there.server.board.expire)
     assert there.server.store.count_in_state(State.WAITING) == 1
-    until(here.server.board.job_came.is_set, "the other process does not know that it waits again", 5)
+    until(came.is_set, "the other process does not know that it waits again", 5)
 
 
 def test_leases_go_by_the_databases_clock(postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -104,7 +104,7 @@ def test_a_worker_that_speaks_nonsense_is_given_up(line: bytes) -> None:
     async def hear() -> object:
         answers = asyncio.StreamReader(limit=100)
         answers.feed_data(line)
-        return await WorkerProcess(0, answers, None).hear(5)  # type: ignore[arg-type]
+        return await WorkerProcess(0, answers, None).begin(5)  # type: ignore[arg-type]
 
     with pytest.raises(WorkerGoneError, match="nonsense"):
         asyncio.run(hear())

@@ -20,6 +20,7 @@ def workers(*conditions: Condition, idle_s: float = 0) -> list[Worker]:
 def test_the_backlog_is_what_nobody_has_begun() -> None:
     assert backlog_s(3, 0, 20, 10) == 60
     assert backlog_s(2, 4, None, 10) == 2 * USUAL_RUN_S + 40
+    assert backlog_s(3, 4, 20, 10, jobs_per_worker=2) == 30 + 40
 
 
 @pytest.mark.parametrize(
