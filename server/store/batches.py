@@ -59,23 +59,16 @@ class Batches(Queue):
         Raises:
             QueueFullError, QuotaError: nothing was stored.
         """
-        try:
-            with self.writing() as connection:
-                if (known := self._known_batch(connection, batch.tenant, idempotency_key)) is not None:
-                    return known, False
-                self._require_room(connection, batch.key_id, batch.created_at, len(entries), max_waiting)
-                values = {name: getattr(batch, name) for name in Batch.__dataclass_fields__}
-                connection.execute(sa.insert(BATCHES).values(**values, idempotency_key=idempotency_key))
-                audit.batch_submitted(connection, batch)
-                self._insert(connection, entries)
-        except sa.exc.IntegrityError:
-            # PostgreSQL lets another process put the same key in between the look and the write.
-            with self.reading() as connection:
-                known = self._known_batch(connection, batch.tenant, idempotency_key)
-            if known is None:
-                raise
-            return known, False
-        return batch, True
+
+        def insert(connection: Connection) -> Batch:
+            self._require_room(connection, batch.key_id, batch.created_at, len(entries), max_waiting)
+            values = {name: getattr(batch, name) for name in Batch.__dataclass_fields__}
+            connection.execute(sa.insert(BATCHES).values(**values, idempotency_key=idempotency_key))
+            audit.batch_submitted(connection, batch)
+            self._insert(connection, entries)
+            return batch
+
+        return self.once(BATCHES, batch.tenant, idempotency_key, batch_of, insert)
 
     def batch(self, batch_id: str, tenant: str | None = None) -> Batch | None:
         """A batch; None where there is none, or where it is another tenant's."""
@@ -120,10 +113,3 @@ class Batches(Queue):
         query = sa.select(JOBS.c.id).where(JOBS.c.batch_id == batch_id, going)
         with self.reading() as connection:
             return list(connection.execute(query.order_by(JOBS.c.batch_row.desc())).scalars())
-
-    def _known_batch(self, connection: Connection, tenant: str, idempotency_key: str | None) -> Batch | None:
-        if idempotency_key is None:
-            return None
-        same = (BATCHES.c.tenant == tenant) & (BATCHES.c.idempotency_key == idempotency_key)
-        row = connection.execute(sa.select(BATCHES).where(same)).one_or_none()
-        return None if row is None else batch_of(row)

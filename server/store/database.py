@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import sqlalchemy as sa
 from alembic import command
@@ -18,6 +18,8 @@ from filelock import FileLock, Timeout
 from sqlalchemy.engine import URL, Connection, Engine, make_url
 
 from server.store.news import News, listen
+
+T = TypeVar("T")
 
 MIGRATIONS = Path(__file__).parents[1] / "migrations"
 
@@ -148,6 +150,42 @@ class Database:
         """
         with self._translated(), self._writer.begin() as connection:
             yield connection
+
+    def once(
+        self,
+        table: sa.Table,
+        tenant: str,
+        idempotency_key: str | None,
+        read: Callable[[Any], T],
+        insert: Callable[[Connection], T],
+    ) -> tuple[T, bool]:
+        """What `insert` makes in a transaction; where the tenant's key has a row of `table`, that, as `read`.
+
+        Returns:
+            What is stored, and whether it is new.
+
+        Raises:
+            DatabaseAwayError.
+        """
+        same = (table.c.tenant == tenant) & (table.c.idempotency_key == idempotency_key)
+
+        def known(connection: Connection) -> T | None:
+            if idempotency_key is None:
+                return None
+            row = connection.execute(sa.select(table).where(same)).one_or_none()
+            return None if row is None else read(row)
+
+        try:
+            with self.writing() as connection:
+                found = known(connection)
+                return (insert(connection), True) if found is None else (found, False)
+        except sa.exc.IntegrityError:
+            # PostgreSQL lets another process put the same key in between the look and the write.
+            with self.reading() as connection:
+                found = known(connection)
+            if found is None:
+                raise
+            return found, False
 
     @contextlib.contextmanager
     def _translated(self) -> Iterator[None]:

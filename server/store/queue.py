@@ -100,20 +100,13 @@ class Queue(Database):
         Raises:
             QueueFullError, QuotaError: nothing was stored.
         """
-        try:
-            with self.writing() as connection:
-                if (known := self._known(connection, job.tenant, idempotency_key)) is not None:
-                    return known, False
-                self._require_room(connection, request.key_id, job.created_at, 1, max_waiting)
-                self._insert(connection, [(job, request)], idempotency_key)
-        except sa.exc.IntegrityError:
-            # PostgreSQL lets another process put the same key in between the look and the write.
-            with self.reading() as connection:
-                known = self._known(connection, job.tenant, idempotency_key)
-            if known is None:
-                raise
-            return known, False
-        return Record(job, request), True
+
+        def insert(connection: Connection) -> Record:
+            self._require_room(connection, request.key_id, job.created_at, 1, max_waiting)
+            self._insert(connection, [(job, request)], idempotency_key)
+            return Record(job, request)
+
+        return self.once(JOBS, job.tenant, idempotency_key, _record, insert)
 
     def get(self, job_id: str, tenant: str | None = None) -> Record | None:
         """A job; None where there is none, or where it is another tenant's."""
@@ -275,13 +268,6 @@ class Queue(Database):
         return self._changed([_record(row) for row in rows])
 
     # --- inside a transaction ---
-
-    def _known(self, connection: Connection, tenant: str, idempotency_key: str | None) -> Record | None:
-        if idempotency_key is None:
-            return None
-        same = (JOBS.c.tenant == tenant) & (JOBS.c.idempotency_key == idempotency_key)
-        row = connection.execute(sa.select(JOBS).where(same)).one_or_none()
-        return None if row is None else _record(row)
 
     def _insert(
         self,
