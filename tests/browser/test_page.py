@@ -205,6 +205,7 @@ def test_cancelling(live: Live, opened: Open, clip: Path, voice: Path) -> None:
     until(lambda: not previews(live), "previews are left", 10)
 
 
+@pytest.mark.slow
 def test_the_server_restarts_in_the_middle(live: Live, opened: Open, clip: Path, long_voice: Path) -> None:
     """Nobody touches the page: it says what is wrong, comes back by itself, and plays on."""
     seen = opened()

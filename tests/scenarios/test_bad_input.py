@@ -153,7 +153,13 @@ def test_bad_output(
     assert not cache_dir.exists() or files_under(cache_dir) == []
 
 
-@pytest.mark.parametrize("option", ["--mask-image", "--face-mask", "--matte", "--faces-file"])
+@pytest.mark.parametrize(
+    "option",
+    [
+        "--mask-image",
+        *(pytest.param(o, marks=pytest.mark.slow) for o in ("--face-mask", "--matte", "--faces-file")),
+    ],
+)
 def test_a_missing_file_of_an_option(
     option: str, tmp_path: Path, clip: Path, voice: Path, cache_dir: Path, lipsync: Run
 ) -> None:

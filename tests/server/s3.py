@@ -73,6 +73,9 @@ class Storage:
         self._proxy = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         threading.Thread(target=self._proxy.serve_forever, daemon=True).start()
         self.url = f"s3://{BUCKET}/here?endpoint=http://127.0.0.1:{self._proxy.server_address[1]}"
+        self.answer(
+            "POST", "/moto-api/reset", {}, b""
+        )  # all of moto's servers in a process share their buckets
         self.answer("PUT", f"/{BUCKET}", {}, b"")
 
     def answer(

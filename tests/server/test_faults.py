@@ -138,7 +138,7 @@ NEEDS_LONG = ("first window", "second segment")
         (kill_worker, "second segment"),
         pytest.param(kill_worker, "assemble", marks=pytest.mark.slow),
         pytest.param(kill_server, "fetch", marks=pytest.mark.slow),
-        (kill_server, "first window"),
+        pytest.param(kill_server, "first window", marks=pytest.mark.slow),
         pytest.param(kill_server_and_freeze_worker, "fetch", marks=pytest.mark.slow),
         pytest.param(kill_both, "second segment", marks=pytest.mark.slow),
         pytest.param(kill_both, "assemble", marks=pytest.mark.slow),
