@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(ROOT / "scripts"))  # presenters, their speech and the reader of mouths
 DEMO_VIDEO = ROOT / "demo" / "presenter.mp4"
 DEMO_VOICE = ROOT / "demo" / "voice.wav"

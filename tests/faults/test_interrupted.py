@@ -5,20 +5,18 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from running import start, wait_for
 
 from lipsync_engine.errors import EXIT_STATUS, ErrorCode
 
 Ffmpeg = Callable[..., None]
 Run = Callable[..., subprocess.CompletedProcess[str]]
 Likeness = Callable[[Path, Path], float]
-
-DEADLINE_S = 120
 
 
 @pytest.fixture(scope="module")
@@ -27,32 +25,6 @@ def long_job(tmp_path_factory: pytest.TempPathFactory, ffmpeg: Ffmpeg, clip: Pat
     long_voice = tmp_path_factory.mktemp("long") / "voice.wav"
     ffmpeg("-stream_loop", -1, "-i", voice, "-t", 4.8, long_voice)
     return [str(clip), str(long_voice), "--steps", "1", "--guidance-scale", "1"]
-
-
-def start(arguments: list[str], environment: Mapping[str, str]) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "lipsync_engine.cli", "sync", *arguments],
-        env=dict(environment),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-
-
-def wait_for(what: Callable[[], bool], process: subprocess.Popen[str]) -> None:
-    """Look for a condition that the process brings about, ten times a second; fail when it ends first."""
-    for _ in range(10 * DEADLINE_S):
-        if what():
-            return
-        try:
-            process.wait(timeout=0.1)
-        except subprocess.TimeoutExpired:
-            continue
-        break
-    process.kill()
-    _, errors = process.communicate(timeout=30)
-    pytest.fail(f"the condition never came: {errors[-2000:]}")
 
 
 def finished_segments(cache_dir: Path) -> dict[str, tuple[int, int]]:
@@ -82,7 +54,7 @@ def test_killed_in_the_middle_then_only_the_rest_is_rendered(
     likeness_db: Likeness,
 ) -> None:
     straight, resumed = tmp_path / "straight.mp4", tmp_path / "resumed.mp4"
-    process = start([*long_job, "-o", str(resumed)], environment)
+    process = start(environment, "sync", *long_job, "-o", resumed)
     wait_for(lambda: len(finished_segments(cache_dir)) >= 1, process)
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate(timeout=30)
@@ -113,7 +85,7 @@ def test_stopped_by_the_user(
     environment: dict[str, str],
 ) -> None:
     output = tmp_path / "stopped.mp4"
-    process = start([*long_job, "-o", str(output)], environment)
+    process = start(environment, "sync", *long_job, "-o", output)
     wait_for(lambda: any(cache_dir.glob("jobs/*/segment-*.part*")), process)
     process.send_signal(signal_number)
     _, errors = process.communicate(timeout=20)
@@ -128,7 +100,7 @@ def test_stopped_by_the_user(
 def test_a_killed_parent_leaves_no_child(
     long_job: list[str], tmp_path: Path, cache_dir: Path, environment: dict[str, str]
 ) -> None:
-    process = start([*long_job, "-o", str(tmp_path / "out.mp4")], environment)
+    process = start(environment, "sync", *long_job, "-o", tmp_path / "out.mp4")
     wait_for(lambda: any(cache_dir.glob("jobs/*/segment-*.part*")), process)
     process.kill()
     process.communicate(timeout=20)
@@ -143,7 +115,7 @@ def test_a_killed_parent_leaves_no_child(
 def test_the_same_job_twice_at_once_is_refused(
     long_job: list[str], tmp_path: Path, cache_dir: Path, environment: dict[str, str], lipsync: Run
 ) -> None:
-    process = start([*long_job, "-o", str(tmp_path / "first.mp4")], environment)
+    process = start(environment, "sync", *long_job, "-o", tmp_path / "first.mp4")
     wait_for(lambda: any(cache_dir.glob("jobs/*/segment-*.part*")), process)
     process.send_signal(signal.SIGSTOP)  # it has the job for as long as that takes
     second = lipsync("sync", *long_job, "-o", tmp_path / "second.mp4")

@@ -8,14 +8,14 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+from running import DEADLINE_S, start, wait_for
 
 from lipsync_engine import LipSyncPipeline, SyncParams
 from lipsync_engine.batch import Loading, ManifestError, Status, run_batch
@@ -27,7 +27,6 @@ Ffmpeg = Callable[..., None]
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
 QUICK = ("--steps", "1", "--guidance-scale", "1")
-DEADLINE_S = 120
 
 
 @pytest.fixture(scope="module")
@@ -40,32 +39,6 @@ def inputs(tmp_path_factory: pytest.TempPathFactory, ffmpeg: Ffmpeg, clip: Path,
     ffmpeg("-i", voice, "-t", 0.6, folder / "face.wav")
     ffmpeg("-f", "lavfi", "-i", "color=gray:size=160x120:rate=25", "-t", 1, folder / "wall.mp4")
     return folder
-
-
-def start(environment: Mapping[str, str], *arguments: object) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "lipsync_engine.cli", "batch", *map(str, arguments), *QUICK],
-        env=dict(environment),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-
-
-def wait_for(what: Callable[[], bool], process: subprocess.Popen[str]) -> None:
-    """Look for a condition that the process brings about, 20 times a second; fail when it ends first."""
-    for _ in range(20 * DEADLINE_S):
-        if what():
-            return
-        try:
-            process.wait(timeout=0.05)
-        except subprocess.TimeoutExpired:
-            continue
-        break
-    process.kill()
-    _, errors = process.communicate(timeout=30)
-    pytest.fail(f"the condition never came: {errors[-2000:]}")
 
 
 def lines(folder: Path) -> list[dict[str, Any]]:
@@ -167,7 +140,7 @@ def test_killed_with_its_workers_then_only_the_rest_is_made(
         {"video": "talk.mp4", "audio": "talk.wav", "seed": seed, "output": f"{seed}.mp4"} for seed in range(4)
     ]
     manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    first = start(environment, manifest, "-o", out)
+    first = start(environment, "batch", manifest, "-o", out, *QUICK)
     wait_for(lambda: len(lines(out)) >= 1, first)
     second = lipsync("batch", manifest, "-o", out, *QUICK)
     workers = workers_of(first)
@@ -184,7 +157,7 @@ def test_killed_with_its_workers_then_only_the_rest_is_made(
 
     for path in cache_dir.glob("jobs/*/segment-*.part*"):  # of the killed run; the next is the second's
         path.unlink()
-    again = start(environment, manifest, "-o", out)
+    again = start(environment, "batch", manifest, "-o", out, *QUICK)
     wait_for(lambda: any(cache_dir.glob("jobs/*/segment-*.part*")), again)
     (worker,) = workers_of(again)
     worker.kill()
@@ -212,7 +185,7 @@ def test_a_folder_stopped_by_the_user_then_finished_by_two_workers(
         ("b.wav", "face.wav"),
     ):
         (folder / name).hardlink_to(inputs / source)
-    process = start(environment, folder, "-o", out)
+    process = start(environment, "batch", folder, "-o", out, *QUICK)
     wait_for(lambda: any(cache_dir.glob("jobs/*/segment-*.part*")), process)
     workers = workers_of(process)
     process.send_signal(signal.SIGTERM)
@@ -283,7 +256,7 @@ def test_clips_whose_worker_was_killed_are_tried_again_one_by_one(
     manifest, out = inputs / "killed.csv", tmp_path / "out"
     rows = "".join(f"talk.mp4,talk.wav,{seed}.mp4,{seed}\n" for seed in range(3))
     manifest.write_text(f"video,audio,output,seed\n{rows}")
-    process = start(environment, manifest, "-o", out, "--jobs-per-worker", 2)
+    process = start(environment, "batch", manifest, "-o", out, "--jobs-per-worker", 2, *QUICK)
     wait_for(lambda: len(list(cache_dir.glob("jobs/*/"))) == 2, process)
     (worker,) = workers_of(process)
     worker.kill()

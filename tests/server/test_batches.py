@@ -14,7 +14,7 @@ import pytest
 import sqlalchemy as sa
 from alembic import command
 from alembic.config import Config
-from conftest import Api
+from application import Api
 from receiver import Receiver
 from test_store import NO_FACE, POLICY, REQUEST, new_job
 

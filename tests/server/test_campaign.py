@@ -6,8 +6,8 @@ import random
 from pathlib import Path
 
 import pytest
+from application import Api
 from campaign import media_part, mutations, parsers, tricks
-from conftest import Api
 
 EVERY_CASE, EVERY_CALL = 13, 7
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import BASE, Api
+from application import BASE, Api
 from live_server import Live, until
 from private_postgres import PrivatePostgres
 from s3 import ENVIRONMENT, Storage

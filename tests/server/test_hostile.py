@@ -8,7 +8,7 @@ import tracemalloc
 from typing import Any
 
 import pytest
-from conftest import Api
+from application import Api
 
 from server.child import WorkerGoneError, WorkerProcess
 from server.dialects.json_body import MAX_DEPTH, MAX_VALUES, BodyError, read_json

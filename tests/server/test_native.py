@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Api, put_blob
+from application import Api, put_blob
 
 from server import jobs
 from server.blobs import preview_folder, still_blob

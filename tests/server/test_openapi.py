@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 import schemathesis
-from conftest import Api
+from application import Api
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from schemathesis.checks import not_a_server_error

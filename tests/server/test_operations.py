@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import Api
+from application import Api
 from live_server import until
 
 from server import jobs
@@ -87,7 +87,7 @@ from pathlib import Path
 sys.path.insert(0, "tests/server")
 from server import logs
 logs.configure("json")
-from conftest import Api, BASE
+from application import Api, BASE
 from fastapi.testclient import TestClient
 from server import auth
 from server.app import Server, create_app

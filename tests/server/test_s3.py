@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import pytest
-from conftest import Api
+from application import Api
 from s3 import ENVIRONMENT, Storage
 
 from server import blobs as blobs_module

@@ -6,7 +6,7 @@ import json
 import uuid
 
 import pytest
-from conftest import BASE, Api
+from application import BASE, Api
 from golden import FOLDER, Replay
 
 from server.dialects import studio

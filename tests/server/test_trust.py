@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Api
+from application import Api
 
 from lipsync_engine.credentials import Facts, Marker, Policy
 from server import audit_export, jobs

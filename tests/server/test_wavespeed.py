@@ -10,7 +10,7 @@ import uuid
 from collections.abc import Callable
 
 import pytest
-from conftest import BASE, Api
+from application import BASE, Api
 from golden import FOLDER, Replay
 
 from server import jobs

@@ -1,0 +1,69 @@
+"""A server in this process without workers, and what drives it as workers would."""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from fastapi.testclient import TestClient
+
+from server import jobs
+from server.app import Server
+from server.blobs import Blobs, result_blob
+from server.jobs import Failure, Output
+from server.store import Record
+
+BASE = "http://lipsync.example"
+
+
+@dataclass
+class Api:
+    """A running application, its client, and one key per tenant."""
+
+    server: Server
+    client: TestClient
+    key: str
+    other_key: str
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {"Authorization": f"Bearer {self.key}"}
+
+    def submit(self, **body: object) -> str:
+        """A job of the LatentSync model; its id."""
+        given = {"audio": "https://media.example/in/voice.wav", "video": "https://media.example/in/talk.mp4"}
+        answer = self.client.post(
+            "/api/v3/bytedance/latentsync", json={**given, **body}, headers=self.headers
+        )
+        assert answer.status_code == 200, answer.text
+        return str(answer.json()["data"]["id"])
+
+    def begin(self) -> Record:
+        """What a worker does first."""
+        record = self.server.store.claim(time.time(), self.server.board.policy)
+        assert record is not None
+        return record
+
+    def succeed(self, job_id: str, content: bytes = b"an mp4", warnings: tuple[str, ...] = ()) -> None:
+        record, name = self.begin(), result_blob(job_id)
+        assert record.job.id == job_id
+        put_blob(self.server.blobs, name, content)
+        now = time.time()
+        self.server.store.change(
+            job_id, now, lambda job: jobs.succeed(job, job.fence, now, Output(name, 1.25, warnings=warnings))
+        )
+
+    def fail(self, job_id: str, code: str, message: str) -> None:
+        self.begin()
+        now, policy = time.time(), self.server.board.policy
+        failure = Failure(code, message)
+        self.server.store.change(job_id, now, lambda job: jobs.fail(job, job.fence, now, failure, policy))
+
+
+def put_blob(blobs: Blobs, name: str, content: bytes) -> None:
+    with tempfile.NamedTemporaryFile(delete=False) as file:
+        file.write(content)
+    asyncio.run(blobs.take(name, Path(file.name)))
