@@ -41,12 +41,13 @@ class Bench:
 
     Args:
         segment_s: that a segment takes a worker.
+        spread: how much more or less, as a part of it; many GPUs do not end in the same instant.
     """
 
-    def __init__(self, database: str, segment_s: float, **settings: object) -> None:
+    def __init__(self, database: str, segment_s: float, spread: float, **settings: object) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="lipsync-bench-"))
         self.gaps = self.folder / "gaps"
-        given = {"SEGMENT_S": segment_s, "BYTES": SEGMENT_BYTES, "GAPS": self.gaps}
+        given = {"SEGMENT_S": segment_s, "SPREAD": spread, "BYTES": SEGMENT_BYTES, "GAPS": self.gaps}
         os.environ |= {f"STAND_IN_{name}": str(value) for name, value in given.items()}
         os.environ["PYTHONPATH"] = os.pathsep.join(
             [str(STAND_IN), str(ROOT), os.environ.get("PYTHONPATH", "")]
@@ -203,6 +204,7 @@ def main() -> int:
     parser.add_argument("what", choices=["scaling", "kills"])
     parser.add_argument("--database", required=True)
     parser.add_argument("--segment-s", type=float, default=4.0)
+    parser.add_argument("--spread", type=float, default=0.0)
     parser.add_argument("--segments", type=int, default=32)
     parser.add_argument("--workers", type=int, nargs="+", default=WORKERS)
     parser.add_argument("--jobs", type=int, default=100)
@@ -210,10 +212,10 @@ def main() -> int:
     given = parser.parse_args()
     segment_s = given.segment_s if given.what == "scaling" else 0.5
     limits = {"cluster_min": NODES, "cluster_max": NODES, "max_attempts": 10}
-    bench = Bench(given.database, segment_s, **limits)
+    bench = Bench(given.database, segment_s, given.spread, **limits)
     try:
         if given.what == "scaling":
-            result = scaling(bench, segment_s, given.segments, given.workers)
+            result = scaling(bench, segment_s, given.segments, given.workers) | {"spread": given.spread}
         else:
             result = kills(bench, given.jobs, given.seed)
     finally:

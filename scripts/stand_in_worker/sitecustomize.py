@@ -2,9 +2,9 @@
 
 With this folder on PYTHONPATH, `python -m server.worker` is this file. It speaks the worker's messages, loads
 no model, makes no pictures: a job has as many segments as `num_inference_steps` says, a segment takes
-STAND_IN_SEGMENT_S seconds of sleep, and its file says which one it is, filled up to STAND_IN_BYTES. The
-result is all of them, one after the other. How long it waited for the next segment of a film after it had
-finished one is written to STAND_IN_GAPS, a line each, in seconds.
+STAND_IN_SEGMENT_S seconds of sleep, up to a part STAND_IN_SPREAD of it more or less, and its file says which
+one it is, filled up to STAND_IN_BYTES. The result is all of them, one after the other. How long it waited for
+the next segment of a film after it had finished one is written to STAND_IN_GAPS, a line each, in seconds.
 """
 
 import os
@@ -12,10 +12,11 @@ import sys
 
 if "server.worker" in sys.orig_argv[1:4]:
     import json
+    import random
     import time
     from pathlib import Path
 
-    SEGMENT_S = float(os.environ["STAND_IN_SEGMENT_S"])
+    SEGMENT_S, SPREAD = float(os.environ["STAND_IN_SEGMENT_S"]), float(os.environ.get("STAND_IN_SPREAD", 0))
     BYTES = int(os.environ["STAND_IN_BYTES"])
     GAPS = Path(os.environ["STAND_IN_GAPS"])
     FRAMES, TELL_EVERY_S = 150, 0.25
@@ -33,9 +34,9 @@ if "server.worker" in sys.orig_argv[1:4]:
 
     def segment(job, number, file, done, total):
         """Sleep, say how far it is, write the file."""
-        end = time.monotonic() + SEGMENT_S
+        end = time.monotonic() + SEGMENT_S * random.uniform(1 - SPREAD, 1 + SPREAD)
         while (left := end - time.monotonic()) > 0:
-            part = int(FRAMES * (1 - left / SEGMENT_S))
+            part = max(0, int(FRAMES * (1 - left / SEGMENT_S)))
             say(
                 "working", job_id=job, stage="render", done=done + part, total=total, per_s=FRAMES / SEGMENT_S
             )
