@@ -7,7 +7,8 @@ Everything is real but the worker process (scripts/stand_in_worker): Ray's nodes
 supervisors, database, blobs in a folder. `scaling`: one film of many segments, then many films of one, on 1,
 2, 4, … workers; and how long a worker waits for its next segment. `kills`: nodes are killed at random moments
 while jobs run; then every job must have ended once, as a success, with all its segments in their order. The
-database must be empty. Results go to benchmarks/cluster.json; exit status 1 where an invariant is broken.
+database must be empty. Results go to benchmarks/cluster.json and a plot beside it; exit status 1 where an
+invariant is broken.
 """
 
 from __future__ import annotations
@@ -197,6 +198,27 @@ def _problems(bench: Bench, job: str, segments: int) -> list[str]:
     return found
 
 
+def draw(runs: dict[str, Any]) -> None:
+    """How many workers' worth of work so many workers did, beside what would be perfect."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(7, 4))
+    axes.plot([1, WORKERS[-1]], [1, WORKERS[-1]], "k:", label="linear")
+    for run, style in zip(runs, ("-", "--"), strict=False):
+        counts = [row["workers"] for row in runs[run]["rows"]]
+        for kind, colour in (("one_film", "C0"), ("many_films", "C1")):
+            worth = [row["workers"] * row[f"{kind}_share"] for row in runs[run]["rows"]]
+            axes.plot(counts, worth, f"{colour}o", linestyle=style, label=f"{kind.replace('_', ' ')}, {run}")
+    axes.set(xlabel="workers", ylabel="workers' worth of work", title="Scaling on one cluster")
+    axes.legend(fontsize="small")
+    figure.tight_layout()
+    figure.savefig(RESULTS.with_name("cluster_scaling.png"), dpi=90)
+    plt.close(figure)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -226,6 +248,7 @@ def main() -> int:
     else:
         known["kills"] = result
     RESULTS.write_text(json.dumps(known, indent=1) + "\n")
+    draw(known["scaling"])
     print(json.dumps(result, indent=1))
     return 1 if result.get("broken") else 0
 
