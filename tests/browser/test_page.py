@@ -224,6 +224,7 @@ def test_the_server_restarts_in_the_middle(live: Live, opened: Open, clip: Path,
     assert live.look(job)["status"] == "completed"
 
 
+@pytest.mark.slow
 def test_without_streams_it_asks_again_and_again(live: Live, opened: Open, clip: Path, voice: Path) -> None:
     """As behind a proxy that lets no stream through; the voice is recorded here."""
     seen = opened()

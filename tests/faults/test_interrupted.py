@@ -112,6 +112,7 @@ def test_a_killed_parent_leaves_no_child(
     assert left == []
 
 
+@pytest.mark.slow
 def test_the_same_job_twice_at_once_is_refused(
     long_job: list[str], tmp_path: Path, cache_dir: Path, environment: dict[str, str], lipsync: Run
 ) -> None:

@@ -68,7 +68,7 @@ def plans(
             looked.append(last)
 
 
-@pytest.mark.parametrize("tail", [Tail.CUT, Tail.KEEP])
+@pytest.mark.parametrize("tail", [Tail.CUT, pytest.param(Tail.KEEP, marks=pytest.mark.slow)])
 def test_a_draft_says_nothing_that_the_plan_takes_back(
     tail: Tail, pipeline: LipSyncPipeline, long_clip: Path, long_voice: Path, tmp_path: Path
 ) -> None:

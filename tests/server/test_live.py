@@ -70,6 +70,7 @@ def test_a_job_from_upload_to_film(live: Live, uploads: tuple[str, str], tmp_pat
     assert is_video(film, tmp_path, 38)
 
 
+@pytest.mark.slow
 def test_equal_jobs_give_equal_films(
     live: Live, uploads: tuple[str, str], tmp_path: Path, likeness_db: Likeness
 ) -> None:
