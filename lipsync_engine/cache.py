@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from pathlib import Path
+
+import platformdirs
 
 
 def drop_oldest(folder: Path, max_bytes: int) -> None:
@@ -23,3 +26,9 @@ def drop_oldest(folder: Path, max_bytes: int) -> None:
             break
         path.unlink(missing_ok=True)
         total -= size
+
+
+def default_cache_dir() -> Path:
+    """LIPSYNC_CACHE_DIR, else the user's cache folder."""
+    given = os.environ.get("LIPSYNC_CACHE_DIR")
+    return Path(given) if given else Path(platformdirs.user_cache_dir("lipsync"))

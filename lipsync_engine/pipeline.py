@@ -11,19 +11,18 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import logging
-import os
 import shutil
 import time
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import closing
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Self
 
-import platformdirs
 from pydantic import TypeAdapter
 
 from lipsync_engine import faces, media
+from lipsync_engine.cache import default_cache_dir
 from lipsync_engine.cast import Cast
 from lipsync_engine.content import ContentFinding, ContentGuard, ContentPolicy
 from lipsync_engine.credentials import Facts, Marker, Policy, require_consent
@@ -39,7 +38,7 @@ from lipsync_engine.result import StageSeconds, SyncResult
 from lipsync_engine.score import SyncScore, SyncScorer, installed_scorer, score_job
 from lipsync_engine.segments import Helpers, Segments
 from lipsync_engine.weights import WeightsStore
-from lipsync_engine.work import resource_errors, unpublished, work_folder
+from lipsync_engine.work import resource_errors, take_over, unpublished, work_folder
 
 log = logging.getLogger(__name__)
 
@@ -235,7 +234,7 @@ class LipSyncPipeline:
             #    are rendered before the rest is read.
             speakers = [(params.face, probed[0])] if cast is None else cast.record(folder)
             if helpers is not None and not (folder / "plan.json").exists():
-                _take_over(helpers.left(key), folder)
+                take_over(helpers.left(key), folder)
             plan = Plan.load(folder, video_info, params)
             if plan is None:
                 analysis = analyse(
@@ -476,12 +475,6 @@ class LipSyncPipeline:
         return digest.hexdigest()[:32]
 
 
-def default_cache_dir() -> Path:
-    """LIPSYNC_CACHE_DIR, else the user's cache folder."""
-    given = os.environ.get("LIPSYNC_CACHE_DIR")
-    return Path(given) if given else Path(platformdirs.user_cache_dir("lipsync"))
-
-
 def _finished(steps: Generator[Progress, None, SyncResult]) -> SyncResult:
     """Run to the end."""
     while True:
@@ -510,9 +503,3 @@ def _timed(
                 seconds[step.stage] += time.monotonic() - began
                 yield step
             began = time.monotonic()
-
-
-def _take_over(files: Mapping[str, Path], folder: Path) -> None:
-    """Move another process' plan and finished segments here; what says that the plan is there comes last."""
-    for name in sorted(files, key=lambda name: name == "plan.json"):
-        shutil.move(files[name], folder / name)

@@ -7,7 +7,7 @@ from __future__ import annotations
 import errno
 import shutil
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -112,3 +112,9 @@ def _sweep(jobs: Path) -> None:
                 shutil.rmtree(path, ignore_errors=True)
             else:
                 path.unlink(missing_ok=True)
+
+
+def take_over(files: Mapping[str, Path], folder: Path) -> None:
+    """Move another process' plan and finished segments here; what says that the plan is there comes last."""
+    for name in sorted(files, key=lambda name: name == "plan.json"):
+        shutil.move(files[name], folder / name)

@@ -100,17 +100,10 @@ class Host:
         if self._server.supervisor.is_busy:
             self._idle_since = time.monotonic()
         idle_s = round(time.monotonic() - self._idle_since, 1)
-        return Report(self._name, platform.node(), self._device, self._condition(), idle_s, self._has_left)
-
-    def _condition(self) -> Condition:
-        supervisor = self._server.supervisor
+        _, condition, _ = self._server.supervisor.conditions[0]
         if self._leaving.is_set():
-            return Condition.DRAINING
-        if supervisor.is_quarantined:
-            return Condition.QUARANTINED
-        if supervisor.is_busy:
-            return Condition.BUSY
-        return Condition.IDLE if supervisor.is_ready else Condition.STARTING
+            condition = Condition.DRAINING
+        return Report(self._name, platform.node(), self._device, condition, idle_s, self._has_left)
 
 
 class Pool:

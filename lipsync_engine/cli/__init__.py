@@ -242,7 +242,8 @@ def doctor(
         licences.show()
         return
 
-    from lipsync_engine import media, pipeline
+    from lipsync_engine import media
+    from lipsync_engine.cache import default_cache_dir
     from lipsync_engine.cli.memory import plans
     from lipsync_engine.credentials import Marker
     from lipsync_engine.device import choose_compiling, choose_device, choose_fp8
@@ -266,7 +267,7 @@ def doctor(
     marker = Marker.from_environment()
     table.add_row("marking", f"{marker.policy}, {marker.describe()} (LIPSYNC_MARKING)")
     store = WeightsStore()
-    table.add_row("cache", f"{pipeline.default_cache_dir()} (LIPSYNC_CACHE_DIR)")
+    table.add_row("cache", f"{default_cache_dir()} (LIPSYNC_CACHE_DIR)")
     table.add_row("weights", f"{store.root} (LIPSYNC_WEIGHTS_DIR)")
     for entry in store.entries():
         table.add_row(f"  {entry.name}", store.summary(entry.name))
