@@ -73,11 +73,6 @@ class Supervisor:
         return any(seat.busy for seat in self._seats)
 
     @property
-    def is_quarantined(self) -> bool:
-        """A device rests, because its workers were lost."""
-        return any(seat.is_quarantined for seat in self._seats)
-
-    @property
     def workers(self) -> list[tuple[str, bool, int, int]]:
         """Of each device: its name, whether its worker is ready, how many processes were started for it, how
         many jobs it makes or helps with now.

@@ -88,7 +88,7 @@ def test_a_device_whose_workers_are_lost_again_and_again_rests(tmp_path: Path) -
     async def go() -> int:
         async with server.running():
             async with asyncio.timeout(180):
-                while not server.supervisor.is_quarantined:
+                while server.supervisor.conditions[0][1] is not Condition.QUARANTINED:
                     await asyncio.sleep(0.1)
             return server.supervisor.workers[0][2]
 
