@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lipsync_engine.batch import run_batch
-    from lipsync_engine.cast import dialogue
     from lipsync_engine.errors import ErrorCode, LipSyncError
     from lipsync_engine.params import (
         FaceChoice,
@@ -24,6 +23,7 @@ if TYPE_CHECKING:
         Tail,
     )
     from lipsync_engine.pipeline import LipSyncPipeline
+    from lipsync_engine.planning.speakers import dialogue
     from lipsync_engine.progress import Progress, Stage
     from lipsync_engine.result import SyncResult
 
@@ -43,7 +43,7 @@ _HOME = {
     "SyncParams": "params",
     "SyncResult": "result",
     "Tail": "params",
-    "dialogue": "cast",
+    "dialogue": "planning.speakers",
     "run_batch": "batch",
 }
 

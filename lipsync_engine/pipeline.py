@@ -23,22 +23,22 @@ from pydantic import TypeAdapter
 
 from lipsync_engine import faces, media
 from lipsync_engine.cache import default_cache_dir
-from lipsync_engine.cast import Cast
-from lipsync_engine.content import ContentFinding, ContentGuard, ContentPolicy
-from lipsync_engine.credentials import Facts, Marker, Policy, require_consent
-from lipsync_engine.detectors import load_detector
 from lipsync_engine.device import choose_compiling, choose_device, choose_fp8
 from lipsync_engine.errors import FaceError
+from lipsync_engine.faces.registry import load_detector
 from lipsync_engine.models import LipSyncModel, load_model
 from lipsync_engine.params import Motion, Provenance, Speaker, SyncParams
-from lipsync_engine.plan import Plan, analyse
-from lipsync_engine.portrait import Clips, animate
+from lipsync_engine.planning.plan import Plan, analyse
+from lipsync_engine.planning.speakers import Cast
+from lipsync_engine.portrait.source import Clips, animate
 from lipsync_engine.progress import Meter, Progress, Stage
+from lipsync_engine.provenance import Facts, Marker, Policy, require_consent
+from lipsync_engine.provenance.content_filter import ContentFinding, ContentGuard, ContentPolicy
+from lipsync_engine.rendering.segment_renderer import Helpers, Segments
+from lipsync_engine.rendering.work_dir import resource_errors, take_over, unpublished, work_folder
 from lipsync_engine.result import StageSeconds, SyncResult
-from lipsync_engine.score import SyncScore, SyncScorer, installed_scorer, score_job
-from lipsync_engine.segments import Helpers, Segments
+from lipsync_engine.sync_score import SyncScore, SyncScorer, installed_scorer, score_job
 from lipsync_engine.weights import WeightsStore
-from lipsync_engine.work import resource_errors, take_over, unpublished, work_folder
 
 log = logging.getLogger(__name__)
 

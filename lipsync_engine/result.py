@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
-from lipsync_engine.score import SyncScore
+from lipsync_engine.sync_score import SyncScore
 
 
 @dataclass(frozen=True, slots=True)

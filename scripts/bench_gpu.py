@@ -36,9 +36,9 @@ from gpu_jobs import FPS, Media, job_report, reference_report
 from whisper.model import AudioEncoder
 
 from lipsync_engine.device import choose_fp8
-from lipsync_engine.drawn_faces import DrawnFaceDetector
 from lipsync_engine.errors import ResourceError
 from lipsync_engine.faces import FaceDetector
+from lipsync_engine.faces.drawn import DrawnFaceDetector
 from lipsync_engine.models import ModelInfo
 from lipsync_engine.models.latentsync.config import RunConfig, UNetConfig
 from lipsync_engine.models.latentsync.fp8 import LEAST_WORK, to_float8

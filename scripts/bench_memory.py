@@ -78,7 +78,7 @@ def run_job(video: Path, voice: Path) -> dict[str, float]:
     """One job in this process; its peaks in MiB."""
     from stand_in import StandIn
 
-    from lipsync_engine.detectors import load_detector
+    from lipsync_engine.faces.registry import load_detector
     from lipsync_engine.pipeline import LipSyncPipeline
     from lipsync_engine.weights import WeightsStore
 

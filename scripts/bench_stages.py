@@ -35,12 +35,12 @@ from reference_detector import ReferenceDetector
 from torch.nn import functional as F
 
 from lipsync_engine import faces, media
-from lipsync_engine.align import crop_size
-from lipsync_engine.composite import SoftCompositor
-from lipsync_engine.frames import Frame, region_to_rgb
+from lipsync_engine.faces.align import crop_size
+from lipsync_engine.faces.compositor import SoftCompositor
+from lipsync_engine.media.yuv import Frame, region_to_rgb
 from lipsync_engine.models.latentsync.mask import fixed_mask
 from lipsync_engine.params import Quality
-from lipsync_engine.plan import ANALYSIS_MAX_SIDE
+from lipsync_engine.planning.plan import ANALYSIS_MAX_SIDE
 
 ROOT = Path(__file__).parents[1]
 WIDTH, HEIGHT, FPS = 1920, 1080, Fraction(25)

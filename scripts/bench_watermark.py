@@ -25,14 +25,14 @@ import presenter
 from presenter import Identity
 
 from lipsync_engine import LipSyncPipeline, SyncParams, media
-from lipsync_engine.composite import SoftCompositor
-from lipsync_engine.detectors import load_detector
 from lipsync_engine.faces import FaceDetector, FaceTracker, YuNetDetector, choose_speaker
+from lipsync_engine.faces.compositor import SoftCompositor
+from lipsync_engine.faces.registry import load_detector
 from lipsync_engine.models.latentsync.mask import fixed_mask
 from lipsync_engine.params import FaceChoice, Quality
-from lipsync_engine.watermark import marked
-from lipsync_engine.watermark.film import averaged_faces
-from lipsync_engine.watermark.pattern import THRESHOLD
+from lipsync_engine.provenance.watermark import marked
+from lipsync_engine.provenance.watermark.pattern import THRESHOLD
+from lipsync_engine.provenance.watermark.video import averaged_faces
 from lipsync_engine.weights import WeightsStore
 
 DEMO = Path(__file__).parents[1] / "demo"

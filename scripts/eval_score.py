@@ -28,11 +28,11 @@ import torch
 from eval_sync import SENTENCES, VOICES
 from presenter import Identity
 
-from lipsync_engine.detectors import load_detector
 from lipsync_engine.faces import FaceDetector
-from lipsync_engine.score import SyncScore, SyncScorer, load_scorer
-from lipsync_engine.score.film import find_faces
-from lipsync_engine.score.stretches import with_sound
+from lipsync_engine.faces.registry import load_detector
+from lipsync_engine.sync_score import SyncScore, SyncScorer, load_scorer
+from lipsync_engine.sync_score.video import find_faces
+from lipsync_engine.sync_score.windows import with_sound
 from lipsync_engine.weights import WeightsStore
 
 SIDE, FRAMES = 200, 75

@@ -28,7 +28,7 @@ from mouth_reader import read_openness
 from presenter import Canvas, Identity, Pose
 
 from lipsync_engine import LipSyncPipeline, SyncParams, media
-from lipsync_engine.frames import region_to_rgb
+from lipsync_engine.media.yuv import region_to_rgb
 from lipsync_engine.params import Quality
 
 SIDE = 320

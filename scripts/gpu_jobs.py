@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lipsync_engine import LipSyncPipeline, SyncParams, media, safety
+from lipsync_engine import LipSyncPipeline, SyncParams, media
 from lipsync_engine.faces import FaceDetector
 from lipsync_engine.models import LipSyncModel
+from lipsync_engine.rendering import output_check
 
 ROOT = Path(__file__).parents[1]
 FPS = 25
@@ -46,8 +47,8 @@ class Media:
 def job_report(model: LipSyncModel, clip: Media, detector: FaceDetector, preset: str) -> dict[str, Any]:
     """A whole job, from file to file."""
     # Random weights paint noise, which this check rightly refuses.
-    safety.MouthCheck.add = lambda *_: None  # type: ignore[method-assign]
-    safety.MouthCheck.raise_if_unfit = lambda _: None  # type: ignore[method-assign]
+    output_check.MouthCheck.add = lambda *_: None  # type: ignore[method-assign]
+    output_check.MouthCheck.raise_if_unfit = lambda _: None  # type: ignore[method-assign]
     with tempfile.TemporaryDirectory() as name:
         pipeline = LipSyncPipeline(model, detector, cache_dir=Path(name) / "cache")
         result = pipeline(clip.video, clip.voice, Path(name) / "out.mp4", SyncParams.preset(preset))

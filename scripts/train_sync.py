@@ -27,9 +27,9 @@ from torch.nn import functional
 from train_tiny import ROOT, TRACK_S, Clock, Optimiser, fast, random_who, record, stage
 
 from lipsync_engine import media
-from lipsync_engine.score.cepstrum import SAMPLE_RATE, cepstrum
-from lipsync_engine.score.crop import cut, squares
-from lipsync_engine.score.network import CLIP_FRAMES, CLIP_STEPS, SyncConfig, SyncNet, config_json
+from lipsync_engine.sync_score.cepstrum import SAMPLE_RATE, cepstrum
+from lipsync_engine.sync_score.crop import cut, squares
+from lipsync_engine.sync_score.network import CLIP_FRAMES, CLIP_STEPS, SyncConfig, SyncNet, config_json
 
 SEED = 20261126
 CONFIG = SyncConfig(

@@ -36,8 +36,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 from whisper.model import AudioEncoder
 
-from lipsync_engine import align, media
-from lipsync_engine.drawn_faces import STRIDE, FaceNet
+from lipsync_engine import media
+from lipsync_engine.faces import align
+from lipsync_engine.faces.drawn import STRIDE, FaceNet
 from lipsync_engine.models.latentsync.config import UNetConfig
 from lipsync_engine.models.latentsync.mask import fixed_mask, latent_mask
 from lipsync_engine.models.latentsync.unet import LatentSyncUNet

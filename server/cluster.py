@@ -14,7 +14,7 @@ import threading
 import time
 from types import FrameType
 
-from lipsync_engine import cluster
+from lipsync_engine import ray_connection
 from server.blobs import Blobs, StorageAwayError
 from server.settings import SettingsError, load_settings
 from server.store import DatabaseAwayError, Store
@@ -100,7 +100,7 @@ def _up(arguments: argparse.Namespace) -> int:
 
 
 def _join(arguments: argparse.Namespace) -> int:
-    cluster.require(arguments.address)
+    ray_connection.require(arguments.address)
     command = [*RAY, "start", f"--address={arguments.address}", "--block", *_slots(arguments)]
     for _ in range(JOIN_TRIES):
         began = time.monotonic()

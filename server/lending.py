@@ -14,15 +14,15 @@ from pathlib import Path
 
 from lipsync_engine import LipSyncPipeline
 from lipsync_engine.models import LipSyncModel
-from lipsync_engine.plan import Plan
+from lipsync_engine.planning.plan import Plan
 from lipsync_engine.progress import Meter, Progress, Stage
-from lipsync_engine.render import render
-from lipsync_engine.segments import Offer as Plans
+from lipsync_engine.rendering.render import render
+from lipsync_engine.rendering.segment_renderer import Offer as Plans
 from server.messages import Ask, FromWorker, Offer, Render, Rendered, Start, Take
 
 
 class Lender:
-    """`lipsync_engine.segments.Helpers` of one job: the parent finds them.
+    """`lipsync_engine.rendering.segment_renderer.Helpers` of one job: the parent finds them.
 
     Args:
         start: the job's order.

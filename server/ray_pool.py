@@ -22,7 +22,7 @@ import ray
 from ray.exceptions import ActorUnavailableError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from lipsync_engine import cluster
+from lipsync_engine import ray_connection
 from server import logs, scaling
 from server.app import Server
 from server.jobs import State
@@ -240,7 +240,7 @@ def connect(address: str) -> None:
     Raises:
         ConnectionError: nobody answers there.
     """
-    cluster.connect(address, NAMESPACE)
+    ray_connection.connect(address, NAMESPACE)
 
 
 def head_address() -> str:

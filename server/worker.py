@@ -36,9 +36,9 @@ from lipsync_engine import (
     dialogue,
     media,
 )
-from lipsync_engine.detectors import load_detector
 from lipsync_engine.errors import ErrorCode, LipSyncError, MediaError, ParameterError
 from lipsync_engine.faces import FaceDetector
+from lipsync_engine.faces.registry import load_detector
 from lipsync_engine.params import FaceChoice
 from lipsync_engine.progress import Progress, Stage, Watchable
 from lipsync_engine.weights import WeightsStore

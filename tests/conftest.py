@@ -58,7 +58,7 @@ def replace_ffmpeg(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], None]:
 
     def replace(program: Path) -> None:
         monkeypatch.setenv("LIPSYNC_FFMPEG", str(program))
-        monkeypatch.setattr("lipsync_engine.media.run.fence", lambda command: [])
+        monkeypatch.setattr("lipsync_engine.media.process.fence", lambda command: [])
 
     return replace
 

@@ -21,15 +21,15 @@ from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
 
-from lipsync_engine.batch.folder import LOCK_NAME, only_batch
-from lipsync_engine.batch.making import REPORT_NAME, Batch, BatchProgress, Running
 from lipsync_engine.batch.manifest import Manifest, ManifestError, Problem, Row, read_manifest
-from lipsync_engine.batch.pool import Loading, Machines, ThisMachine
+from lipsync_engine.batch.output_dir import LOCK_NAME, only_batch
 from lipsync_engine.batch.report import write_report
 from lipsync_engine.batch.results import Ledger, Result, Status
-from lipsync_engine.credentials import Marker
+from lipsync_engine.batch.runner import REPORT_NAME, Batch, BatchProgress, Running
+from lipsync_engine.batch.worker_process import Loading, Machines, ThisMachine
 from lipsync_engine.errors import ErrorCode, ParameterError, ResourceError
 from lipsync_engine.params import Engine, SyncParams
+from lipsync_engine.provenance import Marker
 from lipsync_engine.weights import WeightsStore
 
 __all__ = [
@@ -148,11 +148,11 @@ def _machines(engine: Engine, loading: Loading, manifest: Manifest, folder: Path
     if engine is Engine.LOCAL:
         return ThisMachine(loading)
     try:
-        from lipsync_engine.batch import ray_pool  # Ray comes with an extra
+        from lipsync_engine.batch import ray_backend  # Ray comes with an extra
     except ModuleNotFoundError as error:
         raise ResourceError(
             ErrorCode.CLUSTER_AWAY, "Ray is not installed: pip install 'lipsync-engine[ray]'."
         ) from error
     inputs = {path.absolute().parent for row in manifest.rows for path in row.inputs.values()}
-    folders = ray_pool.Folders(folder.absolute(), LOCK_NAME, inputs)
-    return ray_pool.Cluster(loading, folders)
+    folders = ray_backend.Folders(folder.absolute(), LOCK_NAME, inputs)
+    return ray_backend.Cluster(loading, folders)

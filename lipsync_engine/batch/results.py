@@ -41,7 +41,7 @@ class InputFile:
 
 @dataclass(frozen=True, slots=True)
 class Sync:
-    """Attributes: as of `lipsync_engine.score.SyncScore`."""
+    """Attributes: as of `lipsync_engine.sync_score.SyncScore`."""
 
     confidence: float
     offset_frames: int

@@ -38,9 +38,9 @@ from lipsync_engine.batch.messages import (
     read_to_worker,
 )
 from lipsync_engine.batch.results import InputFile, Made, Sync
-from lipsync_engine.detectors import load_detector
 from lipsync_engine.errors import ErrorCode, InputError, LipSyncError
 from lipsync_engine.faces import FaceDetector
+from lipsync_engine.faces.registry import load_detector
 from lipsync_engine.params import Provenance
 from lipsync_engine.pipeline import LipSyncPipeline
 from lipsync_engine.result import SyncResult

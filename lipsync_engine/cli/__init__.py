@@ -120,7 +120,7 @@ def sync(
 
     An interrupted run is resumed by giving the same command again.
     """
-    from lipsync_engine.timeline import parse_rate
+    from lipsync_engine.planning.timeline import parse_rate
 
     params = SyncParams.preset(
         preset,
@@ -245,8 +245,8 @@ def doctor(
     from lipsync_engine import media
     from lipsync_engine.cache import default_cache_dir
     from lipsync_engine.cli.memory import plans
-    from lipsync_engine.credentials import Marker
     from lipsync_engine.device import choose_compiling, choose_device, choose_fp8
+    from lipsync_engine.provenance import Marker
     from lipsync_engine.weights import WeightsStore
 
     table = facts()

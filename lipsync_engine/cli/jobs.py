@@ -63,7 +63,7 @@ class Model:
 
 def load(model: Model, *outputs: Path | None) -> LipSyncPipeline:
     """The pipeline, unless the outputs could not be signed: loading can take long."""
-    from lipsync_engine.credentials import Marker
+    from lipsync_engine.provenance import Marker
 
     marker = Marker.from_environment(model.marking)
     for output in outputs:

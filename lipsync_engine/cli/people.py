@@ -176,7 +176,7 @@ def _speakers(named: list[str], order: Order, segments: list[str]) -> list[Speak
         by_face = {speaker.face.rule: speaker.audio for speaker in found}
         if len(found) != 2 or by_face.keys() != {FaceRule.LEFT, FaceRule.RIGHT}:
             raise ParameterError(f"order={order} needs two speakers, left=AUDIO and right=AUDIO.")
-        from lipsync_engine.cast import dialogue
+        from lipsync_engine.planning.speakers import dialogue
 
         found = list(dialogue(by_face[FaceRule.LEFT], by_face[FaceRule.RIGHT], order))
     found += [_segment(text) for text in segments]

@@ -39,9 +39,9 @@ def score(
     Ends with 0; with 1 where --min-confidence is given and missed.
     """
     from lipsync_engine import media
-    from lipsync_engine.detectors import load_detector
     from lipsync_engine.device import choose_device
-    from lipsync_engine.score import installed_scorer, score_film
+    from lipsync_engine.faces.registry import load_detector
+    from lipsync_engine.sync_score import installed_scorer, score_film
     from lipsync_engine.weights import WeightsStore
 
     store = WeightsStore()

@@ -18,7 +18,7 @@ from lipsync_engine.progress import Progress, Stage
 
 if TYPE_CHECKING:
     from lipsync_engine.result import SyncResult
-    from lipsync_engine.score import SyncScore
+    from lipsync_engine.sync_score import SyncScore
 
 # Names of files are shown as they are: [x] and :x: in them are no markup and no emoji.
 out = Console(highlight=False, markup=False, emoji=False)

@@ -12,8 +12,8 @@ import typer
 from lipsync_engine.cli.terminal import out
 
 if TYPE_CHECKING:
-    from lipsync_engine.credentials import Verification
-    from lipsync_engine.watermark import Watermark
+    from lipsync_engine.provenance import Verification
+    from lipsync_engine.provenance.watermark import Watermark
 
 STATUS = {"trusted": 0, "invalid": 1, "unknown_signer": 4, "none": 5}
 """Exit status of each verdict; no error's is among them."""
@@ -40,8 +40,8 @@ def verify(
 
     Ends with 0: valid and signed by somebody known here; 1: invalid; 4: valid, signer not known; 5: none.
     """
-    from lipsync_engine.credentials import Marker
-    from lipsync_engine.credentials import verify as check
+    from lipsync_engine.provenance import Marker
+    from lipsync_engine.provenance import verify as check
 
     found = check(file, Marker.from_environment().known())
     mark = None if detector is None else _watermark(file, detector)
@@ -59,8 +59,8 @@ def verify(
 
 
 def _watermark(file: Path, detector: str) -> Watermark:
-    from lipsync_engine.detectors import load_detector
-    from lipsync_engine.watermark import read_watermark
+    from lipsync_engine.faces.registry import load_detector
+    from lipsync_engine.provenance.watermark import read_watermark
     from lipsync_engine.weights import WeightsStore
 
     return read_watermark(file, load_detector(detector, WeightsStore()))

@@ -5,8 +5,8 @@ It knows neither codecs nor models; pictures come in as arrays, and three points
 
 from lipsync_engine.faces.cache import AnalysisCache, analysis_key
 from lipsync_engine.faces.detect import Detection, FaceDetector, Landmark106Detector, YuNetDetector
-from lipsync_engine.faces.speaker import FacePath, choose_speaker, load_faces_file
-from lipsync_engine.faces.track import FaceTracker, FaceTracks, Track
+from lipsync_engine.faces.selection import FacePath, choose_speaker, load_faces_file
+from lipsync_engine.faces.tracking import FaceTracker, FaceTracks, Track
 
 __all__ = [
     "AnalysisCache",

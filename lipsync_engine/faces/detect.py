@@ -15,8 +15,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from lipsync_engine.align import alignment_points
 from lipsync_engine.errors import ErrorCode, WeightsError
+from lipsync_engine.faces.align import alignment_points
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,10 +29,10 @@ from lipsync_engine.media.encode import (
     output_size,
     side_by_side,
 )
-from lipsync_engine.media.isolation import isolation_here
 from lipsync_engine.media.preview import write_fragment, write_still
 from lipsync_engine.media.probe import AudioInfo, VideoInfo, content_hash, probe_audio, probe_video
-from lipsync_engine.media.run import ffmpeg_version, find_ffmpeg
+from lipsync_engine.media.process import ffmpeg_version, find_ffmpeg
+from lipsync_engine.media.sandbox import isolation_here
 
 __all__ = [
     "OUTPUT_SUFFIXES",

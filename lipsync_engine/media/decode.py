@@ -21,9 +21,8 @@ import numpy as np
 import numpy.typing as npt
 
 from lipsync_engine.errors import ErrorCode, MediaError
-from lipsync_engine.frames import Frame
 from lipsync_engine.media.probe import VideoInfo, check_input, image_refused
-from lipsync_engine.media.run import (
+from lipsync_engine.media.process import (
     AUDIO_FORMATS,
     CUT_OFF,
     IMAGE_FORMATS,
@@ -33,6 +32,7 @@ from lipsync_engine.media.run import (
     last_words,
     untrusted,
 )
+from lipsync_engine.media.yuv import Frame
 
 SAMPLE_CHUNK_BYTES = 1 << 17
 

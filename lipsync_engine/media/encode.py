@@ -22,9 +22,8 @@ import numpy as np
 import numpy.typing as npt
 
 from lipsync_engine.errors import ErrorCode, MediaError, ParameterError, ResourceError
-from lipsync_engine.frames import Chroma, Frame, FrameFormat
 from lipsync_engine.media.probe import AudioInfo, VideoInfo, probe_audio, probe_video
-from lipsync_engine.media.run import (
+from lipsync_engine.media.process import (
     AUDIO_FORMATS,
     VIDEO_FORMATS,
     Child,
@@ -34,6 +33,7 @@ from lipsync_engine.media.run import (
     untrusted,
     write_file,
 )
+from lipsync_engine.media.yuv import Chroma, Frame, FrameFormat
 from lipsync_engine.params import Quality
 
 OUTPUT_SUFFIXES = frozenset({".mp4", ".mov", ".mkv"})

@@ -12,7 +12,7 @@ from typing import Any
 import ffmpeg
 
 from lipsync_engine.media.probe import probe_audio
-from lipsync_engine.media.run import AUDIO_FORMATS, file_url, untrusted, write_file
+from lipsync_engine.media.process import AUDIO_FORMATS, file_url, untrusted, write_file
 
 AUDIO_RATE = 48000
 AUDIO_BITRATE = 128_000

@@ -21,8 +21,7 @@ from typing import Any
 import ffmpeg
 
 from lipsync_engine.errors import ErrorCode, InputError, MediaError
-from lipsync_engine.frames import Chroma, FrameFormat, Matrix
-from lipsync_engine.media.run import (
+from lipsync_engine.media.process import (
     AUDIO_FORMATS,
     CUT_OFF,
     LIMITS,
@@ -32,7 +31,8 @@ from lipsync_engine.media.run import (
     last_words,
     untrusted,
 )
-from lipsync_engine.timeline import snap_rate
+from lipsync_engine.media.yuv import Chroma, FrameFormat, Matrix
+from lipsync_engine.planning.timeline import snap_rate
 
 
 @dataclass(frozen=True, slots=True)

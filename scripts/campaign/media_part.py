@@ -19,7 +19,7 @@ from live_server import ROOT
 
 from lipsync_engine import media
 from lipsync_engine.errors import ErrorCode, LipSyncError
-from lipsync_engine.media.run import LIMITS
+from lipsync_engine.media.process import LIMITS
 
 LONGEST_S = 3 * LIMITS.probe_wall_s
 """A file is looked at by up to three children, each of which has its own limit."""

@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from lipsync_engine import align
 from lipsync_engine.errors import ErrorCode, FaceError
+from lipsync_engine.faces import align
 
 Array = npt.NDArray[np.float32]
 

@@ -12,8 +12,8 @@ import pytest
 import torch
 from whisper.model import AudioEncoder
 
-from lipsync_engine import audio
-from lipsync_engine.audio import BLEND_STEPS, PIECE_STEPS, STRIDE_STEPS, AudioFeatures, Mel
+from lipsync_engine.audio import features as audio_features
+from lipsync_engine.audio.features import BLEND_STEPS, PIECE_STEPS, STRIDE_STEPS, AudioFeatures, Mel
 
 torch.set_num_threads(1)
 
@@ -35,13 +35,13 @@ def sound(seconds: float, seed: int = 0) -> np.ndarray:
 
 
 def mel_of(samples: np.ndarray, path: Path) -> Mel:
-    writer = audio.MelWriter(path)
+    writer = audio_features.MelWriter(path)
     writer.add(samples)
     return writer.finish()
 
 
 def run(mel: Mel, encoder: AudioEncoder, path: Path, *, reference: bool = False) -> AudioFeatures:
-    progress = list(audio.encode(mel, encoder, path, reference=reference))
+    progress = list(audio_features.encode(mel, encoder, path, reference=reference))
     assert progress == [(k + 1, len(progress)) for k in range(len(progress))]
     return AudioFeatures.open(path)
 
@@ -133,9 +133,9 @@ def test_up_to_30_s_ours_is_one_piece_that_ends_in_silence(encoder: AudioEncoder
 
 def test_exactly_30_s_is_one_piece(encoder: AudioEncoder, tmp_path: Path) -> None:
     mel = mel_of(sound(30, seed=2), tmp_path / "mel")
-    assert list(audio.encode(mel, encoder, tmp_path / "f")) == [(1, 1)]
+    assert list(audio_features.encode(mel, encoder, tmp_path / "f")) == [(1, 1)]
     longer = mel_of(sound(30.02, seed=2), tmp_path / "mel")
-    assert list(audio.encode(longer, encoder, tmp_path / "f")) == [(1, 2), (2, 2)]
+    assert list(audio_features.encode(longer, encoder, tmp_path / "f")) == [(1, 2), (2, 2)]
 
 
 def frozen_fade(encoder: AudioEncoder, mel: Mel, piece: int) -> tuple[np.ndarray, np.ndarray]:
@@ -187,7 +187,7 @@ def test_the_30_s_mark_lies_inside_one_piece(
 def test_every_step_has_true_sound_around_it() -> None:
     """At least 4 s on both sides, unless the file ends there."""
     for length in (1501, 1999, 2500, 2501, 3750, 10000):
-        pieces = audio._Pieces(length, reference=False)
+        pieces = audio_features._Pieces(length, reference=False)
         steps = np.arange(length)
         newest, weight = pieces.newest(steps)
         for used, piece in ((weight > 0, newest), (weight < 1, newest - 1)):
@@ -223,12 +223,12 @@ def test_short_sounds(encoder: AudioEncoder, tmp_path: Path) -> None:
         mel = mel_of(sound(1)[:n_samples], tmp_path / "mel")
         features = run(mel, encoder, tmp_path / "f")
         assert (features.length, features.n_samples) == (max(1, n_samples // 320), n_samples)
-        assert torch.isfinite(audio.frame_windows(features, [0.0, 0.04])).all()
+        assert torch.isfinite(audio_features.frame_windows(features, [0.0, 0.04])).all()
 
 
 def test_another_process_reads_the_same(ours: AudioFeatures) -> None:
     code = (
-        "import sys; from pathlib import Path; from lipsync_engine.audio import AudioFeatures\n"
+        "import sys; from pathlib import Path; from lipsync_engine.audio.features import AudioFeatures\n"
         "f = AudioFeatures.open(Path(sys.argv[1]))\n"
         "sys.stdout.buffer.write(f.rows(1240, 1260).tobytes() + f.silent_rows(1240, 1260).tobytes())"
     )
@@ -243,7 +243,7 @@ def test_another_process_reads_the_same(ours: AudioFeatures) -> None:
 
 def test_windows_at_25_fps(ours: AudioFeatures) -> None:
     times = np.arange(ours.length // 2 + 2) / 25
-    windows = audio.frame_windows(ours, times)
+    windows = audio_features.frame_windows(ours, times)
     assert windows.shape == (len(times), 10 * 4, 32)
     assert windows.dtype == torch.float32
     every = ours.rows(0, ours.length)
@@ -255,7 +255,7 @@ def test_windows_at_25_fps(ours: AudioFeatures) -> None:
 def test_windows_at_other_rates_and_contexts(ours: AudioFeatures) -> None:
     for fps in (24, 30000 / 1001, 50):
         times = np.arange(40) / fps
-        windows = audio.frame_windows(ours, times, (1, 3)).reshape(40, 10, 4, 32)
+        windows = audio_features.frame_windows(ours, times, (1, 3)).reshape(40, 10, 4, 32)
         for i, t in enumerate(times):
             steps = np.clip(np.arange(-2, 8) + round(50 * t), 0, None)
             assert np.array_equal(windows[i].numpy(), ours.rows(0, 200)[steps]), (fps, i)
@@ -263,13 +263,13 @@ def test_windows_at_other_rates_and_contexts(ours: AudioFeatures) -> None:
 
 def test_gate_fades_to_silence(ours: AudioFeatures) -> None:
     times = np.arange(610, 640) / 25  # across a seam
-    heard = audio.frame_windows(ours, times)
+    heard = audio_features.frame_windows(ours, times)
     silent = torch.from_numpy(np.stack([ours.silent_rows(2 * i - 4, 2 * i + 6) for i in range(610, 640)]))
     silent = silent.flatten(1, 2)
-    assert torch.equal(audio.conditioned_windows(ours, times, None), heard)
-    assert torch.equal(audio.conditioned_windows(ours, times, np.ones(30, np.float32)), heard)
+    assert torch.equal(audio_features.conditioned_windows(ours, times, None), heard)
+    assert torch.equal(audio_features.conditioned_windows(ours, times, np.ones(30, np.float32)), heard)
     gate = np.linspace(0, 1, 30, dtype=np.float32)
-    mixed = audio.conditioned_windows(ours, times, gate)
+    mixed = audio_features.conditioned_windows(ours, times, gate)
     assert torch.equal(mixed[0], silent[0])
     share = torch.from_numpy(gate)[:, None, None]
     assert (mixed - (silent + share * (heard - silent))).abs().max() < 1e-5
@@ -277,7 +277,7 @@ def test_gate_fades_to_silence(ours: AudioFeatures) -> None:
 
 
 def test_leaves_a_header_only_when_done(encoder: AudioEncoder, long_mel: Mel, tmp_path: Path) -> None:
-    steps = audio.encode(long_mel, encoder, tmp_path / "f")
+    steps = audio_features.encode(long_mel, encoder, tmp_path / "f")
     next(steps)
     steps.close()
     with pytest.raises(FileNotFoundError):

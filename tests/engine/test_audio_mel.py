@@ -13,7 +13,7 @@ import pytest
 import torch
 from whisper.audio import HOP_LENGTH, N_FFT, log_mel_spectrogram, mel_filters
 
-from lipsync_engine.audio import BLOCK_MEL, Mel, MelWriter
+from lipsync_engine.audio.features import BLOCK_MEL, Mel, MelWriter
 
 torch.set_num_threads(1)
 

@@ -13,7 +13,7 @@ from torch._dynamo.utils import counters
 
 from lipsync_engine.device import choose_compiling
 from lipsync_engine.errors import ParameterError
-from lipsync_engine.models.latentsync.compiled import CompiledUNet, Predicted, RecordedRuns, Work
+from lipsync_engine.models.latentsync.compile import CompiledUNet, Predicted, RecordedRuns, Work
 from lipsync_engine.models.latentsync.config import RunConfig, UNetConfig
 from lipsync_engine.models.latentsync.model import EVERY_KIND_OF_STEP, KINDS
 from lipsync_engine.models.latentsync.sampling import DenoiseInputs, Network, sampling_steps, signal_levels

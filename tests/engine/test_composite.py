@@ -7,8 +7,8 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from lipsync_engine.composite import Compositor, ReferenceCompositor, SoftCompositor
-from lipsync_engine.frames import Chroma, Frame, FrameFormat, Matrix
+from lipsync_engine.faces.compositor import Compositor, ReferenceCompositor, SoftCompositor
+from lipsync_engine.media.yuv import Chroma, Frame, FrameFormat, Matrix
 from lipsync_engine.models.latentsync.mask import fixed_mask
 
 FORM = FrameFormat(320, 240, Chroma.C420, 8, Matrix.BT709, full_range=False)

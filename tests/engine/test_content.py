@@ -12,9 +12,9 @@ import torch
 import transformers
 
 from lipsync_engine import LipSyncPipeline, SyncParams, media
-from lipsync_engine.content import CLASSIFIER, UNCHECKED, ContentFinding, ContentGuard
 from lipsync_engine.errors import ErrorCode, InputError, ParameterError, WeightsError
-from lipsync_engine.models.content import ContentClassifier
+from lipsync_engine.models.nsfw import ContentClassifier
+from lipsync_engine.provenance.content_filter import CLASSIFIER, UNCHECKED, ContentFinding, ContentGuard
 from lipsync_engine.weights import WeightsStore
 
 CPU = torch.device("cpu")

@@ -16,8 +16,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from lipsync_engine.credentials import Facts, Marker, Policy, SigningError, Verdict, signed_beside, verify
 from lipsync_engine.errors import ErrorCode, InputError, ParameterError
+from lipsync_engine.provenance import Facts, Marker, Policy, SigningError, Verdict, signed_beside, verify
 
 Ffmpeg = Callable[..., None]
 FACTS = Facts("tiny", "ab" * 32, 7, 2, "job 1", consent="release 17")
@@ -149,7 +149,7 @@ def test_the_development_certificate_is_private_and_made_once(
 
 def test_processes_that_start_at_once_agree_on_one(film: Path, tmp_path: Path) -> None:
     program = (
-        "import sys; from pathlib import Path\nfrom lipsync_engine.credentials import *\n"
+        "import sys; from pathlib import Path\nfrom lipsync_engine.provenance import *\n"
         "Marker(Policy.REQUIRED, Path(sys.argv[1])).prepare(Path('a.mp4'))"
     )
     folder = tmp_path / "credentials"
@@ -225,7 +225,7 @@ def test_a_broken_signer(own: Callable[..., Marker], film: Path, clip: Path, tmp
 def test_a_certificate_that_has_run_out_is_refused(
     own: Callable[..., Marker], marker: Marker, film: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    from lipsync_engine.credentials import development
+    from lipsync_engine.provenance import development
 
     monkeypatch.setattr(development, "VALID_DAYS", -1 / 24)
     late = Marker(Policy.REQUIRED, tmp_path / "late")

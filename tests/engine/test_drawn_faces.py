@@ -6,7 +6,7 @@ import numpy as np
 import presenter
 import pytest
 
-from lipsync_engine.drawn_faces import DrawnFaceDetector
+from lipsync_engine.faces.drawn import DrawnFaceDetector
 from lipsync_engine.weights import WeightsStore
 
 UNSEEN = 2_000_000

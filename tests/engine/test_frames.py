@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lipsync_engine.frames import Box, Chroma, Frame, FrameFormat, Matrix, blend_region, region_to_rgb
+from lipsync_engine.media.yuv import Box, Chroma, Frame, FrameFormat, Matrix, blend_region, region_to_rgb
 
 FORMATS = [
     FrameFormat(width, height, chroma, depth, matrix, full)

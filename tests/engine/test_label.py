@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from lipsync_engine.frames import Chroma, Frame, FrameFormat, Matrix, region_to_rgb
-from lipsync_engine.label import HEIGHT, Label
+from lipsync_engine.media.yuv import Chroma, Frame, FrameFormat, Matrix, region_to_rgb
+from lipsync_engine.provenance.label import HEIGHT, Label
 
 
 def grey(width: int, height: int, level: int, chroma: Chroma = Chroma.C420) -> Frame:

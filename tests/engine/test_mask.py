@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from lipsync_engine import align
+from lipsync_engine.faces import align
 from lipsync_engine.models.latentsync.mask import fixed_mask, latent_mask
-from lipsync_engine.safety import MouthJudge
+from lipsync_engine.rendering.output_check import MouthJudge
 
 
 def test_the_mask_is_the_published_one() -> None:

@@ -250,7 +250,7 @@ def test_odd_sizes(size: str, tmp_path: Path, ffmpeg: Ffmpeg) -> None:
 @pytest.mark.parametrize("pixels", ["gray", "bgr0", "yuvj420p", "yuv420p"])
 def test_colours_of_the_scan_and_of_the_frames_agree(pixels: str, tmp_path: Path, ffmpeg: Ffmpeg) -> None:
     """Red, white and black come out as such, however they were stored."""
-    from lipsync_engine.frames import region_to_rgb
+    from lipsync_engine.media.yuv import region_to_rgb
 
     colours = {"white": (255, 255, 255), "black": (0, 0, 0)}
     if pixels != "gray":

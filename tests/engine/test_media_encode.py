@@ -17,7 +17,7 @@ import pytest
 
 from lipsync_engine import media
 from lipsync_engine.errors import ErrorCode, LipSyncError
-from lipsync_engine.frames import Frame
+from lipsync_engine.media.yuv import Frame
 from lipsync_engine.params import Quality
 
 Ffmpeg = Callable[..., None]

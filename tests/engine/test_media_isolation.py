@@ -15,8 +15,8 @@ import ffmpeg as builder
 import pytest
 
 from lipsync_engine import media
-from lipsync_engine.media import run
-from lipsync_engine.media.isolation import SYSTEM, fence, launched
+from lipsync_engine.media import process
+from lipsync_engine.media.sandbox import SYSTEM, fence, launched
 
 Ffmpeg = Callable[..., None]
 
@@ -105,7 +105,7 @@ def test_a_child_signals_nobody_outside(burgled: dict[str, Any]) -> None:
 
 
 def words(stream: Any, **more: Any) -> tuple[int, str]:
-    with run.Child(stream, **more) as child:
+    with process.Child(stream, **more) as child:
         return child.finish(20), child.messages
 
 
@@ -116,15 +116,15 @@ def test_ffmpeg_opens_no_other_film(clip: Path, tmp_path: Path) -> None:
     status, messages = words(inner)
     assert status != 0
     assert "Permission denied" in messages
-    own = builder.output(run.untrusted(clip, run.VIDEO_FORMATS)["V:0"], "-", format="null")
+    own = builder.output(process.untrusted(clip, process.VIDEO_FORMATS)["V:0"], "-", format="null")
     assert words(own) == (0, "")
 
 
 @needs_files
 def test_ffmpeg_writes_no_other_file(clip: Path, tmp_path: Path) -> None:
-    source = run.untrusted(clip, run.VIDEO_FORMATS)["V:0"]
+    source = process.untrusted(clip, process.VIDEO_FORMATS)["V:0"]
     named, other = tmp_path / "named.mp4", tmp_path / "other.mp4"
-    assert words(builder.output(source, run.file_url(named), c="copy"))[0] == 0
+    assert words(builder.output(source, process.file_url(named), c="copy"))[0] == 0
     assert media.probe_video(named)
     status, messages = words(builder.output(source, str(other), c="copy"))
     assert status != 0

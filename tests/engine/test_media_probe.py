@@ -15,8 +15,8 @@ import pytest
 
 from lipsync_engine import media
 from lipsync_engine.errors import ErrorCode, LipSyncError
-from lipsync_engine.frames import Chroma, Matrix
-from lipsync_engine.media import probe, run
+from lipsync_engine.media import probe, process
+from lipsync_engine.media.yuv import Chroma, Matrix
 
 Ffmpeg = Callable[..., None]
 
@@ -126,7 +126,7 @@ def test_a_bomb_is_refused_fast(tmp_path: Path, ffmpeg: Ffmpeg) -> None:
 
 
 def test_too_long(good: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(probe, "LIMITS", dataclasses.replace(run.LIMITS, max_duration_s=1.5))
+    monkeypatch.setattr(probe, "LIMITS", dataclasses.replace(process.LIMITS, max_duration_s=1.5))
     assert code_of(media.probe_video, good) is ErrorCode.MEDIA_TOO_LARGE
     assert code_of(media.probe_audio, good) is ErrorCode.MEDIA_TOO_LARGE
 

@@ -19,8 +19,8 @@ import pytest
 
 from lipsync_engine import media
 from lipsync_engine.errors import ErrorCode, LipSyncError
-from lipsync_engine.frames import Frame
-from lipsync_engine.media import run
+from lipsync_engine.media import process
+from lipsync_engine.media.yuv import Frame
 from lipsync_engine.params import Quality
 
 Ffmpeg = Callable[..., None]
@@ -177,9 +177,9 @@ def test_a_child_outlives_the_thread_that_asked_for_it(clip: Path) -> None:
 
 
 def test_limits_hold_in_the_child(clip: Path) -> None:
-    stream = run.untrusted(clip, run.VIDEO_FORMATS)["V:0"]
+    stream = process.untrusted(clip, process.VIDEO_FORMATS)["V:0"]
     raw = builder.output(stream, "pipe:1", format="rawvideo")
-    with run.Child(raw, reads=True, memory_bytes=3 << 30, cpu_s=77) as child:
+    with process.Child(raw, reads=True, memory_bytes=3 << 30, cpu_s=77) as child:
         child.read(100)
         limits = Path(f"/proc/{child._process.pid}/limits").read_text()
         assert os.getsid(child._process.pid) == child._process.pid
@@ -216,9 +216,9 @@ def test_whitelists_stand_before_every_input_from_outside(
                 options = words[start:position]
                 assert options[options.index("-protocol_whitelist") + 1] == "file"
                 allowed = options[options.index("-format_whitelist") + 1].split(",")
-                assert set(allowed) <= {*run.AUDIO_FORMATS.split(","), "concat"}
+                assert set(allowed) <= {*process.AUDIO_FORMATS.split(","), "concat"}
                 if "concat" not in allowed:
-                    assert options[options.index("-max_pixels") + 1] == str(run.LIMITS.max_pixels)
+                    assert options[options.index("-max_pixels") + 1] == str(process.LIMITS.max_pixels)
                 inputs += 1
             if word == "-i":
                 start = position + 2
@@ -229,7 +229,7 @@ def test_a_child_that_stands_still_is_ended(
     clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fake_ffmpeg: Callable[[str], None]
 ) -> None:
     info = media.probe_video(clip)
-    monkeypatch.setattr(run, "LIMITS", dataclasses.replace(run.LIMITS, stall_s=0.3))
+    monkeypatch.setattr(process, "LIMITS", dataclasses.replace(process.LIMITS, stall_s=0.3))
     fake_ffmpeg(f"# {tmp_path}\nexec sleep 60")
     frame = Frame.from_bytes(info.format, bytes(info.format.frame_bytes))
 
@@ -239,8 +239,8 @@ def test_a_child_that_stands_still_is_ended(
                 writer.write(frame)
 
     def join() -> None:
-        run.write_file(
-            builder.output(builder.input("x"), run.file_url(tmp_path / "b.mp4")),
+        process.write_file(
+            builder.output(builder.input("x"), process.file_url(tmp_path / "b.mp4")),
             tmp_path / "b.mp4",
             "{reason}",
         )
@@ -255,7 +255,7 @@ def test_endless_messages_are_held_in_bounds(clip: Path, fake_ffmpeg: Callable[[
     line = 'echo "[error] line $i of many, all of them long enough" >&2'
     chatter = f"i=0; while [ $i -lt 3000 ]; do {line}; i=$((i+1)); done"
     fake_ffmpeg(f"{chatter}\nhead -c 300000 /dev/zero | tr '\\0' x >&2\nexit 3")
-    with run.Child(builder.output(builder.input("x"), "-", format="null")) as child:
+    with process.Child(builder.output(builder.input("x"), "-", format="null")) as child:
         error = child.failure(child.finish(), "It failed ({reason}).")
         assert len(child.messages) < 200_000
     assert error is not None
@@ -283,7 +283,9 @@ def test_what_an_end_means(
     output = tmp_path / "x.mp4"
     output.touch()
     with pytest.raises(LipSyncError) as caught:
-        run.write_file(builder.output(builder.input("x"), run.file_url(output)), output, "No ({reason}).")
+        process.write_file(
+            builder.output(builder.input("x"), process.file_url(output)), output, "No ({reason})."
+        )
     assert caught.value.code is code
     assert not output.exists()
 
@@ -294,8 +296,8 @@ def test_a_program_that_cannot_run(clip: Path, tmp_path: Path, monkeypatch: pyte
     broken.chmod(0o755)
     monkeypatch.setenv("LIPSYNC_FFMPEG", str(broken))
     with pytest.raises(LipSyncError) as caught:
-        run.write_file(
-            builder.output(builder.input("x"), run.file_url(tmp_path / "y.mp4")),
+        process.write_file(
+            builder.output(builder.input("x"), process.file_url(tmp_path / "y.mp4")),
             tmp_path / "y.mp4",
             "{reason}",
         )

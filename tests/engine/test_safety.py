@@ -12,9 +12,9 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from lipsync_engine import align
 from lipsync_engine.errors import ErrorCode, OutputError
-from lipsync_engine.safety import MAX_RUN, MouthCheck, MouthJudge
+from lipsync_engine.faces import align
+from lipsync_engine.rendering.output_check import MAX_RUN, MouthCheck, MouthJudge
 
 Array = npt.NDArray[np.float32]
 Change = Callable[[Array], Array]

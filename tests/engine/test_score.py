@@ -14,16 +14,16 @@ import speech
 import torch
 from eval_sync import Truth
 
-from lipsync_engine import align
-from lipsync_engine.detectors import load_detector
 from lipsync_engine.errors import ErrorCode, FaceError, WeightsError
-from lipsync_engine.score import SyncScorer, installed_scorer, load_scorer, score_film
-from lipsync_engine.score.cepstrum import cepstrum
-from lipsync_engine.score.crop import BEYOND, cut, squares
-from lipsync_engine.score.film import find_faces
-from lipsync_engine.score.measure import Stretch, judge
-from lipsync_engine.score.network import SyncConfig, SyncNet, config_json, load_sync_net
-from lipsync_engine.score.stretches import at_25_fps, longest_run, with_sound
+from lipsync_engine.faces import align
+from lipsync_engine.faces.registry import load_detector
+from lipsync_engine.sync_score import SyncScorer, installed_scorer, load_scorer, score_film
+from lipsync_engine.sync_score.cepstrum import cepstrum
+from lipsync_engine.sync_score.crop import BEYOND, cut, squares
+from lipsync_engine.sync_score.measure import Stretch, judge
+from lipsync_engine.sync_score.network import SyncConfig, SyncNet, config_json, load_sync_net
+from lipsync_engine.sync_score.video import find_faces
+from lipsync_engine.sync_score.windows import at_25_fps, longest_run, with_sound
 from lipsync_engine.weights import WeightsStore
 
 DEMO = Path(__file__).parents[2] / "demo"

@@ -13,12 +13,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from lipsync_engine.models.latentsync.batching import SharedNetwork
 from lipsync_engine.models.latentsync.config import RunConfig
 from lipsync_engine.models.latentsync.memory import MOST_WINDOWS, MemoryPlan, Thrift, windows_at_once
 from lipsync_engine.models.latentsync.memory import published_needs as published
 from lipsync_engine.models.latentsync.model import LatentSync, load
 from lipsync_engine.models.latentsync.sampling import DenoiseInputs, Network, sampling_steps
-from lipsync_engine.models.latentsync.shared import SharedNetwork
 from lipsync_engine.models.latentsync.unet import Heard
 from lipsync_engine.params import EXACT, Shortcuts, Solver
 from lipsync_engine.weights import WeightsStore

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from lipsync_engine import speech
-from lipsync_engine.audio import MelWriter
+from lipsync_engine.audio import vad
+from lipsync_engine.audio.features import MelWriter
 
 torch.set_num_threads(1)
 
@@ -62,7 +62,7 @@ def noises(n_samples: int, power: float, rng: np.random.Generator) -> dict[str, 
 def gate_of(sound: np.ndarray, path: Path, times_s: np.ndarray) -> np.ndarray:
     writer = MelWriter(path)
     writer.add(np.clip(np.round(sound * 32768), -32768, 32767).astype(np.int16))
-    return speech.activity(writer.finish(), times_s)
+    return vad.activity(writer.finish(), times_s)
 
 
 def inside(spans: Spans, margin_s: float = 0.0) -> np.ndarray:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lipsync_engine import LipSyncPipeline
-from lipsync_engine.models.latentsync.compiled import CompiledUNet
+from lipsync_engine.models.latentsync.compile import CompiledUNet
 from lipsync_engine.models.latentsync.memory import MemoryPlan, Thrift
 from lipsync_engine.models.latentsync.model import LatentSync
 

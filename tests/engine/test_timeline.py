@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lipsync_engine import timeline
 from lipsync_engine.errors import ErrorCode, ParameterError
 from lipsync_engine.params import LoopMode, Tail
+from lipsync_engine.planning import timeline
 
 
 def test_output_lasts_as_long_as_the_audio_to_the_frame() -> None:

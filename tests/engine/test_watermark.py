@@ -7,10 +7,10 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from lipsync_engine import align
+from lipsync_engine.faces import align
 from lipsync_engine.models.latentsync.mask import fixed_mask
-from lipsync_engine.watermark import WatermarkReader, marked
-from lipsync_engine.watermark.pattern import SIDE, THRESHOLD
+from lipsync_engine.provenance.watermark import WatermarkReader, marked
+from lipsync_engine.provenance.watermark.pattern import SIDE, THRESHOLD
 
 FloatArray = npt.NDArray[np.float32]
 

@@ -13,7 +13,7 @@ import torch
 from lipsync_engine import LipSyncPipeline
 from lipsync_engine.device import FP8_CAPABILITY
 from lipsync_engine.models import LipSyncModel
-from lipsync_engine.models.latentsync.compiled import CompiledUNet
+from lipsync_engine.models.latentsync.compile import CompiledUNet
 from lipsync_engine.models.latentsync.fp8 import to_float8
 from lipsync_engine.models.latentsync.model import KINDS, LatentSync
 from lipsync_engine.models.latentsync.offload import offload

@@ -20,8 +20,8 @@ from running import DEADLINE_S, start, wait_for
 from lipsync_engine import LipSyncPipeline, SyncParams
 from lipsync_engine.batch import Loading, ManifestError, Status, run_batch
 from lipsync_engine.batch.manifest import read_manifest
-from lipsync_engine.credentials import Marker, Verdict, verify
 from lipsync_engine.errors import EXIT_STATUS, ErrorCode, InputError, LipSyncError, ParameterError
+from lipsync_engine.provenance import Marker, Verdict, verify
 
 Ffmpeg = Callable[..., None]
 Run = Callable[..., subprocess.CompletedProcess[str]]

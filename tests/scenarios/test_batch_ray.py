@@ -16,7 +16,7 @@ from ray_nodes import add_node, open_cluster
 
 from lipsync_engine import SyncParams, batch
 from lipsync_engine.batch import BatchResult, Loading, Status, run_batch
-from lipsync_engine.batch.pool import Process, ThisMachine, Told, Worker
+from lipsync_engine.batch.worker_process import Process, ThisMachine, Told, Worker
 from lipsync_engine.errors import ErrorCode, ResourceError
 from lipsync_engine.params import Engine
 
@@ -194,7 +194,7 @@ def test_without_a_cluster(manifest: Path, tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_without_ray(manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(sys.modules, "lipsync_engine.batch.ray_pool", raising=False)
+    monkeypatch.delitem(sys.modules, "lipsync_engine.batch.ray_backend", raising=False)
     monkeypatch.delattr(batch, "ray_pool", raising=False)
     monkeypatch.setitem(sys.modules, "ray", None)  # as where it is not installed
     with pytest.raises(ResourceError, match=r"lipsync-engine\[ray\]") as missing:
@@ -204,7 +204,7 @@ def test_without_ray(manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_a_machine_that_does_not_see_the_folders_says_so(tmp_path: Path) -> None:
     pytest.importorskip("ray", reason="Ray is not installed: pip install 'lipsync-engine[ray]'")
-    from lipsync_engine.batch.ray_pool import Folders
+    from lipsync_engine.batch.ray_backend import Folders
 
     out, inputs = tmp_path / "out", tmp_path / "in"
     inputs.mkdir()

@@ -20,11 +20,12 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 from typer.testing import CliRunner
 
-from lipsync_engine import LipSyncPipeline, Motion, Progress, Stage, SyncParams, SyncResult, media, motion
+from lipsync_engine import LipSyncPipeline, Motion, Progress, Stage, SyncParams, SyncResult, media
 from lipsync_engine.cli import app
 from lipsync_engine.errors import ErrorCode, FaceError, OutputError, WeightsError
 from lipsync_engine.models import image_to_video
-from lipsync_engine.portrait import Clips, keep_clip
+from lipsync_engine.portrait import animation
+from lipsync_engine.portrait.source import Clips, keep_clip
 from lipsync_engine.weights import WeightsStore
 
 DEMO = Path(__file__).parents[2] / "demo"
@@ -268,7 +269,7 @@ def test_the_prompt_always_asks_for_closed_lips() -> None:
 
 @pytest.mark.parametrize("length", [1, 2, 3, 8, 9, 121])
 def test_a_clip_to_and_fro_never_jumps(length: int) -> None:
-    at = motion.to_and_fro(length, 1000)
+    at = animation.to_and_fro(length, 1000)
     assert at[0] == 0
     assert (at.min(), at.max()) == (0, length - 1)
     assert np.abs(np.diff(at)).max() <= 1
@@ -287,11 +288,11 @@ def test_no_step_across_a_turn_is_larger_than_inside_the_clip() -> None:
     rng = np.random.default_rng(1)
     walk = np.cumsum(rng.normal(0, 4, (30, 16, 16, 3)), axis=0) + 128
     clip = list(np.clip(walk, 0, 255).astype(np.uint8))
-    shown = np.stack(list(motion.swinging(clip, 200))).astype(float)
+    shown = np.stack(list(animation.swinging(clip, 200))).astype(float)
     inside = np.abs(np.diff(np.stack(clip).astype(float), axis=0)).mean(axis=(1, 2, 3))
     steps = np.abs(np.diff(shown, axis=0)).mean(axis=(1, 2, 3))
     assert steps.max() <= inside.max() + 0.5  # rounding of mixed pictures
-    at = motion.to_and_fro(30, 200)
+    at = animation.to_and_fro(30, 200)
     turns = np.flatnonzero((at == 0) | (at == 29))[1:-1]
     assert len(turns) >= 3
     for turn in turns:
@@ -354,7 +355,7 @@ def test_a_kept_clip_is_played_to_and_fro_and_speaks(
     shown = [p.astype(float) for _, p in media.scan_frames(media.probe_video(made.output), 128)]
     assert len(shown) == 38
     brows = np.s_[30:60, 30:100]
-    for number, frame in enumerate(motion.swinging(frames, 38)):
+    for number, frame in enumerate(animation.swinging(frames, 38)):
         wanted = np.asarray(Image.fromarray(frame).resize((128, 128), Image.Resampling.BICUBIC))
         assert np.abs(shown[number][brows] - wanted[brows]).mean() < 4, number
     corner = np.s_[:24, :24]

@@ -11,7 +11,7 @@ import pytest
 
 from lipsync_engine import LipSyncPipeline, Stage, SyncParams, Tail, faces, media
 from lipsync_engine.params import FaceChoice
-from lipsync_engine.plan import Plan, analyse
+from lipsync_engine.planning.plan import Plan, analyse
 from lipsync_engine.progress import Progress
 
 Ffmpeg = Callable[..., None]

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from lipsync_engine import LipSyncPipeline, Provenance, SyncParams
-from lipsync_engine.credentials import Marker, Policy, Verdict, verify
 from lipsync_engine.errors import ErrorCode, LipSyncError
-from lipsync_engine.watermark import read_watermark
+from lipsync_engine.provenance import Marker, Policy, Verdict, verify
+from lipsync_engine.provenance.watermark import read_watermark
 
 Ffmpeg = Callable[..., None]
 Run = Callable[..., Any]

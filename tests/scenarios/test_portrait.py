@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lipsync_engine import LipSyncPipeline, Motion, Stage, SyncParams, media, motion, speech
+from lipsync_engine import LipSyncPipeline, Motion, Stage, SyncParams, media
+from lipsync_engine.audio import vad
 from lipsync_engine.errors import ErrorCode, LipSyncError
 from lipsync_engine.faces import YuNetDetector
+from lipsync_engine.portrait import animation
 
 DEMO = Path(__file__).parents[2] / "demo"
 
@@ -71,14 +73,14 @@ def test_a_portrait_moves_and_nothing_tears(face: Path, voice: Path, tmp_path: P
 
 
 def test_movements_are_smooth_and_follow_the_voice() -> None:
-    speech = np.concatenate([np.zeros(75), np.tile([1, 1, 1, 0.2, 0.2, 0.8], 25), np.zeros(75)])
-    moves = motion.moves(speech.astype(np.float32), seed=3)
+    vad = np.concatenate([np.zeros(75), np.tile([1, 1, 1, 0.2, 0.2, 0.8], 25), np.zeros(75)])
+    moves = animation.moves(vad.astype(np.float32), seed=3)
     assert np.abs(np.diff(moves.shift, axis=0)).max() < 0.012
     assert np.abs(np.diff(moves.roll_deg)).max() < 0.25
     assert np.abs(moves.shift[80:225]).mean() > np.abs(moves.shift[:70]).mean()
     blinks = np.flatnonzero(np.diff((moves.lids > 0.9).astype(int)) == 1)
     assert 2 <= len(blinks) <= 6
-    again, other = motion.moves(speech.astype(np.float32), seed=3), motion.moves(speech.astype(np.float32), 4)
+    again, other = animation.moves(vad.astype(np.float32), seed=3), animation.moves(vad.astype(np.float32), 4)
     assert np.array_equal(moves.shift, again.shift)
     assert not np.array_equal(moves.shift, other.shift)
 
@@ -86,10 +88,10 @@ def test_movements_are_smooth_and_follow_the_voice() -> None:
 def test_a_closed_lid_hides_the_eye(face: Path) -> None:
     picture = media.read_picture(face)
     points = np.array([[165.4, 144.0], [231.4, 141.7], [203.2, 202.5]], dtype=np.float32)
-    still = motion.Moves(
+    still = animation.Moves(
         *(np.zeros(shape, np.float32) for shape in ((2, 2), 2, 2)), np.array([0, 1], np.float32)
     )
-    opened, closed = motion.animated(picture, [points], [still], [motion.drawn_eyes(points)])
+    opened, closed = animation.animated(picture, [points], [still], [animation.drawn_eyes(points)])
     assert np.abs(opened.astype(int) - picture).max() <= 1
     eye = np.s_[158:172, 160:176]
     skin = picture[190:200, 150:165].mean(axis=(0, 1))
@@ -107,15 +109,15 @@ def test_a_photographed_person_blinks(real_media: Path) -> None:
     photo = next(itertools.islice((p for _, p in media.scan_frames(media.probe_video(clip), 1920)), 60, None))
     detector = real_media.parent / "weights" / "face_detection_yunet_2023mar.onnx"
     (found,) = YuNetDetector(detector).detect(photo)
-    eyes = motion.photographed_eyes(photo, found.points)
+    eyes = animation.photographed_eyes(photo, found.points)
     # As read off the picture by hand, in pixels.
     for eye, place in zip(eyes, ((531, 703), (627, 721)), strict=True):
         assert np.abs(eye.centre - place).max() < 8
         assert 18 < eye.half_width < 28
         assert 5 < eye.half_height < 11
     zeros = np.zeros(2, np.float32)
-    still = motion.Moves(np.zeros((2, 2), np.float32), zeros, zeros, np.array([0, 1], np.float32))
-    opened, closed = motion.animated(photo, [found.points], [still], [eyes])
+    still = animation.Moves(np.zeros((2, 2), np.float32), zeros, zeros, np.array([0, 1], np.float32))
+    opened, closed = animation.animated(photo, [found.points], [still], [eyes])
     for eye in eyes:
         x, y = np.rint(eye.centre).astype(int)
         iris = np.s_[y - 3 : y + 4, x - 3 : x + 4]
@@ -129,17 +131,17 @@ def test_eyes_that_are_not_clear_do_not_blink() -> None:
     points = np.array([[130, 120], [250, 120], [190, 190]], np.float32)
     noise = np.random.default_rng(0).integers(0, 256, (400, 400, 3), dtype=np.uint8)
     for picture in (noise, np.full((400, 400, 3), 128, np.uint8), noise[:150, :150].copy()):
-        assert motion.photographed_eyes(picture, points) == ()
+        assert animation.photographed_eyes(picture, points) == ()
 
 
 def test_loudness() -> None:
     tone = (8000 * np.sin(np.arange(16000) * 0.3)).astype(np.int16)
     chunks = [tone[:700], tone[700:], np.zeros(16000, np.int16), tone[:300]]
-    found = speech.loudness(chunks, 25)
+    found = vad.loudness(chunks, 25)
     assert len(found) == 51
     assert found[:25].min() > 0.95
     assert not found[26:49].any()
-    assert not speech.loudness([np.zeros(16000, np.int16)], 25).any()
+    assert not vad.loudness([np.zeros(16000, np.int16)], 25).any()
 
 
 # --- pictures ---

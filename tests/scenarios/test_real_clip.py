@@ -11,8 +11,8 @@ import pytest
 from stand_in import StandIn
 
 from lipsync_engine import LipSyncPipeline, media
-from lipsync_engine.detectors import load_detector
 from lipsync_engine.errors import EXIT_STATUS, ErrorCode
+from lipsync_engine.faces.registry import load_detector
 from lipsync_engine.weights import WeightsStore
 
 SHARED = Path(__file__).parents[3] / "shared"

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from lipsync_engine import FaceChoice, LipSyncPipeline, Order, Speaker, SyncParams, dialogue, media
-from lipsync_engine.cast import Cast
 from lipsync_engine.errors import ErrorCode, LipSyncError, ParameterError
+from lipsync_engine.planning.speakers import Cast
 
 DEMO = Path(__file__).parents[2] / "demo"
 SECONDS = 3.0

@@ -17,9 +17,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lipsync_engine import LipSyncPipeline, LoopMode, Stage, SyncParams, Tail, faces, media, timeline
-from lipsync_engine.plan import Plan, analyse
-from lipsync_engine.render import rendered_frames
+from lipsync_engine import LipSyncPipeline, LoopMode, Stage, SyncParams, Tail, faces, media
+from lipsync_engine.planning import timeline
+from lipsync_engine.planning.plan import Plan, analyse
+from lipsync_engine.rendering.render import rendered_frames
 
 DEMO_VOICE = Path(__file__).parents[2] / "demo" / "voice.wav"
 

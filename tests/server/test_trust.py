@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from application import Api
 
-from lipsync_engine.credentials import Facts, Marker, Policy
+from lipsync_engine.provenance import Facts, Marker, Policy
 from server import audit_export, jobs
 from server.audit import Entry
 from server.blobs import result_blob

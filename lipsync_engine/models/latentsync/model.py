@@ -22,7 +22,8 @@ from whisper.model import AudioEncoder, ModelDimensions
 from lipsync_engine.errors import ErrorCode, WeightsError
 from lipsync_engine.models import ModelInfo
 from lipsync_engine.models.latentsync import keys
-from lipsync_engine.models.latentsync.compiled import CompiledUNet, cuda_graphs
+from lipsync_engine.models.latentsync.batching import SharedNetwork
+from lipsync_engine.models.latentsync.compile import CompiledUNet, cuda_graphs
 from lipsync_engine.models.latentsync.config import RunConfig, UNetConfig
 from lipsync_engine.models.latentsync.fp8 import to_float8
 from lipsync_engine.models.latentsync.mask import fixed_mask, latent_mask
@@ -37,7 +38,6 @@ from lipsync_engine.models.latentsync.memory import (
 )
 from lipsync_engine.models.latentsync.offload import offload, streamed
 from lipsync_engine.models.latentsync.sampling import DenoiseInputs, sampling_steps, sent
-from lipsync_engine.models.latentsync.shared import SharedNetwork
 from lipsync_engine.models.latentsync.unet import LatentSyncUNet, positional_table
 from lipsync_engine.params import EXACT, Shortcuts
 from lipsync_engine.weights import ModelEntry, load_strict, read_checkpoint

@@ -16,11 +16,13 @@ import numpy as np
 import torch
 from harness import Measure, difference, load_kind
 
-from lipsync_engine import align, audio, timeline
-from lipsync_engine.composite import ReferenceCompositor
+from lipsync_engine.audio import features as audio_features
+from lipsync_engine.faces import align
+from lipsync_engine.faces.compositor import ReferenceCompositor
 from lipsync_engine.models import ModelInfo
 from lipsync_engine.models.latentsync.model import LatentSync, RunConfig
 from lipsync_engine.params import LoopMode, SyncParams, Tail
+from lipsync_engine.planning import timeline
 
 
 def check(pack: Path, spec: Mapping[str, Any]) -> list[Measure]:
@@ -48,7 +50,7 @@ def check(pack: Path, spec: Mapping[str, Any]) -> list[Measure]:
     with TemporaryDirectory() as folder:
         _, features = whisper.listen(pack, spec["wav"], encoder, Path(folder))
         n_frames = timeline.reference_audio_frames(features.length)
-        heard = audio.frame_windows(features, np.arange(n_frames) / fps)
+        heard = audio_features.frame_windows(features, np.arange(n_frames) / fps)
     measures.append(Measure("frames", abs(n_frames - len(io["out_frames"])), 0))
     measures.append(
         Measure("audio windows", difference(heard, io["audio_windows"]).max(), limits["latents_max"])

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from harness import Measure, difference
 
-from lipsync_engine import align
+from lipsync_engine.faces import align
 
 
 def check(pack: Path, spec: Mapping[str, Any]) -> list[Measure]:

@@ -14,7 +14,7 @@ import torch
 from harness import Measure, difference, tensors
 from whisper.model import AudioEncoder
 
-from lipsync_engine import audio
+from lipsync_engine.audio import features as audio_features
 from lipsync_engine.models.latentsync import keys
 from lipsync_engine.weights import load_strict
 
@@ -37,15 +37,15 @@ def samples(path: Path) -> np.ndarray:
 
 def listen(
     pack: Path, wav: str, encoder: AudioEncoder, folder: Path
-) -> tuple[audio.Mel, audio.AudioFeatures]:
-    writer = audio.MelWriter(folder / "mel", encoder.conv1.weight.shape[1])
+) -> tuple[audio_features.Mel, audio_features.AudioFeatures]:
+    writer = audio_features.MelWriter(folder / "mel", encoder.conv1.weight.shape[1])
     for part in np.array_split(samples(pack / wav), 7):
         writer.add(part)
     mel = writer.finish()
-    steps = audio.encode(mel, encoder, folder / "features", reference=True)
+    steps = audio_features.encode(mel, encoder, folder / "features", reference=True)
     for _ in steps:
         pass
-    return mel, audio.AudioFeatures.open(folder / "features")
+    return mel, audio_features.AudioFeatures.open(folder / "features")
 
 
 def check(pack: Path, spec: Mapping[str, Any]) -> list[Measure]:
@@ -58,7 +58,7 @@ def check(pack: Path, spec: Mapping[str, Any]) -> list[Measure]:
             mel, features = listen(pack, wav, encoder, Path(folder))
             n_windows = summary[case]["num_windows"]
             states = features.rows(0, features.length)
-            windows = audio.frame_windows(features, np.arange(n_windows) / 25.0).numpy()
+            windows = audio_features.frame_windows(features, np.arange(n_windows) / 25.0).numpy()
             log_mel = mel.read(0, mel.frames)
         counts = {
             "samples": mel.n_samples,

@@ -1,0 +1,28 @@
+"""Face detectors by their names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from lipsync_engine import faces
+from lipsync_engine.errors import ParameterError
+from lipsync_engine.faces.drawn import DrawnFaceDetector
+from lipsync_engine.weights import WeightsStore
+
+
+def load_detector(name: str, store: WeightsStore) -> faces.FaceDetector:
+    """A face detector by name.
+
+    Args:
+        name: `yunet` (photographed people), `drawn` (our drawn presenters), or `landmarks106:PATH` with an
+            ONNX file of the 106-point model for those who hold its licence.
+        store: where detector weights come from.
+    """
+    if name == "yunet":
+        return faces.YuNetDetector(store.files("yunet")["detector"])
+    if name == "drawn":
+        return DrawnFaceDetector(store.files("tiny")["detector"])
+    kind, _, path = name.partition(":")
+    if kind == "landmarks106" and path:
+        return faces.Landmark106Detector(load_detector("yunet", store), Path(path))
+    raise ParameterError(f"detector={name!r} does not exist: use yunet, drawn or landmarks106:PATH.")
