@@ -55,7 +55,7 @@ class Bench:
         )
         os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_memory_monitor_refresh_ms": "0"}
         sys.path.insert(0, str(ROOT))
-        from server import ray_pool
+        from server.cluster import ray as ray_pool
         from server.settings import Settings
         from server.store import Store
 
@@ -75,8 +75,8 @@ class Bench:
         ray_pool.connect(self.cluster.address)
 
     def submit(self, segments: int) -> str:
-        from server.jobs import Job
-        from server.messages import InputSource, Options, Request, Role
+        from server.jobs.request import InputSource, Options, Request, Role
+        from server.jobs.state import Job
 
         sources = (
             InputSource("video", Role.VIDEO, blob="uploads/default/clip.mp4"),

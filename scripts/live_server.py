@@ -141,7 +141,7 @@ class Live:
     def worker_pids(self) -> list[int]:
         """Worker processes of this server."""
         assert self.process is not None
-        return [pid for pid in descendants(self.process.pid) if b"server.worker" in command_line(pid)]
+        return [pid for pid in descendants(self.process.pid) if b"server.workers.main" in command_line(pid)]
 
 
 def until(what: Callable[[], Any], otherwise: str, seconds: float = 60, pause_s: float = 0.01) -> None:

@@ -35,13 +35,13 @@ from live_server import ROOT
 
 sys.path.insert(0, str(ROOT))
 
-from server import jobs
-from server.jobs import Job, Output, Policy, Progress
-from server.messages import Request
-from server.sharing import BEAT_EVERY_S, TELL_EVERY_S
+from server.jobs import state as job_state
+from server.jobs.request import Request
+from server.jobs.state import Job, Output, Policy, Progress
 from server.store import Piece, SeenWorker, Store
-from server.store.news import CHANNEL
-from server.worker import REPORT_EVERY_S
+from server.store.notifications import CHANNEL
+from server.workers.main import REPORT_EVERY_S
+from server.workers.segment_sharing import BEAT_EVERY_S, TELL_EVERY_S
 
 RENDER_S, SEGMENTS_PER_JOB, POLL_EVERY_S = 4.0, 10, 2.0
 SEGMENT_BYTES, STORAGES_GBIT_S, DATABASE_CORES = 5e6, (10, 40), 8
@@ -76,7 +76,9 @@ def measured(database: str) -> dict[str, Cost]:
             raise AssertionError("too few segments were offered")
         for done in range(notes):
             progress, now = Progress("render", done, 1500, 40.0), store.now()
-            store.change(job.id, now, lambda j, p=progress: jobs.beat(j, j.fence, store.now(), Policy(), p))
+            store.change(
+                job.id, now, lambda j, p=progress: job_state.beat(j, j.fence, store.now(), Policy(), p)
+            )
         for _ in range(looks):
             store.shares(job.id)
         store.finish_segment(job.id, KEY, piece.number)
@@ -91,13 +93,13 @@ def measured(database: str) -> dict[str, Cost]:
 
     def beats() -> None:
         job, now = next(running), store.now()
-        store.change(job.id, now, lambda j: jobs.beat(j, j.fence, now, Policy()))
+        store.change(job.id, now, lambda j: job_state.beat(j, j.fence, now, Policy()))
         store.beat_segment(Piece(job.id, 0, KEY, 150, 1), now)
         store.note_workers([SeenWorker("p" * 32, 0, "machine", "cuda:0", "tiny", "busy", 1, now)])
 
     def whole() -> None:
         job, output = _begun(store), Output("results/x.mp4", RENDER_S)
-        store.change(job.id, store.now(), lambda j: jobs.succeed(j, j.fence, store.now(), output))
+        store.change(job.id, store.now(), lambda j: job_state.succeed(j, j.fence, store.now(), output))
 
     works = {"segment_by_owner": own, "segment_by_helper": helped, "beats": beats, "job": whole}
     found = {name: _cost(work) for name, work in works.items()}

@@ -1,1 +1,1 @@
-"""The REST server; it begins with the next stage of the project."""
+"""The REST server: HTTP API, durable jobs, workers."""

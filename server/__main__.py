@@ -12,12 +12,13 @@ from types import FrameType
 
 import uvicorn
 
-from server import auth, logs
+from server import logs
+from server.api import auth
+from server.api.auth import Scope
+from server.api.http_limits import Connections, Patience, raise_file_limit
 from server.app import Server, create_app
-from server.auth import Scope
-from server.blobs import StorageAwayError
-from server.connections import Connections, Patience, raise_file_limit
 from server.settings import Settings, SettingsError, documented, load_settings
+from server.storage.blobs import StorageAwayError
 from server.store import AlreadyOpenError, DatabaseAwayError
 
 NO_DEVICE = ("none",)

@@ -24,26 +24,26 @@ from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from server import audit, auth, files, page
-from server.auth import Keyring, RateLimit, Scope, Signer
-from server.blobs import Blobs, StorageAwayError
-from server.board import Board
-from server.child import WorkerSettings
-from server.dialects import native, native_batches, studio, wavespeed
-from server.dialects.common import signed_headers
-from server.dialects.refusals import KNOWN_ERRORS, Refusal, refusal_of
-from server.fetch import Inputs
-from server.gate import Gate
-from server.jobs import Batch, Job, Policy
+from server.api import auth, batches, native, playground, studio, uploads, wavespeed
+from server.api.auth import Keyring, RateLimit, Scope
+from server.api.context import Site
+from server.api.errors import KNOWN_ERRORS, Refusal, refusal_of
+from server.api.fast_poll import Polls
+from server.api.submission import signed_headers
+from server.jobs.admission import Gate
+from server.jobs.inputs import Inputs
+from server.jobs.service import Board
+from server.jobs.state import Batch, Job, Policy
+from server.jobs.webhooks import Letter, Webhooks
 from server.metrics import TEXT_TYPE, Measured, Metrics
-from server.polls import Polls
-from server.roster import Roster
 from server.settings import Settings
-from server.site import Site
-from server.store import DatabaseAwayError, Record, Store
-from server.supervisor import Supervisor
-from server.transport import Transport, TransportPolicy
-from server.webhooks import Letter, Webhooks
+from server.storage.blobs import Blobs, StorageAwayError
+from server.storage.links import Signer
+from server.storage.transport import Transport, TransportPolicy
+from server.store import DatabaseAwayError, Record, Store, audit
+from server.workers.process import WorkerSettings
+from server.workers.registry import Roster
+from server.workers.supervisor import Supervisor
 
 log = logging.getLogger("lipsync.server")
 
@@ -191,7 +191,7 @@ class Server:
         return body, signed_headers(secret, record.job.id, body, now)
 
     def _batch_letter(self, batch: Batch, secret: str, now: float) -> tuple[bytes, dict[str, str]]:
-        body = native_batches.webhook_body(self.site, batch)
+        body = batches.webhook_body(self.site, batch)
         return body, signed_headers(secret, batch.id, body, now)
 
 
@@ -226,14 +226,16 @@ def create_app(server: Server) -> FastAPI:
     )
     for prefix in wavespeed.PREFIXES:
         app.include_router(
-            wavespeed.router(server.site), prefix=prefix, include_in_schema=prefix == wavespeed.PREFIXES[0]
+            wavespeed.router(server.site),
+            prefix=prefix,
+            include_in_schema=prefix == wavespeed.PREFIXES[0],
         )
     app.include_router(studio.router(server.site), prefix=studio.PREFIX)
     ours = native.router(server.site, lambda: server.supervisor.workers, server.roster)
     app.include_router(ours, prefix=native.PREFIX)
-    app.include_router(native_batches.router(server.site), prefix=native.PREFIX)
-    page.mount(app)
-    files.mount(app, server.site)
+    app.include_router(batches.router(server.site), prefix=native.PREFIX)
+    playground.mount(app)
+    uploads.mount(app, server.site)
     _operations(app, server)
     _errors(app)
     app.add_middleware(Polls, site=server.site)
@@ -326,8 +328,8 @@ def _operations(app: FastAPI, server: Server) -> None:
         limit: Annotated[int, Query(ge=1, le=10_000)] = 1000,
     ) -> Response:
         server.site.caller(http, Scope.ADMIN)
-        page = partial(server.store.audit.page, after=after, since=since, until=until, limit=limit)
-        entries = await asyncio.to_thread(page)
+        playground = partial(server.store.audit.page, after=after, since=since, until=until, limit=limit)
+        entries = await asyncio.to_thread(playground)
         lines = "".join(f"{entry.to_json()}\n" for entry in entries)
         return Response(lines, media_type="application/jsonl")
 

@@ -19,8 +19,8 @@ from prometheus_client import (
 )
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from server.jobs import Job, State
-from server.scaling import Condition
+from server.cluster.autoscaling import Condition
+from server.jobs.state import Job, State
 from server.store import Store
 
 log = logging.getLogger("lipsync.http")

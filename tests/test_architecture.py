@@ -170,7 +170,7 @@ def test_the_servers_libraries_have_one_owner(name: str, path: Path) -> None:
 
 
 def test_no_foreign_word_reaches_jobs_and_store() -> None:
-    foreign = ("wavespeed", "studio", "native", "server.dialects")
+    foreign = ("wavespeed", "studio", "native", "server.api")
     paths = [*(SERVER / "store").glob("*.py")]
     paths += [
         SERVER / f"{name}.py"

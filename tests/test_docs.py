@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 
 from lipsync_engine.errors import ErrorCode
-from server import jobs
+from server.api import wavespeed
+from server.api.wavespeed_models import MODELS
 from server.app import Server, create_app
-from server.dialects import wavespeed
-from server.dialects.wavespeed_models import MODELS
-from server.gate import GateCode
+from server.jobs import state as job_state
+from server.jobs.admission import GateCode
 from server.settings import Settings
-from server.transport import TransportCode
+from server.storage.transport import TransportCode
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -66,7 +66,7 @@ def refusal_words() -> set[str]:
 
 
 def test_every_error_code_has_its_line() -> None:
-    kinds = (jobs.WORKER_LOST, jobs.STORAGE_AWAY, jobs.WAITED_TOO_LONG, jobs.RAN_TOO_LONG)
+    kinds = (job_state.WORKER_LOST, job_state.STORAGE_AWAY, job_state.WAITED_TOO_LONG, job_state.RAN_TOO_LONG)
     own = {failure.code for failure in kinds}
     codes = {
         *map(str, ErrorCode),

@@ -206,19 +206,19 @@ def serve(context: typer.Context) -> None:
 @app.command(context_settings=PASSED_ON)
 def keys(context: typer.Context) -> None:
     """Make, list and revoke the server's API keys."""
-    _become("server.keys", context.args)
+    _become("server.cli.keys", context.args)
 
 
 @app.command(context_settings=PASSED_ON)
 def cluster(context: typer.Context) -> None:
     """Workers on all machines of a Ray cluster: up, join, status, drain."""
-    _become("server.cluster", context.args)
+    _become("server.cli.cluster", context.args)
 
 
 @app.command(context_settings=PASSED_ON)
 def audit(context: typer.Context) -> None:
     """Export the server's audit log."""
-    _become("server.audit_export", context.args)
+    _become("server.cli.audit_export", context.args)
 
 
 def _become(module: str, arguments: list[str]) -> NoReturn:

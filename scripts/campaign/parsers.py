@@ -66,9 +66,9 @@ def _whole(data: bytes) -> bytes:
 
 def submission(data: bytes) -> None:
     """A WaveSpeed body: JSON, data URIs, base64, options, webhook in the query."""
-    from server.dialects import wavespeed
-    from server.dialects.refusals import Refusal
-    from server.dialects.wavespeed_models import MODELS
+    from server.api import wavespeed
+    from server.api.errors import Refusal
+    from server.api.wavespeed_models import MODELS
 
     body, _, query = _whole(data).partition(b"\0\0")
     try:
@@ -82,9 +82,9 @@ def submission(data: bytes) -> None:
 
 def form_state(data: bytes) -> None:
     """A lipsync.studio body."""
-    from server.dialects import studio
-    from server.dialects.bodies import json_object
-    from server.dialects.refusals import Refusal
+    from server.api import studio
+    from server.api.errors import Refusal
+    from server.api.schemas import json_object
 
     try:
         found = studio.read_submission(
@@ -97,9 +97,9 @@ def form_state(data: bytes) -> None:
 
 def inline(data: bytes) -> None:
     """A data URI, or base64."""
-    from server.dialects.bodies import Inputs
-    from server.dialects.refusals import Refusal
-    from server.messages import MediaLimits, Role
+    from server.api.errors import Refusal
+    from server.api.schemas import Inputs
+    from server.jobs.request import MediaLimits, Role
 
     try:
         Inputs().add("video", Role.VIDEO, data.decode("utf-8", "surrogateescape"), MediaLimits())
@@ -142,7 +142,7 @@ def from_worker(data: bytes) -> None:
     """A line of a worker, which hostile media may have taken over."""
     from pydantic import ValidationError
 
-    from server.messages import read_from_worker
+    from server.workers.messages import read_from_worker
 
     try:
         read_from_worker(data)
@@ -152,7 +152,7 @@ def from_worker(data: bytes) -> None:
 
 def url(data: bytes) -> None:
     """Where an input lies; what is taken must lead to one host and port."""
-    from server import transport
+    from server.storage import transport
 
     try:
         _, host, port = transport._parsed(data.decode("utf-8", "surrogateescape"))
@@ -162,14 +162,14 @@ def url(data: bytes) -> None:
 
 
 def first_bytes(data: bytes) -> None:
-    from server.transport import sniff
+    from server.storage.transport import sniff
 
     sniff(data)
 
 
 def blob_name(data: bytes) -> None:
     """No name leaves its folder."""
-    from server import blobs
+    from server.storage import blobs
 
     text = data.decode("utf-8", "surrogateescape")
     try:

@@ -1,7 +1,7 @@
 """A worker process that sleeps like a GPU, in the place of the real one: for measuring everything around it.
 
-With this folder on PYTHONPATH, `python -m server.worker` is this file. It speaks the worker's messages, loads
-no model, makes no pictures: a job has as many segments as `num_inference_steps` says, a segment takes
+With this folder on PYTHONPATH, `python -m server.workers.main` is this file. It speaks the worker's messages,
+loads no model, makes no pictures: a job has as many segments as `num_inference_steps` says, a segment takes
 STAND_IN_SEGMENT_S seconds of sleep, up to a part STAND_IN_SPREAD of it more or less, and its file says which
 one it is, filled up to STAND_IN_BYTES. The result is all of them, one after the other. How long it waited for
 the next segment of a film after it had finished one is written to STAND_IN_GAPS, a line each, in seconds.
@@ -10,7 +10,7 @@ the next segment of a film after it had finished one is written to STAND_IN_GAPS
 import os
 import sys
 
-if "server.worker" in sys.orig_argv[1:4]:
+if "server.workers.main" in sys.orig_argv[1:4]:
     import json
     import random
     import time

@@ -10,10 +10,10 @@ by any number.
 
 from server.store.batches import Batches, Tally
 from server.store.database import AlreadyOpenError, DatabaseAwayError
+from server.store.jobs import Change, QueueFullError, QuotaError, Record
 from server.store.keys import ApiKey, Keys
-from server.store.news import News
+from server.store.notifications import News
 from server.store.outbox import Notice, Outbox
-from server.store.queue import Change, QueueFullError, QuotaError, Record
 from server.store.segments import Piece, Segments, Share
 from server.store.tables import metadata
 from server.store.workers import SeenWorker, Workers

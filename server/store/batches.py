@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from server import audit
-from server.jobs import Batch, Job, Progress, State
-from server.messages import Request
+from server.jobs.request import Request
+from server.jobs.state import Batch, Job, Progress, State
+from server.store import audit
+from server.store.jobs import Queue
 from server.store.outbox import batch_of
-from server.store.queue import Queue
 from server.store.tables import BATCHES, JOBS
 
 

@@ -17,11 +17,11 @@ from alembic.config import Config
 from filelock import FileLock, Timeout
 from sqlalchemy.engine import URL, Connection, Engine, make_url
 
-from server.store.news import News, listen
+from server.store.notifications import News, listen
 
 T = TypeVar("T")
 
-MIGRATIONS = Path(__file__).parents[1] / "migrations"
+MIGRATIONS = Path(__file__).with_name("migrations")
 
 ANSWER_WITHIN_S = 5
 """A statement of ours takes milliseconds; what takes longer is given up, for requests wait for it."""

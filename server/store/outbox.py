@@ -8,8 +8,8 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from server import audit
-from server.jobs import Batch, Job
+from server.jobs.state import Batch, Job
+from server.store import audit
 from server.store.database import Database
 from server.store.tables import BATCHES, OUTBOX
 

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from server import jobs
-from server.jobs import State
+from server.jobs import state as job_state
+from server.jobs.state import State
 from server.store.database import Database
-from server.store.news import tell_help_wanted, telling_segment_done
+from server.store.notifications import tell_help_wanted, telling_segment_done
 from server.store.tables import JOBS, SEGMENTS
 
 LEASE_S = 30.0
@@ -119,7 +119,9 @@ class Segments(Database):
             tenant = found[0].tenant
             if len(found) > 1:
                 busy = {row[0]: row[1] for row in connection.execute(leased.group_by(JOBS.c.tenant))}
-                tenant = jobs.next_tenant([jobs.Tenant(name, busy.get(name, 0), at) for name, at in found])
+                tenant = job_state.next_tenant(
+                    [job_state.Tenant(name, busy.get(name, 0), at) for name, at in found]
+                )
             first = sa.select(JOBS.c.id).where(needy, JOBS.c.tenant == tenant)
             first = first.order_by(JOBS.c.started_at, JOBS.c.id).limit(1)
             # None where others were faster.

@@ -435,11 +435,11 @@ def test_both_languages_say_everything(opened: Open) -> None:
     inside = set(re.findall(r't\("([a-z.]+)"', (PLAYGROUND / "texts.js").read_text()))
     assert unused - inside == set()
     from lipsync_engine.errors import ErrorCode
-    from server import jobs
-    from server.gate import GateCode
-    from server.transport import TransportCode
+    from server.jobs import state as job_state
+    from server.jobs.admission import GateCode
+    from server.storage.transport import TransportCode
 
-    kinds = (jobs.WORKER_LOST, jobs.STORAGE_AWAY, jobs.WAITED_TOO_LONG, jobs.RAN_TOO_LONG)
+    kinds = (job_state.WORKER_LOST, job_state.STORAGE_AWAY, job_state.WAITED_TOO_LONG, job_state.RAN_TOO_LONG)
     own = {failure.code for failure in kinds}
     assert set(tables["FAILURES"]) == {
         *map(str, ErrorCode),

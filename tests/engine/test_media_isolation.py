@@ -168,7 +168,7 @@ def test_the_fence_has_what_a_command_names(tmp_path: Path) -> None:
 def test_a_verifying_child_opens_no_sockets() -> None:
     if not HOLDS.no_network:
         pytest.skip(HOLDS.describe())
-    from server.verify import _limited
+    from server.workers.verification import _limited
 
     done = subprocess.run(
         _limited("-I", "-c", "import socket; socket.socket()"), capture_output=True, timeout=30, check=False

@@ -10,10 +10,10 @@ from pathlib import Path
 
 from fastapi.testclient import TestClient
 
-from server import jobs
 from server.app import Server
-from server.blobs import Blobs, result_blob
-from server.jobs import Failure, Output
+from server.jobs import state as job_state
+from server.jobs.state import Failure, Output
+from server.storage.blobs import Blobs, result_blob
 from server.store import Record
 
 BASE = "http://lipsync.example"
@@ -53,14 +53,18 @@ class Api:
         put_blob(self.server.blobs, name, content)
         now = time.time()
         self.server.store.change(
-            job_id, now, lambda job: jobs.succeed(job, job.fence, now, Output(name, 1.25, warnings=warnings))
+            job_id,
+            now,
+            lambda job: job_state.succeed(job, job.fence, now, Output(name, 1.25, warnings=warnings)),
         )
 
     def fail(self, job_id: str, code: str, message: str) -> None:
         self.begin()
         now, policy = time.time(), self.server.board.policy
         failure = Failure(code, message)
-        self.server.store.change(job_id, now, lambda job: jobs.fail(job, job.fence, now, failure, policy))
+        self.server.store.change(
+            job_id, now, lambda job: job_state.fail(job, job.fence, now, failure, policy)
+        )
 
 
 def put_blob(blobs: Blobs, name: str, content: bytes) -> None:

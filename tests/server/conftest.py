@@ -17,9 +17,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from application import BASE, Api
 
-from server import auth
+from server.api import auth
+from server.api.auth import Scope
 from server.app import Server, create_app
-from server.auth import Scope
 from server.settings import Settings
 from server.store import Store
 

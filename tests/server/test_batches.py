@@ -18,12 +18,12 @@ from application import Api
 from receiver import Receiver
 from test_store import NO_FACE, POLICY, REQUEST, new_job
 
-from server import audit, jobs
-from server.auth import create_key
-from server.dialects import native
-from server.dialects.common import signed_headers
-from server.jobs import Batch, Job, Output, Progress, State
-from server.store import QueueFullError, QuotaError, Store, metadata
+from server.api import native
+from server.api.auth import create_key
+from server.api.submission import signed_headers
+from server.jobs import state as job_state
+from server.jobs.state import Batch, Job, Output, Progress, State
+from server.store import QueueFullError, QuotaError, Store, audit, metadata
 from server.store.database import MIGRATIONS
 
 V1 = native.PREFIX
@@ -75,14 +75,14 @@ def test_the_last_end_and_no_other_is_told(store: Store) -> None:
     batch = new_batch(3)
     ids = put(store, batch)
     assert [store.claim(101.0, POLICY).job.id for _ in ids] == ids  # type: ignore[union-attr]
-    store.change(ids[0], 102.0, lambda job: jobs.fail(job, 1, 102.0, jobs.WORKER_LOST, POLICY))
-    store.change(ids[1], 103.0, lambda job: jobs.fail(job, 1, 103.0, NO_FACE, POLICY))
-    store.change(ids[2], 104.0, lambda job: jobs.cancel(job, 104.0))
+    store.change(ids[0], 102.0, lambda job: job_state.fail(job, 1, 102.0, job_state.WORKER_LOST, POLICY))
+    store.change(ids[1], 103.0, lambda job: job_state.fail(job, 1, 103.0, NO_FACE, POLICY))
+    store.change(ids[2], 104.0, lambda job: job_state.cancel(job, 104.0))
     assert store.batch(batch.id).unfinished == 2, "one that is tried again has not ended"  # type: ignore[union-attr]
-    store.change(ids[2], 105.0, lambda job: jobs.confirm_cancel(job, 1, 105.0))
+    store.change(ids[2], 105.0, lambda job: job_state.confirm_cancel(job, 1, 105.0))
     assert batch_notices(store) == []
     assert store.claim(106.0, POLICY).job.id == ids[0]  # type: ignore[union-attr]
-    store.change(ids[0], 107.0, lambda job: jobs.succeed(job, 2, 107.0, Output("x.mp4", 1.0)))
+    store.change(ids[0], 107.0, lambda job: job_state.succeed(job, 2, 107.0, Output("x.mp4", 1.0)))
     ended = store.batch(batch.id)
     assert ended is not None
     assert (ended.unfinished, ended.finished_at) == (0, 107.0)
@@ -103,7 +103,7 @@ def test_of_jobs_that_end_at_once_one_is_the_last(store: Store) -> None:
     def end(mine: list[str]) -> None:
         together.wait()
         for job_id in mine:
-            store.change(job_id, 101.0, lambda job: jobs.cancel(job, 101.0))
+            store.change(job_id, 101.0, lambda job: job_state.cancel(job, 101.0))
 
     threads = [threading.Thread(target=end, args=(ids[number::6],)) for number in range(6)]
     for thread in threads:
@@ -127,7 +127,7 @@ def test_a_batch_is_stored_whole_or_not_at_all(store: Store) -> None:
     assert len(store.audit.page()) == before
     ids = put(store, new_batch(3, key_id=key.id), max_waiting=4)
     for job_id in ids:
-        store.change(job_id, 101.0, lambda job: jobs.cancel(job, 101.0))
+        store.change(job_id, 101.0, lambda job: job_state.cancel(job, 101.0))
     with pytest.raises(QuotaError, match="4 jobs in 24 hours, has submitted 3") as refused:
         put(store, new_batch(2, key_id=key.id))
     assert refused.value.wait_s > 80000
@@ -167,7 +167,7 @@ def test_rows_run_in_order_and_let_single_jobs_of_their_tenant_go_first(store: S
 def test_an_ended_batch_goes_with_its_jobs(store: Store) -> None:
     old, going = new_batch(1, at=1.0), new_batch(1, at=1.0)
     ids = [*put(store, old), *put(store, going)]
-    store.change(ids[0], 2.0, lambda job: jobs.cancel(job, 2.0))
+    store.change(ids[0], 2.0, lambda job: job_state.cancel(job, 2.0))
     store.delete_older(3.0)
     assert store.batch(old.id) is None
     assert store.batch(going.id) == going
@@ -235,15 +235,15 @@ def test_a_batch_from_its_submission_to_its_end(api: Api) -> None:
     record, now = api.begin(), time.time()
     assert record.job.id == ids[2]
     half = Progress("render", 50, 100, 9.0)
-    api.server.store.change(ids[2], now, lambda job: jobs.beat(job, 1, now, POLICY, half))
+    api.server.store.change(ids[2], now, lambda job: job_state.beat(job, 1, now, POLICY, half))
     seen = get(api, f"/batches/{made['id']}")
     assert seen["state"] == "running"
     assert (seen["progress"]["done"], seen["progress"]["share"]) == (2, 0.8333)
     assert 0 <= seen["progress"]["left_s"] < 5
 
-    api.server.store.change(ids[2], now, lambda job: jobs.cancel(job, now))
+    api.server.store.change(ids[2], now, lambda job: job_state.cancel(job, now))
     assert get(api, f"/batches/{made['id']}")["is_stopping"] is True
-    api.server.store.change(ids[2], now, lambda job: jobs.confirm_cancel(job, 1, now))
+    api.server.store.change(ids[2], now, lambda job: job_state.confirm_cancel(job, 1, now))
     seen = get(api, f"/batches/{made['id']}")
     assert (seen["state"], seen["is_stopping"]) == ("ended", False)
     assert seen["counts"] == {
@@ -346,7 +346,7 @@ def test_cancelling_ends_what_has_not_ended(api: Api) -> None:
     assert (answer["counts"]["cancelled"], answer["counts"]["running"]) == (1, 1)
     assert answer["is_stopping"] is True
     now = time.time()
-    api.server.store.change(ids[1], now, lambda job: jobs.confirm_cancel(job, 1, now))
+    api.server.store.change(ids[1], now, lambda job: job_state.confirm_cancel(job, 1, now))
     assert (
         api.client.post(f"{V1}/batches/{made['id']}/cancel", headers=api.headers).json()["state"] == "ended"
     )
@@ -395,7 +395,7 @@ def test_one_webhook_at_the_end_that_comes_until_it_is_taken(make_api: Make) -> 
     for row in made["jobs"]:
         record = api.begin()
         assert not receiver.got
-        done = partial(jobs.succeed, fence=record.job.fence, output=Output("results/x.mp4", 1.0))
+        done = partial(job_state.succeed, fence=record.job.fence, output=Output("results/x.mp4", 1.0))
         api.client.portal.call(api.server.board.change, row["id"], lambda j, now, d=done: d(j, now=now))
     for _ in range(2):
         assert receiver.arrived.acquire(timeout=30)

@@ -18,13 +18,13 @@ from live_server import Live, until
 from private_postgres import PrivatePostgres
 from s3 import ENVIRONMENT, Storage
 
-from server import jobs
-from server.board import LOOK_EVERY_S, Board
-from server.jobs import Job, Policy, State
-from server.messages import Request
-from server.roster import Roster
-from server.scaling import Condition
+from server.cluster.autoscaling import Condition
+from server.jobs import state as job_state
+from server.jobs.request import Request
+from server.jobs.service import LOOK_EVERY_S, Board
+from server.jobs.state import Job, Policy, State
 from server.store import Store
+from server.workers.registry import Roster
 
 LATENTSYNC = "/api/v3/bytedance/latentsync"
 NOWHERE = {
@@ -111,7 +111,7 @@ def test_a_job_cancelled_here_stops_there(two: tuple[Api, Api]) -> None:
     there.server.board.on_stop = stopped.append
     job = here.submit()
     there.begin()
-    here.server.store.change(job, 1.0, lambda job: jobs.cancel(job, 1.0))
+    here.server.store.change(job, 1.0, lambda job: job_state.cancel(job, 1.0))
     until(lambda: stopped == [job], "the other process was not told", 5)
 
 
@@ -183,11 +183,11 @@ def test_leases_rest_while_their_holders_could_not_beat(
     here, there = two
     job = here.submit()
     here.begin()
-    here.server.store.change(job, 1.0, lambda job: jobs.beat(job, 1, 1.0, Policy()))  # an old lease
+    here.server.store.change(job, 1.0, lambda job: job_state.beat(job, 1, 1.0, Policy()))  # an old lease
     assert there.client.portal is not None
     there.client.portal.call(there.server.board.expire)
     assert there.server.store.count_in_state(State.RUNNING) == 1
-    monkeypatch.setattr("server.board.LEASES_REST_S", 0.0)
+    monkeypatch.setattr("server.jobs.service.LEASES_REST_S", 0.0)
     came = here.server.board.job_came
     there.client.portal.call(there.server.board.expire)
     assert there.server.store.count_in_state(State.WAITING) == 1

@@ -15,7 +15,7 @@ from ray_nodes import open_cluster
 
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'lipsync-engine[ray]'")
 
-COMMAND = [sys.executable, "-m", "server.cluster"]
+COMMAND = [sys.executable, "-m", "server.cli.cluster"]
 
 
 def said(*arguments: str, **environment: str) -> str:
@@ -38,7 +38,7 @@ def test_nobody_to_join() -> None:
 
 
 def test_the_cluster_of_this_machine_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from server import ray_pool
+    from server.cluster import ray as ray_pool
 
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))

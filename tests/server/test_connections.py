@@ -13,7 +13,7 @@ import pytest
 import uvicorn
 from live_server import until
 
-from server.connections import Connections, Patience, raise_file_limit
+from server.api.http_limits import Connections, Patience, raise_file_limit
 
 HEAD = b"POST / HTTP/1.1\r\nHost: a\r\n"
 LIMITS = Patience(head_s=0.4, body_s=0.4, body_bytes=1000, answer_s=0.4, head_bytes=8000, connections=4)

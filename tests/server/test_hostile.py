@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from application import Api
 
-from server.child import WorkerGoneError, WorkerProcess
-from server.dialects.json_body import MAX_DEPTH, MAX_VALUES, BodyError, read_json
+from server.api.json_body import MAX_DEPTH, MAX_VALUES, BodyError, read_json
+from server.workers.process import WorkerGoneError, WorkerProcess
 
 LINKS = {"video": "https://media.example/a.mp4", "audio": "https://media.example/a.wav"}
 HOSTILE = {

@@ -8,8 +8,18 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from server import jobs
-from server.jobs import Effect, Failure, Job, NotAllowedError, Output, Policy, StaleClaimError, State, Tenant
+from server.jobs import state as job_state
+from server.jobs.state import (
+    Effect,
+    Failure,
+    Job,
+    NotAllowedError,
+    Output,
+    Policy,
+    StaleClaimError,
+    State,
+    Tenant,
+)
 
 POLICY = Policy(lease_s=60, max_attempts=3, max_wait_s=1000, max_run_s=500)
 OUTPUT = Output(blob="out.mp4", device_s=3.5)
@@ -21,88 +31,88 @@ def waiting() -> Job:
 
 
 def running(now: float = 110.0) -> Job:
-    return jobs.claim(waiting(), now, POLICY)
+    return job_state.claim(waiting(), now, POLICY)
 
 
 def test_the_usual_way() -> None:
     job = running()
     assert (job.state, job.fence, job.attempts, job.lease_until) == (State.RUNNING, 1, 1, 170.0)
-    job = jobs.beat(job, 1, 150.0, POLICY, jobs.Progress("render", 3, 10, 2.0))
+    job = job_state.beat(job, 1, 150.0, POLICY, job_state.Progress("render", 3, 10, 2.0))
     assert job.lease_until == 210.0
-    done = jobs.succeed(job, 1, 200.0, OUTPUT)
+    done = job_state.succeed(job, 1, 200.0, OUTPUT)
     assert (done.state, done.output, done.finished_at, done.lease_until) == (
         State.SUCCEEDED,
         OUTPUT,
         200.0,
         None,
     )
-    assert jobs.effects(job, done) == {Effect.NOTIFY}
+    assert job_state.effects(job, done) == {Effect.NOTIFY}
 
 
 def test_a_claim_that_is_over_changes_nothing() -> None:
-    lost = jobs.expire(running(), 171.0, POLICY)
+    lost = job_state.expire(running(), 171.0, POLICY)
     assert lost.state is State.WAITING
-    again = jobs.claim(lost, 180.0, POLICY)
+    again = job_state.claim(lost, 180.0, POLICY)
     for late in (
-        lambda: jobs.beat(again, 1, 181.0, POLICY),
-        lambda: jobs.succeed(again, 1, 181.0, OUTPUT),
-        lambda: jobs.fail(again, 1, 181.0, NO_FACE, POLICY),
-        lambda: jobs.hand_back(again, 1, 181.0),
-        lambda: jobs.confirm_cancel(again, 1, 181.0),
+        lambda: job_state.beat(again, 1, 181.0, POLICY),
+        lambda: job_state.succeed(again, 1, 181.0, OUTPUT),
+        lambda: job_state.fail(again, 1, 181.0, NO_FACE, POLICY),
+        lambda: job_state.hand_back(again, 1, 181.0),
+        lambda: job_state.confirm_cancel(again, 1, 181.0),
     ):
         with pytest.raises(StaleClaimError):
             late()
 
 
 def test_what_may_help_is_tried_again_and_the_rest_is_not() -> None:
-    assert jobs.fail(running(), 1, 120.0, NO_FACE, POLICY).state is State.FAILED
+    assert job_state.fail(running(), 1, 120.0, NO_FACE, POLICY).state is State.FAILED
     job = waiting()
     attempts = 0
     while job.state is State.WAITING:
         attempts += 1
-        job = jobs.claim(job, 110.0, POLICY)
-        job = jobs.fail(job, job.fence, 120.0, jobs.WORKER_LOST, POLICY)
+        job = job_state.claim(job, 110.0, POLICY)
+        job = job_state.fail(job, job.fence, 120.0, job_state.WORKER_LOST, POLICY)
     assert attempts == POLICY.max_attempts
-    assert job.failure == jobs.WORKER_LOST
+    assert job.failure == job_state.WORKER_LOST
 
 
 def test_handing_back_costs_no_attempt() -> None:
-    job = jobs.hand_back(running(), 1, 120.0)
+    job = job_state.hand_back(running(), 1, 120.0)
     assert (job.state, job.attempts, job.fence) == (State.WAITING, 0, 1)
 
 
 def test_cancelling() -> None:
-    assert jobs.cancel(waiting(), 105.0).state is State.CANCELLED
-    asked = jobs.cancel(running(), 115.0)
+    assert job_state.cancel(waiting(), 105.0).state is State.CANCELLED
+    asked = job_state.cancel(running(), 115.0)
     assert asked.state is State.RUNNING
-    assert jobs.effects(running(), asked) == {Effect.STOP_WORK}
-    assert jobs.effects(asked, jobs.cancel(asked, 116.0)) == set()
-    assert jobs.confirm_cancel(asked, 1, 117.0).state is State.CANCELLED
+    assert job_state.effects(running(), asked) == {Effect.STOP_WORK}
+    assert job_state.effects(asked, job_state.cancel(asked, 116.0)) == set()
+    assert job_state.confirm_cancel(asked, 1, 117.0).state is State.CANCELLED
     with pytest.raises(NotAllowedError):
-        jobs.confirm_cancel(running(), 1, 117.0)
+        job_state.confirm_cancel(running(), 1, 117.0)
     # However its worker ends, an asked-for cancellation is what comes of it; a finished output stays one.
-    assert jobs.fail(asked, 1, 117.0, jobs.WORKER_LOST, POLICY).state is State.CANCELLED
-    assert jobs.hand_back(asked, 1, 117.0).state is State.CANCELLED
-    assert jobs.expire(asked, 171.0, POLICY).state is State.CANCELLED
-    assert jobs.succeed(asked, 1, 117.0, OUTPUT).state is State.SUCCEEDED
+    assert job_state.fail(asked, 1, 117.0, job_state.WORKER_LOST, POLICY).state is State.CANCELLED
+    assert job_state.hand_back(asked, 1, 117.0).state is State.CANCELLED
+    assert job_state.expire(asked, 171.0, POLICY).state is State.CANCELLED
+    assert job_state.succeed(asked, 1, 117.0, OUTPUT).state is State.SUCCEEDED
 
 
 def test_limits() -> None:
-    assert jobs.expire(waiting(), 1100.0, POLICY) == waiting()
-    assert jobs.expire(waiting(), 1100.1, POLICY).failure == jobs.WAITED_TOO_LONG
-    assert jobs.expire(running(), 170.0, POLICY) == running()
-    beaten = jobs.beat(running(), 1, 600.0, POLICY)
-    late = jobs.expire(beaten, 610.1, POLICY)
-    assert late.failure == jobs.RAN_TOO_LONG
-    assert jobs.effects(beaten, late) == {Effect.NOTIFY, Effect.STOP_WORK}
+    assert job_state.expire(waiting(), 1100.0, POLICY) == waiting()
+    assert job_state.expire(waiting(), 1100.1, POLICY).failure == job_state.WAITED_TOO_LONG
+    assert job_state.expire(running(), 170.0, POLICY) == running()
+    beaten = job_state.beat(running(), 1, 600.0, POLICY)
+    late = job_state.expire(beaten, 610.1, POLICY)
+    assert late.failure == job_state.RAN_TOO_LONG
+    assert job_state.effects(beaten, late) == {Effect.NOTIFY, Effect.STOP_WORK}
 
 
 def test_turns_are_fair() -> None:
     busy, idle, new = Tenant("a", 2, 5.0), Tenant("b", 1, 9.0), Tenant("c", 1, 3.0)
-    assert jobs.next_tenant([busy, idle, new]) == "c"
-    assert jobs.next_tenant([busy, idle]) == "b"
+    assert job_state.next_tenant([busy, idle, new]) == "c"
+    assert job_state.next_tenant([busy, idle]) == "b"
     with pytest.raises(ValueError):
-        jobs.next_tenant([])
+        job_state.next_tenant([])
 
 
 class Machine(RuleBasedStateMachine):
@@ -117,7 +127,7 @@ class Machine(RuleBasedStateMachine):
         self.hand_backs = 0
 
     def to(self, after: Job) -> None:
-        self.notified += Effect.NOTIFY in jobs.effects(self.job, after)
+        self.notified += Effect.NOTIFY in job_state.effects(self.job, after)
         if self.job.state.is_final:
             assert after == self.job
         self.job = after
@@ -135,17 +145,17 @@ class Machine(RuleBasedStateMachine):
 
     @rule()
     def expire(self) -> None:
-        self.to(jobs.expire(self.job, self.now, POLICY))
+        self.to(job_state.expire(self.job, self.now, POLICY))
 
     @rule()
     def claim(self) -> None:
-        if self.attempt(jobs.claim, self.now, POLICY):
+        if self.attempt(job_state.claim, self.now, POLICY):
             assert self.job.fence > max(self.fences)
             self.fences.append(self.job.fence)
 
     @rule()
     def cancel(self) -> None:
-        self.to(jobs.cancel(self.job, self.now))
+        self.to(job_state.cancel(self.job, self.now))
 
     @rule(data=st.data(), what=st.sampled_from(["beat", "succeed", "fail", "lose", "hand_back", "confirm"]))
     @precondition(lambda self: len(self.fences) > 1)
@@ -153,12 +163,12 @@ class Machine(RuleBasedStateMachine):
         fence = data.draw(st.sampled_from(self.fences))
         held = self.job.state is State.RUNNING and self.job.fence == fence
         done = {
-            "beat": lambda: self.attempt(jobs.beat, fence, self.now, POLICY),
-            "succeed": lambda: self.attempt(jobs.succeed, fence, self.now, OUTPUT),
-            "fail": lambda: self.attempt(jobs.fail, fence, self.now, NO_FACE, POLICY),
-            "lose": lambda: self.attempt(jobs.fail, fence, self.now, jobs.WORKER_LOST, POLICY),
-            "hand_back": lambda: self.attempt(jobs.hand_back, fence, self.now),
-            "confirm": lambda: self.attempt(jobs.confirm_cancel, fence, self.now),
+            "beat": lambda: self.attempt(job_state.beat, fence, self.now, POLICY),
+            "succeed": lambda: self.attempt(job_state.succeed, fence, self.now, OUTPUT),
+            "fail": lambda: self.attempt(job_state.fail, fence, self.now, NO_FACE, POLICY),
+            "lose": lambda: self.attempt(job_state.fail, fence, self.now, job_state.WORKER_LOST, POLICY),
+            "hand_back": lambda: self.attempt(job_state.hand_back, fence, self.now),
+            "confirm": lambda: self.attempt(job_state.confirm_cancel, fence, self.now),
         }[what]()
         assert held or not done
 

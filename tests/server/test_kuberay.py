@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from server.cluster import parser
+from server.cli.cluster import parser
 from server.settings import PREFIX, Settings
 
 ROOT = Path(__file__).parents[2]

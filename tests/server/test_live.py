@@ -18,7 +18,7 @@ from live_server import Live, descendants
 from receiver import Receiver
 
 from lipsync_engine import media
-from server.dialects.common import signed_headers
+from server.api.submission import signed_headers
 
 Ffmpeg = Callable[..., None]
 Likeness = Callable[[Path, Path], float]

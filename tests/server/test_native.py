@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 from application import Api, put_blob
 
-from server import jobs
-from server.blobs import preview_folder, still_blob
-from server.dialects import native
-from server.jobs import Output, Progress
+from server.api import native
+from server.jobs import state as job_state
+from server.jobs.state import Output, Progress
+from server.storage.blobs import preview_folder, still_blob
 
 ROOT = Path(__file__).parents[2]
 V1 = native.PREFIX
@@ -36,14 +36,14 @@ def put(api: Api, name: str, content: bytes = b"x") -> None:
     put_blob(api.server.blobs, name, content)
 
 
-def change(api: Api, job: str, transition: Callable[..., jobs.Job]) -> None:
+def change(api: Api, job: str, transition: Callable[..., job_state.Job]) -> None:
     """As a worker would: committed, and told to whoever watches."""
     assert api.client.portal is not None
     api.client.portal.call(api.server.board.change, job, transition)
 
 
-def at_frame(done: int, job: jobs.Job, now: float) -> jobs.Job:
-    return jobs.beat(job, job.fence, now, jobs.Policy(), Progress("render", done, 100, 20.0))
+def at_frame(done: int, job: job_state.Job, now: float) -> job_state.Job:
+    return job_state.beat(job, job.fence, now, job_state.Policy(), Progress("render", done, 100, 20.0))
 
 
 # --- a job ---
@@ -68,10 +68,10 @@ def test_a_job_in_every_state(api: Api) -> None:
         "left_s": 3.8,
     }
     assert (running["wait"], running["warnings"], running["output"]) == (None, [], None)
-    api.server.store.change(job, time.time(), lambda j: jobs.cancel(j, time.time()))
+    api.server.store.change(job, time.time(), lambda j: job_state.cancel(j, time.time()))
     assert get(api, f"/jobs/{job}")["is_stopping"] is True
-    output = Output(f"results/{job}.mp4", 2.0, 4.0, sync=jobs.Sync(5.5, -1, ((0.1, 4.0),)), is_nsfw=True)
-    api.server.store.change(job, time.time(), lambda j: jobs.succeed(j, 1, time.time(), output))
+    output = Output(f"results/{job}.mp4", 2.0, 4.0, sync=job_state.Sync(5.5, -1, ((0.1, 4.0),)), is_nsfw=True)
+    api.server.store.change(job, time.time(), lambda j: job_state.succeed(j, 1, time.time(), output))
     put(api, f"results/{job}.mp4", b"an mp4")
     done = get(api, f"/jobs/{job}")
     assert (done["state"], done["is_stopping"], done["progress"]) == ("succeeded", False, None)
@@ -90,7 +90,9 @@ def test_a_failed_job_and_one_that_was_tried_again(api: Api) -> None:
     job = api.submit()
     api.begin()
     api.server.store.change(
-        job, time.time(), lambda j: jobs.fail(j, 1, time.time(), jobs.WORKER_LOST, jobs.Policy())
+        job,
+        time.time(),
+        lambda j: job_state.fail(j, 1, time.time(), job_state.WORKER_LOST, job_state.Policy()),
     )
     api.begin()
     (warning,) = get(api, f"/jobs/{job}")["warnings"]
@@ -199,7 +201,9 @@ def test_stretches_are_listed_while_the_job_runs_and_gone_with_its_end(api: Api)
     change(
         api,
         job,
-        lambda j, now: jobs.fail(j, j.fence, now, jobs.Failure("media_failed", "No."), jobs.Policy()),
+        lambda j, now: job_state.fail(
+            j, j.fence, now, job_state.Failure("media_failed", "No."), job_state.Policy()
+        ),
     )
     ended = get(api, f"/jobs/{job}")
     assert ended["preview"] == []
@@ -248,7 +252,7 @@ def test_a_jobs_life_as_events(api: Api) -> None:
                 put(api, f"{preview_folder(job)}/00000-0-6240.mp4")
                 change(api, job, partial(at_frame, 60))
             case 3:
-                change(api, job, lambda j, now: jobs.succeed(j, 1, now, Output("results/x.mp4", 1.0)))
+                change(api, job, lambda j, now: job_state.succeed(j, 1, now, Output("results/x.mp4", 1.0)))
 
     told = read_events(api, job, act)
     assert [name for name, _ in told] == ["job", "segment", "job", "job"]
@@ -264,7 +268,7 @@ def test_who_comes_back_is_told_what_is_new(api: Api) -> None:
 
     def end(count: int) -> None:
         if count == 2:
-            change(api, job, lambda j, now: jobs.succeed(j, 1, now, Output("results/x.mp4", 1.0)))
+            change(api, job, lambda j, now: job_state.succeed(j, 1, now, Output("results/x.mp4", 1.0)))
 
     told = read_events(api, job, end, after=0)
     assert [data["index"] for name, data in told if name == "segment"] == [1]
@@ -275,7 +279,7 @@ def test_a_deleted_job_and_a_stopping_server_end_the_stream(api: Api) -> None:
 
     def delete(count: int) -> None:
         if count == 1:
-            change(api, job, jobs.cancel)
+            change(api, job, job_state.cancel)
             api.server.store.delete([job], "studio")
 
     assert [name for name, _ in read_events(api, job, delete)] == ["job", "gone"]
@@ -309,7 +313,7 @@ def test_health(make_api: Callable[..., Api]) -> None:
         api.server.store.change(
             job,
             time.time(),
-            lambda j, r=record, s=seconds: jobs.succeed(
+            lambda j, r=record, s=seconds: job_state.succeed(
                 j, r.job.fence, time.time(), Output("results/x.mp4", 6.0, s)
             ),
         )
@@ -356,6 +360,6 @@ def test_the_page_asks_nobody_else_and_holds_no_inline_code(api: Api) -> None:
     assert not re.search(r"<script(?![^>]*src=)|<style|\sstyle=|\son\w+=", page)
 
 
-@pytest.mark.parametrize("name", ["server.playground", "server.dialects"])
+@pytest.mark.parametrize("name", ["server.playground", "server.api"])
 def test_the_page_is_packaged(name: str) -> None:
     assert f'"{name}"' in (ROOT / "pyproject.toml").read_text()

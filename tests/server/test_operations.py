@@ -18,10 +18,10 @@ import pytest
 from application import Api
 from live_server import until
 
-from server import jobs
-from server.jobs import Job, Output
+from server.jobs import state as job_state
+from server.jobs.state import Job, Output
 from server.store import Record
-from server.supervisor import threads_per_worker
+from server.workers.supervisor import threads_per_worker
 
 ROOT = Path(__file__).parents[2]
 
@@ -168,7 +168,7 @@ def test_a_waiting_job_knows_about_when_it_starts(api: Api) -> None:
     running: Record = call(board.claim)
     began, output = running.job.started_at, Output("results/x.mp4", 1.0)
     assert began is not None
-    call(board.change, job, lambda j, now: jobs.succeed(j, 1, began + 40.0, output))
+    call(board.change, job, lambda j, now: job_state.succeed(j, 1, began + 40.0, output))
     first, second = (api.server.store.get(api.submit()) for _ in range(2))
     assert first is not None
     assert second is not None

@@ -12,7 +12,7 @@ from live_server import Live, until
 from ray_nodes import add_node, open_cluster
 
 from server.app import Server
-from server.scaling import Condition
+from server.cluster.autoscaling import Condition
 from server.settings import Settings
 
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'lipsync-engine[ray]'")
@@ -23,7 +23,7 @@ Ffmpeg = Callable[..., None]
 
 @pytest.fixture
 def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    from server import ray_pool
+    from server.cluster import ray as ray_pool
 
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
     opened = open_cluster()
@@ -43,7 +43,7 @@ def test_a_film_outlives_a_node_and_the_pool_replaces_it(
     voice: Path,
     ffmpeg: Ffmpeg,
 ) -> None:
-    from server import ray_pool
+    from server.cluster import ray as ray_pool
 
     small, long_voice = tmp_path / "clip.mp4", tmp_path / "voice.wav"
     ffmpeg("-i", clip, "-vf", "scale=128:-2", "-crf", 18, small)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from server.recent import Recent
+from server.store.record_cache import Recent
 
 
 def test_a_reading_is_kept_until_it_changes() -> None:

@@ -10,8 +10,8 @@ import pytest
 from application import Api
 from s3 import ENVIRONMENT, Storage
 
-from server import blobs as blobs_module
-from server.blobs import Blobs, StorageAwayError, TooLargeError
+from server.storage import blobs as blobs_module
+from server.storage.blobs import Blobs, StorageAwayError, TooLargeError
 
 LARGE = bytes(range(256)) * 80_000
 """Three parts of a multipart upload."""

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from server.scaling import USUAL_RUN_S, Condition, Limits, Worker, backlog_s, decide
+from server.cluster.autoscaling import USUAL_RUN_S, Condition, Limits, Worker, backlog_s, decide
 
 LIMITS = Limits(min=1, max=8, backlog_s=60, idle_s=300)
 
@@ -63,7 +63,7 @@ def test_the_command_says_what_is_missing(
     """Before anything of Ray is started."""
     pytest.importorskip("ray", reason="Ray is not installed: pip install 'lipsync-engine[ray]'")
     monkeypatch.setenv("LIPSYNC_DATA_DIR", str(tmp_path))
-    command = [sys.executable, "-m", "server.cluster", *arguments.split()]
+    command = [sys.executable, "-m", "server.cli.cluster", *arguments.split()]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 2, done.stderr
     (line,) = done.stderr.strip().splitlines()

@@ -12,10 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from server import auth
-from server.auth import Keyring, RateLimit, RefusedError, Scope, Signer
-from server.blobs import Blobs, TooLargeError
+from server.api import auth
+from server.api.auth import Keyring, RateLimit, RefusedError, Scope
 from server.settings import Settings, SettingsError, documented, load_settings
+from server.storage.blobs import Blobs, TooLargeError
+from server.storage.links import Signer
 from server.store import Store
 
 # --- settings ---

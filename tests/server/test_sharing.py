@@ -17,9 +17,9 @@ from live_server import Live, descendants, until
 from s3 import ENVIRONMENT, Storage
 
 from lipsync_engine import LipSyncPipeline, SyncParams
-from server import jobs
-from server.jobs import Job, Output, Policy
-from server.messages import Request
+from server.jobs import state as job_state
+from server.jobs.request import Request
+from server.jobs.state import Job, Output, Policy
 from server.store import Piece, Share, Store
 from server.store.segments import CLAIMS_OF_HELPERS, LEASE_S
 from server.store.tables import SEGMENTS
@@ -142,9 +142,9 @@ def test_no_help_for_what_does_not_run(end: str, store: Store) -> None:
     piece = store.help_with_segment(FITS, 10)
     assert piece is not None
     change = {
-        "cancel": lambda job: jobs.cancel(job, 11),
-        "fail": lambda job: jobs.fail(job, 1, 11, jobs.RAN_TOO_LONG, POLICY),
-        "again": lambda job: jobs.fail(job, 1, 11, jobs.WORKER_LOST, POLICY),
+        "cancel": lambda job: job_state.cancel(job, 11),
+        "fail": lambda job: job_state.fail(job, 1, 11, job_state.RAN_TOO_LONG, POLICY),
+        "again": lambda job: job_state.fail(job, 1, 11, job_state.WORKER_LOST, POLICY),
     }[end]
     store.change(job.id, 11, change)
     assert store.help_with_segment(FITS, 12) is None
@@ -154,7 +154,7 @@ def test_no_help_for_what_does_not_run(end: str, store: Store) -> None:
 
 def test_rows_go_with_the_end_of_the_job(store: Store) -> None:
     job = running(store)
-    store.change(job.id, 11, lambda job: jobs.succeed(job, 1, 11, Output("results/a.mp4", 1.0)))
+    store.change(job.id, 11, lambda job: job_state.succeed(job, 1, 11, Output("results/a.mp4", 1.0)))
     assert store.shares(job.id) == ("", [])
     assert not store.finish_segment(job.id, KEY, 0)
 
@@ -163,7 +163,7 @@ def test_a_later_attempt_keeps_what_is_done_of_the_same_plan(store: Store) -> No
     job = running(store)
     assert store.finish_segment(job.id, KEY, 1)
     assert not store.offer_segments(job.id, 7, KEY, FITS, (50, 150), set()), "an old claim offers"
-    store.change(job.id, 11, lambda job: jobs.fail(job, 1, 11, jobs.WORKER_LOST, POLICY))
+    store.change(job.id, 11, lambda job: job_state.fail(job, 1, 11, job_state.WORKER_LOST, POLICY))
     again = store.claim(12, POLICY)
     assert again is not None
     assert store.offer_segments(job.id, again.job.fence, KEY, FITS, (50, 150), {0})

@@ -19,11 +19,11 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from server import audit, jobs
-from server.auth import create_key
-from server.jobs import Effect, Failure, Job, NotAllowedError, Output, Policy, State, Turn
-from server.messages import InputSource, MediaLimits, Options, Request, Role, Segment
-from server.store import AlreadyOpenError, QueueFullError, QuotaError, SeenWorker, Store, metadata
+from server.api.auth import create_key
+from server.jobs import state as job_state
+from server.jobs.request import InputSource, MediaLimits, Options, Request, Role, Segment
+from server.jobs.state import Effect, Failure, Job, NotAllowedError, Output, Policy, State, Turn
+from server.store import AlreadyOpenError, QueueFullError, QuotaError, SeenWorker, Store, audit, metadata
 from server.store.tables import OUTBOX
 from server.store.workers import SEEN_WITHIN_S
 
@@ -122,14 +122,16 @@ def test_what_was_said_is_there_after_reopening(url: str) -> None:
     assert is_new
     claimed = store.claim(110.0, POLICY)
     assert claimed is not None
-    store.change(job.id, 120.0, lambda j: jobs.beat(j, 1, 120.0, POLICY, jobs.Progress("render", 5, 9, 2.5)))
+    store.change(
+        job.id, 120.0, lambda j: job_state.beat(j, 1, 120.0, POLICY, job_state.Progress("render", 5, 9, 2.5))
+    )
     before = store.get(job.id)
     store.close()
     again = Store(url)
     assert again.get(job.id) == before
     assert before is not None
     assert before.request == record.request == REQUEST
-    assert before.job.progress == jobs.Progress("render", 5, 9, 2.5)
+    assert before.job.progress == job_state.Progress("render", 5, 9, 2.5)
     again.close()
 
 
@@ -159,8 +161,10 @@ def test_the_audit_log_is_written_in_the_jobs_commit(store: Store) -> None:
     claimed = store.claim(101.0, POLICY)
     assert claimed is not None
     with pytest.raises(NotAllowedError):
-        store.change(job.id, 102.0, lambda job: jobs.succeed(job, 99, 102.0, Output("results/x.mp4", 1.0)))
-    store.change(job.id, 103.0, lambda job: jobs.fail(job, job.fence, 103.0, NO_FACE, POLICY))
+        store.change(
+            job.id, 102.0, lambda job: job_state.succeed(job, 99, 102.0, Output("results/x.mp4", 1.0))
+        )
+    store.change(job.id, 103.0, lambda job: job_state.fail(job, job.fence, 103.0, NO_FACE, POLICY))
     found = [(entry.event, entry.at, entry.job_id) for entry in store.audit.page()]
     assert found == [("job_submitted", 100.0, job.id), ("job_ended", 103.0, job.id)]
 
@@ -217,7 +221,7 @@ def test_turns(store: Store) -> None:
     other = new_job("small studio", at=50.0)
     for job in (first, second, urgent, other):
         store.submit(job, REQUEST)
-    turns = jobs.turns(store.waiting())
+    turns = job_state.turns(store.waiting())
     assert [turns[job.id].position for job in (first, second, urgent, other)] == [1, 2, 0, 0]
     order = []
     while (record := store.claim(100.0 + len(order), POLICY)) is not None:
@@ -264,7 +268,7 @@ def test_only_ended_jobs_of_the_tenant_are_deleted(store: Store) -> None:
     for job in (ended, waiting, theirs):
         store.submit(job, REQUEST)
     for job in (ended, theirs):
-        store.change(job.id, 101.0, lambda j: jobs.cancel(j, 101.0))
+        store.change(job.id, 101.0, lambda j: job_state.cancel(j, 101.0))
     gone = store.delete([ended.id, waiting.id, theirs.id, "f" * 32], "studio")
     assert [record.job.id for record in gone] == [ended.id]
     assert store.get(ended.id) is None
@@ -276,7 +280,7 @@ def test_a_refused_transition_changes_nothing(store: Store) -> None:
     store.submit(job, REQUEST)
     before = store.get(job.id)
     with pytest.raises(NotAllowedError):
-        store.change(job.id, 101.0, lambda j: jobs.succeed(j, 1, 101.0, Output("x", 1.0)))
+        store.change(job.id, 101.0, lambda j: job_state.succeed(j, 1, 101.0, Output("x", 1.0)))
     assert store.get(job.id) == before
     assert not noticed(store)
     with pytest.raises(KeyError):
@@ -287,7 +291,7 @@ def test_the_outbox_holds_one_notice_per_ended_job(store: Store) -> None:
     job = new_job()
     store.submit(job, REQUEST)
     store.claim(110.0, POLICY)
-    done = store.change(job.id, 120.0, lambda j: jobs.succeed(j, 1, 120.0, Output("x.mp4", 2.0)))
+    done = store.change(job.id, 120.0, lambda j: job_state.succeed(j, 1, 120.0, Output("x.mp4", 2.0)))
     assert done.effects == {Effect.NOTIFY}
     (notice,) = store.claim_notices(120.0, 10, 60.0)
     assert (notice.job_id, notice.url, notice.tries) == (job.id, REQUEST.webhook_url, 0)
@@ -322,9 +326,9 @@ def test_a_key_submits_as_much_as_it_may(store: Store) -> None:
     with pytest.raises(QuotaError, match="2 unfinished"):
         submit(300.0, key_id=key.id)
     submit(300.0)  # another key
-    store.change(first.id, 310.0, lambda job: jobs.cancel(job, 310.0))
+    store.change(first.id, 310.0, lambda job: job_state.cancel(job, 310.0))
     third = submit(320.0, key_id=key.id)
-    store.change(third.id, 330.0, lambda job: jobs.cancel(job, 330.0))
+    store.change(third.id, 330.0, lambda job: job_state.cancel(job, 330.0))
     with pytest.raises(QuotaError, match="3 jobs in 24 hours") as refused:
         submit(400.0, key_id=key.id)
     assert refused.value.wait_s == pytest.approx(86400 - 300)
@@ -335,7 +339,7 @@ def test_who_comes_before_a_waiting_job(store: Store) -> None:
     mine = [new_job("mine", at=float(i)) for i in range(3)]
     for job in [*mine, *(new_job("busy", at=float(i)) for i in range(50)), new_job("calm", at=0.0)]:
         store.submit(job, REQUEST)
-    turns = jobs.turns(store.waiting())
+    turns = job_state.turns(store.waiting())
     # In turns: of the busy tenant as many as of mine until then and one more, and the calm one's only one.
     assert [turns[job.id] for job in mine] == [Turn(0, 2), Turn(1, 4), Turn(2, 6)]
     assert store.oldest_waiting() == 0.0
@@ -350,7 +354,7 @@ def test_limits_are_applied_to_all(store: Store) -> None:
     store.submit(old, REQUEST)
     changed = {change.record.job.id: change.record.job for change in store.expire(1001.0, POLICY)}
     assert set(changed) == {old.id, lost.id}
-    assert changed[old.id].failure == jobs.WAITED_TOO_LONG
+    assert changed[old.id].failure == job_state.WAITED_TOO_LONG
     assert changed[lost.id].state is State.WAITING
 
 
@@ -381,7 +385,7 @@ class Both(RuleBasedStateMachine):
         assert self.store.change(job_id, self.now, transition).record.job == expected
 
     def note(self, before: Job, after: Job) -> None:
-        if Effect.NOTIFY in jobs.effects(before, after):
+        if Effect.NOTIFY in job_state.effects(before, after):
             assert after.id not in self.ended
             self.ended.add(after.id)
         self.model[after.id] = after
@@ -405,14 +409,14 @@ class Both(RuleBasedStateMachine):
             chosen = self.model[record.job.id]
             same = [job for job in waiting if job.tenant == chosen.tenant]
             assert chosen == min(same, key=lambda job: (-job.priority, job.created_at, job.id))
-            assert jobs.claim(chosen, self.now, POLICY) == record.job
+            assert job_state.claim(chosen, self.now, POLICY) == record.job
             self.model[chosen.id] = record.job
 
     @rule()
     def expire(self) -> None:
         changed = {change.record.job.id: change.record.job for change in self.store.expire(self.now, POLICY)}
         for job in list(self.model.values()):
-            after = jobs.expire(job, self.now, POLICY)
+            after = job_state.expire(job, self.now, POLICY)
             assert changed.get(job.id, job) == after
             self.note(job, after)
 
@@ -422,12 +426,12 @@ class Both(RuleBasedStateMachine):
         job_id = data.draw(st.sampled_from(sorted(self.model)))
         fence, now = self.model[job_id].fence - data.draw(st.sampled_from([0, 0, 0, 1])), self.now
         transitions: dict[str, Callable[[Job], Job]] = {
-            "cancel": lambda j: jobs.cancel(j, now),
-            "beat": lambda j: jobs.beat(j, fence, now, POLICY),
-            "succeed": lambda j: jobs.succeed(j, fence, now, Output("x", 1.0)),
-            "fail": lambda j: jobs.fail(j, fence, now, NO_FACE, POLICY),
-            "hand_back": lambda j: jobs.hand_back(j, fence, now),
-            "confirm": lambda j: jobs.confirm_cancel(j, fence, now),
+            "cancel": lambda j: job_state.cancel(j, now),
+            "beat": lambda j: job_state.beat(j, fence, now, POLICY),
+            "succeed": lambda j: job_state.succeed(j, fence, now, Output("x", 1.0)),
+            "fail": lambda j: job_state.fail(j, fence, now, NO_FACE, POLICY),
+            "hand_back": lambda j: job_state.hand_back(j, fence, now),
+            "confirm": lambda j: job_state.confirm_cancel(j, fence, now),
         }
         self.both(job_id, transitions[what])
 

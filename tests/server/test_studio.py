@@ -9,8 +9,8 @@ import pytest
 from application import BASE, Api
 from golden import FOLDER, Replay
 
-from server.dialects import studio
-from server.dialects.refusals import Refusal
+from server.api import studio
+from server.api.errors import Refusal
 
 pytestmark = pytest.mark.skipif(not FOLDER.is_dir(), reason=f"no contract at {FOLDER}")
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from server.transport import (
+from server.storage.transport import (
     MediaKind,
     Transport,
     TransportCode,

@@ -16,13 +16,14 @@ import pytest
 from application import Api
 
 from lipsync_engine.provenance import Facts, Marker, Policy
-from server import audit_export, jobs
-from server.audit import Entry
-from server.blobs import result_blob
-from server.gate import Gate, sha256_of
-from server.jobs import Output
+from server.cli import audit_export
+from server.jobs import state as job_state
+from server.jobs.admission import Gate, sha256_of
+from server.jobs.state import Output
 from server.settings import Settings
+from server.storage.blobs import result_blob
 from server.store import Record, Store
+from server.store.audit import Entry
 
 CONSENT = "release 17"
 Make = Callable[..., Api]
@@ -77,7 +78,7 @@ def test_the_log_tells_who_had_what_made(make_api: Make) -> None:
     record = api.begin()
     now = time.time()
     output = Output(result_blob(job_id), 1.0, is_marked=False, sha256="ab" * 32)
-    api.server.store.change(job_id, now, lambda job: jobs.succeed(job, record.job.fence, now, output))
+    api.server.store.change(job_id, now, lambda job: job_state.succeed(job, record.job.fence, now, output))
     started, submitted, ended = told(api)
     assert started["event"] == "server_started"
     assert started["facts"]["marking"] == "off"
@@ -105,7 +106,7 @@ def test_the_log_tells_who_had_what_made(make_api: Make) -> None:
 
 def test_a_failed_and_a_cancelled_job_are_there_as_well(api: Api) -> None:
     api.submit()
-    failed = api.server.store.in_state(jobs.State.WAITING)[0].job.id
+    failed = api.server.store.in_state(job_state.State.WAITING)[0].job.id
     api.fail(failed, "face_not_found", "No face.")
     cancelled = api.submit()
     api.client.post(f"/api/v3/predictions/{cancelled}/cancel", headers=api.headers)

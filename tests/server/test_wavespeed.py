@@ -13,14 +13,14 @@ import pytest
 from application import BASE, Api
 from golden import FOLDER, Replay
 
-from server import jobs
-from server.dialects import wavespeed
-from server.dialects.bodies import OPTIONS
-from server.dialects.common import signed_headers
-from server.dialects.refusals import Refusal
-from server.dialects.wavespeed import read_submission
-from server.dialects.wavespeed_models import MODELS, schema
-from server.messages import Role, Segment
+from server.api import wavespeed
+from server.api.errors import Refusal
+from server.api.schemas import OPTIONS
+from server.api.submission import signed_headers
+from server.api.wavespeed import read_submission
+from server.api.wavespeed_models import MODELS, schema
+from server.jobs import state as job_state
+from server.jobs.request import Role, Segment
 
 pytestmark = pytest.mark.skipif(not FOLDER.is_dir(), reason=f"no contract at {FOLDER}")
 
@@ -70,7 +70,7 @@ def test_a_prediction_in_every_state(api: Api) -> None:
     scene.play("result_processing")
     scene.play("result_without_suffix")
     now = time.time()
-    api.server.store.change(job, now, lambda j: jobs.hand_back(j, j.fence, now))
+    api.server.store.change(job, now, lambda j: job_state.hand_back(j, j.fence, now))
     api.succeed(job)
     done = scene.play("result_completed")
     scene.play("predictions_list")
@@ -135,12 +135,12 @@ def test_sync_mode(end: str, make_api: Callable[..., Api]) -> None:
         record = await board.claim()
         assert record is not None
         if end == "completed":
-            output = jobs.Output("results/x.mp4", 1.0)
-            await board.change(record.job.id, lambda j, now: jobs.succeed(j, j.fence, now, output))
+            output = job_state.Output("results/x.mp4", 1.0)
+            await board.change(record.job.id, lambda j, now: job_state.succeed(j, j.fence, now, output))
         elif end == "failed":
-            failure = jobs.Failure("media_failed", "The video cannot be decoded.")
+            failure = job_state.Failure("media_failed", "The video cannot be decoded.")
             await board.change(
-                record.job.id, lambda j, now: jobs.fail(j, j.fence, now, failure, board.policy)
+                record.job.id, lambda j, now: job_state.fail(j, j.fence, now, failure, board.policy)
             )
 
     working = portal.start_task_soon(work)

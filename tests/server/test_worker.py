@@ -7,10 +7,11 @@ from fractions import Fraction
 import pytest
 
 from lipsync_engine.params import PRESETS, LoopMode, SyncParams
-from server.dialects.bodies import OPTIONS
-from server.messages import Options, Start
+from server.api.schemas import OPTIONS
+from server.jobs.request import Options
 from server.settings import Settings
-from server.worker import _params
+from server.workers.main import _params
+from server.workers.messages import Start
 
 
 def order(**options: object) -> Start:

@@ -1,0 +1,66 @@
+"""Known errors as answers: what every dialect says in its own words. It makes no answer itself."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+from server.api.context import RETRY_AFTER_S, BodyTooLargeError, BusyError, DiskFullError, RefusedError
+from server.storage.blobs import StorageAwayError
+from server.store import DatabaseAwayError
+
+
+class Refusal(Exception):  # noqa: N818  (an answer, not a fault)
+    """An error answer: HTTP status, sentence, a word for programs, what is wrong with parts of a whole."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        slug: str | None = None,
+        retry_after_s: float = 0,
+        problems: Sequence[dict[str, Any]] = (),
+    ) -> None:
+        super().__init__(message)
+        self.status, self.message, self.slug, self.retry_after_s = status, message, slug, retry_after_s
+        self.problems = problems
+
+    @property
+    def headers(self) -> dict[str, str] | None:
+        return {"Retry-After": str(max(1, round(self.retry_after_s)))} if self.retry_after_s else None
+
+
+KNOWN_ERRORS: Final = (
+    Refusal,
+    RefusedError,
+    BusyError,
+    BodyTooLargeError,
+    DiskFullError,
+    DatabaseAwayError,
+    StorageAwayError,
+)
+"""What `refusal_of` makes an answer of."""
+
+
+def refusal_of(error: Exception) -> Refusal:
+    """A known error as an answer."""
+    match error:
+        case Refusal():
+            return error
+        case RefusedError():
+            slug = "unauthorized" if error.status == 401 else "forbidden"
+            return Refusal(error.status, error.message, slug)
+        case BusyError():
+            return Refusal(429, error.message, "rate_limited", error.wait_s)
+        case DiskFullError():
+            return Refusal(503, str(error), "storage_full", 60)
+        case DatabaseAwayError():
+            sentence = "The database of this server is away for the moment: try again shortly."
+            return Refusal(503, sentence, "database_away", RETRY_AFTER_S)
+        case StorageAwayError():
+            sentence = "The storage of this server is away for the moment: try again shortly."
+            return Refusal(503, sentence, "storage_away", RETRY_AFTER_S)
+        case BodyTooLargeError():
+            return Refusal(413, str(error), "payload_too_large")
+        case _:
+            raise TypeError(f"{error!r} is no known error")

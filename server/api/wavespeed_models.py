@@ -1,0 +1,128 @@
+"""The model ids of WaveSpeed's that are known here, and what each takes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+from server.api.errors import Refusal
+from server.api.schemas import MEGABYTE, PORTRAIT_OPTIONS, TWO_VOICES, TWO_VOICES_OPTIONS, Form, properties
+from server.jobs.request import MediaLimits, Role
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A model id and what its vendor's page says of it."""
+
+    id: str
+    about: str
+    form: Form
+
+
+LATENTSYNC: Final = Form(
+    limits=(
+        (Role.VIDEO, MediaLimits(formats=("mp4",))),
+        (Role.AUDIO, MediaLimits(formats=("mp3", "aac", "wav", "m4a"))),
+    )
+)
+KLING: Final = Form(
+    limits=(
+        (
+            Role.VIDEO,
+            MediaLimits(
+                formats=("mp4", "mov"),
+                max_bytes=100 * MEGABYTE,
+                min_s=2,
+                max_s=10,
+                min_side_px=720,
+                max_side_px=1920,
+            ),
+        ),
+        (Role.AUDIO, MediaLimits(formats=("mp3", "wav", "m4a", "aac"), max_bytes=5 * MEGABYTE)),
+    )
+)
+OMNI_HUMAN: Final = Form(
+    required=(Role.IMAGE, Role.AUDIO),
+    options=PORTRAIT_OPTIONS,
+    limits=((Role.IMAGE, MediaLimits(formats=("png", "jpg", "webp"), max_bytes=50 * MEGABYTE)),),
+)
+INFINITETALK_S: Final = MediaLimits(min_s=0, max_s=600)
+TWO_SPEAKERS: Final = Form(
+    required=TWO_VOICES,
+    optional=(),
+    options=TWO_VOICES_OPTIONS,
+    limits=((Role.LEFT_AUDIO, INFINITETALK_S), (Role.RIGHT_AUDIO, INFINITETALK_S)),
+    resolution="480p",
+)
+MODELS: Final = {
+    model.id: model
+    for model in (
+        Model("bytedance/latentsync", "Lip-sync of a video to a voice.", LATENTSYNC),
+        Model("wavespeed-ai/latentsync", "Lip-sync of a video to a voice.", Form()),
+        Model("bytedance/lipsync/audio-to-video", "Lip-sync of a video to a voice.", Form()),
+        Model("kwaivgi/kling-lipsync/audio-to-video", "Lip-sync of a short video to a voice.", KLING),
+        Model("bytedance/avatar-omni-human", "A portrait that speaks with a voice.", OMNI_HUMAN),
+        Model(
+            "wavespeed-ai/infinitetalk",
+            "A portrait that speaks with a voice.",
+            Form(
+                required=(Role.IMAGE, Role.AUDIO),
+                options=PORTRAIT_OPTIONS,
+                limits=((Role.AUDIO, INFINITETALK_S),),
+                resolution="480p",
+            ),
+        ),
+        Model(
+            "wavespeed-ai/infinitetalk/video-to-video",
+            "Lip-sync of a video to a voice.",
+            Form(limits=((Role.AUDIO, INFINITETALK_S),), resolution="480p"),
+        ),
+        Model("wavespeed-ai/infinitetalk/multi", "A picture of two people who speak.", TWO_SPEAKERS),
+        Model("wavespeed-ai/infinitetalk-fast/multi", "A picture of two people who speak.", TWO_SPEAKERS),
+    )
+}
+
+
+def schema(model: Model) -> dict[str, Any]:
+    """JSON Schema of a model's body."""
+    flag = {
+        "type": "boolean",
+        "default": False,
+        "description": "Give the result as base64 instead of a link.",
+    }
+    return {
+        "type": "object",
+        "properties": properties(model.form) | {"enable_base64_output": flag},
+        "required": sorted(role.value for role in model.form.required),
+        "x-order-properties": [role.value for role in model.form.required],
+    }
+
+
+def known_model(model_id: str) -> Model:
+    model = MODELS.get(model_id)
+    if model is None:
+        raise Refusal(
+            404, f"There is no model {model_id[:200]!r} here; GET /models lists them.", "model_not_found"
+        )
+    return model
+
+
+def listed(model: Model, base: str, number: int) -> dict[str, Any]:
+    """An entry of the catalogue."""
+    run = {
+        "type": "model_run",
+        "method": "POST",
+        "server": base,
+        "api_path": f"/api/v3/{model.id}",
+        "request_schema": schema(model),
+    }
+    return {
+        "model_id": model.id,
+        "name": model.id,
+        "base_price": 0.0,
+        "description": model.about,
+        "type": "digital-human",
+        "sort_order": number,
+        "formula": "",
+        "api_schema": {"api_schemas": [run]},
+    }

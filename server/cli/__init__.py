@@ -1,0 +1,1 @@
+"""Command lines of the server beside `lipsync serve`: keys, audit export, cluster."""

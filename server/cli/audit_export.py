@@ -1,0 +1,62 @@
+"""`lipsync audit`: the audit log as JSON lines while no server runs; a running one has /admin/audit."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import IO
+
+from server.settings import SettingsError, load_settings
+from server.store import AlreadyOpenError, DatabaseAwayError, Store
+from server.store.audit import AuditLog
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="lipsync audit", description=__doc__)
+    actions = parser.add_subparsers(dest="action", required=True)
+    export = actions.add_parser("export", help="print the log, one JSON object per line")
+    export.add_argument("--since", type=_moment, help="first moment, such as 2026-11-01 or 2026-11-01T08:00")
+    export.add_argument("--until", type=_moment, help="moment before which it ends; both are UTC")
+    export.add_argument("--output", "-o", type=Path, help="file to write instead of printing")
+    arguments = parser.parse_args()
+    try:
+        store = Store(load_settings().database)
+    except SettingsError as error:
+        return _stop(str(error))
+    except DatabaseAwayError as error:
+        return _stop(f"the database cannot be opened: {error}")
+    except AlreadyOpenError:
+        return _stop("the server is running: use its /admin/audit (see docs/trust.md), or stop it first")
+    try:
+        if arguments.output is None:
+            _write(store.audit, arguments.since, arguments.until, sys.stdout)
+        else:
+            with arguments.output.open("w", encoding="utf-8") as file:
+                _write(store.audit, arguments.since, arguments.until, file)
+    except OSError as error:
+        return _stop(f"{arguments.output or 'standard output'} cannot be written: {error.strerror}")
+    finally:
+        store.close()
+    return 0
+
+
+def _write(log: AuditLog, since: float | None, until: float | None, file: IO[str]) -> None:
+    after = 0
+    while entries := log.page(after=after, since=since, until=until):
+        file.writelines(f"{entry.to_json()}\n" for entry in entries)
+        after = entries[-1].id
+
+
+def _moment(text: str) -> float:
+    return datetime.fromisoformat(text).replace(tzinfo=UTC).timestamp()
+
+
+def _stop(sentence: str) -> int:
+    print(f"error: {sentence}", file=sys.stderr)  # noqa: T201  (a command line's answer)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

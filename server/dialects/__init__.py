@@ -1,1 +1,0 @@
-"""Foreign ways to ask for a job and to be told about it: one file each."""

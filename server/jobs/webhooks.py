@@ -1,0 +1,118 @@
+"""Tells callers that their jobs or batches have ended: at least once, in order of need, over about a day.
+
+What is to be told stands in the store's outbox, written in the commit that ended the job; so a crash loses
+nothing. The body and its signature are made anew for every try by the job's dialect. It knows no dialect by
+name and opens no connection itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+from collections.abc import Callable
+from functools import partial
+
+from server.jobs.service import Board
+from server.jobs.state import Batch
+from server.storage.transport import Transport, TransportError
+from server.store import Notice, Record
+
+log = logging.getLogger("lipsync.webhooks")
+
+PAUSES_S = (2.0, 10.0, 60.0, 300.0, 1800.0, 7200.0, 21600.0, 43200.0)
+"""After each failed try. The first three are the contract's; the last ends about a day after the first."""
+
+JITTER = 0.2
+"""Each pause is up to that much longer, so that receivers that come back are not met by everybody at once."""
+
+LOOK_EVERY_S = 30.0
+AT_ONCE = 8
+HOLD_S = 60.0
+"""So long a notice belongs to the process that delivers it; a delivery takes a sixth of it at most."""
+
+Letter = Callable[[Record, str, float], tuple[bytes, dict[str, str]]]
+"""(job, webhook secret, now) → body and headers."""
+
+BatchLetter = Callable[[Batch, str, float], tuple[bytes, dict[str, str]]]
+"""(batch, webhook secret, now) → body and headers."""
+
+
+class Webhooks:
+    """Delivers notices until cancelled.
+
+    Args:
+        letters: per dialect name, what is sent of a job.
+        batch_letter: what is sent of a batch.
+    """
+
+    def __init__(
+        self,
+        board: Board,
+        transport: Transport,
+        letters: dict[str, Letter],
+        batch_letter: BatchLetter,
+    ) -> None:
+        self._board, self._transport = board, transport
+        self._letters, self._batch_letter = letters, batch_letter
+
+    async def run(self) -> None:
+        while True:
+            self._board.notice_came.clear()
+            due = await self._board.write(self._claim)
+            if due:
+                await asyncio.gather(*(self._try(notice) for notice in due))
+                continue
+            pause_s = self._pause_s()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._board.notice_came.wait(), pause_s)
+
+    def _claim(self) -> list[Notice]:
+        store = self._board.store
+        return store.claim_notices(store.now(), AT_ONCE, HOLD_S)
+
+    def _pause_s(self) -> float:
+        """Until the next notice is due, or for a while."""
+        due_at = self._board.store.next_notice_at()
+        return LOOK_EVERY_S if due_at is None else min(LOOK_EVERY_S, max(0.05, due_at - self._board.now()))
+
+    async def _try(self, notice: Notice) -> None:
+        store = self._board.store
+        if (letter := self._written(notice)) is None:
+            await self._board.write(partial(store.not_delivered, notice.id, "the job was deleted", None))
+            return
+        body, headers, tags = letter
+        try:
+            delivered = await self._transport.post_webhook(notice.url, body, headers)
+        except TransportError as error:
+            problem: str | None = error.message
+        else:
+            problem = None if 200 <= delivered.status < 300 else f"status {delivered.status}"
+        if problem is None:
+            await self._board.write(partial(store.delivered, notice.id, self._board.now()))
+            log.info("%s: webhook delivered", notice.about, extra=tags)
+            return
+        due_at = None
+        if notice.tries < len(PAUSES_S):
+            due_at = self._board.now() + PAUSES_S[notice.tries] * random.uniform(1, 1 + JITTER)
+        await self._board.write(partial(store.not_delivered, notice.id, problem, due_at))
+        sentence = "%s: webhook not delivered (%s), try %d"
+        log.warning(sentence, notice.about, problem, notice.tries + 1, extra=tags)
+
+    def _written(self, notice: Notice) -> tuple[bytes, dict[str, str], dict[str, str]] | None:
+        """Body, headers, and what log lines carry; None where what it tells of was deleted."""
+        store, now = self._board.store, self._board.now()
+        about = store.get(notice.job_id) if notice.job_id else store.batch(notice.batch_id or "")
+        if about is None:
+            return None
+        asked = about if isinstance(about, Batch) else about.request
+        if (key := store.key(asked.key_id)) is None:
+            return None
+        if isinstance(about, Batch):
+            tags = {"tenant": about.tenant, "request_id": about.request_id}
+            body, headers = self._batch_letter(about, key.webhook_secret, now)
+        else:
+            tags = about.tags
+            body, headers = self._letters[about.request.dialect](about, key.webhook_secret, now)
+        return body, headers | {"X-Request-Id": asked.request_id}, tags

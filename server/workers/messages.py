@@ -1,0 +1,232 @@
+"""Messages between a worker process and its parent: one JSON object per line on its standard streams."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+from pydantic import Field, TypeAdapter
+
+from server.jobs.request import MediaLimits, Options, Segment
+from server.jobs.state import Sync
+
+# --- parent to worker ---
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Do this job: local files in, `output` out. Its picture is a video, or a still to be animated.
+
+    Attributes:
+        inputs, limits: by the inputs' names.
+        may_share: others can render segments of it.
+        left: plan and finished segments of an earlier attempt that was made elsewhere, by name.
+        left_key: names that plan.
+    """
+
+    job_id: str
+    inputs: dict[str, str]
+    limits: dict[str, MediaLimits]
+    segments: tuple[Segment, ...]
+    output: str
+    options: Options
+    consent: str | None = None
+    may_share: bool = False
+    left: dict[str, str] = field(default_factory=dict)
+    left_key: str = ""
+    kind: Literal["start"] = "start"
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """Stop that job between two windows."""
+
+    job_id: str
+    kind: Literal["stop"] = "stop"
+
+
+@dataclass(frozen=True, slots=True)
+class Take:
+    """The answer to `Ask`: render segment `number` of your job; None: a file has come, or you are to stop."""
+
+    job_id: str
+    number: int | None
+    kind: Literal["take"] = "take"
+
+
+@dataclass(frozen=True, slots=True)
+class Render:
+    """Render a segment of somebody else's job.
+
+    Attributes:
+        folder: has the plan and what it needs, and takes the file.
+    """
+
+    job_id: str
+    number: int
+    folder: str
+    kind: Literal["render"] = "render"
+
+
+ToWorker = Start | Stop | Take | Render
+
+
+# --- worker to parent ---
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """The model is loaded and has run once.
+
+    Attributes:
+        fits: equal for workers whose segments are equal: same program, weights, kind of device and
+            number formats.
+    """
+
+    device: str
+    model: str
+    fits: str
+    kind: Literal["ready"] = "ready"
+
+
+@dataclass(frozen=True, slots=True)
+class Working:
+    """Where the job is."""
+
+    job_id: str
+    stage: str
+    done: int
+    total: int
+    per_s: float
+    kind: Literal["working"] = "working"
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """A stretch of the result can be seen already.
+
+    Attributes:
+        file: fragmented MP4 in the job's folder, to be taken away.
+        index: of the stretch, from 0.
+        start_s, stop_s: its place in the result.
+        still: JPEG in the job's folder, to be taken away, with the first stretch of an attempt.
+    """
+
+    job_id: str
+    file: str
+    index: int
+    start_s: float
+    stop_s: float
+    still: str | None = None
+    kind: Literal["shown"] = "shown"
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """The job's plan is whole, and others may render its segments.
+
+    Attributes:
+        key: names everything that decides the pixels.
+        files: what they need, by its name in their folder.
+        segments: of each the file in the worker's folder, and its frames; those whose file is there are done.
+    """
+
+    job_id: str
+    key: str
+    files: dict[str, str]
+    segments: tuple[tuple[str, int], ...]
+    kind: Literal["offer"] = "offer"
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """Which segment of its offered job the worker may render next; it waits for `Take`."""
+
+    job_id: str
+    kind: Literal["ask"] = "ask"
+
+
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    """A segment that was taken, or ordered by `Render`, is finished.
+
+    Attributes:
+        file: its place.
+    """
+
+    job_id: str
+    number: int
+    file: str
+    kind: Literal["rendered"] = "rendered"
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """The output file is complete.
+
+    Attributes:
+        device_s: rendering alone.
+        media_s: how long the result is.
+        warnings: sentences on what was asked for and could not be done.
+        is_marked: it carries content credentials.
+        sync: None: not measured.
+        is_nsfw: the source is not safe for work; None: nobody looked.
+    """
+
+    job_id: str
+    device_s: float
+    media_s: float
+    warnings: tuple[str, ...]
+    is_marked: bool
+    sync: Sync | None = None
+    is_nsfw: bool | None = None
+    kind: Literal["done"] = "done"
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The job failed and the worker is well. `again`: another try may succeed."""
+
+    job_id: str
+    code: str
+    message: str
+    again: bool
+    kind: Literal["failed"] = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class Stopped:
+    """The job was stopped as asked."""
+
+    job_id: str
+    kind: Literal["stopped"] = "stopped"
+
+
+@dataclass(frozen=True, slots=True)
+class Busy:
+    """An equal job is being made; this one can begin after its end."""
+
+    job_id: str
+    kind: Literal["busy"] = "busy"
+
+
+FromWorker = Ready | Working | Shown | Offer | Ask | Rendered | Done | Failed | Stopped | Busy
+
+_TO_WORKER: TypeAdapter[ToWorker] = TypeAdapter(Annotated[ToWorker, Field(discriminator="kind")])
+_FROM_WORKER: TypeAdapter[FromWorker] = TypeAdapter(Annotated[FromWorker, Field(discriminator="kind")])
+
+
+def line_to_worker(message: ToWorker) -> bytes:
+    return _TO_WORKER.dump_json(message) + b"\n"
+
+
+def read_to_worker(line: bytes | str) -> ToWorker:
+    return _TO_WORKER.validate_json(line)
+
+
+def line_from_worker(message: FromWorker) -> bytes:
+    return _FROM_WORKER.dump_json(message) + b"\n"
+
+
+def read_from_worker(line: bytes | str) -> FromWorker:
+    return _FROM_WORKER.validate_json(line)

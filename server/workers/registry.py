@@ -1,0 +1,69 @@
+"""Who works: this process' workers as they are, and those of all others that share the database.
+
+Each process writes its own down now and then; a process alone with its database has nobody to tell. It knows
+no HTTP.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import platform
+import uuid
+from collections import Counter
+from collections.abc import Callable, Sequence
+from functools import partial
+
+from server.cluster.autoscaling import Condition
+from server.jobs.service import Board
+from server.store import DatabaseAwayError, SeenWorker
+
+BEAT_EVERY_S = 10.0
+
+
+class Roster:
+    """See the module.
+
+    Args:
+        own: of each worker of this process its device, what it does, and how many processes were started.
+        model: that they have loaded.
+    """
+
+    def __init__(
+        self, board: Board, own: Callable[[], Sequence[tuple[str, Condition, int]]], model: str
+    ) -> None:
+        self._board, self._own, self._model = board, own, model
+        self._process, self._machine = uuid.uuid4().hex, platform.node()
+
+    async def run(self) -> None:
+        """Tell the others, for ever; where there can be none, return."""
+        while self._board.store.is_shared and self._own():
+            await self._board.write(lambda: self._board.store.note_workers(self._mine()))
+            await asyncio.sleep(BEAT_EVERY_S)
+
+    async def leave(self) -> None:
+        """This process' workers have ended; nobody has to wait until they were silent for long."""
+        if self._board.store.is_shared:
+            store = self._board.store
+            with contextlib.suppress(DatabaseAwayError):
+                await self._board.write(lambda: store.forget_workers(self._process, store.now()))
+
+    def everywhere(self) -> list[SeenWorker]:
+        """This process' workers as they are, then all others as they were heard of last."""
+        store, mine = self._board.store, self._mine()
+        if not store.is_shared:
+            return mine
+        return mine + [one for one in store.workers(store.now()) if one.process != self._process]
+
+    def counts(self) -> dict[Condition, int]:
+        """How many there are, by what they do."""
+        found = Counter(one.condition for one in self.everywhere())
+        return {condition: found[condition] for condition in Condition}
+
+    def _mine(self) -> list[SeenWorker]:
+        now = self._board.store.now()
+        seen = partial(SeenWorker, self._process, machine=self._machine, model=self._model, seen_at=now)
+        return [
+            seen(number, device=device, condition=condition, starts=starts)
+            for number, (device, condition, starts) in enumerate(self._own())
+        ]

@@ -1,0 +1,84 @@
+"""The worker's half of sharing: its own job's segments given to others, and others' segments rendered here.
+
+Like `worker`, whose part it is, it speaks only to the parent; `sharing` is the parent's half.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import queue
+from collections.abc import Callable, Generator, Mapping
+from contextlib import closing
+from importlib.metadata import version
+from pathlib import Path
+
+from lipsync_engine import LipSyncPipeline
+from lipsync_engine.models import LipSyncModel
+from lipsync_engine.planning.plan import Plan
+from lipsync_engine.progress import Meter, Progress, Stage
+from lipsync_engine.rendering.render import render
+from lipsync_engine.rendering.segment_renderer import Offer as Plans
+from server.workers.messages import Ask, FromWorker, Offer, Render, Rendered, Start, Take
+
+
+class Lender:
+    """`lipsync_engine.rendering.segment_renderer.Helpers` of one job: the parent finds them.
+
+    Args:
+        start: the job's order.
+        say: tells the parent.
+    """
+
+    def __init__(self, start: Start, say: Callable[[FromWorker], None]) -> None:
+        self._start, self._say = start, say
+        self._answers: queue.Queue[int | None] = queue.Queue()
+        self._places: tuple[Path, ...] = ()
+
+    def hear(self, take: Take) -> None:
+        """The parent's answer; called from the thread that listens."""
+        self._answers.put(take.number)
+
+    def left(self, key: str) -> Mapping[str, Path]:
+        if key != self._start.left_key:
+            return {}
+        return {name: Path(path) for name, path in self._start.left.items()}
+
+    def offer(self, offer: Plans) -> None:
+        self._places = tuple(path for path, _ in offer.segments)
+        files = {name: str(path) for name, path in offer.files.items()}
+        segments = tuple((str(path), frames) for path, frames in offer.segments)
+        self._say(Offer(self._start.job_id, offer.key, files, segments))
+
+    def next(self) -> int | None:
+        self._say(Ask(self._start.job_id))
+        return self._answers.get()  # the parent answers, or ends this process
+
+    def rendered(self, index: int) -> None:
+        self._say(Rendered(self._start.job_id, index, str(self._places[index])))
+
+
+def fits(pipeline: LipSyncPipeline) -> str:
+    """See `Ready`."""
+    info, model = pipeline.model.info, pipeline.model
+    said = (info.name, info.weights_sha256, model.device.type, model.precision, version("lipsync-engine"))
+    return hashlib.sha256(" ".join(said).encode()).hexdigest()[:32]
+
+
+def lend(order: Render, model: LipSyncModel) -> Generator[Progress, None, Rendered]:
+    """Render a segment of somebody else's job.
+
+    Yields:
+        Frames of it that are finished.
+
+    Raises:
+        LipSyncError.
+    """
+    folder = Path(order.folder)
+    plan = Plan.load_carried(folder)
+    segment, file = plan.segments[order.number], folder / f"segment-{order.number:05d}.mp4"
+    meter = Meter(Stage.RENDER, segment.stop - segment.start)
+    yield meter.at(0)
+    with closing(render(plan, segment, model, file)) as frames:
+        for done in frames:
+            yield meter.at(done)
+    return Rendered(order.job_id, order.number, str(file))

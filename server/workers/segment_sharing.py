@@ -1,0 +1,250 @@
+"""Segments of one job rendered by many: the parent's half, of the job's owner and of a helper.
+
+The owner puts the plan and its inputs into the blobs and a row per segment into the database; whoever takes
+a row renders that segment, stores its file and marks the row. The owner brings finished files to its worker,
+which joins them. So what is lost with a process are the segments that it was rendering. `lending` is the
+worker's half.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from server.jobs.service import LOOK_EVERY_S, Board
+from server.jobs.state import Progress
+from server.storage.blobs import Blobs, StorageAwayError, share_folder
+from server.store import DatabaseAwayError, Piece, Record
+from server.workers.messages import Offer, Rendered, Working
+
+log = logging.getLogger("lipsync.supervisor")
+
+BEAT_EVERY_S = 10.0
+TELL_EVERY_S = 2.0
+"""So often a helper writes down how far it is, and the owner looks how far helpers are."""
+
+
+class Owner:
+    """Shares one claim of one job.
+
+    Args:
+        fits: see `messages.Ready`.
+    """
+
+    def __init__(self, record: Record, fits: str, board: Board, blobs: Blobs) -> None:
+        self._record, self._job_id, self._fits = record, record.job.id, fits
+        self._board, self._blobs = board, blobs
+        self._key = ""
+        self._places: list[Path] = []
+        self._frames: list[int] = []
+        self._have: set[int] = set()
+        self._piece: Piece | None = None
+        self._elsewhere, self._looked_at = 0, 0.0
+
+    async def left(self, folder: Path) -> tuple[str, dict[str, Path]]:
+        """Plan and segments that an earlier attempt stored, as files in `folder`; empty where there are none.
+
+        They are a help and not needed: where the storage is away, the work is done again.
+        """
+        key, shares = self._board.store.shares(self._job_id)
+        if not shares:
+            return "", {}
+        try:
+            return key, await _bring(self._blobs, self._job_id, key, folder, with_segments=True)
+        except (StorageAwayError, OSError) as error:
+            log.warning("job %s: what was rendered elsewhere cannot be had: %s", self._job_id, error)
+            return "", {}
+
+    async def offer(self, offer: Offer) -> None:
+        """Let others render; where they cannot be asked now, this worker renders all by itself."""
+        self._key = offer.key
+        self._places = [Path(file) for file, _ in offer.segments]
+        self._frames = [frames for _, frames in offer.segments]
+        self._have = {number for number, place in enumerate(self._places) if place.exists()}
+        done = {self._places[number].name: self._places[number] for number in self._have}
+        try:
+            for name, path in {**{name: Path(path) for name, path in offer.files.items()}, **done}.items():
+                await self._blobs.copy_in(_blob(self._job_id, self._key, name), path)
+            await self._board.change_segments(
+                self._job_id,
+                lambda now: self._board.store.offer_segments(
+                    self._job_id, self._record.job.fence, self._key, self._fits, self._frames, self._have
+                ),
+                help_wanted=True,
+            )
+        except (StorageAwayError, DatabaseAwayError) as error:
+            log.warning("job %s: its segments cannot be shared: %s", self._job_id, error)
+
+    async def next(self) -> int | None:
+        """The segment to render; None: one has come, or all are there.
+
+        Raises:
+            StorageAwayError: a finished one cannot be had.
+        """
+        with self._board.watched(self._job_id) as changed:
+            while True:
+                try:
+                    if await self._fetch() or len(self._have) == len(self._places):
+                        return None
+                    self._piece = await self._board.write(self._take)
+                    if self._piece is not None:
+                        return self._piece.number
+                    if not self._board.store.shares(self._job_id)[1]:
+                        return self._missing()[0]  # it could not be offered
+                except DatabaseAwayError:
+                    return self._missing()[0]  # perhaps others render it too; all are equal
+                await self._board.change_or_pause(changed, LOOK_EVERY_S)
+
+    async def rendered(self, rendered: Rendered) -> None:
+        """A segment of this worker is there; it outlives this process in the storage."""
+        self._have.add(rendered.number)
+        self._piece, file = None, Path(rendered.file)
+        try:
+            await self._blobs.copy_in(_blob(self._job_id, self._key, file.name), file)
+            await self._board.write(
+                lambda: self._board.store.finish_segment(self._job_id, self._key, rendered.number)
+            )
+        except (StorageAwayError, DatabaseAwayError) as error:
+            log.warning("job %s: segment %d is here alone: %s", self._job_id, rendered.number, error)
+
+    async def beat(self) -> None:
+        """To be called every `BEAT_EVERY_S`."""
+        if (piece := self._piece) is not None:
+            with contextlib.suppress(DatabaseAwayError):
+                await self._board.write(
+                    lambda: self._board.store.beat_segment(piece, self._board.store.now())
+                )
+
+    def progress(self, working: Working) -> Progress:
+        """What this worker has done and knows of, and what others have."""
+        if self._places and time.monotonic() - self._looked_at > TELL_EVERY_S:
+            self._looked_at = time.monotonic()
+            own = self._have | ({self._piece.number} if self._piece else set())
+            with contextlib.suppress(DatabaseAwayError):
+                _, shares = self._board.store.shares(self._job_id)
+                self._elsewhere = sum(share.frames_done for share in shares if share.number not in own)
+        done = min(working.total, working.done + self._elsewhere)
+        return Progress(working.stage, done, working.total, working.per_s)
+
+    def helper_s(self) -> float:
+        """Seconds that helpers' devices have spent on it; 0 where nobody can be asked."""
+        with contextlib.suppress(DatabaseAwayError):
+            return self._board.store.helper_s(self._job_id)
+        return 0.0
+
+    def _take(self) -> Piece | None:
+        store = self._board.store
+        return store.take_segment(self._job_id, self._key, store.now(), self._have)
+
+    def _missing(self) -> list[int]:
+        return [number for number in range(len(self._places)) if number not in self._have]
+
+    async def _fetch(self) -> bool:
+        """Bring what others have finished; whether there was any."""
+        key, shares = self._board.store.shares(self._job_id)
+        came = [s.number for s in shares if s.is_done and key == self._key and s.number not in self._have]
+        for number in came:
+            place = self._places[number]
+            try:
+                await self._blobs.copy_out(_blob(self._job_id, key, place.name), place)
+            except FileNotFoundError:
+                log.warning("job %s: segment %d is not where it was stored", self._job_id, number)
+                lost = number
+                await self._board.write(lambda: self._board.store.lose_segment(self._job_id, key, lost))  # noqa: B023
+            else:
+                self._have.add(number)
+        return bool(came)
+
+
+class Helper:
+    """Renders others' segments on one device.
+
+    Args:
+        folder: of this helper alone.
+    """
+
+    def __init__(self, board: Board, blobs: Blobs, folder: Path) -> None:
+        self._board, self._blobs, self._folder = board, blobs, folder
+
+    async def bring(self, piece: Piece) -> Path:
+        """A folder with the plan and what it needs; that of the last piece where it is the same.
+
+        Raises:
+            StorageAwayError, OSError.
+        """
+        folder = self._folder / f"{piece.job_id}-{piece.key[:8]}"
+        if not folder.exists():
+            await asyncio.to_thread(self.clear)
+            part = folder.with_suffix(".part")
+            await _bring(self._blobs, piece.job_id, piece.key, part, with_segments=False)
+            part.rename(folder)
+        return folder
+
+    async def keep(self, piece: Piece, file: Path, seconds: float) -> None:
+        """Store a finished segment, unless nobody wants it any more.
+
+        Args:
+            seconds: that it took this device.
+
+        Raises:
+            StorageAwayError, DatabaseAwayError.
+        """
+        name = _blob(piece.job_id, piece.key, file.name)
+        await self._blobs.take(name, file)
+        store = self._board.store
+        wanted = await self._board.change_segments(
+            piece.job_id, lambda _: store.finish_segment(piece.job_id, piece.key, piece.number, seconds)
+        )
+        if not wanted:
+            await self._blobs.delete(name)
+
+    async def beat(self, piece: Piece, lost: Callable[[], None]) -> None:
+        """Hold the claim for ever; `lost` when it is over, or its job is."""
+        while True:
+            await asyncio.sleep(BEAT_EVERY_S)
+            if not await self.tell(piece, None):
+                lost()
+                return
+
+    async def tell(self, piece: Piece, frames_done: int | None) -> bool:
+        """Write down that it goes on; whether it is to."""
+        store = self._board.store
+        try:
+            return await self._board.write(lambda: store.beat_segment(piece, store.now(), frames_done))
+        except DatabaseAwayError:
+            return True
+
+    async def free(self, piece: Piece) -> None:
+        """Let somebody else render it."""
+        with contextlib.suppress(DatabaseAwayError):  # its lease ends
+            await self._board.change_segments(
+                piece.job_id, lambda _: self._board.store.free_segment(piece), help_wanted=True
+            )
+
+    def clear(self) -> None:
+        """Remove what the last piece needed."""
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def _blob(job_id: str, key: str, name: str) -> str:
+    """A blob's name has an ending."""
+    return f"{share_folder(job_id)}/{key}-{name if '.' in name else f'{name}.bin'}"
+
+
+async def _bring(
+    blobs: Blobs, job_id: str, key: str, folder: Path, *, with_segments: bool
+) -> dict[str, Path]:
+    """What is stored of a plan, by its name: files in `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    found, prefix = {}, f"{share_folder(job_id)}/{key}-"
+    for blob in await blobs.under(share_folder(job_id)):
+        name = blob.name.removeprefix(prefix).removesuffix(".bin")
+        if blob.name.startswith(prefix) and (with_segments or not name.startswith("segment-")):
+            found[name] = folder / name
+            await blobs.copy_out(blob.name, folder / name)
+    return found
