@@ -1,111 +1,279 @@
-"""The rules that keep the house in order: who may import whom, who owns which library."""
+"""Architecture rules: which package may import which, and which package owns which library.
+
+Every test checks one rule over all modules and lists all violations.
+"""
+
+from __future__ import annotations
 
 import ast
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
-ENGINE = ROOT / "lipsync_engine"
 
-# Layers of the engine, lowest first; a module may import its own layer's value types and anything below.
-LAYERS: list[set[str]] = [
-    {"errors", "params", "progress", "cache", "cluster"},
-    {"timeline", "frames", "align", "label", "audio", "speech"},
-    {"media", "faces", "drawn_faces", "device", "weights", "safety", "composite", "credentials"},
+ENGINE_LAYERS: list[set[str]] = [
+    {"errors"},
+    {"params", "progress", "cache", "ray_connection"},
+    {"device", "weights", "media"},
+    {"audio"},
+    {"faces"},
     {"models"},
-    {"detectors", "plan", "cast", "motion", "content", "work", "watermark"},
-    {"portrait"},
-    {"render", "score"},
-    {"segments", "result"},
+    {"planning"},
+    {"provenance", "sync_score", "portrait"},
+    {"rendering", "result"},
     {"pipeline"},
     {"batch"},
     {"cli"},
 ]
+"""Packages and modules of the engine, lowest first; a package imports only packages of lower layers."""
+
+SERVER_LAYERS: list[set[str]] = [
+    {"settings"},
+    {"logs", "storage"},
+    {"store"},
+    {"jobs"},
+    {"cluster.autoscaling"},
+    {"workers"},
+    {"metrics"},
+    {"api"},
+    {"app"},
+    {"cluster"},
+    {"cli", "__main__"},
+]
+"""The same for the server. `jobs.state` and `jobs.request` are pure values, so `store` may import them."""
 
 OWNERS = {
-    "ffmpeg": {"media"},
-    "imageio_ffmpeg": {"media"},
-    "subprocess": {"media", "batch", "credentials"},  # FFmpeg; workers of a batch; the operator's signer
-    "c2pa": {"credentials"},
-    "cryptography": {"credentials"},
-    "huggingface_hub": {"weights"},
-    "whisper": {"audio", "speech", "models"},
-    "diffusers": {"models"},
-    "transformers": {"models"},
-    "ray": {"cluster", "batch"},
-    "typer": {"cli"},
-    "rich": {"cli"},
+    # engine
+    "ffmpeg": {"lipsync_engine.media"},
+    "imageio_ffmpeg": {"lipsync_engine.media"},
+    "c2pa": {"lipsync_engine.provenance"},
+    "cryptography": {"lipsync_engine.provenance"},
+    "huggingface_hub": {"lipsync_engine.weights"},
+    "whisper": {"lipsync_engine.audio", "lipsync_engine.models"},
+    "diffusers": {"lipsync_engine.models"},
+    "transformers": {"lipsync_engine.models"},
+    "typer": {"lipsync_engine.cli"},
+    "rich": {"lipsync_engine.cli"},
+    # server
+    "sqlalchemy": {"server.store"},
+    "alembic": {"server.store"},
+    "psycopg": {"server.store"},
+    "obstore": {"server.storage.blobs"},
+    "httpx2": {"server.storage.transport", "lipsync_engine.weights"},
+    "pydantic_settings": {"server.settings"},
+    "prometheus_client": {"server.metrics"},
+    "psutil": {"server.workers"},
+    "pythonjsonlogger": {"server.logs"},
+    "torch": {"server.workers.main", "lipsync_engine"},
+    "fastapi": {"server.api", "server.app"},
+    "starlette": {"server.api", "server.app", "server.metrics"},
+    "subprocess": {
+        "lipsync_engine.media",  # FFmpeg
+        "lipsync_engine.batch",  # workers
+        "lipsync_engine.provenance",  # the operator's signer
+        "server.workers.process",  # workers
+        "server.cli.cluster",  # Ray's own command
+    },
+    "ray": {
+        "lipsync_engine.ray_connection",
+        "lipsync_engine.batch.ray_backend",
+        "server.cluster.ray",
+        "server.cli.cluster",  # only checks whether it is installed
+    },
+    "lipsync_engine": {
+        "lipsync_engine",
+        "server.workers.main",
+        "server.workers.segment_client",
+        "server.cluster.ray",
+        "server.cli.cluster",
+    },
+    "server": {"server"},
 }
+"""Library: modules or packages that may import it."""
 
-PURE = {"params", "timeline", "frames", "align", "label"}
+PURE = {
+    "lipsync_engine.params",
+    "lipsync_engine.planning.timeline",
+    "lipsync_engine.media.rates",
+    "lipsync_engine.media.yuv",
+    "lipsync_engine.faces.align",
+    "lipsync_engine.provenance.label",
+    "server.jobs.state",
+    "server.jobs.request",
+    "server.workers.messages",
+    "server.cluster.autoscaling",
+}
 FORBIDDEN_IN_PURE = {"os", "io", "time", "datetime", "subprocess", "socket", "random", "shutil", "tempfile"}
 
-
-def modules() -> list[tuple[str, Path]]:
-    found = []
-    for path in sorted(ENGINE.rglob("*.py")):
-        relative = path.relative_to(ENGINE)
-        found.append((relative.parts[0].removesuffix(".py"), path))
-    return [(name, path) for name, path in found if name != "__init__"]
+VENDOR_WORDS = ("wavespeed", "studio", "server.api")
+VENDOR_FREE = ("server.jobs", "server.store", "server.storage", "server.workers")
 
 
-def imports(path: Path) -> set[str]:
-    found: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+def all_modules() -> dict[str, Path]:
+    """Every module of both packages by its dotted name; a package stands for its `__init__`."""
+    modules = {}
+    for package in ("lipsync_engine", "server"):
+        for path in sorted((ROOT / package).rglob("*.py")):
+            parts = path.relative_to(ROOT).with_suffix("").parts
+            modules[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return modules
+
+
+MODULES = all_modules()
+
+
+def imported_names(path: Path, *, at_run_time: bool = False) -> set[str]:
+    """Dotted names that a file imports, `from a import b` as `a.b`.
+
+    Args:
+        at_run_time: leave out what is imported for type checkers only.
+    """
+    tree = ast.parse(path.read_text())
+    skipped = set()
+    if at_run_time:
+        for node in ast.walk(tree):
+            if isinstance(node, ast.If) and getattr(node.test, "id", "") == "TYPE_CHECKING":
+                skipped |= set(map(id, ast.walk(node)))
+    names: set[str] = set()
+    for node in ast.walk(tree):
+        if id(node) in skipped:
+            continue
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
-            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
-    return found
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
 
 
-def engine_parts(path: Path) -> set[str]:
-    parts = {name.split(".")[1] for name in imports(path) if name.startswith("lipsync_engine.")}
-    return parts & {name for layer in LAYERS for name in layer}
+def imported_modules(path: Path, *, at_run_time: bool = False) -> set[str]:
+    """Modules of this project that a file imports."""
+    names = imported_names(path, at_run_time=at_run_time)
+    return {name if name in MODULES else name.rpartition(".")[0] for name in names} & set(MODULES)
 
 
-def layer_of(name: str) -> int:
-    return next(i for i, layer in enumerate(LAYERS) if name in layer)
+def is_inside(module: str, package: str) -> bool:
+    return module == package or module.startswith(f"{package}.")
 
 
-@pytest.mark.parametrize(("name", "path"), modules(), ids=lambda value: str(getattr(value, "name", value)))
-def test_arrows_point_one_way(name: str, path: Path) -> None:
-    for other in engine_parts(path) - {name}:
-        assert layer_of(other) <= layer_of(name), f"{path.name} imports {other}, which stands above it"
+def layer_of(module: str, root: str, layers: list[set[str]]) -> int:
+    """Index of the layer whose longest name contains the module."""
+    candidates = [
+        (len(name), index)
+        for index, layer in enumerate(layers)
+        for name in layer
+        if is_inside(module, f"{root}.{name}")
+    ]
+    assert candidates, f"{module} belongs to no layer: add it to the list above"
+    return max(candidates)[1]
 
 
-@pytest.mark.parametrize(("name", "path"), modules(), ids=lambda value: str(getattr(value, "name", value)))
-def test_outside_libraries_have_one_owner(name: str, path: Path) -> None:
-    for library in {module.split(".")[0] for module in imports(path)} & set(OWNERS):
-        assert name in OWNERS[library], f"{path.name} imports {library}, which belongs to {OWNERS[library]}"
+@pytest.mark.parametrize(
+    ("root", "layers"),
+    [("lipsync_engine", ENGINE_LAYERS), ("server", SERVER_LAYERS)],
+    ids=["lipsync_engine", "server"],
+)
+def test_packages_import_only_lower_layers(root: str, layers: list[set[str]]) -> None:
+    violations = []
+    for module, path in MODULES.items():
+        if not module.startswith(f"{root}."):
+            continue
+        for other in imported_modules(path):
+            if not other.startswith(f"{root}.") or module.split(".")[1] == other.split(".")[1]:
+                continue
+            if module.startswith("server.store") and other in PURE:
+                continue
+            if layer_of(other, root, layers) >= layer_of(module, root, layers):
+                violations.append(f"{module} imports {other}")
+    assert not violations, "\n".join(violations)
 
 
-@pytest.mark.parametrize(("name", "path"), modules(), ids=lambda value: str(getattr(value, "name", value)))
-def test_the_engine_does_not_know_the_server(name: str, path: Path) -> None:
-    roots = {module.split(".")[0] for module in imports(path)}
-    assert not roots & {"server", "fastapi", "sqlalchemy"}
-    if name in PURE:
-        assert not roots & FORBIDDEN_IN_PURE, f"{path.name} is pure and does no I/O"
+def test_no_import_cycles() -> None:
+    graph = {module: imported_modules(path, at_run_time=True) - {module} for module, path in MODULES.items()}
+    # An `__init__` that re-exports its own modules is no cycle: they do not import it.
+    finished: set[str] = set()
+    cycles: list[str] = []
+
+    def visit(module: str, trail: list[str]) -> None:
+        if module in trail:
+            cycles.append(" -> ".join([*trail[trail.index(module) :], module]))
+        elif module not in finished:
+            for other in sorted(graph[module]):
+                visit(other, [*trail, module])
+            finished.add(module)
+
+    for module in graph:
+        visit(module, [])
+    assert not cycles, "\n".join(cycles)
 
 
-def test_model_families_do_not_know_each_other() -> None:
-    families = {path.name for path in (ENGINE / "models").iterdir() if path.is_dir()}
+def test_libraries_have_one_owner() -> None:
+    violations = []
+    for module, path in MODULES.items():
+        for library in {name.split(".")[0] for name in imported_names(path)} & set(OWNERS):
+            if not any(is_inside(module, owner) for owner in OWNERS[library]):
+                violations.append(f"{module} imports {library}, which belongs to {sorted(OWNERS[library])}")
+    assert not violations, "\n".join(violations)
+
+
+def test_pure_modules_do_no_io() -> None:
+    assert set(MODULES) >= PURE
+    violations = [
+        f"{module} imports {library}"
+        for module in sorted(PURE)
+        for library in {name.split(".")[0] for name in imported_names(MODULES[module])} & FORBIDDEN_IN_PURE
+    ]
+    assert not violations, "\n".join(violations)
+
+
+def test_model_families_do_not_import_each_other() -> None:
+    families = {path.name for path in (ROOT / "lipsync_engine" / "models").iterdir() if path.is_dir()}
+    violations = []
     for family in families - {"__pycache__"}:
-        for path in (ENGINE / "models" / family).rglob("*.py"):
-            named = {m.split(".")[2] for m in imports(path) if m.startswith("lipsync_engine.models.")}
-            assert not (named & families) - {family}
+        package = f"lipsync_engine.models.{family}"
+        for module, path in MODULES.items():
+            if is_inside(module, package):
+                others = {f"lipsync_engine.models.{name}" for name in families - {family}}
+                violations += [
+                    f"{module} imports {other}"
+                    for other in imported_modules(path)
+                    if any(is_inside(other, name) for name in others)
+                ]
+    assert not violations, "\n".join(violations)
 
 
-def test_importing_the_package_and_the_command_is_cheap() -> None:
-    code = (
-        "import sys, lipsync_engine, lipsync_engine.cli\n"
-        "heavy = {'torch', 'cv2', 'diffusers', 'whisper', 'transformers'} & set(sys.modules)\n"
-        "assert not heavy, heavy\n"
-    )
+def test_jobs_store_and_workers_name_no_vendor() -> None:
+    violations = [
+        f"{module} contains {word!r}"
+        for module, path in MODULES.items()
+        if module.startswith(VENDOR_FREE)
+        for word in VENDOR_WORDS
+        if word in path.read_text().lower()
+    ]
+    assert not violations, "\n".join(violations)
+
+
+@pytest.mark.parametrize(
+    ("imports", "heavy"),
+    [
+        ("lipsync_engine, lipsync_engine.cli", {"torch", "cv2", "diffusers", "whisper", "transformers"}),
+        ("server.app", {"torch", "cv2", "diffusers", "whisper", "numpy", "lipsync_engine"}),
+    ],
+    ids=["lipsync_engine", "server"],
+)
+def test_import_loads_no_heavy_library(imports: str, heavy: set[str]) -> None:
+    code = f"import sys, {imports}\nloaded = {heavy!r} & set(sys.modules)\nassert not loaded, loaded\n"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_every_package_is_installed() -> None:
+    with (ROOT / "pyproject.toml").open("rb") as file:
+        listed = set(tomllib.load(file)["tool"]["setuptools"]["packages"])
+    folders = {".".join(path.parent.relative_to(ROOT).parts) for path in MODULES.values()}
+    assert listed - {"lipsync_engine.bundled_weights", "server.playground"} == folders
 
 
 def test_public_names_resolve() -> None:
@@ -118,93 +286,19 @@ def test_public_names_resolve() -> None:
         _ = lipsync_engine.no_such_name
 
 
-def test_every_error_code_has_an_exit_status_of_its_own() -> None:
+def test_error_codes_have_distinct_exit_statuses() -> None:
     from lipsync_engine.errors import EXIT_STATUS, ErrorCode
 
     assert set(EXIT_STATUS) == set(ErrorCode)
     assert len(set(EXIT_STATUS.values())) == len(EXIT_STATUS)
 
 
-def test_every_module_is_described() -> None:
+def test_every_package_is_described_in_structure_md() -> None:
     text = (ROOT / "docs" / "structure.md").read_text()
-    for name in {name for name, _ in modules()}:
-        assert f"`{name}`" in text, f"docs/structure.md does not say what {name} is"
-        assert name in {n for layer in LAYERS for n in layer}
-
-
-# --- the server ---
-
-SERVER = ROOT / "server"
-SERVER_OWNERS = {
-    "sqlalchemy": {"store", "audit", "migrations"},
-    "alembic": {"store", "migrations"},
-    "psycopg": {"store"},
-    "obstore": {"blobs"},
-    "httpx2": {"transport"},
-    "torch": {"worker"},
-    # lending is a part of the worker; the other two find a Ray cluster as the engine's batch does
-    "lipsync_engine": {"worker", "lending", "ray_pool", "cluster"},
-    "pydantic_settings": {"settings"},
-    "prometheus_client": {"metrics"},
-    "psutil": {"child"},
-    "ray": {"ray_pool", "cluster"},  # cluster only looks whether it is there
-    "pythonjsonlogger": {"logs"},
-}
-SERVER_PURE = {"jobs", "messages", "scaling"}
-
-
-def server_modules() -> list[tuple[str, Path]]:
-    paths = [path for path in sorted(SERVER.rglob("*.py")) if path.name != "__init__.py"]
-    return [(path.relative_to(SERVER).parts[0].removesuffix(".py"), path) for path in paths]
-
-
-@pytest.mark.parametrize(
-    ("name", "path"), server_modules(), ids=lambda value: str(getattr(value, "name", value))
-)
-def test_the_servers_libraries_have_one_owner(name: str, path: Path) -> None:
-    roots = {module.split(".")[0] for module in imports(path)}
-    for library in roots & set(SERVER_OWNERS):
-        assert name in SERVER_OWNERS[library], f"{path.name} imports {library}"
-    if name in SERVER_PURE:
-        assert not roots & FORBIDDEN_IN_PURE, f"{path.name} is pure and does no I/O"
-
-
-def test_no_foreign_word_reaches_jobs_and_store() -> None:
-    foreign = ("wavespeed", "studio", "native", "server.api")
-    paths = [*(SERVER / "store").glob("*.py")]
-    paths += [
-        SERVER / f"{name}.py"
-        for name in (
-            "jobs",
-            "board",
-            "supervisor",
-            "seat",
-            "place",
-            "sharing",
-            "lending",
-            "worker",
-            "messages",
-            "blobs",
-            "auth",
-            "webhooks",
-            "site",
-        )
+    packages = {module for module, path in MODULES.items() if path.name == "__init__.py"}
+    missing = [
+        package
+        for package in sorted(packages)
+        if package.count(".") == 1 and f"`{package.split('.')[1]}`" not in text
     ]
-    for path in paths:
-        text = path.read_text().lower()
-        assert not [word for word in foreign if word in text], path.name
-
-
-def test_importing_the_application_is_cheap() -> None:
-    code = (
-        "import sys, server.app\n"
-        "heavy = {'torch', 'cv2', 'diffusers', 'whisper', 'numpy', 'lipsync_engine'} & set(sys.modules)\n"
-        "assert not heavy, heavy\n"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
-
-
-def test_every_server_module_is_described() -> None:
-    text = (ROOT / "docs" / "structure.md").read_text()
-    for name in {name for name, _ in server_modules()} - {"migrations", "__main__"}:
-        assert f"`{name}`" in text, f"docs/structure.md does not say what server/{name} is"
+    assert not missing, "docs/structure.md does not describe: " + ", ".join(missing)

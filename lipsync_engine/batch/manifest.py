@@ -20,8 +20,8 @@ from typing import Any
 
 from lipsync_engine.errors import ErrorCode, InputError, LipSyncError, ParameterError
 from lipsync_engine.media import OUTPUT_SUFFIXES
+from lipsync_engine.media.rates import parse_rate
 from lipsync_engine.params import FaceChoice, LoopMode, Motion, Provenance, SyncParams, Tail
-from lipsync_engine.planning.timeline import parse_rate
 from lipsync_engine.provenance import require_consent
 
 

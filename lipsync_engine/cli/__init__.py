@@ -120,7 +120,7 @@ def sync(
 
     An interrupted run is resumed by giving the same command again.
     """
-    from lipsync_engine.planning.timeline import parse_rate
+    from lipsync_engine.media.rates import parse_rate
 
     params = SyncParams.preset(
         preset,

@@ -91,7 +91,7 @@ def batch(
     command again makes only what is missing.
     """
     from lipsync_engine.batch import Loading, ManifestError, Status, run_batch
-    from lipsync_engine.planning.timeline import parse_rate
+    from lipsync_engine.media.rates import parse_rate
 
     params = SyncParams.preset(
         preset,

@@ -31,8 +31,8 @@ from lipsync_engine.media.process import (
     last_words,
     untrusted,
 )
+from lipsync_engine.media.rates import snap_rate
 from lipsync_engine.media.yuv import Chroma, FrameFormat, Matrix
-from lipsync_engine.planning.timeline import snap_rate
 
 
 @dataclass(frozen=True, slots=True)

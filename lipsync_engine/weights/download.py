@@ -27,8 +27,8 @@ from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
 from tqdm import tqdm  # type: ignore[import-untyped]
 
 from lipsync_engine.errors import ErrorCode, WeightsError
+from lipsync_engine.weights.files import OnBytes, disk_fault
 from lipsync_engine.weights.manifest import FileEntry
-from lipsync_engine.weights.store import OnBytes, disk_fault
 
 
 @dataclass(frozen=True, slots=True)

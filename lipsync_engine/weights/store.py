@@ -7,14 +7,13 @@ against the record made when the file was first taken (`NAME.sha256` beside it, 
 
 from __future__ import annotations
 
-import errno
 import glob
 import hashlib
 import json
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
@@ -24,13 +23,11 @@ from typing import Any
 import platformdirs
 from filelock import FileLock
 
-from lipsync_engine.errors import ErrorCode, ResourceError, WeightsError
+from lipsync_engine.errors import ErrorCode, WeightsError
+from lipsync_engine.weights.files import OnBytes, disk_fault, file_sha256
 from lipsync_engine.weights.manifest import FileEntry, ModelEntry, bundled_folder, read_manifest
 
 log = logging.getLogger(__name__)
-
-OnBytes = Callable[[str, int, int], None]
-"""Called with (file name, bytes done, bytes in all or 0 where unknown)."""
 
 WEIGHT_SUFFIXES = frozenset({".pt", ".pth", ".bin", ".safetensors", ".onnx", ".model"})
 
@@ -356,26 +353,6 @@ class WeightsStore:
             yield
         finally:
             lock.release()
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file, hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def disk_fault(error: OSError, folder: Path) -> ResourceError:
-    """What a fault of the disk means to the user."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return ResourceError(
-            ErrorCode.DISK_FULL,
-            f"{folder} has no room for the model: free space there, or set LIPSYNC_WEIGHTS_DIR to a larger "
-            "disk.",
-        )
-    return ResourceError(
-        ErrorCode.OUTPUT_NOT_WRITABLE,
-        f"{folder} cannot be used ({error.strerror or error}): set LIPSYNC_WEIGHTS_DIR to a writable folder.",
-    )
 
 
 def _link_or_copy(source: Path, part: Path) -> Path:

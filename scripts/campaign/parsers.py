@@ -182,8 +182,8 @@ def blob_name(data: bytes) -> None:
 def options(data: bytes) -> None:
     """Words of the command line."""
     from lipsync_engine.errors import LipSyncError
+    from lipsync_engine.media.rates import parse_rate
     from lipsync_engine.params import FaceChoice
-    from lipsync_engine.planning.timeline import parse_rate
 
     text = data.decode("utf-8", "surrogateescape")
     for read in (FaceChoice.parse, parse_rate):

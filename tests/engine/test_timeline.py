@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lipsync_engine.errors import ErrorCode, ParameterError
+from lipsync_engine.media.rates import snap_rate
 from lipsync_engine.params import LoopMode, Tail
 from lipsync_engine.planning import timeline
 
@@ -213,8 +214,8 @@ def test_settled_segments_stay_when_more_frames_come(
 
 
 def test_snapping() -> None:
-    assert timeline.snap_rate(Fraction("29.97")) == Fraction(30000, 1001)
-    assert timeline.snap_rate(Fraction("23.98")) == Fraction(24000, 1001)
-    assert timeline.snap_rate(Fraction("59.94")) == Fraction(60000, 1001)
-    assert timeline.snap_rate(Fraction(25)) == 25
-    assert timeline.snap_rate(Fraction("12.5")) == Fraction(25, 2)
+    assert snap_rate(Fraction("29.97")) == Fraction(30000, 1001)
+    assert snap_rate(Fraction("23.98")) == Fraction(24000, 1001)
+    assert snap_rate(Fraction("59.94")) == Fraction(60000, 1001)
+    assert snap_rate(Fraction(25)) == 25
+    assert snap_rate(Fraction("12.5")) == Fraction(25, 2)
