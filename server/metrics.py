@@ -22,6 +22,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from server.cluster.autoscaling import Condition
 from server.jobs.state import Job, State
 from server.store import Store
+from server.workers.registry import WorkerStatus
 
 log = logging.getLogger("lipsync.http")
 
@@ -64,7 +65,7 @@ class Metrics:
             ["device"],
             registry=self._registry,
         )
-        self._at_work = Gauge(
+        self._busy = Gauge(
             "lipsync_worker_jobs",
             "Jobs that the worker makes or helps with.",
             ["device"],
@@ -85,15 +86,15 @@ class Metrics:
     def text(
         self,
         store: Store,
-        workers: Iterable[tuple[str, bool, int, int]],
+        workers: Iterable[WorkerStatus],
         everywhere: Mapping[Condition, int],
         now: float,
     ) -> bytes:
         """Everything in Prometheus' format.
 
         Args:
-            workers: as `Supervisor.workers`.
-            everywhere: how many workers all processes have.
+            workers: of this process.
+            everywhere: number of workers in each state, over all processes.
         """
         for state in State:
             self._jobs.labels(state).set(store.count_in_state(state))
@@ -104,10 +105,10 @@ class Metrics:
         self._notices.labels("dead").set(dead)
         for condition, count in everywhere.items():
             self._workers.labels(condition).set(count)
-        for device, is_ready, starts, jobs in workers:
-            self._ready.labels(device).set(is_ready)
-            self._starts.labels(device).set(starts)
-            self._at_work.labels(device).set(jobs)
+        for worker in workers:
+            self._ready.labels(worker.device).set(worker.ready)
+            self._starts.labels(worker.device).set(worker.starts)
+            self._busy.labels(worker.device).set(worker.busy)
         return generate_latest(self._registry)
 
 

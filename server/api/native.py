@@ -28,7 +28,7 @@ from server.api.submission import error_text, moment
 from server.jobs.state import State
 from server.storage.blobs import StorageAwayError, preview_folder, still_blob
 from server.store import DatabaseAwayError, Record
-from server.workers.registry import Roster
+from server.workers.registry import Roster, WorkerStatus
 from server.workers.verification import NotVerifiedError, Verifier
 
 PREFIX: Final = "/api/native/v1"
@@ -53,8 +53,8 @@ FILE_BODY: Final = {
 VERIFYING: Final = ".verify-"
 """So begins the name of a folder in the data folder whose file is being looked at."""
 
-Workers = Callable[[], Sequence[tuple[str, bool, int, int]]]
-"""As `Supervisor.workers`."""
+Workers = Callable[[], Sequence[WorkerStatus]]
+"""Returns the workers of this process, as `Supervisor.workers`."""
 
 
 def error_answer(refusal: Refusal) -> JSONResponse:
@@ -262,13 +262,18 @@ def health(site: Site, workers: Workers, roster: Roster) -> dict[str, Any]:
     media_s, device_s = (
         sum(getattr(output, name) for output in measured) for name in ("media_s", "device_s")
     )
-    devices = workers()
+    statuses = workers()
     return {
-        "ready": not devices or any(ready for _, ready, _, _ in devices),
+        "ready": not statuses or any(status.ready for status in statuses),
         "model": site.settings.model,
         "devices": [
-            {"name": name, "ready": ready, "starts": starts, "jobs": jobs}
-            for name, ready, starts, jobs in devices
+            {
+                "name": status.device,
+                "ready": status.ready,
+                "starts": status.starts,
+                "jobs": status.busy,
+            }
+            for status in statuses
         ],
         "workers": roster.counts(),
         "queue": {

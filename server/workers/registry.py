@@ -12,6 +12,7 @@ import platform
 import uuid
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 from server.cluster.autoscaling import Condition
@@ -19,6 +20,23 @@ from server.jobs.service import Board
 from server.store import DatabaseAwayError, SeenWorker
 
 BEAT_EVERY_S = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerStatus:
+    """State of the worker of one device of this process.
+
+    Attributes:
+        device: name of the device, such as `cuda:0`.
+        ready: whether the model is loaded.
+        starts: worker processes started for the device since the server started.
+        busy: jobs and shared segments that run on it now.
+    """
+
+    device: str
+    ready: bool
+    starts: int
+    busy: int
 
 
 class Roster:

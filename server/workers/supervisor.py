@@ -20,6 +20,7 @@ from server.store import DatabaseAwayError
 from server.workers.device_worker import Seat
 from server.workers.job_runner import remove_left
 from server.workers.process import WorkerSettings
+from server.workers.registry import WorkerStatus
 
 HELP_FORGOTTEN_S = 86400.0
 """What a helper needed and nobody has touched for so long is nobody's."""
@@ -73,11 +74,9 @@ class Supervisor:
         return any(seat.busy for seat in self._seats)
 
     @property
-    def workers(self) -> list[tuple[str, bool, int, int]]:
-        """Of each device: its name, whether its worker is ready, how many processes were started for it, how
-        many jobs it makes or helps with now.
-        """
-        return [(seat.device, seat.is_ready, seat.starts, seat.busy) for seat in self._seats]
+    def workers(self) -> list[WorkerStatus]:
+        """Status of the worker of each device, in the order of the devices."""
+        return [WorkerStatus(seat.device, seat.is_ready, seat.starts, seat.busy) for seat in self._seats]
 
     @property
     def conditions(self) -> list[tuple[str, Condition, int]]:

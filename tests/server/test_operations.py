@@ -89,9 +89,9 @@ from server import logs
 logs.configure("json")
 from application import Api, BASE
 from fastapi.testclient import TestClient
-from server import auth
+from server.api import auth
+from server.api.auth import Scope
 from server.app import Server, create_app
-from server.auth import Scope
 from server.settings import Settings
 import time
 server = Server(Settings(data_dir=Path(sys.argv[1])), devices=())

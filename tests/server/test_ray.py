@@ -90,6 +90,6 @@ def test_a_device_whose_workers_are_lost_again_and_again_rests(tmp_path: Path) -
             async with asyncio.timeout(180):
                 while server.supervisor.conditions[0][1] is not Condition.QUARANTINED:
                     await asyncio.sleep(0.1)
-            return server.supervisor.workers[0][2]
+            return server.supervisor.workers[0].starts
 
     assert asyncio.run(go()) == 3
