@@ -190,7 +190,7 @@ def probe_video(path: Path) -> VideoInfo:
         )
     if look.container not in VIDEO_FORMATS:
         raise _unaccepted(path, "video")
-    shown = look.first(r"pts: *(?:-?\d+|NOPTS) .* fmt:(\S+) .* sar:(\d+)/(\d+) s:(\d+)x(\d+)")
+    shown = look.first(r"pts: *(?:-?\d+|NOPTS) .* fmt:(\S+) .*?sar:(\d+)/(\d+) s:(\d+)x(\d+)")
     if shown is None:
         raise MediaError(
             ErrorCode.MEDIA_TRUNCATED if look.cut_off else ErrorCode.MEDIA_FAILED,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -11,6 +12,7 @@ from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
 
+import imageio_ffmpeg
 import pytest
 
 from lipsync_engine import media
@@ -364,3 +366,18 @@ def test_content_hash(tmp_path: Path) -> None:
     path = tmp_path / "x"
     path.write_bytes(b"abc")
     assert media.content_hash(path) == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+@pytest.mark.parametrize("program", ["ffmpeg on PATH", "imageio-ffmpeg"])
+def test_probe_reads_the_listing_of_every_ffmpeg_here(
+    good: Path, program: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Debian 12's FFmpeg 5.1 leaves out a field that later versions print."""
+    binary = shutil.which("ffmpeg") if program == "ffmpeg on PATH" else imageio_ffmpeg.get_ffmpeg_exe()
+    if binary is None:
+        pytest.skip("no ffmpeg on PATH")
+    monkeypatch.setenv("LIPSYNC_FFMPEG", binary)
+    info = media.probe_video(good)
+    assert (info.format.width, info.format.height, info.frame_rate) == (64, 48, 25)
+    assert info.audio is not None
+    assert info.audio.sample_rate == 44100
