@@ -1,4 +1,4 @@
-"""How long until the first seconds of a film can be watched, against the film's length. Numbers: docs/log.md.
+"""How long until the first seconds of a film can be watched, against the film's length. Numbers: dev/log.md.
 
     python scripts/bench_first_picture.py --seconds 10 20 40
 

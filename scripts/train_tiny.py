@@ -5,7 +5,7 @@
 Four networks, each with its own checkpoint in the work folder and skipped when that is complete, so a
 stopped run goes on: the face detector; the audio encoder (learns mouth shapes from sound); the autoencoder;
 the U-Net. espeak-ng is needed to make the speech. What was tried, and why it is done this way, is in
-docs/log.md.
+dev/log.md.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 The picture is encoded once. Segments are joined by copying their packets. Threads are fixed and nothing of
 the machine enters the files, so the same frames give the same bytes everywhere, but for whims of x264's that
-come once in some hundred files (docs/log.md).
+come once in some hundred files (dev/log.md).
 """
 
 from __future__ import annotations
