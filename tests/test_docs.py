@@ -6,6 +6,7 @@ import ast
 import json
 import re
 import tomllib
+from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
 
@@ -123,3 +124,113 @@ def test_the_cluster_is_as_large_as_documented() -> None:
     for cost in size["measured"].values():
         if isinstance(cost, dict) and cost["client_ms"]:
             assert f" | {cost['database_ms']:.1f} | {cost['client_ms']:.1f} |" in text
+
+
+# --- the language of names, messages and pages: CONTRIBUTING.md, "Names and prose" ---
+
+BANNED_WORD = re.compile(
+    r"said|told|heard|given|found|seen|wanted|asked|ears?|letters?|stumbled?|house", re.IGNORECASE
+)
+"""Not in an identifier: a variable names the thing, and programs neither speak nor listen."""
+BANNED_IDENTIFIERS = {"_mouth", "MouthCheck", "MouthJudge"}
+"""`mouth` is a word of this field, but not for writers, locks and checks."""
+BANNED_IN_MESSAGES = re.compile(rf"\b({BANNED_WORD.pattern}|at hand)\b", re.IGNORECASE)
+ALLOWED = {
+    r"not_?found": "the term of HTTP, of Python and of error codes such as `face_not_found`",
+    r"\bnot found\b": "the same in sentences; some are part of the vendors' contracts",
+}
+"""Pattern: why it is allowed. It is cut out before a name or message is checked."""
+
+LINTED = (
+    "lipsync_engine.progress",
+    "lipsync_engine.ray_connection",
+    "lipsync_engine.result",
+    "server.logs",
+    "server.metrics",
+)
+"""Packages whose names, messages and docstrings are checked."""
+
+NO_VERB = re.compile(
+    "an?|all|as|every|how|if|its?|of|one|th(at|e|is|ose)|wh(at|en|ere|ether|ich|o|oever|ose)", re.IGNORECASE
+)
+"""No docstring of a function begins with one of these: its first word is a verb."""
+
+
+def linted_files() -> Iterator[tuple[Path, ast.Module]]:
+    for package in LINTED:
+        path = ROOT / package.replace(".", "/")
+        for file in sorted(path.rglob("*.py")) if path.is_dir() else [path.with_suffix(".py")]:
+            yield file, ast.parse(file.read_text())
+
+
+def identifiers(tree: ast.Module) -> Iterator[tuple[int, str]]:
+    """Every name that a file defines: functions, classes, arguments, variables, attributes, imports."""
+    for node in ast.walk(tree):
+        match node:
+            case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) | ast.ClassDef(name=name):
+                yield node.lineno, name
+            case ast.Name(id=name, ctx=ast.Store()) | ast.Attribute(attr=name, ctx=ast.Store()):
+                yield node.lineno, name
+            case ast.arg(arg=name) | ast.ExceptHandler(name=str(name)) | ast.MatchAs(name=str(name)):
+                yield node.lineno, name
+            case ast.Import(names=aliases) | ast.ImportFrom(names=aliases):
+                yield from ((node.lineno, alias.asname) for alias in aliases if alias.asname)
+
+
+def messages(tree: ast.Module) -> Iterator[tuple[int, str]]:
+    """Text of errors and log lines: strings in `raise`, in calls of error classes and of loggers."""
+    log_methods = {"debug", "info", "warning", "error", "exception", "critical"}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call):
+            callee = ast.unparse(node.func).split(".")[-1]
+            if not (callee.endswith("Error") or callee in log_methods):
+                continue
+        elif not isinstance(node, ast.Raise):
+            continue
+        for leaf in ast.walk(node):
+            if isinstance(leaf, ast.Constant) and isinstance(leaf.value, str) and " " in leaf.value:
+                yield leaf.lineno, leaf.value
+
+
+def without_allowed(text: str) -> str:
+    for pattern in ALLOWED:
+        text = re.sub(pattern, "", text, flags=re.IGNORECASE)
+    return text
+
+
+def test_names_and_messages_use_no_banned_words() -> None:
+    violations = set()
+    for file, tree in linted_files():
+        for line, name in identifiers(tree):
+            parts = re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+", without_allowed(name))
+            if any(map(BANNED_WORD.fullmatch, parts)) or name in BANNED_IDENTIFIERS:
+                violations.add(f"{file.relative_to(ROOT)}:{line}: name {name}")
+        for line, text in messages(tree):
+            if BANNED_IN_MESSAGES.search(without_allowed(text)):
+                violations.add(f"{file.relative_to(ROOT)}:{line}: message {text!r}")
+    assert not violations, "\n" + "\n".join(sorted(violations))
+
+
+def public_docstrings(body: list[ast.stmt]) -> Iterator[tuple[ast.stmt, str]]:
+    for node in body:
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)) and node.name[0] != "_":
+            if text := ast.get_docstring(node):
+                yield node, text
+            if isinstance(node, ast.ClassDef):
+                yield from public_docstrings(node.body)
+
+
+def test_first_lines_of_public_docstrings_are_sentences() -> None:
+    violations = []
+    for file, tree in linted_files():
+        whole = ast.get_docstring(tree)
+        for node, text in [*([(tree, whole)] if whole else []), *public_docstrings(tree.body)]:
+            first = text.splitlines()[0]
+            where = f"{file.relative_to(ROOT)}:{getattr(node, 'lineno', 1)}: {first}"
+            if not first.endswith(".") or first[0].islower():
+                violations.append(f"{where} (no sentence)")
+            elif isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                is_property = any("property" in ast.unparse(decorator) for decorator in node.decorator_list)
+                if not is_property and NO_VERB.fullmatch(first.split()[0]):
+                    violations.append(f"{where} (no verb first)")
+    assert not violations, "\n" + "\n".join(violations)
