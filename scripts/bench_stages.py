@@ -143,7 +143,7 @@ def detect_stage(clip: Path, yunet: Path, folder: Path, repeats: int) -> dict[st
         tracker = faces.FaceTracker(ours, *size)
         for pts_s, image in media.scan_frames(info, ANALYSIS_MAX_SIDE):
             tracker.add(pts_s, image)
-        tracker.so_far(ended=True)
+        tracker.snapshot(is_complete=True)
 
     n_frames = sum(1 for _ in media.scan_frames(info, ANALYSIS_MAX_SIDE))
     found = in_turns(their_way, our_way, repeats)

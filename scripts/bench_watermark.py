@@ -77,7 +77,7 @@ def mark(source: Path, detector: FaceDetector, plain: Path, path: Path) -> None:
         for pts_s, picture in itertools.islice(pictures, MAX_FRAMES):
             tracker.add(pts_s, picture)
             times.append(pts_s)
-    points = choose_speaker(tracker.so_far(ended=True), FaceChoice(), 60.0).points
+    points = choose_speaker(tracker.snapshot(is_complete=True), FaceChoice(), 60.0).points
     compositor = SoftCompositor(fixed_mask(RESOLUTION).astype(np.float32), info.sample_aspect_ratio)
     matrices = compositor.matrices(points)
     with (

@@ -1,11 +1,12 @@
-"""Who speaks, and where that face is in every frame: detect → track → choose and smooth.
+"""Faces: who speaks, and where that face is in every frame. Detect → track → select → smooth → align → paste.
 
-It knows neither codecs nor models; pictures come in as arrays, and three points per frame go out.
+The package depends on neither codecs nor models: frames come in as arrays.
 """
 
 from lipsync_engine.faces.cache import AnalysisCache, analysis_key
 from lipsync_engine.faces.detect import Detection, FaceDetector, Landmark106Detector, YuNetDetector
-from lipsync_engine.faces.selection import FacePath, choose_speaker, load_faces_file
+from lipsync_engine.faces.selection import choose_speaker, load_faces_file, speaker_paths
+from lipsync_engine.faces.smoothing import FacePath
 from lipsync_engine.faces.tracking import FaceTracker, FaceTracks, Track
 
 __all__ = [
@@ -21,4 +22,5 @@ __all__ = [
     "analysis_key",
     "choose_speaker",
     "load_faces_file",
+    "speaker_paths",
 ]

@@ -1,7 +1,7 @@
-"""One pass over a clip: every face in every frame, who is who, and where shots begin.
+"""Tracking: every face in every frame of a clip, linked over time, and where shots begin.
 
-Tracks never cross a cut. Only detections are kept, so memory does not grow with the pictures. It does not
-know which person will speak, nor files.
+Tracks never cross a cut. Only detections are stored, so memory does not grow with the frames. The module does
+not decide which person speaks.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from lipsync_engine.faces.detect import Detection, FaceDetector
 
 FORMAT = 2
 MAX_MISSING_S = 1.0
-"""A face that comes back near where it was within this time is the same person."""
+"""A face that returns near its last place within this time is the same person."""
 
 MIN_FACE_PX = 24.0
-"""Smaller faces, in full-size pixels, are not worth replacing."""
+"""Smaller faces, in full-size pixels, are ignored."""
 
 MAX_COST = 1.2
 CUT_BINS = 16
 CUT_MIN = 0.30
 CUT_RATIO = 4.0
-"""A cut: the histogram's distance to the last picture is above CUT_MIN and CUT_RATIO times the usual."""
+"""A cut: the histogram's distance to the last frame is above CUT_MIN and CUT_RATIO times the usual one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ class FaceTracks:
         width, height: full size, pixels.
         pts_s: float64 (N,) frame times.
         shots: int64 (N,) shot number of each frame.
-        ended: there is no more of the clip.
+        is_complete: the clip has no further frames.
     """
 
     width: int
@@ -65,10 +65,10 @@ class FaceTracks:
     pts_s: NDArray[np.float64]
     shots: NDArray[np.int64]
     tracks: tuple[Track, ...]
-    ended: bool
+    is_complete: bool
 
     def save(self, path: Path) -> None:
-        """Write as .npz; the file appears complete or not at all."""
+        """Write an .npz file. It appears complete or not at all."""
         lengths = np.array([len(track.frames) for track in self.tracks], dtype=np.int64)
         part = path.with_name(f"{path.name}.part")
         with part.open("wb") as file:
@@ -78,7 +78,7 @@ class FaceTracks:
                 size=np.array([self.width, self.height]),
                 pts_s=self.pts_s,
                 shots=self.shots,
-                ended=np.array(self.ended),
+                ended=np.array(self.is_complete),
                 ids=np.array([track.track_id for track in self.tracks], dtype=np.int64),
                 lengths=lengths,
                 frames=_joined(self.tracks, "frames"),
@@ -91,7 +91,8 @@ class FaceTracks:
 
     @classmethod
     def load(cls, path: Path) -> FaceTracks:
-        """
+        """Read a file that `save` wrote.
+
         Raises:
             ValueError: not such a file, or of another format.
         """
@@ -119,38 +120,38 @@ def _joined(tracks: Sequence[Track], name: str) -> NDArray[np.generic]:
 
 
 @dataclass(slots=True)
-class _Open:
+class _OpenTrack:
     """A track that may still grow."""
 
     track_id: int
     last_s: float
     box: NDArray[np.float32]
     velocity: NDArray[np.float32] = field(default_factory=lambda: np.zeros(2, np.float32))
-    seen: list[tuple[int, Detection]] = field(default_factory=list)
+    detections: list[tuple[int, Detection]] = field(default_factory=list)
 
 
 class FaceTracker:
-    """Takes pictures in order, gives tracks at any time.
+    """Receives frames in order and returns tracks at any time.
 
     Args:
-        detector: None where faces will be given: only times and shots are noted then.
-        width, height: full size of the video; pictures may be scaled down.
+        detector: None where the user provides the faces: then only times and shots are recorded.
+        width, height: full size of the video; frames may be scaled down.
     """
 
     def __init__(self, detector: FaceDetector | None, width: int, height: int) -> None:
         self._detector, self._width, self._height = detector, width, height
         self._pts_s: list[float] = []
         self._shots: list[int] = []
-        self._open: list[_Open] = []
-        self._closed: list[_Open] = []
+        self._open: list[_OpenTrack] = []
+        self._closed: list[_OpenTrack] = []
         self._next_id = 0
         self._histogram: NDArray[np.float32] | None = None
-        self._usual = 0.05
+        self._usual_distance = 0.05
 
     def add(self, pts_s: float, image: NDArray[np.uint8]) -> None:
-        """The next picture, uint8 (h, w, 3) RGB."""
+        """Add the next frame, uint8 (h, w, 3) RGB."""
         number = len(self._pts_s)
-        if self._cut(image):
+        if self._is_cut(image):
             self._close(self._open)
             self._shots.append(self._shots[-1] + 1)
         else:
@@ -159,21 +160,25 @@ class FaceTracker:
         if self._detector is None:
             return
         scale = np.float32(self._width / image.shape[1])
-        found = [
+        detections = [
             Detection(d.box * scale, d.score, d.points * scale, d.yaw_deg)
             for d in self._detector.detect(image)
         ]
-        found = [d for d in found if min(d.box[2] - d.box[0], d.box[3] - d.box[1]) >= MIN_FACE_PX]
-        self._match(number, pts_s, found)
+        detections = [d for d in detections if min(d.box[2] - d.box[0], d.box[3] - d.box[1]) >= MIN_FACE_PX]
+        self._match(number, pts_s, detections)
 
-    def so_far(self, *, ended: bool) -> FaceTracks:
-        """All that was seen; `ended`: no more pictures follow."""
+    def snapshot(self, *, is_complete: bool) -> FaceTracks:
+        """Return the tracks of all frames added.
+
+        Args:
+            is_complete: no further frames follow.
+        """
         tracks = []
-        for grown in sorted(self._closed + self._open, key=lambda track: track.track_id):
-            numbers, detections = zip(*grown.seen, strict=True)
+        for open_track in sorted(self._closed + self._open, key=lambda track: track.track_id):
+            numbers, detections = zip(*open_track.detections, strict=True)
             tracks.append(
                 Track(
-                    grown.track_id,
+                    open_track.track_id,
                     np.array(numbers, dtype=np.int64),
                     np.array([d.box for d in detections], dtype=np.float32),
                     np.array([d.points for d in detections], dtype=np.float32),
@@ -187,62 +192,61 @@ class FaceTracker:
             np.array(self._pts_s, dtype=np.float64),
             np.array(self._shots, dtype=np.int64),
             tuple(tracks),
-            ended,
+            is_complete,
         )
 
-    def _match(self, number: int, pts_s: float, found: list[Detection]) -> None:
-        """Pair faces with tracks, cheapest pair first."""
-        lost = [track for track in self._open if pts_s - track.last_s > MAX_MISSING_S]
-        self._close(lost)
+    def _match(self, number: int, pts_s: float, detections: list[Detection]) -> None:
+        """Pair detections with tracks, cheapest pair first."""
+        self._close([track for track in self._open if pts_s - track.last_s > MAX_MISSING_S])
         pairs = sorted(
             (cost, i, j)
             for i, track in enumerate(self._open)
-            for j, detection in enumerate(found)
+            for j, detection in enumerate(detections)
             if (cost := _cost(track, detection, pts_s)) <= MAX_COST
         )
         used_tracks: set[int] = set()
-        used_faces: set[int] = set()
+        used_detections: set[int] = set()
         for _, i, j in pairs:
-            if i not in used_tracks and j not in used_faces:
+            if i not in used_tracks and j not in used_detections:
                 used_tracks.add(i)
-                used_faces.add(j)
-                _extend(self._open[i], number, pts_s, found[j])
-        for j, detection in enumerate(found):
-            if j not in used_faces:
-                track = _Open(self._next_id, pts_s, detection.box)
-                track.seen.append((number, detection))
+                used_detections.add(j)
+                _extend(self._open[i], number, pts_s, detections[j])
+        for j, detection in enumerate(detections):
+            if j not in used_detections:
+                track = _OpenTrack(self._next_id, pts_s, detection.box)
+                track.detections.append((number, detection))
                 self._next_id += 1
                 self._open.append(track)
 
-    def _close(self, tracks: list[_Open]) -> None:
+    def _close(self, tracks: list[_OpenTrack]) -> None:
         self._closed += tracks
         self._open = (
             [track for track in self._open if track not in tracks] if tracks is not self._open else []
         )
 
-    def _cut(self, image: NDArray[np.uint8]) -> bool:
+    def _is_cut(self, image: NDArray[np.uint8]) -> bool:
         small = cv2.resize(image, (64, 64), interpolation=cv2.INTER_AREA)
         cells = small.reshape(2, 32, 2, 32, 3).transpose(0, 2, 1, 3, 4).reshape(4, -1, 3) // (256 // CUT_BINS)
         histogram = np.stack(
             [np.bincount(cell[:, c], minlength=CUT_BINS) for cell in cells for c in range(3)]
         ).astype(np.float32)
         histogram /= histogram.sum(axis=1, keepdims=True)
-        before, self._histogram = self._histogram, histogram
-        if before is None:
+        previous, self._histogram = self._histogram, histogram
+        if previous is None:
             return False
-        distance = float(0.5 * np.abs(histogram - before).sum(axis=1).mean())
-        cut = distance > max(CUT_MIN, CUT_RATIO * self._usual)
-        if not cut:
-            self._usual = 0.9 * self._usual + 0.1 * distance
-        return cut
+        distance = float(0.5 * np.abs(histogram - previous).sum(axis=1).mean())
+        is_cut = distance > max(CUT_MIN, CUT_RATIO * self._usual_distance)
+        if not is_cut:
+            self._usual_distance = 0.9 * self._usual_distance + 0.1 * distance
+        return is_cut
 
 
 def _centre(box: NDArray[np.float32]) -> NDArray[np.float32]:
     return (box[:2] + box[2:]) * np.float32(0.5)
 
 
-def _cost(track: _Open, detection: Detection, pts_s: float) -> float:
-    """Distance from where the track should be now, in face sizes, plus the change of size."""
+def _cost(track: _OpenTrack, detection: Detection, pts_s: float) -> float:
+    """Return the distance to the track's expected place, in face sizes, plus the change of size."""
     size = float(np.sqrt(np.prod(np.maximum(track.box[2:] - track.box[:2], 1.0))))
     new_size = float(np.sqrt(np.prod(np.maximum(detection.box[2:] - detection.box[:2], 1.0))))
     expected = _centre(track.box) + track.velocity * np.float32(pts_s - track.last_s)
@@ -250,9 +254,9 @@ def _cost(track: _Open, detection: Detection, pts_s: float) -> float:
     return distance + abs(math.log(new_size / size))
 
 
-def _extend(track: _Open, number: int, pts_s: float, detection: Detection) -> None:
-    gone = max(pts_s - track.last_s, 1e-3)
-    moved = (_centre(detection.box) - _centre(track.box)) / np.float32(gone)
-    track.velocity = np.float32(0.7) * track.velocity + np.float32(0.3) * moved
+def _extend(track: _OpenTrack, number: int, pts_s: float, detection: Detection) -> None:
+    elapsed_s = max(pts_s - track.last_s, 1e-3)
+    velocity = (_centre(detection.box) - _centre(track.box)) / np.float32(elapsed_s)
+    track.velocity = np.float32(0.7) * track.velocity + np.float32(0.3) * velocity
     track.box, track.last_s = detection.box, pts_s
-    track.seen.append((number, detection))
+    track.detections.append((number, detection))

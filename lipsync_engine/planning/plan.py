@@ -26,7 +26,7 @@ from lipsync_engine import faces, media
 from lipsync_engine.audio import features as audio_features
 from lipsync_engine.audio import vad
 from lipsync_engine.errors import ErrorCode, FaceError
-from lipsync_engine.faces.compositor import Compositor, ReferenceCompositor, SoftCompositor
+from lipsync_engine.faces.compositor import compositor_for
 from lipsync_engine.media import AudioInfo, VideoInfo
 from lipsync_engine.models import LipSyncModel, ModelInfo
 from lipsync_engine.params import FaceChoice, LoopMode, SyncParams, Tail
@@ -233,13 +233,6 @@ class Plan:
             return cls(folder, header, PlanArrays(**{name: arrays[name] for name in _ARRAY_NAMES}))
 
 
-def compositor_for(params: SyncParams, model: LipSyncModel, video: VideoInfo) -> Compositor:
-    """The numerics that a job asked for."""
-    if params.reference_numerics:
-        return ReferenceCompositor(model.keep_mask)
-    return SoftCompositor(model.keep_mask, video.sample_aspect_ratio)
-
-
 def analyse(
     video: VideoInfo,
     speakers: Sequence[tuple[FaceChoice, AudioInfo]],
@@ -332,7 +325,7 @@ class _Planner:
             self._n_audio = max(
                 timeline.audio_frames(features.duration_s, self._fps) for features, _ in heard
             )
-        self._compositor = compositor_for(params, model, video)
+        self._compositor = compositor_for(params, model.keep_mask, video)
         self._matte, self._matte_pts_s = _matte(params.matte)
 
     def plan(self, tracks: faces.FaceTracks, *, cached: bool = False) -> Plan | None:
@@ -341,9 +334,9 @@ class _Planner:
         Args:
             cached: the tracks came from an earlier job.
         """
-        params, video, fps, ended = self._params, self._video, self._fps, tracks.ended
+        params, video, fps, ended = self._params, self._video, self._fps, tracks.is_complete
         size = video.format.width, video.format.height
-        paths = speaker_paths(tracks, params, size, self._choices)
+        paths = faces.speaker_paths(tracks, params, size, self._choices)
         shown = timeline.conform(tracks.pts_s, fps, video.frame_rate)
         if ended:
             order = shown[
@@ -356,7 +349,7 @@ class _Planner:
                 )
             ]
         else:
-            order = shown[: self._certain(int(np.searchsorted(shown, min(path.settled for path in paths))))]
+            order = shown[: self._certain(int(np.searchsorted(shown, min(path.n_settled for path in paths))))]
         is_complete = ended or (params.tail is Tail.CUT and len(order) == self._n_audio)
         weight = np.stack([path.weight[order] for path in paths])
         weight *= _tail_fade(len(order), self._n_audio, fps) if ended or len(order) > self._n_audio else 1
@@ -424,38 +417,8 @@ def _see(
             yield meter.at(done)
             if pts_s >= next_look_s:
                 next_look_s = LOOK_FACTOR * pts_s
-                yield tracker.so_far(ended=False)
-    yield tracker.so_far(ended=True)
-
-
-def speaker_paths(
-    tracks: faces.FaceTracks, params: SyncParams, size: tuple[int, int], choices: Sequence[FaceChoice]
-) -> list[faces.FacePath]:
-    """Of each speaker; a mask chooses only where there is one.
-
-    Args:
-        size: width and height of the pictures.
-
-    Raises:
-        FaceError: a face is not there, or two speakers have the same one.
-    """
-    if params.faces_file is not None:
-        tracks = faces.load_faces_file(params.faces_file, tracks)
-    mask, path = None, params.face_mask
-    if path is None and choices[0] == FaceChoice():
-        path = params.mask_image
-    if path is not None and len(choices) == 1:
-        mask = media.read_mask(path, *size)
-    found = [faces.choose_speaker(tracks, choice, params.max_yaw_deg, mask=mask) for choice in choices]
-    for one, other in itertools.combinations(found, 2):
-        both = ~(np.isnan(one.points) | np.isnan(other.points))
-        if both.any() and np.array_equal(one.points[both], other.points[both]):
-            raise FaceError(
-                ErrorCode.FACE_CHOICE_UNMATCHED,
-                "Two of the speakers are the same person in the video: choose other faces, or use a video in "
-                "which everybody is seen.",
-            )
-    return found
+                yield tracker.snapshot(is_complete=False)
+    yield tracker.snapshot(is_complete=True)
 
 
 def _matte(path: Path | None) -> tuple[VideoInfo | None, npt.NDArray[np.float64]]:

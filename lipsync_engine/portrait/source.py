@@ -21,7 +21,6 @@ from lipsync_engine.cache import drop_oldest
 from lipsync_engine.errors import InputError
 from lipsync_engine.models import image_to_video_entry
 from lipsync_engine.params import FaceChoice, Motion, SyncParams
-from lipsync_engine.planning.plan import speaker_paths
 from lipsync_engine.portrait import animation
 from lipsync_engine.progress import Meter, Progress, Stage
 from lipsync_engine.weights import WeightsStore
@@ -65,8 +64,8 @@ def animate(
         return
     tracker = faces.FaceTracker(detector, width, height)
     tracker.add(0.0, picture)
-    tracks = tracker.so_far(ended=True)
-    paths = speaker_paths(tracks, params, (width, height), [face for face, _ in people])
+    tracks = tracker.snapshot(is_complete=True)
+    paths = faces.speaker_paths(tracks, params, (width, height), [face for face, _ in people])
     loud = [vad.loudness(media.read_audio(voice), animation.FPS) for _, voice in people]
     n = max(map(len, loud))
     pictures: Iterator[Picture]

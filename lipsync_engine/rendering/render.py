@@ -24,10 +24,10 @@ import torch
 
 from lipsync_engine import media
 from lipsync_engine.audio import features as audio_features
-from lipsync_engine.faces.compositor import Compositor, Crop
+from lipsync_engine.faces.compositor import Compositor, Crop, compositor_for
 from lipsync_engine.media.yuv import Frame
 from lipsync_engine.models import LipSyncModel
-from lipsync_engine.planning.plan import Plan, compositor_for
+from lipsync_engine.planning.plan import Plan
 from lipsync_engine.planning.timeline import Segment, Window
 from lipsync_engine.provenance.label import Label
 from lipsync_engine.provenance.watermark import marked
@@ -73,7 +73,7 @@ def render(plan: Plan, segment: Segment, model: LipSyncModel, path: Path) -> Gen
 
 def rendered_frames(plan: Plan, segment: Segment, model: LipSyncModel) -> Generator[Frame, None, None]:
     """The segment's finished pictures in output order, before any encoding."""
-    compositor = compositor_for(plan.header.params, model, plan.header.video)
+    compositor = compositor_for(plan.header.params, model.keep_mask, plan.header.video)
     label = _label(plan)
     speakers = [_Windows(plan, segment, model, number) for number in range(len(plan.windows))]
     checks = [MouthCheck(model.keep_mask) for _ in speakers]

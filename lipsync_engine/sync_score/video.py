@@ -70,7 +70,7 @@ def find_faces(
             tracker = FaceTracker(detector, info.format.width, info.format.height)
             for number, picture in enumerate(shown):
                 tracker.add(number / FPS, picture)
-            tracks = tracker.so_far(ended=True)
+            tracks = tracker.snapshot(is_complete=True)
             if not tracks.tracks:
                 continue
             path = choose_speaker(tracks, choice or FaceChoice(), MAX_YAW_DEG)

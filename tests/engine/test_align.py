@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pytest
 
 from lipsync_engine.errors import ErrorCode, FaceError
-from lipsync_engine.faces import align
+from lipsync_engine.faces import align, compositor
 
 Array = npt.NDArray[np.float32]
 
@@ -129,8 +129,8 @@ def test_an_unchanged_face_comes_back_unchanged(resolution: int, face_width: int
     centre = (size / 2 + 0.37, size / 2.3 + 0.81)
     matrix = align.solve_matrix(face_points(centre, face_width / 2.2, turn), resolution)
     crop = align.crop_face(picture, matrix, resolution)
-    weight = align.soft_mask(keep_mask(resolution))
-    rgb, alpha = align.paste((size, size), crop, weight, matrix)
+    weight = compositor.soft_mask(keep_mask(resolution))
+    rgb, alpha = compositor.paste_face((size, size), crop, weight, matrix)
     assert rgb.dtype == alpha.dtype == np.float32
     inside = alpha > 0.99
     assert inside.sum() > 400
@@ -150,8 +150,8 @@ def test_detail_too_fine_for_the_picture_does_not_alias() -> None:
     stripes = np.tile(np.array([0.0, 255.0], dtype=np.float32).repeat(2), 128)
     face = np.broadcast_to(stripes[None, :, None], (512, 512, 3)).copy()
     matrix = align.solve_matrix(face_points((60.2, 50.1), 30), 512)
-    weight = align.soft_mask(keep_mask(512))
-    rgb, alpha = align.paste((120, 120), face, weight, matrix)
+    weight = compositor.soft_mask(keep_mask(512))
+    rgb, alpha = compositor.paste_face((120, 120), face, weight, matrix)
     inside = cv2.erode(alpha, np.ones((7, 7))) > 0.99
     assert rgb[inside].std() < 5
     assert rgb[inside].mean() == pytest.approx(127.5, abs=2)
@@ -186,9 +186,9 @@ def test_the_region_is_all_that_is_needed(
     np.testing.assert_allclose(part, whole, atol=1.0)  # positions round to 1/32 pixel differently
     assert np.abs(part - whole).mean() < 0.05
 
-    weight = align.soft_mask(keep_mask(resolution))
-    _, alpha = align.paste((221, 301), whole, weight, matrix)
-    _, local_alpha = align.paste((y1 - y0, x1 - x0), whole, weight, local)
+    weight = compositor.soft_mask(keep_mask(resolution))
+    _, alpha = compositor.paste_face((221, 301), whole, weight, matrix)
+    _, local_alpha = compositor.paste_face((y1 - y0, x1 - x0), whole, weight, local)
     np.testing.assert_allclose(local_alpha, alpha[y0:y1, x0:x1], atol=0.05)
     alpha[y0:y1, x0:x1] = 0
     assert (alpha == 0).all()
@@ -221,7 +221,7 @@ def test_a_face_that_leaves_the_picture_is_continued_not_cut() -> None:
 @pytest.mark.parametrize("resolution", [64, 128, 256, 512])
 def test_the_soft_mask_shows_the_generated_part_and_fades_before_the_border(resolution: int) -> None:
     mask = keep_mask(resolution)
-    weight = align.soft_mask(mask)
+    weight = compositor.soft_mask(mask)
     assert weight.dtype == np.float32
     assert (weight[mask < 0.5] == 1).all()
     border = np.concatenate([weight[0], weight[-1], weight[:, 0], weight[:, -1]])
@@ -231,7 +231,7 @@ def test_the_soft_mask_shows_the_generated_part_and_fades_before_the_border(reso
 
 
 def test_the_soft_mask_has_no_kink() -> None:
-    weight = align.soft_mask(keep_mask(512))
+    weight = compositor.soft_mask(keep_mask(512))
     assert np.abs(np.diff(weight, axis=0)).max() < 0.12
     assert weight[1].max() < 0.01
     assert weight[:, [1, -2]].max() < 0.05
@@ -262,11 +262,11 @@ def test_a_decoders_colour_cast_leaves_no_step(resolution: int) -> None:
     decoded = source + np.array([5.0, -4.0, 6.0], dtype=np.float32)
 
     def composite(face: Array) -> Array:
-        rgb, alpha = align.paste((300, 260), face, align.soft_mask(mask), matrix)
+        rgb, alpha = compositor.paste_face((300, 260), face, compositor.soft_mask(mask), matrix)
         return frame + alpha[..., None] * (rgb - frame)
 
     assert np.abs(composite(decoded) - frame).max() > 3.9  # the cast would be seen
-    matched = composite(align.match_colour(decoded, source, mask))
+    matched = composite(compositor.match_colour(decoded, source, mask))
     assert np.abs(matched - frame).mean() < 0.05
     assert np.abs(matched - frame).max() < 0.5
     assert worst_jump(matched) < 0.2
@@ -278,9 +278,9 @@ def test_a_cast_that_changes_across_the_face_leaves_no_step(resolution: int) -> 
     source = np.full((resolution, resolution, 3), (190.0, 150.0, 130.0), dtype=np.float32)
     down, across = np.meshgrid(*[np.linspace(-8, 8, resolution, dtype=np.float32)] * 2, indexing="ij")
     cast = np.dstack([across, 0.5 * down - across, down + 4])
-    matched = align.match_colour(source + cast, source, mask)
+    matched = compositor.match_colour(source + cast, source, mask)
     assert border_step(source + cast * (mask < 0.5)[..., None], mask, source) > 1
-    shown = source + align.soft_mask(mask)[..., None] * (matched - source)
+    shown = source + compositor.soft_mask(mask)[..., None] * (matched - source)
     ring = cv2.dilate((mask < 0.5).astype(np.uint8), np.ones((5, 5), np.uint8)) - (mask < 0.5)
     assert np.abs(shown - source)[ring > 0].mean() < 1
     assert border_step(shown, mask, source) < 1
@@ -291,7 +291,7 @@ def test_a_new_mouth_is_not_recoloured() -> None:
     mask = keep_mask(256)
     source = natural_picture(256, 256)
     face = np.where(mask[..., None] < 0.5, 20.0, source).astype(np.float32)
-    np.testing.assert_allclose(align.match_colour(face, source, mask), face, atol=1e-3)
+    np.testing.assert_allclose(compositor.match_colour(face, source, mask), face, atol=1e-3)
 
 
 def test_something_that_moved_in_the_ring_does_not_tint_the_face() -> None:
@@ -299,7 +299,7 @@ def test_something_that_moved_in_the_ring_does_not_tint_the_face() -> None:
     source = np.full((256, 256, 3), 150.0, dtype=np.float32)
     decoded = source + np.array([3.0, -3.0, 2.0], dtype=np.float32)
     decoded[60:94, 20:60] += 70  # a hand at the cheek
-    correction = align.match_colour(decoded, source, mask) - decoded
+    correction = compositor.match_colour(decoded, source, mask) - decoded
     assert np.abs(correction[mask < 0.5] - (-3.0, 3.0, -2.0)).mean() < 1
     assert np.abs(correction[mask < 0.5] - (-3.0, 3.0, -2.0)).max() < 3
 
@@ -307,16 +307,16 @@ def test_something_that_moved_in_the_ring_does_not_tint_the_face() -> None:
 def test_the_correction_is_too_small_to_paint() -> None:
     mask = keep_mask(128)
     source = np.full((128, 128, 3), 200.0, dtype=np.float32)
-    correction = align.match_colour(source - 120, source, mask) - (source - 120)
-    assert np.abs(correction).max() <= align.MAX_COLOUR_OFFSET + 1e-3
+    correction = compositor.match_colour(source - 120, source, mask) - (source - 120)
+    assert np.abs(correction).max() <= compositor.MAX_COLOUR_OFFSET + 1e-3
 
 
 def test_reconstruction_noise_moves_no_colours() -> None:
     mask, rng = keep_mask(256), np.random.default_rng(0)
     source = natural_picture(256, 256)
     noisy = source + rng.normal(0, 4, source.shape).astype(np.float32)
-    correction = align.match_colour(noisy, source, mask) - noisy
-    assert np.abs(correction[align.soft_mask(mask) > 0]).max() < 0.6
+    correction = compositor.match_colour(noisy, source, mask) - noisy
+    assert np.abs(correction[compositor.soft_mask(mask) > 0]).max() < 0.6
     assert np.abs(correction[mask < 0.5]).mean() < 0.15
 
 
@@ -356,7 +356,7 @@ def test_the_reference_paste_changes_the_crop_only(centre: tuple[float, float]) 
     frame = np.rint(natural_picture(300, 400)).astype(np.uint8)
     before = frame.copy()
     matrix = align.solve_matrix(np.rint(face_points(centre, 60)), 128)
-    pasted = align.reference_paste(frame, np.full((3, 128, 128), 1.0, np.float32), matrix)
+    pasted = compositor.reference_paste(frame, np.full((3, 128, 128), 1.0, np.float32), matrix)
     np.testing.assert_array_equal(frame, before)
     u, v = np.meshgrid(np.arange(400.0), np.arange(300.0))
     landed = np.stack([u, v, np.ones_like(u)], axis=-1) @ matrix.astype(np.float64).T

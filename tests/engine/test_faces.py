@@ -50,7 +50,7 @@ def track(
     tracker = FaceTracker(Scripted(script), WIDTH, HEIGHT)
     for i in range(len(script)):
         tracker.add(i / fps, pictures[i] if pictures else picture())
-    return tracker.so_far(ended=True)
+    return tracker.snapshot(is_complete=True)
 
 
 LARGEST = FaceChoice()
@@ -190,18 +190,18 @@ def test_what_is_settled_stays_whatever_follows(seed: int) -> None:
         # Cuts after 9 and 33 seconds: bright from there to there.
         tracker.add(i / FPS, picture(180 if 225 <= i < 825 else 60)[::10, ::10])
         if i % 83 == 82:
-            tracks = tracker.so_far(ended=False)
+            tracks = tracker.snapshot(is_complete=False)
             drafts += [
                 (n, choose_speaker(tracks, wish[0], 60.0, mask=wish[1])) for n, wish in enumerate(wishes)
             ]
-    whole = tracker.so_far(ended=True)
+    whole = tracker.snapshot(is_complete=True)
     assert set(whole.shots.tolist()) == {0, 1, 2}
     final = [choose_speaker(whole, wish[0], 60.0, mask=wish[1]) for wish in wishes]
     for n, draft in drafts:
-        rows = slice(0, draft.settled)
+        rows = slice(0, draft.n_settled)
         np.testing.assert_array_equal(draft.points[rows], final[n].points[rows])
         np.testing.assert_array_equal(draft.weight[rows], final[n].weight[rows])
-    last = {n: draft.settled for n, draft in drafts}
+    last = {n: draft.n_settled for n, draft in drafts}
     assert min(last.values()) > len(script) - 25 * 13  # only the last seconds wait
     assert all(path.weight.any() for path in final)
 
@@ -231,7 +231,7 @@ def test_faces_given_by_the_user(entry: dict[str, object], tmp_path: Path) -> No
         tracker.add(i / FPS, picture())
     path = tmp_path / "faces.json"
     path.write_text(json.dumps({"frames": [entry, {**entry, "frame": 7}]}))
-    given = choose_speaker(faces.load_faces_file(path, tracker.so_far(ended=True)), LARGEST, 60.0)
+    given = choose_speaker(faces.load_faces_file(path, tracker.snapshot(is_complete=True)), LARGEST, 60.0)
     assert given.weight.min() == 1.0  # the frames between and around follow the rule for gaps
     assert np.ptp(given.points[:, 2, 0]) < 1e-3
     assert 100 < given.points[0, 2, 0] < 200
@@ -259,7 +259,7 @@ def test_a_bad_faces_file_says_what_is_wrong(text: str, tmp_path: Path) -> None:
     path = tmp_path / "faces.json"
     path.write_text(text)
     with pytest.raises(ParameterError, match=r"faces\.json"):
-        faces.load_faces_file(path, tracker.so_far(ended=True))
+        faces.load_faces_file(path, tracker.snapshot(is_complete=True))
 
 
 def test_the_cache_returns_what_was_put_and_survives_damage(tmp_path: Path) -> None:
@@ -321,7 +321,7 @@ def test_yunet_on_the_real_clip() -> None:
     tracker = FaceTracker(faces.YuNetDetector(model), info.format.width, info.format.height)
     for pts_s, image in media.scan_frames(info, 960):
         tracker.add(pts_s, image)
-    tracks = tracker.so_far(ended=True)
+    tracks = tracker.snapshot(is_complete=True)
     took = time.monotonic() - began
     path = choose_speaker(tracks, LARGEST, 60.0)
     longest = max(tracks.tracks, key=lambda t: len(t.frames))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from lipsync_engine.faces import align
+from lipsync_engine.faces import compositor
 from lipsync_engine.models.latentsync.mask import fixed_mask, latent_mask
 from lipsync_engine.rendering.output_check import MouthJudge
 
@@ -42,7 +42,7 @@ def test_the_latent_mask_counts(resolution: int, zeros: int, ones: int) -> None:
 def test_the_soft_edge_fades_out_before_the_crop_ends(resolution: int, highest: float) -> None:
     """The mask leaves a thirtieth of R beside the cheeks: next to the border little of the ramp is left."""
     mask = fixed_mask(resolution).astype(np.float32)
-    weight = align.soft_mask(mask)
+    weight = compositor.soft_mask(mask)
     assert (weight[mask < 0.5] == 1).all()
     edge = np.concatenate([weight[1], weight[-2], weight[:, 1], weight[:, -2]])
     assert edge.max() <= highest

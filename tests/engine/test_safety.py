@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from lipsync_engine.errors import ErrorCode, OutputError
-from lipsync_engine.faces import align
+from lipsync_engine.faces import align, compositor
 from lipsync_engine.rendering.output_check import MAX_RUN, MouthCheck, MouthJudge
 
 Array = npt.NDArray[np.float32]
@@ -333,7 +333,7 @@ def real_crops(resolution: int, count: int) -> list[Array]:
 def test_a_real_person(subtests: pytest.Subtests) -> None:
     resolution = 256
     crops, mask = real_crops(resolution, 8), keep_mask(resolution)
-    judge, soft = MouthJudge(mask), align.soft_mask(mask)[..., None]
+    judge, soft = MouthJudge(mask), compositor.soft_mask(mask)[..., None]
     for footage, change in FOOTAGE.items():
         with subtests.test("another moment's mouth", footage=footage):
             for source, other in zip(crops, crops[3:] + crops[:3], strict=True):

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from lipsync_engine.faces import align
+from lipsync_engine.faces import compositor
 from lipsync_engine.models.latentsync.mask import fixed_mask
 from lipsync_engine.provenance.watermark import WatermarkReader, marked
 from lipsync_engine.provenance.watermark.pattern import SIDE, THRESHOLD
@@ -61,7 +61,7 @@ def test_without_faces_nothing_is_found() -> None:
 
 
 def test_it_lies_in_what_is_generated_and_is_weak() -> None:
-    kept = align.soft_mask(fixed_mask(256).astype(np.float32)) == 0
+    kept = compositor.soft_mask(fixed_mask(256).astype(np.float32)) == 0
     generated = fixed_mask(256) < 0.5
     for seed in range(3):
         face = faces(seed)[2]

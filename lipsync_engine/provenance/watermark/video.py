@@ -42,7 +42,7 @@ def averaged_faces(film: Path, detector: FaceDetector) -> WatermarkReader:
         for pts_s, picture in itertools.islice(frames, FRAMES):
             tracker.add(pts_s, picture)
             pictures.append(picture)
-    reader, tracks = WatermarkReader(), tracker.so_far(ended=True)
+    reader, tracks = WatermarkReader(), tracker.snapshot(is_complete=True)
     if not tracks.tracks:
         return reader
     path = choose_speaker(tracks, FaceChoice(), MAX_YAW_DEG)

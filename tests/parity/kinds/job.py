@@ -18,7 +18,7 @@ from harness import Measure, difference, load_kind
 
 from lipsync_engine.audio import features as audio_features
 from lipsync_engine.faces import align
-from lipsync_engine.faces.compositor import ReferenceCompositor
+from lipsync_engine.faces.compositor import ReferenceCompositor, reference_paste
 from lipsync_engine.models import ModelInfo
 from lipsync_engine.models.latentsync.model import LatentSync, RunConfig
 from lipsync_engine.params import LoopMode, SyncParams, Tail
@@ -91,7 +91,7 @@ def check(pack: Path, spec: Mapping[str, Any]) -> list[Measure]:
 
     # 4. Back into the frames, with the stored matrices.
     rows = zip(order, chw, io["matrices"], strict=True)
-    made = np.stack([align.reference_paste(io["frames"][s], face, m) for s, face, m in rows])
+    made = np.stack([reference_paste(io["frames"][s], face, m) for s, face, m in rows])
     worst = difference(made, io["out_frames"])
     measures.append(Measure("frames max", worst.max(), limits["frames_max"]))
     measures.append(Measure("frames differing", np.mean(worst > 0), limits["frames_fraction_differing"]))

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from harness import Measure, difference
 
-from lipsync_engine.faces import align
+from lipsync_engine.faces import compositor
 
 
 def check(pack: Path, spec: Mapping[str, Any]) -> list[Measure]:
@@ -20,7 +20,7 @@ def check(pack: Path, spec: Mapping[str, Any]) -> list[Measure]:
         for size in sorted(int(m[1]) for name in io.files if (m := re.fullmatch(r"face_(\d+)", name))):
             rows = zip(io[f"face_{size}"], io[f"matrix_{size}"], io[f"out_{size}"], strict=True)
             for i, (face, matrix, stored) in enumerate(rows):
-                pasted = align.reference_paste(io["frame"], face.astype(np.float32), matrix)
+                pasted = compositor.reference_paste(io["frame"], face.astype(np.float32), matrix)
                 worst = difference(pasted, stored)
                 measures.append(Measure(f"paste {size} #{i} max", worst.max(), limits["max"]))
                 measures.append(
