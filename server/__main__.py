@@ -15,7 +15,7 @@ import uvicorn
 from server import logs
 from server.api import auth
 from server.api.auth import Scope
-from server.api.http_limits import Connections, Patience, raise_file_limit
+from server.api.http_limits import ConnectionLimits, ProtocolFactory, raise_file_limit
 from server.app import Server, create_app
 from server.settings import Settings, SettingsError, documented, load_settings
 from server.storage.blobs import StorageAwayError
@@ -62,11 +62,11 @@ def main() -> int:
         signal.signal(number, lambda *_: sys.exit(0))
     listening = socket.create_server((settings.host, settings.port))
     _welcome(server, settings, listening.getsockname()[1])
-    patience = Patience()
+    patience = ConnectionLimits()
     patience = replace(patience, connections=min(patience.connections, raise_file_limit()))
     config = uvicorn.Config(
         create_app(server),
-        http=Connections(patience),  # type: ignore[arg-type]
+        http=ProtocolFactory(patience),  # type: ignore[arg-type]
         ws="none",
         log_config=None,
         access_log=False,

@@ -25,17 +25,17 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from server.api import auth, batches, native, playground, studio, uploads, wavespeed
-from server.api.auth import Keyring, RateLimit, Scope
-from server.api.context import Site
-from server.api.errors import KNOWN_ERRORS, Refusal, refusal_of
-from server.api.fast_poll import Polls
+from server.api.auth import Authenticator, RateLimiter, Scope
+from server.api.context import ApiContext
+from server.api.errors import KNOWN_ERRORS, ApiError, to_api_error
+from server.api.fast_poll import FastPollMiddleware
 from server.api.submission import signed_headers
 from server.jobs.admission import Gate
 from server.jobs.inputs import Inputs
 from server.jobs.service import Board
 from server.jobs.state import Batch, Job, Policy
 from server.jobs.webhooks import Letter, Webhooks
-from server.metrics import TEXT_TYPE, Measured, Metrics
+from server.metrics import TEXT_TYPE, Metrics, MetricsMiddleware
 from server.settings import Settings
 from server.storage.blobs import Blobs, StorageAwayError
 from server.storage.links import Signer
@@ -83,13 +83,13 @@ class Server:
         at_once = len(devices) * settings.jobs_per_worker
         self.board = Board(self.store, policy, settings.max_waiting, at_once)
         self.blobs = Blobs(settings.blobs_place)
-        self.site = Site(
+        self.context = ApiContext(
             settings,
             self.board,
             self.blobs,
             Signer.from_file(settings.link_secret_file),
-            Keyring(self.store),
-            RateLimit(settings.requests_per_minute),
+            Authenticator(self.store),
+            RateLimiter(settings.requests_per_minute),
         )
         self.metrics = Metrics()
         self.transport = Transport(
@@ -174,7 +174,7 @@ class Server:
         """Delete what is older than the retention: jobs, then files; and what ended jobs have left here."""
         before = self.board.now() - self.settings.retention_s
         for record in await self.board.write(partial(self.store.delete_older, before)):
-            await self.site.forget_files(record)
+            await self.context.forget_files(record)
         if (kept_s := self.settings.audit_retention_s) is not None:
             await self.board.write(partial(self.store.audit.delete_older, self.board.now() - kept_s))
         for left in self.settings.data_dir.glob(f"{native.VERIFYING}*"):  # of a server that was killed
@@ -185,13 +185,13 @@ class Server:
         await self.supervisor.remove_left()
 
     def _letter(
-        self, body_of: Callable[[Site, Record], bytes], record: Record, secret: str, now: float
+        self, body_of: Callable[[ApiContext, Record], bytes], record: Record, secret: str, now: float
     ) -> tuple[bytes, dict[str, str]]:
-        body = body_of(self.site, record)
+        body = body_of(self.context, record)
         return body, signed_headers(secret, record.job.id, body, now)
 
     def _batch_letter(self, batch: Batch, secret: str, now: float) -> tuple[bytes, dict[str, str]]:
-        body = batches.webhook_body(self.site, batch)
+        body = batches.webhook_body(self.context, batch)
         return body, signed_headers(secret, batch.id, body, now)
 
 
@@ -226,20 +226,20 @@ def create_app(server: Server) -> FastAPI:
     )
     for prefix in wavespeed.PREFIXES:
         app.include_router(
-            wavespeed.router(server.site),
+            wavespeed.router(server.context),
             prefix=prefix,
             include_in_schema=prefix == wavespeed.PREFIXES[0],
         )
-    app.include_router(studio.router(server.site), prefix=studio.PREFIX)
-    ours = native.router(server.site, lambda: server.supervisor.workers, server.roster)
+    app.include_router(studio.router(server.context), prefix=studio.PREFIX)
+    ours = native.router(server.context, lambda: server.supervisor.workers, server.roster)
     app.include_router(ours, prefix=native.PREFIX)
-    app.include_router(batches.router(server.site), prefix=native.PREFIX)
+    app.include_router(batches.router(server.context), prefix=native.PREFIX)
     playground.mount(app)
-    uploads.mount(app, server.site)
+    uploads.mount(app, server.context)
     _operations(app, server)
     _errors(app)
-    app.add_middleware(Polls, site=server.site)
-    app.add_middleware(Measured, metrics=server.metrics)
+    app.add_middleware(FastPollMiddleware, context=server.context)
+    app.add_middleware(MetricsMiddleware, metrics=server.metrics)
     app.add_middleware(
         CorrelationIdMiddleware,
         header_name="X-Request-Id",
@@ -252,7 +252,7 @@ def create_app(server: Server) -> FastAPI:
 def _require_plain_url(http: HttpRequest) -> None:
     """No database, file system or log takes NUL: refused before it gets to one."""
     if "\0" in http.scope["path"] or b"%00" in http.scope["query_string"]:
-        raise Refusal(400, "The URL has a character that cannot be used.", "invalid_parameter")
+        raise ApiError(400, "The URL has a character that cannot be used.", "invalid_parameter")
 
 
 def _operations(app: FastAPI, server: Server) -> None:
@@ -275,13 +275,13 @@ def _operations(app: FastAPI, server: Server) -> None:
 
     @app.get("/admin/workers")
     async def workers(http: HttpRequest) -> Response:
-        server.site.caller(http, Scope.ADMIN)
+        server.context.authenticate(http, Scope.ADMIN)
         seen = await asyncio.to_thread(server.roster.everywhere)
         return JSONResponse([dataclasses.asdict(worker) for worker in seen])
 
     @app.get("/admin/keys")
     async def list_keys(http: HttpRequest) -> Response:
-        server.site.caller(http, Scope.ADMIN)
+        server.context.authenticate(http, Scope.ADMIN)
         hidden = ("digest", "webhook_secret")
         keys = [
             {name: getattr(key, name) for name in key.__dataclass_fields__ if name not in hidden}
@@ -299,7 +299,7 @@ def _operations(app: FastAPI, server: Server) -> None:
         max_active_jobs: Limit = None,
         max_jobs_per_day: Limit = None,
     ) -> Response:
-        server.site.caller(http, Scope.ADMIN)
+        server.context.authenticate(http, Scope.ADMIN)
         if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", tenant) or len(name) > 100:
             return JSONResponse({"error": "tenant: 1 to 64 letters, digits, - or _; name: at most 100."}, 400)
         if unknown := set(scopes.split()) - set(Scope):
@@ -327,7 +327,7 @@ def _operations(app: FastAPI, server: Server) -> None:
         after: Annotated[int, Query(ge=0, le=2**31 - 1, description="Id of the last entry seen.")] = 0,
         limit: Annotated[int, Query(ge=1, le=10_000)] = 1000,
     ) -> Response:
-        server.site.caller(http, Scope.ADMIN)
+        server.context.authenticate(http, Scope.ADMIN)
         playground = partial(server.store.audit.page, after=after, since=since, until=until, limit=limit)
         entries = await asyncio.to_thread(playground)
         lines = "".join(f"{entry.to_json()}\n" for entry in entries)
@@ -335,12 +335,12 @@ def _operations(app: FastAPI, server: Server) -> None:
 
     @app.get("/admin/webhooks/dead")
     async def dead_webhooks(http: HttpRequest) -> Response:
-        server.site.caller(http, Scope.ADMIN)
+        server.context.authenticate(http, Scope.ADMIN)
         return JSONResponse([dataclasses.asdict(notice) for notice in server.store.dead_notices(1000)])
 
     @app.post("/admin/webhooks/{notice_id}/retry")
     async def retry_webhook(http: HttpRequest, notice_id: str) -> Response:
-        server.site.caller(http, Scope.ADMIN)
+        server.context.authenticate(http, Scope.ADMIN)
         again = partial(server.store.try_again, notice_id, server.board.now())
         done = await server.board.write(again)
         server.board.notice_came.set()
@@ -348,24 +348,24 @@ def _operations(app: FastAPI, server: Server) -> None:
 
     @app.delete("/admin/keys/{key_id}")
     async def revoke_key(http: HttpRequest, key_id: str) -> Response:
-        server.site.caller(http, Scope.ADMIN)
+        server.context.authenticate(http, Scope.ADMIN)
         done = await server.board.write(partial(server.store.revoke_key, key_id, server.board.now()))
-        server.site.keys.forget()
+        server.context.keys.forget()
         return Response(status_code=204 if done else 404)
 
 
 def _errors(app: FastAPI) -> None:
     """One place that turns errors into answers."""
 
-    def answer(http: HttpRequest, refusal: Refusal) -> Response:
+    def answer(http: HttpRequest, refusal: ApiError) -> Response:
         if http.url.path.startswith(f"{studio.PREFIX}/"):
-            return studio.error_answer(refusal)
+            return studio.error_response(refusal)
         if http.url.path.startswith(f"{native.PREFIX}/"):
-            return native.error_answer(refusal)
-        return wavespeed.error_answer(refusal)
+            return native.error_response(refusal)
+        return wavespeed.error_response(refusal)
 
     async def known(http: HttpRequest, error: Exception) -> Response:
-        return answer(http, refusal_of(error))
+        return answer(http, to_api_error(error))
 
     for kind in KNOWN_ERRORS:
         app.add_exception_handler(kind, known)
@@ -380,13 +380,13 @@ def _errors(app: FastAPI) -> None:
         status = error.status_code if isinstance(error, HTTPException) else 400
         sentence = {404: "There is no such path.", 405: "This path does not take that method."}
         text = sentence.get(status, "The request could not be understood.")
-        return answer(http, Refusal(status, text))
+        return answer(http, ApiError(status, text))
 
     app.add_exception_handler(HTTPException, http_error)
     app.add_exception_handler(RequestValidationError, http_error)
 
     async def crash(http: HttpRequest, error: Exception) -> Response:
         log.error("a request failed", exc_info=error)
-        return answer(http, Refusal(500, "The server made a mistake; it is in its log."))
+        return answer(http, ApiError(500, "The server made a mistake; it is in its log."))
 
     app.add_exception_handler(Exception, crash)

@@ -112,7 +112,7 @@ class Metrics:
         return generate_latest(self._registry)
 
 
-class Measured:
+class MetricsMiddleware:
     """ASGI middleware: counts and times requests; what changes something, or fails, is logged."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:

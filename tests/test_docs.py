@@ -51,14 +51,14 @@ def test_every_endpoint_is_described_and_no_other(tmp_path: Path) -> None:
     assert real == described
 
 
-def refusal_words() -> set[str]:
-    """Third arguments of every `Refusal` in the server."""
+def api_error_codes() -> set[str]:
+    """Third arguments of every `ApiError` in the server."""
     found = set()
     for path in (ROOT / "server").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if (
                 isinstance(node, ast.Call)
-                and getattr(node.func, "id", "") == "Refusal"
+                and getattr(node.func, "id", "") == "ApiError"
                 and len(node.args) > 2
             ):
                 slugs = [leaf.value for leaf in ast.walk(node.args[2]) if isinstance(leaf, ast.Constant)]
@@ -75,7 +75,7 @@ def test_every_error_code_has_its_line() -> None:
         *map(str, GateCode),
         *own,
         *wavespeed.CODES,
-        *refusal_words(),
+        *api_error_codes(),
     }
     assert len(codes) > 50
     explained = [row[0].strip("`") for row in rows("troubleshooting.md") if re.fullmatch(r"`\w+`", row[0])]

@@ -67,7 +67,7 @@ def _whole(data: bytes) -> bytes:
 def submission(data: bytes) -> None:
     """A WaveSpeed body: JSON, data URIs, base64, options, webhook in the query."""
     from server.api import wavespeed
-    from server.api.errors import Refusal
+    from server.api.errors import ApiError
     from server.api.wavespeed_models import MODELS
 
     body, _, query = _whole(data).partition(b"\0\0")
@@ -76,14 +76,14 @@ def submission(data: bytes) -> None:
             next(iter(MODELS.values())), body, query.decode("latin-1"), vendor_limits=True
         )
         _require_answerable(found.said_input)
-    except Refusal as error:
+    except ApiError as error:
         _require(400 <= error.status < 500, error)
 
 
 def form_state(data: bytes) -> None:
     """A lipsync.studio body."""
     from server.api import studio
-    from server.api.errors import Refusal
+    from server.api.errors import ApiError
     from server.api.schemas import json_object
 
     try:
@@ -91,19 +91,19 @@ def form_state(data: bytes) -> None:
             studio.ENDPOINTS["lipsync-image-multi"], json_object(b'{"formState":' + _whole(data) + b"}")
         )
         _require_answerable(found.said_input)
-    except Refusal as error:
+    except ApiError as error:
         _require(400 <= error.status < 500, error)
 
 
 def inline(data: bytes) -> None:
     """A data URI, or base64."""
-    from server.api.errors import Refusal
+    from server.api.errors import ApiError
     from server.api.schemas import Inputs
     from server.jobs.request import MediaLimits, Role
 
     try:
         Inputs().add("video", Role.VIDEO, data.decode("utf-8", "surrogateescape"), MediaLimits())
-    except Refusal as error:
+    except ApiError as error:
         _require(error.status == 400, error)
 
 

@@ -31,7 +31,7 @@ class Scope(StrEnum):
     ADMIN = "admin"  # keys and the server itself
 
 
-class RefusedError(Exception):
+class AccessDeniedError(Exception):
     """Not let in.
 
     Attributes:
@@ -55,7 +55,7 @@ class Caller:
 
     def require(self, scope: Scope) -> None:
         if scope not in self.scopes:
-            raise RefusedError(403, f"This key may not do that: it lacks the scope {scope}.")
+            raise AccessDeniedError(403, f"This key may not do that: it lacks the scope {scope}.")
 
 
 def create_key(
@@ -90,7 +90,7 @@ def create_key(
     return text, key
 
 
-class Keyring:
+class Authenticator:
     """The keys as a running server knows them: one that was looked up is believed for a moment.
 
     A key that another process revokes works for that moment longer.
@@ -105,15 +105,17 @@ class Keyring:
         """Who is behind an Authorization header.
 
         Raises:
-            RefusedError: 401 with a sentence that does not tell whether such a key ever existed.
+            AccessDeniedError: 401 with a sentence that does not tell whether such a key ever existed.
         """
         scheme, _, text = (authorization or "").partition(" ")
         if scheme.lower() != "bearer" or not text.strip():
-            raise RefusedError(401, "Send your API key as the header `Authorization: Bearer <key>`.")
+            raise AccessDeniedError(401, "Send your API key as the header `Authorization: Bearer <key>`.")
         key = self._key(_digest(text.strip()), now)
         ended = key is not None and key.expires_at is not None and key.expires_at <= now
         if key is None or key.revoked_at is not None or ended:
-            raise RefusedError(401, "The API key is not valid: check it, or ask the operator for a new one.")
+            raise AccessDeniedError(
+                401, "The API key is not valid: check it, or ask the operator for a new one."
+            )
         scopes = frozenset(Scope(name) for name in key.scopes.split())
         return Caller(key.tenant, key.id, scopes, key.requests_per_minute)
 
@@ -142,7 +144,7 @@ def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-class RateLimit:
+class RateLimiter:
     """A bucket of tokens per key that fills evenly; a minute's worth may be used at once.
 
     Args:

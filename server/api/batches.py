@@ -19,12 +19,12 @@ from fastapi.responses import JSONResponse, Response
 
 from server.api import wavespeed
 from server.api.auth import Caller, Scope
-from server.api.context import Site, read_body
-from server.api.errors import Refusal
+from server.api.context import ApiContext, read_body
+from server.api.errors import ApiError
 from server.api.native import listed_tenant
-from server.api.schemas import Asked, is_url, json_object, read_form, shortened
+from server.api.schemas import JobInput, is_url, json_object, shortened, validate_job_input
 from server.api.submission import error_text, idempotency_key, make_request, moment, require_consent
-from server.api.wavespeed_models import known_model
+from server.api.wavespeed_models import require_model
 from server.jobs.request import Request
 from server.jobs.state import Batch, State
 from server.store import Record, Tally
@@ -67,7 +67,7 @@ class Row:
     """A checked row."""
 
     model: str
-    asked: Asked
+    asked: JobInput
     said_input: dict[str, Any]
 
 
@@ -80,53 +80,55 @@ class Submission:
     webhook_url: str | None
 
 
-def read_submission(site: Site, body: bytes) -> Submission:
+def read_submission(context: ApiContext, body: bytes) -> Submission:
     """Check all rows without touching media.
 
     Raises:
-        Refusal: 400; where rows are bad, with all of them.
+        ApiError: 400; where rows are bad, with all of them.
     """
-    given, most = json_object(body), site.settings.max_waiting
+    given, most = json_object(body), context.settings.max_waiting
     rows, title, webhook_url = given.get("jobs"), given.get("title") or "", given.get("webhook_url") or None
     if not isinstance(rows, list) or not 1 <= len(rows) <= most:
-        raise Refusal(400, f"jobs must be a list of 1 to {most} objects.", "invalid_parameter")
+        raise ApiError(400, f"jobs must be a list of 1 to {most} objects.", "invalid_parameter")
     if not isinstance(title, str) or len(title) > TITLE_LENGTH:
-        raise Refusal(400, f"title must have at most {TITLE_LENGTH} characters.", "invalid_parameter")
+        raise ApiError(400, f"title must have at most {TITLE_LENGTH} characters.", "invalid_parameter")
     if webhook_url is not None and not (isinstance(webhook_url, str) and is_url(webhook_url)):
-        raise Refusal(400, "webhook_url must be an http or https URL.", "invalid_parameter")
+        raise ApiError(400, "webhook_url must be an http or https URL.", "invalid_parameter")
     good, problems = list[Row](), list[dict[str, Any]]()
     for number, row in enumerate(rows):
         try:
-            good.append(_read_row(site, row))
-        except Refusal as refusal:
+            good.append(_read_row(context, row))
+        except ApiError as refusal:
             problems.append({"row": number, "code": refusal.slug, "message": refusal.message})
     if problems:
         sentence = f"{len(problems)} of {len(rows)} jobs are wrong, so none was taken: problems has each."
-        raise Refusal(400, sentence, "batch_invalid", problems=problems)
+        raise ApiError(400, sentence, "batch_invalid", problems=problems)
     return Submission(tuple(good), title, webhook_url)
 
 
-def _read_row(site: Site, row: Any) -> Row:
+def _read_row(context: ApiContext, row: Any) -> Row:
     if not isinstance(row, dict) or not isinstance(row.get("input"), dict):
-        raise Refusal(400, "A job must be an object with model and input.", "invalid_parameter")
+        raise ApiError(400, "A job must be an object with model and input.", "invalid_parameter")
     if not isinstance(name := row.get("model"), str):
-        raise Refusal(400, "The parameter model is missing.", "missing_parameter")
-    model, given = known_model(name), wavespeed.own_names(row["input"])
+        raise ApiError(400, "The parameter model is missing.", "missing_parameter")
+    model, given = require_model(name), wavespeed.normalize_names(row["input"])
     if asked_for := [flag for flag in wavespeed.FLAGS if given.get(flag)]:
         sentence = f"{asked_for[0]} cannot be chosen for a job of a batch."
-        raise Refusal(400, sentence, "invalid_parameter")
-    asked = read_form(model.form, given, vendor_limits=site.settings.enforce_vendor_limits)
-    require_consent(site, asked)
+        raise ApiError(400, sentence, "invalid_parameter")
+    asked = validate_job_input(model.form, given, vendor_limits=context.settings.enforce_vendor_limits)
+    require_consent(context, asked)
     return Row(model.id, asked, {name: shortened(value) for name, value in given.items()})
 
 
-async def take(site: Site, caller: Caller, http: HttpRequest, submission: Submission) -> Batch:
+async def take(context: ApiContext, caller: Caller, http: HttpRequest, submission: Submission) -> Batch:
     """All jobs into the queue, on disk when this returns, or none."""
-    base, requests = site.base_url(http), list[tuple[str, Request]]()
+    base, requests = context.base_url(http), list[tuple[str, Request]]()
     for row in submission.rows:
         job_id = uuid.uuid4().hex
         said = {"model": row.model, "input": row.said_input, "base64": False}
-        request = await make_request(site, caller, base, job_id, wavespeed.NAME, row.model, said, row.asked)
+        request = await make_request(
+            context, caller, base, job_id, wavespeed.NAME, row.model, said, row.asked
+        )
         requests.append((job_id, request))
     batch = Batch(
         id=uuid.uuid4().hex,
@@ -134,12 +136,12 @@ async def take(site: Site, caller: Caller, http: HttpRequest, submission: Submis
         key_id=caller.key_id,
         request_id=correlation_id.get() or "-",
         said=json.dumps({"title": submission.title, "base": base}),
-        created_at=site.board.now(),
+        created_at=context.board.now(),
         total=len(requests),
         unfinished=len(requests),
         webhook_url=submission.webhook_url,
     )
-    return await site.submit_batch(batch, requests, idempotency_key(http))
+    return await context.submit_batch(batch, requests, idempotency_key(http))
 
 
 # --- a batch ---
@@ -178,7 +180,7 @@ def _progress(batch: Batch, tally: Tally, now: float) -> dict[str, Any]:
     return {"done": done, "share": round(share, 4), "left_s": left_s}
 
 
-def row_object(site: Site, record: Record, base: str) -> dict[str, Any]:
+def row_object(context: ApiContext, record: Record, base: str) -> dict[str, Any]:
     """What became of a row."""
     job = record.job
     done = job.output if job.state is State.SUCCEEDED else None
@@ -186,45 +188,45 @@ def row_object(site: Site, record: Record, base: str) -> dict[str, Any]:
         "row": job.batch_row,
         "id": job.id,
         "state": job.state,
-        "output": None if done is None else site.file_url(base, done.blob, job.created_at),
+        "output": None if done is None else context.file_url(base, done.blob, job.created_at),
         "failure": job.failure and {"code": job.failure.code, "message": error_text(job.failure)},
     }
 
 
-def webhook_body(site: Site, batch: Batch) -> bytes:
+def webhook_body(context: ApiContext, batch: Batch) -> bytes:
     """The batch as it is; its jobs are behind its URL."""
-    tally = site.board.store.tallies([batch.id])[batch.id]
-    return json.dumps(batch_object(batch, tally, site.board.now()), separators=(",", ":")).encode()
+    tally = context.board.store.tallies([batch.id])[batch.id]
+    return json.dumps(batch_object(batch, tally, context.board.now()), separators=(",", ":")).encode()
 
 
 # --- routes ---
 
 
-def router(site: Site) -> APIRouter:
+def router(context: ApiContext) -> APIRouter:
     """All endpoints, to be mounted under `native.PREFIX`."""
     routes = APIRouter()
 
     def visible(caller: Caller, batch_id: str) -> Batch:
         everybody = Scope.ADMIN in caller.scopes
-        batch = site.board.store.batch(batch_id, None if everybody else caller.tenant)
+        batch = context.board.store.batch(batch_id, None if everybody else caller.tenant)
         if batch is None:
-            raise Refusal(404, f"There is no batch {batch_id[:64]!r}.", "not_found")
+            raise ApiError(404, f"There is no batch {batch_id[:64]!r}.", "not_found")
         return batch
 
     def shown(batches: list[Batch]) -> list[dict[str, Any]]:
-        tallies, now = site.board.store.tallies([batch.id for batch in batches]), site.board.now()
+        tallies, now = context.board.store.tallies([batch.id for batch in batches]), context.board.now()
         return [batch_object(batch, tallies[batch.id], now) for batch in batches]
 
     @routes.post("/batches", openapi_extra=BODY)
     async def submit(http: HttpRequest) -> Response:
-        caller = site.caller(http, Scope.RUN)
-        site.require_room()
-        body = await read_body(http, site.settings.max_body_bytes)
-        submission = await asyncio.to_thread(read_submission, site, body)
-        site.require_room(len(submission.rows))
-        batch = await take(site, caller, http, submission)
-        records, _ = site.board.store.page(None, offset=0, limit=batch.total, batch_id=batch.id)
-        jobs = [row_object(site, record, site.base_url(http)) for record in records]
+        caller = context.authenticate(http, Scope.RUN)
+        context.require_queue_capacity()
+        body = await read_body(http, context.settings.max_body_bytes)
+        submission = await asyncio.to_thread(read_submission, context, body)
+        context.require_queue_capacity(len(submission.rows))
+        batch = await take(context, caller, http, submission)
+        records, _ = context.board.store.page(None, offset=0, limit=batch.total, batch_id=batch.id)
+        jobs = [row_object(context, record, context.base_url(http)) for record in records]
         return JSONResponse(shown([batch])[0] | {"jobs": jobs})
 
     @routes.get("/batches")
@@ -234,13 +236,13 @@ def router(site: Site) -> APIRouter:
         offset: Annotated[int, Query(ge=0, le=10**9)] = 0,
         limit: Annotated[int, Query(ge=1, le=100)] = 25,
     ) -> Response:
-        caller = site.caller(http, Scope.READ)
-        found, total = site.board.store.batches(listed_tenant(caller, tenant), offset=offset, limit=limit)
+        caller = context.authenticate(http, Scope.READ)
+        found, total = context.board.store.batches(listed_tenant(caller, tenant), offset=offset, limit=limit)
         return JSONResponse({"total": total, "batches": shown(found)})
 
     @routes.get("/batches/{batch_id}")
     async def look(http: HttpRequest, batch_id: str) -> Response:
-        return JSONResponse(shown([visible(site.caller(http, Scope.READ), batch_id)])[0])
+        return JSONResponse(shown([visible(context.authenticate(http, Scope.READ), batch_id)])[0])
 
     @routes.get("/batches/{batch_id}/jobs")
     async def jobs(
@@ -249,16 +251,18 @@ def router(site: Site) -> APIRouter:
         offset: Annotated[int, Query(ge=0, le=10**9)] = 0,
         limit: Annotated[int, Query(ge=1, le=1000)] = 100,
     ) -> Response:
-        batch, base = visible(site.caller(http, Scope.READ), batch_id), site.base_url(http)
-        records, total = site.board.store.page(None, offset=offset, limit=limit, batch_id=batch.id)
-        return JSONResponse({"total": total, "jobs": [row_object(site, record, base) for record in records]})
+        batch, base = visible(context.authenticate(http, Scope.READ), batch_id), context.base_url(http)
+        records, total = context.board.store.page(None, offset=offset, limit=limit, batch_id=batch.id)
+        return JSONResponse(
+            {"total": total, "jobs": [row_object(context, record, base) for record in records]}
+        )
 
     @routes.post("/batches/{batch_id}/cancel")
     async def cancel(http: HttpRequest, batch_id: str) -> Response:
-        caller = site.caller(http, Scope.RUN)
-        if (batch := site.board.store.batch(batch_id, caller.tenant)) is None:
-            raise Refusal(404, f"There is no batch {batch_id[:64]!r}.", "not_found")
-        await site.board.cancel_batch(batch.id)
+        caller = context.authenticate(http, Scope.RUN)
+        if (batch := context.board.store.batch(batch_id, caller.tenant)) is None:
+            raise ApiError(404, f"There is no batch {batch_id[:64]!r}.", "not_found")
+        await context.board.cancel_batch(batch.id)
         return JSONResponse(shown([visible(caller, batch_id)])[0])
 
     return routes

@@ -13,7 +13,7 @@ from urllib.parse import quote, unquote, urlsplit
 
 from fastapi import Request as HttpRequest
 
-from server.api.auth import Caller, Keyring, RateLimit, RefusedError, Scope
+from server.api.auth import AccessDeniedError, Authenticator, Caller, RateLimiter, Scope
 from server.jobs.request import Request
 from server.jobs.service import Board
 from server.jobs.state import Batch, Job
@@ -68,21 +68,21 @@ class Upload:
 
 
 @dataclass(frozen=True, slots=True)
-class Site:
+class ApiContext:
     """The running server, as dialects see it."""
 
     settings: Settings
     board: Board
     blobs: Blobs
     signer: Signer
-    keys: Keyring
-    rates: RateLimit
+    keys: Authenticator
+    rates: RateLimiter
 
-    def caller(self, http: HttpRequest, scope: Scope) -> Caller:
+    def authenticate(self, http: HttpRequest, scope: Scope) -> Caller:
         """Who calls, allowed to.
 
         Raises:
-            RefusedError: 401 or 403. BusyError: the key asks too often.
+            AccessDeniedError: 401 or 403. BusyError: the key asks too often.
         """
         now = self.board.now()
         caller = self.keys.caller(http.headers.get("authorization"), now)
@@ -99,7 +99,7 @@ class Site:
             return str(self.settings.public_url).rstrip("/")
         return f"{http.url.scheme}://{http.url.netloc}"
 
-    def require_space(self) -> None:
+    def require_disk_space(self) -> None:
         """Refuse what would fill the disk, while what is accepted can still be finished.
 
         Raises:
@@ -108,7 +108,7 @@ class Site:
         if shutil.disk_usage(self.settings.data_dir).free < self.settings.min_free_bytes:
             raise DiskFullError("The disk of this server is full: try again later, or tell its operator.")
 
-    def require_room(self, count: int = 1) -> None:
+    def require_queue_capacity(self, count: int = 1) -> None:
         """Before a submission's body is read, and for so many jobs before their inputs are stored.
 
         Raises:
@@ -116,7 +116,7 @@ class Site:
         """
         if self.board.is_full(count):
             raise _queue_full()
-        self.require_space()
+        self.require_disk_space()
 
     # --- jobs ---
 
@@ -219,7 +219,7 @@ class Site:
         Raises:
             DiskFullError.
         """
-        self.require_space()
+        self.require_disk_space()
         suffix = filename.rpartition(".")[2].lower()
         if suffix not in MEDIA_TYPES:
             guessed = mimetypes.guess_extension(content_type or "") or ".bin"
@@ -239,7 +239,7 @@ class Site:
         Raises:
             BodyTooLargeError, DiskFullError: nothing was kept.
         """
-        self.require_space()
+        self.require_disk_space()
         try:
             return await self.blobs.write(name, chunks, self.settings.max_upload_bytes)
         except TooLargeError:
@@ -281,4 +281,12 @@ async def read_body(http: HttpRequest, max_bytes: int) -> bytes:
     return b"".join(parts)
 
 
-__all__ = ["BodyTooLargeError", "BusyError", "DiskFullError", "RefusedError", "Site", "Upload", "read_body"]
+__all__ = [
+    "AccessDeniedError",
+    "ApiContext",
+    "BodyTooLargeError",
+    "BusyError",
+    "DiskFullError",
+    "Upload",
+    "read_body",
+]

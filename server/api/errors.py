@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Final
 
-from server.api.context import RETRY_AFTER_S, BodyTooLargeError, BusyError, DiskFullError, RefusedError
+from server.api.context import RETRY_AFTER_S, AccessDeniedError, BodyTooLargeError, BusyError, DiskFullError
 from server.storage.blobs import StorageAwayError
 from server.store import DatabaseAwayError
 
 
-class Refusal(Exception):  # noqa: N818  (an answer, not a fault)
+class ApiError(Exception):
     """An error answer: HTTP status, sentence, a word for programs, what is wrong with parts of a whole."""
 
     def __init__(
@@ -31,36 +31,36 @@ class Refusal(Exception):  # noqa: N818  (an answer, not a fault)
 
 
 KNOWN_ERRORS: Final = (
-    Refusal,
-    RefusedError,
+    ApiError,
+    AccessDeniedError,
     BusyError,
     BodyTooLargeError,
     DiskFullError,
     DatabaseAwayError,
     StorageAwayError,
 )
-"""What `refusal_of` makes an answer of."""
+"""What `to_api_error` makes an answer of."""
 
 
-def refusal_of(error: Exception) -> Refusal:
+def to_api_error(error: Exception) -> ApiError:
     """A known error as an answer."""
     match error:
-        case Refusal():
+        case ApiError():
             return error
-        case RefusedError():
+        case AccessDeniedError():
             slug = "unauthorized" if error.status == 401 else "forbidden"
-            return Refusal(error.status, error.message, slug)
+            return ApiError(error.status, error.message, slug)
         case BusyError():
-            return Refusal(429, error.message, "rate_limited", error.wait_s)
+            return ApiError(429, error.message, "rate_limited", error.wait_s)
         case DiskFullError():
-            return Refusal(503, str(error), "storage_full", 60)
+            return ApiError(503, str(error), "storage_full", 60)
         case DatabaseAwayError():
             sentence = "The database of this server is away for the moment: try again shortly."
-            return Refusal(503, sentence, "database_away", RETRY_AFTER_S)
+            return ApiError(503, sentence, "database_away", RETRY_AFTER_S)
         case StorageAwayError():
             sentence = "The storage of this server is away for the moment: try again shortly."
-            return Refusal(503, sentence, "storage_away", RETRY_AFTER_S)
+            return ApiError(503, sentence, "storage_away", RETRY_AFTER_S)
         case BodyTooLargeError():
-            return Refusal(413, str(error), "payload_too_large")
+            return ApiError(413, str(error), "payload_too_large")
         case _:
             raise TypeError(f"{error!r} is no known error")

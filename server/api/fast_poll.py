@@ -14,8 +14,8 @@ from starlette.types import ASGIApp, Receive, Send
 from starlette.types import Scope as AsgiScope
 
 from server.api import wavespeed
-from server.api.context import Site
-from server.api.errors import KNOWN_ERRORS, refusal_of
+from server.api.context import ApiContext
+from server.api.errors import KNOWN_ERRORS, to_api_error
 
 PATH = re.compile(rf"(?:{'|'.join(wavespeed.PREFIXES)})/predictions/([0-9a-f]{{32}})(/result)?")
 
@@ -27,11 +27,11 @@ class _Route:
     path: str
 
 
-class Polls:
+class FastPollMiddleware:
     """ASGI middleware: answers polls itself, hands everything else on."""
 
-    def __init__(self, app: ASGIApp, site: Site) -> None:
-        self._app, self._site = app, site
+    def __init__(self, app: ASGIApp, context: ApiContext) -> None:
+        self._app, self._context = app, context
 
     async def __call__(self, scope: AsgiScope, receive: Receive, send: Send) -> None:
         is_get = scope["type"] == "http" and scope["method"] == "GET"
@@ -40,7 +40,7 @@ class Polls:
             return
         scope["route"] = _Route(f"/predictions/{{job_id}}{found[2] or ''}")
         try:
-            response = await wavespeed.poll(self._site, HttpRequest(scope), found[1])
+            response = await wavespeed.poll(self._context, HttpRequest(scope), found[1])
         except KNOWN_ERRORS as error:
-            response = wavespeed.error_answer(refusal_of(error))
+            response = wavespeed.error_response(to_api_error(error))
         await response(scope, receive, send)

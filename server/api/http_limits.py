@@ -1,4 +1,4 @@
-"""Patience with clients has an end: connections that send nothing, too slowly or without end are closed.
+"""Limits of HTTP connections: clients that send nothing, too slowly or without end are disconnected.
 
 uvicorn itself waits for ever for a request's head and body, keeps heads of any size in memory, and accepts
 until the process has no files left. It knows nothing of what is asked or answered.
@@ -29,7 +29,7 @@ FILES_PER_CONNECTION = 2
 
 
 @dataclass(frozen=True, slots=True)
-class Patience:
+class ConnectionLimits:
     """What is waited for, and how much is kept.
 
     Attributes:
@@ -49,24 +49,24 @@ class Patience:
 
 
 @dataclass(slots=True)
-class Connections:
+class ProtocolFactory:
     """Makes uvicorn's protocols: pass it as `http` of its configuration.
 
     Attributes:
         idle: connections with no whole request, the longest idle first.
     """
 
-    patience: Patience = Patience()
-    idle: dict[PatientProtocol, None] = field(default_factory=dict)
+    patience: ConnectionLimits = ConnectionLimits()
+    idle: dict[LimitedHttpProtocol, None] = field(default_factory=dict)
 
-    def __call__(self, **given: Any) -> PatientProtocol:
-        return PatientProtocol(self, **given)
+    def __call__(self, **given: Any) -> LimitedHttpProtocol:
+        return LimitedHttpProtocol(self, **given)
 
 
-class PatientProtocol(HttpToolsProtocol):
+class LimitedHttpProtocol(HttpToolsProtocol):
     """uvicorn's HTTP/1.1 with limits of time and size."""
 
-    def __init__(self, all_: Connections, **given: Any) -> None:
+    def __init__(self, all_: ProtocolFactory, **given: Any) -> None:
         self._all, self._patience = all_, all_.patience
         self._timer: asyncio.TimerHandle | None = None  # for what the client sends
         self._answer_timer: asyncio.TimerHandle | None = None  # for what it takes

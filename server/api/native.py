@@ -22,8 +22,8 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from server.api import studio, wavespeed
 from server.api.auth import Caller, Scope
-from server.api.context import BodyTooLargeError, Site
-from server.api.errors import Refusal
+from server.api.context import ApiContext, BodyTooLargeError
+from server.api.errors import ApiError
 from server.api.submission import error_text, moment
 from server.jobs.state import State
 from server.storage.blobs import StorageAwayError, preview_folder, still_blob
@@ -57,7 +57,7 @@ Workers = Callable[[], Sequence[WorkerStatus]]
 """Returns the workers of this process, as `Supervisor.workers`."""
 
 
-def error_answer(refusal: Refusal) -> JSONResponse:
+def error_response(refusal: ApiError) -> JSONResponse:
     """A refused request, as this dialect says it."""
     body: dict[str, Any] = {"error": refusal.slug or "refused", "message": refusal.message}
     if refusal.problems:
@@ -76,7 +76,7 @@ def listed_tenant(caller: Caller, tenant: str | None) -> str | None:
     return None if whose == EVERYBODY else whose
 
 
-async def job_object(site: Site, record: Record, base: str) -> dict[str, Any]:
+async def job_object(context: ApiContext, record: Record, base: str) -> dict[str, Any]:
     """All there is to know about a job; nulls where there is nothing yet."""
     job, said = record.job, json.loads(record.request.said)
     shown_input = said["input"]
@@ -91,19 +91,19 @@ async def job_object(site: Site, record: Record, base: str) -> dict[str, Any]:
         "created_at": moment(job.created_at),
         "started_at": _moment(job.started_at),
         "finished_at": _moment(job.finished_at),
-        "wait": _wait(site, record),
+        "wait": _wait(context, record),
         "progress": _progress(record),
-        "output": _output(site, record, base),
+        "output": _output(context, record, base),
         "failure": _failure(record),
         "warnings": _warnings(record),
         "batch": None if job.batch_id is None else {"id": job.batch_id, "row": job.batch_row},
-        "thumbnail": await _thumbnail(site, record, base),
+        "thumbnail": await _thumbnail(context, record, base),
         "request": {
             "path": _path(record.request.dialect, said["model"]),
             "in_form_state": record.request.dialect == studio.NAME,
             "input": shown_input,
             "files": {
-                source.name: source.url or _link(site, source.blob, base, job.created_at)
+                source.name: source.url or _link(context, source.blob, base, job.created_at)
                 for source in record.request.sources
             },
         },
@@ -114,12 +114,12 @@ def _moment(seconds: float | None) -> str | None:
     return None if seconds is None else moment(seconds)
 
 
-def _wait(site: Site, record: Record) -> dict[str, Any] | None:
+def _wait(context: ApiContext, record: Record) -> dict[str, Any] | None:
     """The place in the tenant's queue, and when it will probably begin."""
-    if record.job.state is not State.WAITING or (turn := site.board.turn(record.job.id)) is None:
+    if record.job.state is not State.WAITING or (turn := context.board.turn(record.job.id)) is None:
         return None
-    wait_s = site.board.starts_in_s(turn)
-    starts_at = None if wait_s is None else moment(site.board.now() + wait_s)
+    wait_s = context.board.starts_in_s(turn)
+    starts_at = None if wait_s is None else moment(context.board.now() + wait_s)
     return {"position": turn.position, "estimated_start": starts_at}
 
 
@@ -138,12 +138,12 @@ def _progress(record: Record) -> dict[str, Any] | None:
     }
 
 
-def _output(site: Site, record: Record, base: str) -> dict[str, Any] | None:
+def _output(context: ApiContext, record: Record, base: str) -> dict[str, Any] | None:
     job, output = record.job, record.job.output
     if job.state is not State.SUCCEEDED or output is None:
         return None
     return {
-        "url": site.file_url(base, output.blob, job.created_at),
+        "url": context.file_url(base, output.blob, job.created_at),
         "duration_s": round(output.media_s, 3) or None,
         "device_s": round(output.device_s, 3),
         "is_marked": output.is_marked,
@@ -169,17 +169,17 @@ def _warnings(record: Record) -> list[dict[str, Any]]:
     return found
 
 
-async def _thumbnail(site: Site, record: Record, base: str) -> str | None:
+async def _thumbnail(context: ApiContext, record: Record, base: str) -> str | None:
     name = still_blob(record.job.id)
     try:
-        is_there = await site.blobs.info(name) is not None
+        is_there = await context.blobs.info(name) is not None
     except StorageAwayError:  # the job can be looked at without it
         return None
-    return _link(site, name, base, record.job.created_at) if is_there else None
+    return _link(context, name, base, record.job.created_at) if is_there else None
 
 
-def _link(site: Site, blob: str | None, base: str, since: float) -> str | None:
-    return site.file_url(base, blob, since) if blob else None
+def _link(context: ApiContext, blob: str | None, base: str, since: float) -> str | None:
+    return context.file_url(base, blob, since) if blob else None
 
 
 def _path(dialect: str, model: str) -> str:
@@ -188,7 +188,7 @@ def _path(dialect: str, model: str) -> str:
     return f"{prefix}/{model}"
 
 
-async def stretches(site: Site, record: Record, base: str, after: int = -1) -> list[dict[str, Any]]:
+async def stretches(context: ApiContext, record: Record, base: str, after: int = -1) -> list[dict[str, Any]]:
     """What can be watched of a running job: links to fragmented MP4, in order.
 
     Args:
@@ -197,14 +197,14 @@ async def stretches(site: Site, record: Record, base: str, after: int = -1) -> l
     if record.job.state.is_final:
         return []
     try:
-        blobs = await site.blobs.under(preview_folder(record.job.id))
+        blobs = await context.blobs.under(preview_folder(record.job.id))
     except StorageAwayError:  # they are seen when it is back
         return []
     found = []
     for blob in blobs:
         index, start_ms, stop_ms = map(int, blob.name.rpartition("/")[2].removesuffix(".mp4").split("-"))
         if index > after:
-            url = site.file_url(base, blob.name, record.job.created_at)
+            url = context.file_url(base, blob.name, record.job.created_at)
             found.append({"index": index, "start_s": start_ms / 1000, "stop_s": stop_ms / 1000, "url": url})
     return found
 
@@ -212,33 +212,33 @@ async def stretches(site: Site, record: Record, base: str, after: int = -1) -> l
 # --- events ---
 
 
-async def events(site: Site, job_id: str, base: str, after: int) -> AsyncIterator[str]:
+async def events(context: ApiContext, job_id: str, base: str, after: int) -> AsyncIterator[str]:
     """A job's life as server-sent events, until it ends, is deleted, or the server stops.
 
     `job`: the job object, whenever it has changed. `segment`: a stretch that can be watched; its number is
     the event's id, so that a client that comes back misses none. `gone`: the job was deleted.
     """
     told, silent_s = "", 0.0
-    with site.board.watched(job_id) as changed:
-        while not site.board.is_leaving:
+    with context.board.watched(job_id) as changed:
+        while not context.board.is_leaving:
             try:
-                record = site.board.store.get(job_id)
+                record = context.board.store.get(job_id)
             except DatabaseAwayError:
                 yield ": the database is away\n\n"
-                await site.board.change_or_pause(changed, LOOK_EVERY_S)
+                await context.board.change_or_pause(changed, LOOK_EVERY_S)
                 continue
             if record is None:
                 yield _event("gone", {"id": job_id})
                 return
-            for stretch in await stretches(site, record, base, after):
+            for stretch in await stretches(context, record, base, after):
                 after = stretch["index"]
                 yield _event("segment", stretch, after)
-            if (now := json.dumps(await job_object(site, record, base))) != told:
+            if (now := json.dumps(await job_object(context, record, base))) != told:
                 told, silent_s = now, 0.0
                 yield f"event: job\ndata: {now}\n\n"
             if record.job.state.is_final:
                 return
-            is_news = await site.board.change_or_pause(changed, LOOK_EVERY_S)
+            is_news = await context.board.change_or_pause(changed, LOOK_EVERY_S)
             if not is_news and (silent_s := silent_s + LOOK_EVERY_S) >= HEARTBEAT_S:
                 silent_s = 0.0
                 yield ": still here\n\n"
@@ -252,10 +252,10 @@ def _event(name: str, data: dict[str, Any], number: int | None = None) -> str:
 # --- the server ---
 
 
-def health(site: Site, workers: Workers, roster: Roster) -> dict[str, Any]:
+def health(context: ApiContext, workers: Workers, roster: Roster) -> dict[str, Any]:
     """This process' devices, all workers, queue, speed and disk."""
-    store, now = site.board.store, site.board.now()
-    disk, oldest = shutil.disk_usage(site.settings.data_dir), store.oldest_waiting()
+    store, now = context.board.store, context.board.now()
+    disk, oldest = shutil.disk_usage(context.settings.data_dir), store.oldest_waiting()
     records, _ = store.page(None, offset=0, limit=SPEED_JOBS, states=[State.SUCCEEDED])
     outputs = [record.job.output for record in records if record.job.output is not None]
     measured = [output for output in outputs if output.media_s > 0 and output.device_s > 0]
@@ -265,7 +265,7 @@ def health(site: Site, workers: Workers, roster: Roster) -> dict[str, Any]:
     statuses = workers()
     return {
         "ready": not statuses or any(status.ready for status in statuses),
-        "model": site.settings.model,
+        "model": context.settings.model,
         "devices": [
             {
                 "name": status.device,
@@ -279,18 +279,18 @@ def health(site: Site, workers: Workers, roster: Roster) -> dict[str, Any]:
         "queue": {
             "waiting": store.count_in_state(State.WAITING),
             "running": store.count_in_state(State.RUNNING),
-            "most_waiting": site.settings.max_waiting,
+            "most_waiting": context.settings.max_waiting,
             "oldest_wait_s": 0.0 if oldest is None else round(max(0.0, now - oldest), 1),
         },
         "speed": {
             "jobs": len(measured),
             "media_s_per_device_s": round(media_s / device_s, 3) if measured else None,
-            "usual_run_s": None if site.board.usual_run_s is None else round(site.board.usual_run_s, 1),
+            "usual_run_s": None if context.board.usual_run_s is None else round(context.board.usual_run_s, 1),
         },
         "disk": {
             "free_bytes": disk.free,
             "total_bytes": disk.total,
-            "least_free_bytes": site.settings.min_free_bytes,
+            "least_free_bytes": context.settings.min_free_bytes,
         },
     }
 
@@ -298,40 +298,40 @@ def health(site: Site, workers: Workers, roster: Roster) -> dict[str, Any]:
 # --- routes ---
 
 
-def router(site: Site, workers: Workers, roster: Roster) -> APIRouter:
+def router(context: ApiContext, workers: Workers, roster: Roster) -> APIRouter:
     """All endpoints, to be mounted under `PREFIX`."""
     routes = APIRouter()
-    verifier = Verifier(site.settings.signing)
+    verifier = Verifier(context.settings.signing)
 
     async def verified(file: Path) -> Response:
         try:
             return JSONResponse(await verifier.verify(file))
         except NotVerifiedError:
             sentence = "The file could not be looked at: is it a whole video or picture?"
-            raise Refusal(400, sentence, "not_verified") from None
+            raise ApiError(400, sentence, "not_verified") from None
 
     def visible(caller: Caller, job_id: str) -> Record:
         everybody = Scope.ADMIN in caller.scopes
-        record = site.board.store.get(job_id, None if everybody else caller.tenant)
+        record = context.board.store.get(job_id, None if everybody else caller.tenant)
         if record is None:
-            raise Refusal(404, f"There is no job {job_id[:64]!r}.", "not_found")
+            raise ApiError(404, f"There is no job {job_id[:64]!r}.", "not_found")
         return record
 
     @routes.get("/me")
     async def me(http: HttpRequest) -> Response:
-        caller = site.caller(http, Scope.READ)
-        key = site.board.store.key(caller.key_id)
+        caller = context.authenticate(http, Scope.READ)
+        key = context.board.store.key(caller.key_id)
         return JSONResponse(
             {
                 "key_id": caller.key_id,
                 "name": key.name if key is not None else "",
                 "tenant": caller.tenant,
                 "scopes": sorted(caller.scopes),
-                "model": site.settings.model,
+                "model": context.settings.model,
                 "limits": {
-                    "max_upload_bytes": site.settings.max_upload_bytes,
-                    "retention_s": site.settings.retention_s,
-                    "vendor_limits": site.settings.enforce_vendor_limits,
+                    "max_upload_bytes": context.settings.max_upload_bytes,
+                    "retention_s": context.settings.retention_s,
+                    "vendor_limits": context.settings.enforce_vendor_limits,
                 },
             }
         )
@@ -346,8 +346,8 @@ def router(site: Site, workers: Workers, roster: Roster) -> APIRouter:
         offset: Annotated[int, Query(ge=0, le=10**9)] = 0,
         limit: Annotated[int, Query(ge=1, le=100)] = 25,
     ) -> Response:
-        caller = site.caller(http, Scope.READ)
-        records, total = site.board.store.page(
+        caller = context.authenticate(http, Scope.READ)
+        records, total = context.board.store.page(
             listed_tenant(caller, tenant),
             offset=offset,
             limit=limit,
@@ -355,33 +355,33 @@ def router(site: Site, workers: Workers, roster: Roster) -> APIRouter:
             text=text or None,
             created_from=since,
         )
-        base = site.base_url(http)
-        shown = await asyncio.gather(*(job_object(site, record, base) for record in records))
+        base = context.base_url(http)
+        shown = await asyncio.gather(*(job_object(context, record, base) for record in records))
         return JSONResponse({"total": total, "jobs": shown})
 
     @routes.get("/jobs/{job_id}")
     async def job(http: HttpRequest, job_id: str) -> Response:
-        record, base = visible(site.caller(http, Scope.READ), job_id), site.base_url(http)
-        preview = await stretches(site, record, base)
-        return JSONResponse(await job_object(site, record, base) | {"preview": preview})
+        record, base = visible(context.authenticate(http, Scope.READ), job_id), context.base_url(http)
+        preview = await stretches(context, record, base)
+        return JSONResponse(await job_object(context, record, base) | {"preview": preview})
 
     @routes.get("/jobs/{job_id}/credentials")
     async def credentials(http: HttpRequest, job_id: str) -> Response:
-        record = visible(site.caller(http, Scope.READ), job_id)
+        record = visible(context.authenticate(http, Scope.READ), job_id)
         if (output := record.job.output) is None:
-            raise Refusal(404, "This job has no result.", "not_found")
-        with tempfile.TemporaryDirectory(dir=site.settings.data_dir, prefix=VERIFYING) as folder:
+            raise ApiError(404, "This job has no result.", "not_found")
+        with tempfile.TemporaryDirectory(dir=context.settings.data_dir, prefix=VERIFYING) as folder:
             try:
-                return await verified(await site.blobs.local(output.blob, Path(folder)))
+                return await verified(await context.blobs.local(output.blob, Path(folder)))
             except FileNotFoundError:
-                raise Refusal(404, "This job has no result.", "not_found") from None
+                raise ApiError(404, "This job has no result.", "not_found") from None
 
     @routes.post("/verify", openapi_extra=FILE_BODY)
     async def verify(http: HttpRequest) -> Response:
-        site.caller(http, Scope.READ)
-        site.require_space()
-        most = site.settings.max_upload_bytes
-        with tempfile.TemporaryDirectory(dir=site.settings.data_dir, prefix=VERIFYING) as folder:
+        context.authenticate(http, Scope.READ)
+        context.require_disk_space()
+        most = context.settings.max_upload_bytes
+        with tempfile.TemporaryDirectory(dir=context.settings.data_dir, prefix=VERIFYING) as folder:
             path, size = Path(folder) / "file", 0
             with path.open("wb") as file:
                 async for chunk in http.stream():
@@ -392,18 +392,18 @@ def router(site: Site, workers: Workers, roster: Roster) -> APIRouter:
 
     @routes.get("/jobs/{job_id}/events")
     async def job_events(http: HttpRequest, job_id: str) -> Response:
-        record = visible(site.caller(http, Scope.READ), job_id)
+        record = visible(context.authenticate(http, Scope.READ), job_id)
         last = http.headers.get("last-event-id", "")
         after = int(last) if last.isascii() and last.isdigit() and len(last) < 10 else -1
         return StreamingResponse(
-            events(site, record.job.id, site.base_url(http), after),
+            events(context, record.job.id, context.base_url(http), after),
             media_type="text/event-stream",
             headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
         )
 
     @routes.get("/health")
     async def server_health(http: HttpRequest) -> Response:
-        site.caller(http, Scope.READ)
-        return JSONResponse(health(site, workers, roster))
+        context.authenticate(http, Scope.READ)
+        return JSONResponse(health(context, workers, roster))
 
     return routes

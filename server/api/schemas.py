@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 from fastapi import Request as HttpRequest
 
 from server.api.context import read_body
-from server.api.errors import Refusal
+from server.api.errors import ApiError
 from server.api.json_body import BodyError, read_json
 from server.jobs.request import InputSource, MediaLimits, Options, Role, Segment
 
@@ -56,7 +56,7 @@ OPTIONS: Final[dict[str, dict[str, Any]]] = {
     },
     "prompt": {"type": "string", "maxLength": 2000, "description": "What a generated motion shows."},
 }  # fmt: skip
-"""Every option of every dialect; a `Form` names those that it takes."""
+"""Every option of every dialect; a `EndpointSchema` names those that it takes."""
 
 SEGMENTS: Final[dict[str, Any]] = {
     "type": "array",
@@ -89,7 +89,7 @@ LIP_OPTIONS: Final = (
 
 
 @dataclass(frozen=True, slots=True)
-class Form:
+class EndpointSchema:
     """What a kind of job takes.
 
     Attributes:
@@ -118,7 +118,7 @@ TWO_VOICES: Final = (Role.IMAGE, Role.LEFT_AUDIO, Role.RIGHT_AUDIO)
 TWO_VOICES_OPTIONS: Final = (*(name for name in PORTRAIT_OPTIONS if name != "face"), "order")
 
 
-def properties(form: Form) -> dict[str, Any]:
+def properties(form: EndpointSchema) -> dict[str, Any]:
     """JSON Schema of everything that a form takes."""
     found: dict[str, Any] = {}
     for role in (*form.required, *form.optional):
@@ -164,15 +164,15 @@ def json_object(body: bytes) -> dict[str, Any]:
     try:
         given = read_json(body)
     except BodyError as error:
-        raise Refusal(400, str(error), "invalid_json") from None
+        raise ApiError(400, str(error), "invalid_json") from None
     if not isinstance(given, dict):
-        raise Refusal(400, "The body must be a JSON object.", "invalid_json")
+        raise ApiError(400, "The body must be a JSON object.", "invalid_json")
     return given
 
 
 @dataclass(slots=True)
-class Inputs:
-    """Inputs of a submission; of inline data the bytes, until they are stored."""
+class InputFiles:
+    """Input files of a submission; inline data is held as bytes until it is stored."""
 
     sources: list[InputSource] = field(default_factory=list)
     inline: dict[str, bytes] = field(default_factory=dict)
@@ -184,12 +184,12 @@ class Inputs:
             name: a word, unique in the job.
 
         Raises:
-            Refusal: 400 that names it.
+            ApiError: 400 that names it.
         """
         if value is None or value == "":
-            raise Refusal(400, f"The parameter {name} is missing.", "missing_parameter")
+            raise ApiError(400, f"The parameter {name} is missing.", "missing_parameter")
         if not isinstance(value, str):
-            raise Refusal(400, f"The parameter {name} must be a string.", "invalid_parameter")
+            raise ApiError(400, f"The parameter {name} must be a string.", "invalid_parameter")
         if is_url(value):
             self.sources.append(InputSource(name, role, url=value, limits=limits))
         else:
@@ -210,40 +210,40 @@ def _inline(name: str, value: str) -> bytes:
     if value.startswith("data:"):
         head, comma, text = value.partition(",")
         if not comma or not head.endswith(";base64"):
-            raise Refusal(400, f"The data URI of {name} must be base64.", "invalid_parameter")
+            raise ApiError(400, f"The data URI of {name} must be base64.", "invalid_parameter")
     try:
         data = binascii.a2b_base64(re.sub(r"\s+", "", text), strict_mode=True)
     except (binascii.Error, ValueError):
         sentence = f"The parameter {name} is neither an http(s) URL, nor a data URI, nor base64."
-        raise Refusal(400, sentence, "invalid_parameter") from None
+        raise ApiError(400, sentence, "invalid_parameter") from None
     if not data:
-        raise Refusal(400, f"The parameter {name} is empty.", "invalid_parameter")
+        raise ApiError(400, f"The parameter {name} is empty.", "invalid_parameter")
     return data
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class JobInput:
     """A checked form: everything of a job but who wants it."""
 
-    inputs: Inputs
+    inputs: InputFiles
     segments: tuple[Segment, ...]
     options: Options
     consent: str | None
 
 
-def read_form(form: Form, given: dict[str, Any], *, vendor_limits: bool) -> Asked:
+def validate_job_input(form: EndpointSchema, given: dict[str, Any], *, vendor_limits: bool) -> JobInput:
     """Check what can be checked without touching media.
 
     Args:
         vendor_limits: whether the vendor's limits and defaults hold.
 
     Raises:
-        Refusal: 400 with the name of what is wrong.
+        ApiError: 400 with the name of what is wrong.
     """
-    inputs, segments = Inputs(), tuple[Segment, ...]()
+    inputs, segments = InputFiles(), tuple[Segment, ...]()
     in_segments = form.takes_segments and given.get("segments") is not None
     if in_segments and given.get("audio"):
-        raise Refusal(400, "Give either audio or segments, not both.", "invalid_parameter")
+        raise ApiError(400, "Give either audio or segments, not both.", "invalid_parameter")
     for role in (*form.required, *form.optional):
         wanted = role in form.required and not (role is Role.AUDIO and in_segments)
         if wanted or given.get(role):
@@ -253,34 +253,34 @@ def read_form(form: Form, given: dict[str, Any], *, vendor_limits: bool) -> Aske
         segments = _segments(given["segments"], inputs, form.limit(Role.AUDIO) if vendor_limits else None)
     if vendor_limits and form.resolution is not None:
         given = {**given, "resolution": given.get("resolution") or form.resolution}
-    return Asked(inputs, segments, _options(form, given), _consent(given.get("consent")))
+    return JobInput(inputs, segments, _options(form, given), _consent(given.get("consent")))
 
 
-def _segments(given: Any, inputs: Inputs, limits: MediaLimits | None) -> tuple[Segment, ...]:
+def _segments(given: Any, inputs: InputFiles, limits: MediaLimits | None) -> tuple[Segment, ...]:
     if not isinstance(given, list) or not 1 <= len(given) <= SEGMENTS["maxItems"]:
-        raise Refusal(
+        raise ApiError(
             400, f"segments must be a list of 1 to {SEGMENTS['maxItems']} objects.", "invalid_parameter"
         )
     found = []
     for number, entry in enumerate(given):
         where = f"segments[{number}]"
         if not isinstance(entry, dict):
-            raise Refusal(400, f"{where} must be an object with audio and face.", "invalid_parameter")
+            raise ApiError(400, f"{where} must be an object with audio and face.", "invalid_parameter")
         if not isinstance(face := entry.get("face"), str) or not face:
-            raise Refusal(400, f"{where}.face must say who speaks, such as left.", "missing_parameter")
+            raise ApiError(400, f"{where}.face must say who speaks, such as left.", "missing_parameter")
         start_s, end_s = entry.get("start") or 0, entry.get("end")
         for value in (start_s, MAX_LENGTH_S if end_s is None else end_s):
             is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
             if not is_number or not 0 <= value <= MAX_LENGTH_S:
                 sentence = f"{where}: start and end must be seconds from 0 to {MAX_LENGTH_S:g}."
-                raise Refusal(400, sentence, "invalid_parameter")
+                raise ApiError(400, sentence, "invalid_parameter")
         if end_s is not None and end_s < start_s + 0.04:
-            raise Refusal(400, f"{where} must end after it starts.", "invalid_parameter")
+            raise ApiError(400, f"{where} must end after it starts.", "invalid_parameter")
         name = f"segment_{number}"
         try:
             inputs.add(name, Role.AUDIO, entry.get("audio"), limits or MediaLimits())
-        except Refusal as error:
-            raise Refusal(400, error.message.replace(name, f"{where}.audio"), error.slug) from None
+        except ApiError as error:
+            raise ApiError(400, error.message.replace(name, f"{where}.audio"), error.slug) from None
         length_s = None if end_s is None else float(end_s - start_s)
         found.append(Segment(name, face, float(start_s), length_s))
     return tuple(found)
@@ -291,11 +291,11 @@ def _consent(given: Any) -> str | None:
         return None
     if not isinstance(given, str) or len(given) > CONSENT["maxLength"] or not given.isprintable():
         sentence = f"consent must be a reference of at most {CONSENT['maxLength']} printable characters."
-        raise Refusal(400, sentence, "invalid_parameter")
+        raise ApiError(400, sentence, "invalid_parameter")
     return given
 
 
-def _options(form: Form, given: dict[str, Any]) -> Options:
+def _options(form: EndpointSchema, given: dict[str, Any]) -> Options:
     found: dict[str, Any] = {}
     for name in form.options:
         rule, value = OPTIONS[name], given.get(name)
@@ -304,11 +304,11 @@ def _options(form: Form, given: dict[str, Any]) -> Options:
         kinds = {"number": (int, float), "integer": (int,), "string": (str,)}[rule["type"]]
         is_wrong = isinstance(value, bool) or not isinstance(value, kinds)
         if is_wrong or not rule.get("minimum", value) <= value <= rule.get("maximum", value):
-            raise Refusal(400, f"{name} must be {_wanted(rule)}.", "invalid_parameter")
+            raise ApiError(400, f"{name} must be {_wanted(rule)}.", "invalid_parameter")
         if value not in rule.get("enum", (value,)):
-            raise Refusal(400, f"{name} must be one of {', '.join(rule['enum'])}.", "invalid_parameter")
+            raise ApiError(400, f"{name} must be one of {', '.join(rule['enum'])}.", "invalid_parameter")
         if len(str(value)) > rule.get("maxLength", 200):
-            raise Refusal(400, f"{name} is too long.", "invalid_parameter")
+            raise ApiError(400, f"{name} is too long.", "invalid_parameter")
         found[name] = value
     fps, resolution = found.get("fps"), found.get("resolution")
     return Options(

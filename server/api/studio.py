@@ -18,21 +18,21 @@ from fastapi import Request as HttpRequest
 from fastapi.responses import JSONResponse, Response
 
 from server.api.auth import Scope
-from server.api.context import Site, read_body
-from server.api.errors import Refusal
+from server.api.context import ApiContext, read_body
+from server.api.errors import ApiError
 from server.api.schemas import (
     PORTRAIT_OPTIONS,
     TWO_VOICES,
     TWO_VOICES_OPTIONS,
-    Asked,
-    Form,
+    EndpointSchema,
+    JobInput,
     is_url,
     json_object,
     properties,
-    read_form,
     shortened,
+    validate_job_input,
 )
-from server.api.submission import error_text, known_job, submit
+from server.api.submission import error_text, require_job, submit
 from server.jobs.request import Role
 from server.jobs.state import Failure, State
 from server.store import Record
@@ -45,16 +45,18 @@ UNREADABLE: Final = {"url_wrong_type", "media_unreadable", "media_no_audio"}
 
 
 ENDPOINTS: Final = {
-    "lipsync-video": Form(resolution="480p"),
-    "lipsync-image": Form(required=(Role.IMAGE, Role.AUDIO), options=PORTRAIT_OPTIONS, resolution="480p"),
-    "lipsync-image-multi": Form(
+    "lipsync-video": EndpointSchema(resolution="480p"),
+    "lipsync-image": EndpointSchema(
+        required=(Role.IMAGE, Role.AUDIO), options=PORTRAIT_OPTIONS, resolution="480p"
+    ),
+    "lipsync-image-multi": EndpointSchema(
         required=TWO_VOICES, optional=(), options=TWO_VOICES_OPTIONS, resolution="480p"
     ),
 }
 """Each one's `formState`."""
 
 
-def body_schema(form: Form) -> dict[str, Any]:
+def body_schema(form: EndpointSchema) -> dict[str, Any]:
     """OpenAPI of a submission."""
     required = [role.value for role in form.required if role is not Role.AUDIO]  # or segments
     state = {"type": "object", "properties": properties(form), "required": required}
@@ -67,7 +69,7 @@ def body_schema(form: Form) -> dict[str, Any]:
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
 
 
-def error_answer(refusal: Refusal) -> JSONResponse:
+def error_response(refusal: ApiError) -> JSONResponse:
     """A refused request, as this dialect says it."""
     return JSONResponse(
         {"error": refusal.message, "message": refusal.message}, refusal.status, refusal.headers
@@ -78,30 +80,34 @@ def error_answer(refusal: Refusal) -> JSONResponse:
 class Submission:
     """A checked body."""
 
-    asked: Asked
+    asked: JobInput
     said_input: dict[str, Any]
     webhook_url: str | None
 
 
 def read_submission(
-    form: Form, given: dict[str, Any], *, vendor_limits: bool = True, http_hosts: tuple[str, ...] = ()
+    form: EndpointSchema,
+    given: dict[str, Any],
+    *,
+    vendor_limits: bool = True,
+    http_hosts: tuple[str, ...] = (),
 ) -> Submission:
     """Check what can be checked without touching media.
 
     Args:
-        vendor_limits: as in `read_form`.
+        vendor_limits: as in `validate_job_input`.
         http_hosts: which webhooks may use http; others need https.
 
     Raises:
-        Refusal: 400 with the name of what is wrong.
+        ApiError: 400 with the name of what is wrong.
     """
     state = given.get("formState")
     if not isinstance(state, dict):
-        raise Refusal(400, "The body must have an object formState with the inputs.")
+        raise ApiError(400, "The body must have an object formState with the inputs.")
     webhook = given.get("webhook") or None
     if webhook is not None and not _may_be_called(webhook, http_hosts):
-        raise Refusal(400, "webhook must be an https URL.")
-    asked = read_form(form, state, vendor_limits=vendor_limits)
+        raise ApiError(400, "webhook must be an https URL.")
+    asked = validate_job_input(form, state, vendor_limits=vendor_limits)
     return Submission(asked, {name: shortened(value) for name, value in state.items()}, webhook)
 
 
@@ -112,7 +118,7 @@ def _may_be_called(webhook: object, http_hosts: tuple[str, ...]) -> bool:
     return parts.scheme == "https" or any(entry.partition(":")[0] == parts.hostname for entry in http_hosts)
 
 
-def job_object(site: Site, record: Record) -> dict[str, Any]:
+def job_object(context: ApiContext, record: Record) -> dict[str, Any]:
     """What is said of a job, to those who ask and to webhooks; nulls are literal here."""
     job, said = record.job, json.loads(record.request.said)
     done = job.state is State.SUCCEEDED and job.output is not None
@@ -126,7 +132,7 @@ def job_object(site: Site, record: Record) -> dict[str, Any]:
         "timings": None,
     }
     if done and job.output is not None:
-        shown["output"] = site.file_url(said["base"], job.output.blob, job.created_at)
+        shown["output"] = context.file_url(said["base"], job.output.blob, job.created_at)
         shown["executionTime"] = round(((job.finished_at or 0.0) - (job.started_at or 0.0)) * 1000)
         if job.output.warnings:
             shown["warnings"] = list(job.output.warnings)
@@ -142,31 +148,31 @@ def _text(failure: Failure) -> str:
     return "Invalid audio format" if is_audio else error_text(failure)
 
 
-def webhook_body(site: Site, record: Record) -> bytes:
-    return json.dumps(job_object(site, record), separators=(",", ":")).encode()
+def webhook_body(context: ApiContext, record: Record) -> bytes:
+    return json.dumps(job_object(context, record), separators=(",", ":")).encode()
 
 
-def router(site: Site) -> APIRouter:
+def router(context: ApiContext) -> APIRouter:
     """All endpoints, to be mounted under `PREFIX`."""
     routes = APIRouter()
 
-    def add(name: str, form: Form) -> None:
+    def add(name: str, form: EndpointSchema) -> None:
         @routes.post(f"/{name}", openapi_extra=body_schema(form), name=name)
         async def run(http: HttpRequest) -> Response:
-            caller = site.caller(http, Scope.RUN)
-            site.require_room()
-            body = await read_body(http, site.settings.max_body_bytes)
+            caller = context.authenticate(http, Scope.RUN)
+            context.require_queue_capacity()
+            body = await read_body(http, context.settings.max_body_bytes)
             # In a thread: decoding a hundred megabytes of base64 would hold up everybody else's polls.
             given = await asyncio.to_thread(json_object, body or b"{}")
             submission = await asyncio.to_thread(
                 read_submission,
                 form,
                 given,
-                vendor_limits=site.settings.enforce_vendor_limits,
-                http_hosts=site.settings.allow_hosts,
+                vendor_limits=context.settings.enforce_vendor_limits,
+                http_hosts=context.settings.allow_hosts,
             )
             record = await submit(
-                site,
+                context,
                 caller,
                 http,
                 dialect=NAME,
@@ -183,7 +189,7 @@ def router(site: Site) -> APIRouter:
 
     @routes.get("/jobs/{job_id}")
     async def look(http: HttpRequest, job_id: str) -> Response:
-        caller = site.caller(http, Scope.READ)
-        return JSONResponse(job_object(site, known_job(site, caller, job_id.replace("-", ""))))
+        caller = context.authenticate(http, Scope.READ)
+        return JSONResponse(job_object(context, require_job(context, caller, job_id.replace("-", ""))))
 
     return routes

@@ -19,23 +19,23 @@ from asgi_correlation_id import correlation_id
 from fastapi import Request as HttpRequest
 
 from server.api.auth import Caller
-from server.api.context import Site
-from server.api.errors import Refusal
-from server.api.schemas import Asked
+from server.api.context import ApiContext
+from server.api.errors import ApiError
+from server.api.schemas import JobInput
 from server.jobs.request import Request
 from server.jobs.state import Failure
 from server.store import Record
 
 
 async def submit(
-    site: Site,
+    context: ApiContext,
     caller: Caller,
     http: HttpRequest,
     *,
     dialect: str,
     label: str,
     said: dict[str, Any],
-    asked: Asked,
+    asked: JobInput,
     webhook_url: str | None,
 ) -> Record:
     """Store inline inputs and put the job into the queue.
@@ -44,31 +44,31 @@ async def submit(
         said, label: as `make_request` takes them.
 
     Raises:
-        Refusal: 400, no consent is given where one is required.
+        ApiError: 400, no consent is given where one is required.
     """
-    require_consent(site, asked)
-    job_id, base = uuid.uuid4().hex, site.base_url(http)
-    request = await make_request(site, caller, base, job_id, dialect, label, said, asked)
+    require_consent(context, asked)
+    job_id, base = uuid.uuid4().hex, context.base_url(http)
+    request = await make_request(context, caller, base, job_id, dialect, label, said, asked)
     request = dataclasses.replace(request, webhook_url=webhook_url)
-    return await site.submit(caller, job_id, request, idempotency_key(http))
+    return await context.submit(caller, job_id, request, idempotency_key(http))
 
 
-def require_consent(site: Site, asked: Asked) -> None:
+def require_consent(context: ApiContext, asked: JobInput) -> None:
     """Refuse a job without consent where one is required."""
-    if asked.consent is None and site.settings.require_consent:
+    if asked.consent is None and context.settings.require_consent:
         sentence = "This server takes no job without consent, a reference to the consent of the person shown."
-        raise Refusal(400, sentence, "consent_required")
+        raise ApiError(400, sentence, "consent_required")
 
 
 async def make_request(
-    site: Site,
+    context: ApiContext,
     caller: Caller,
     base: str,
     job_id: str,
     dialect: str,
     label: str,
     said: dict[str, Any],
-    asked: Asked,
+    asked: JobInput,
 ) -> Request:
     """What is asked of the job of that id; its inline inputs are stored.
 
@@ -79,15 +79,15 @@ async def make_request(
     """
     sources = []
     for source in asked.inputs.sources:
-        own = None if source.url is None else site.own_blob(source.url, base, caller)
+        own = None if source.url is None else context.own_blob(source.url, base, caller)
         if own is not None:
             source = dataclasses.replace(source, url=None, blob=own)
         elif source.name in asked.inputs.inline:
             blob = f"inputs/{job_id}/{source.name}.bin"
-            await site.store_upload(blob, _once(asked.inputs.inline[source.name]))
+            await context.store_upload(blob, _once(asked.inputs.inline[source.name]))
             source = dataclasses.replace(source, blob=blob)
         sources.append(source)
-    given, settings = asked.options, site.settings
+    given, settings = asked.options, context.settings
     options = dataclasses.replace(
         given, motion=given.motion or settings.portrait_motion, preset=given.preset or settings.preset
     )
@@ -104,10 +104,10 @@ async def make_request(
     )
 
 
-def known_job(site: Site, caller: Caller, job_id: str) -> Record:
-    record = site.job(caller, job_id)
+def require_job(context: ApiContext, caller: Caller, job_id: str) -> Record:
+    record = context.job(caller, job_id)
     if record is None:
-        raise Refusal(404, f"There is no prediction {job_id[:64]!r}.", "not_found")
+        raise ApiError(404, f"There is no prediction {job_id[:64]!r}.", "not_found")
     return record
 
 
@@ -127,7 +127,7 @@ async def _once(data: bytes) -> AsyncIterator[bytes]:
 def idempotency_key(http: HttpRequest) -> str | None:
     key = http.headers.get("idempotency-key")
     if key is not None and not 1 <= len(key) <= 200:
-        raise Refusal(400, "Idempotency-Key must have 1 to 200 characters.", "invalid_parameter")
+        raise ApiError(400, "Idempotency-Key must have 1 to 200 characters.", "invalid_parameter")
     return key
 
 

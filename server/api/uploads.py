@@ -12,19 +12,19 @@ from fastapi import FastAPI
 from fastapi import Request as HttpRequest
 from fastapi.responses import PlainTextResponse, Response, StreamingResponse
 
-from server.api.context import MEDIA_TYPES, Site
+from server.api.context import MEDIA_TYPES, ApiContext
 from server.storage.blobs import BlobInfo
 
 RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
 """One piece; a request for several is answered with the whole, as HTTP allows."""
 
 
-def mount(app: FastAPI, site: Site) -> None:
+def mount(app: FastAPI, context: ApiContext) -> None:
     @app.head("/files/{token}/{name:path}", include_in_schema=False)
     @app.get("/files/{token}/{name:path}")
     async def download(http: HttpRequest, token: str, name: str) -> Response:
-        held = site.signer.holds("read", name, token, site.board.now())
-        info = await site.blobs.info(name) if held else None
+        held = context.signer.holds("read", name, token, context.board.now())
+        info = await context.blobs.info(name) if held else None
         if info is None:
             return PlainTextResponse("There is no such file, or the link has expired.", 404)
         etag = f'"{info.size:x}-{int(1000 * info.modified_at):x}"'
@@ -46,14 +46,14 @@ def mount(app: FastAPI, site: Site) -> None:
         media_type = MEDIA_TYPES.get(name.rpartition(".")[2], "application/octet-stream")
         if http.method == "HEAD":
             return Response(status_code=status, media_type=media_type, headers=headers)
-        content = site.blobs.read(name, start, stop)
+        content = context.blobs.read(name, start, stop)
         return StreamingResponse(content, status, headers, media_type)
 
     @app.put("/uploads/{token}/{name:path}")
     async def put(http: HttpRequest, token: str, name: str) -> Response:
-        if not site.signer.holds("write", name, token, site.board.now()):
+        if not context.signer.holds("write", name, token, context.board.now()):
             return PlainTextResponse("This upload link is not valid, or has expired: ask for a new one.", 403)
-        await site.store_upload(name, http.stream())
+        await context.store_upload(name, http.stream())
         return Response(status_code=200)
 
 

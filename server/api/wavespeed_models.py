@@ -5,8 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Final
 
-from server.api.errors import Refusal
-from server.api.schemas import MEGABYTE, PORTRAIT_OPTIONS, TWO_VOICES, TWO_VOICES_OPTIONS, Form, properties
+from server.api.errors import ApiError
+from server.api.schemas import (
+    MEGABYTE,
+    PORTRAIT_OPTIONS,
+    TWO_VOICES,
+    TWO_VOICES_OPTIONS,
+    EndpointSchema,
+    properties,
+)
 from server.jobs.request import MediaLimits, Role
 
 
@@ -16,16 +23,16 @@ class Model:
 
     id: str
     about: str
-    form: Form
+    form: EndpointSchema
 
 
-LATENTSYNC: Final = Form(
+LATENTSYNC: Final = EndpointSchema(
     limits=(
         (Role.VIDEO, MediaLimits(formats=("mp4",))),
         (Role.AUDIO, MediaLimits(formats=("mp3", "aac", "wav", "m4a"))),
     )
 )
-KLING: Final = Form(
+KLING: Final = EndpointSchema(
     limits=(
         (
             Role.VIDEO,
@@ -41,13 +48,13 @@ KLING: Final = Form(
         (Role.AUDIO, MediaLimits(formats=("mp3", "wav", "m4a", "aac"), max_bytes=5 * MEGABYTE)),
     )
 )
-OMNI_HUMAN: Final = Form(
+OMNI_HUMAN: Final = EndpointSchema(
     required=(Role.IMAGE, Role.AUDIO),
     options=PORTRAIT_OPTIONS,
     limits=((Role.IMAGE, MediaLimits(formats=("png", "jpg", "webp"), max_bytes=50 * MEGABYTE)),),
 )
 INFINITETALK_S: Final = MediaLimits(min_s=0, max_s=600)
-TWO_SPEAKERS: Final = Form(
+TWO_SPEAKERS: Final = EndpointSchema(
     required=TWO_VOICES,
     optional=(),
     options=TWO_VOICES_OPTIONS,
@@ -58,14 +65,14 @@ MODELS: Final = {
     model.id: model
     for model in (
         Model("bytedance/latentsync", "Lip-sync of a video to a voice.", LATENTSYNC),
-        Model("wavespeed-ai/latentsync", "Lip-sync of a video to a voice.", Form()),
-        Model("bytedance/lipsync/audio-to-video", "Lip-sync of a video to a voice.", Form()),
+        Model("wavespeed-ai/latentsync", "Lip-sync of a video to a voice.", EndpointSchema()),
+        Model("bytedance/lipsync/audio-to-video", "Lip-sync of a video to a voice.", EndpointSchema()),
         Model("kwaivgi/kling-lipsync/audio-to-video", "Lip-sync of a short video to a voice.", KLING),
         Model("bytedance/avatar-omni-human", "A portrait that speaks with a voice.", OMNI_HUMAN),
         Model(
             "wavespeed-ai/infinitetalk",
             "A portrait that speaks with a voice.",
-            Form(
+            EndpointSchema(
                 required=(Role.IMAGE, Role.AUDIO),
                 options=PORTRAIT_OPTIONS,
                 limits=((Role.AUDIO, INFINITETALK_S),),
@@ -75,7 +82,7 @@ MODELS: Final = {
         Model(
             "wavespeed-ai/infinitetalk/video-to-video",
             "Lip-sync of a video to a voice.",
-            Form(limits=((Role.AUDIO, INFINITETALK_S),), resolution="480p"),
+            EndpointSchema(limits=((Role.AUDIO, INFINITETALK_S),), resolution="480p"),
         ),
         Model("wavespeed-ai/infinitetalk/multi", "A picture of two people who speak.", TWO_SPEAKERS),
         Model("wavespeed-ai/infinitetalk-fast/multi", "A picture of two people who speak.", TWO_SPEAKERS),
@@ -98,10 +105,10 @@ def schema(model: Model) -> dict[str, Any]:
     }
 
 
-def known_model(model_id: str) -> Model:
+def require_model(model_id: str) -> Model:
     model = MODELS.get(model_id)
     if model is None:
-        raise Refusal(
+        raise ApiError(
             404, f"There is no model {model_id[:200]!r} here; GET /models lists them.", "model_not_found"
         )
     return model

@@ -131,8 +131,8 @@ def test_keys_and_links_hold_on_both(two: tuple[Api, Api]) -> None:
     there.succeed(job)
     shown = there.client.get(f"/api/v3/predictions/{job}", headers=here.headers).json()["data"]
     assert shown["status"] == "completed"
-    token = here.server.site.file_url("", "results/a.mp4", time.time()).split("/")[2]
-    assert there.server.site.signer.holds("read", "results/a.mp4", token, time.time())
+    token = here.server.context.file_url("", "results/a.mp4", time.time()).split("/")[2]
+    assert there.server.context.signer.holds("read", "results/a.mp4", token, time.time())
     assert (
         there.client.delete(f"/admin/keys/{here.key.split('_')[1]}", headers=there.headers).status_code == 204
     )

@@ -13,10 +13,12 @@ import pytest
 import uvicorn
 from live_server import until
 
-from server.api.http_limits import Connections, Patience, raise_file_limit
+from server.api.http_limits import ConnectionLimits, ProtocolFactory, raise_file_limit
 
 HEAD = b"POST / HTTP/1.1\r\nHost: a\r\n"
-LIMITS = Patience(head_s=0.4, body_s=0.4, body_bytes=1000, answer_s=0.4, head_bytes=8000, connections=4)
+LIMITS = ConnectionLimits(
+    head_s=0.4, body_s=0.4, body_bytes=1000, answer_s=0.4, head_bytes=8000, connections=4
+)
 ANSWER_BYTES = 50 << 20
 
 
@@ -41,7 +43,7 @@ def server() -> Iterator[tuple[uvicorn.Server, tuple[str, int]]]:
     listening = socket.create_server(("127.0.0.1", 0))
     config = uvicorn.Config(
         app,
-        http=Connections(LIMITS),  # type: ignore[arg-type]
+        http=ProtocolFactory(LIMITS),  # type: ignore[arg-type]
         ws="none",
         lifespan="off",
         log_config=None,

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from server.api import auth
-from server.api.auth import Keyring, RateLimit, RefusedError, Scope
+from server.api.auth import AccessDeniedError, Authenticator, RateLimiter, Scope
 from server.settings import Settings, SettingsError, documented, load_settings
 from server.storage.blobs import Blobs, TooLargeError
 from server.storage.links import Signer
@@ -85,21 +85,21 @@ def store(tmp_path: Path) -> Iterator[Store]:
 
 def test_a_key_lets_in_until_it_ends(store: Store, tmp_path: Path) -> None:
     text, key = auth.create_key(store, 100.0, tenant="studio", name="ci", expires_at=200.0)
-    keys = Keyring(store)
+    keys = Authenticator(store)
     caller = keys.caller(f"Bearer {text}", 150.0)
     assert (caller.tenant, caller.key_id) == ("studio", key.id)
     caller.require(Scope.RUN)
-    with pytest.raises(RefusedError) as refused:
+    with pytest.raises(AccessDeniedError) as refused:
         caller.require(Scope.ADMIN)
     assert refused.value.status == 403
     for header, now in ((f"Bearer {text}", 200.0), (f"Bearer {text}x", 150.0), (text, 150.0), (None, 150.0),
                         ("Basic x", 150.0), ("Bearer ", 150.0)):  # fmt: skip
-        with pytest.raises(RefusedError) as refused:
+        with pytest.raises(AccessDeniedError) as refused:
             keys.caller(header, now)
         assert refused.value.status == 401
     assert store.revoke_key(key.id, 160.0)
     assert not store.revoke_key(key.id, 161.0)
-    with pytest.raises(RefusedError):
+    with pytest.raises(AccessDeniedError):
         keys.caller(f"Bearer {text}", 170.0)
     store.close()
     assert text.encode() not in b"".join(path.read_bytes() for path in tmp_path.glob("keys.sqlite*"))
@@ -107,12 +107,12 @@ def test_a_key_lets_in_until_it_ends(store: Store, tmp_path: Path) -> None:
 
 def test_a_key_is_looked_up_once_a_second_and_noted_once_a_minute(store: Store) -> None:
     text, key = auth.create_key(store, 100.0)
-    keys = Keyring(store)
+    keys = Authenticator(store)
     caller = keys.caller(f"Bearer {text}", 150.0)
     store.revoke_key(key.id, 150.1)
     assert keys.caller(f"Bearer {text}", 150.9) == caller
     keys.forget()
-    with pytest.raises(RefusedError):
+    with pytest.raises(AccessDeniedError):
         keys.caller(f"Bearer {text}", 150.9)
     assert [keys.should_note(caller, now) for now in (151.0, 152.0, 210.9, 211.0)] == [
         True,
@@ -123,7 +123,7 @@ def test_a_key_is_looked_up_once_a_second_and_noted_once_a_minute(store: Store) 
 
 
 def test_rates() -> None:
-    rate = RateLimit(60)
+    rate = RateLimiter(60)
     assert [rate.wait_s("a", 0.0) for _ in range(60)] == [0.0] * 60
     assert rate.wait_s("a", 0.0) == pytest.approx(1.0)
     assert rate.wait_s("b", 0.0) == 0.0

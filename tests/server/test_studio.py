@@ -10,7 +10,7 @@ from application import BASE, Api
 from golden import FOLDER, Replay
 
 from server.api import studio
-from server.api.errors import Refusal
+from server.api.errors import ApiError
 
 pytestmark = pytest.mark.skipif(not FOLDER.is_dir(), reason=f"no contract at {FOLDER}")
 
@@ -42,7 +42,7 @@ def test_every_golden_body_of_this_dialect_is_replayed() -> None:
 def body_of(api: Api, job: str) -> dict[str, object]:
     record = api.server.store.get(job)
     assert record is not None
-    return dict(json.loads(studio.webhook_body(api.server.site, record)))
+    return dict(json.loads(studio.webhook_body(api.server.context, record)))
 
 
 @pytest.mark.parametrize("end", ["completed", "failed"])
@@ -91,7 +91,7 @@ def test_both_dialects_show_the_same_job(api: Api) -> None:
     ids=str,
 )
 def test_what_is_wrong_is_named(body: dict[str, object], named: str) -> None:
-    with pytest.raises(Refusal, match=named) as refused:
+    with pytest.raises(ApiError, match=named) as refused:
         studio.read_submission(VIDEO, body)
     assert refused.value.status == 400
 
@@ -99,7 +99,7 @@ def test_what_is_wrong_is_named(body: dict[str, object], named: str) -> None:
 @pytest.mark.parametrize("order", ["backwards", ["meanwhile"], 1])
 def test_an_order_is_one_of_three(order: object) -> None:
     form = {role.value: f"https://media.example/{role}" for role in MULTI.required}
-    with pytest.raises(Refusal, match="order"):
+    with pytest.raises(ApiError, match="order"):
         studio.read_submission(MULTI, {"formState": {**form, "order": order}})
     given = studio.read_submission(MULTI, {"formState": {**form, "order": "right_left"}})
     assert given.asked.options.order == "right_left"

@@ -14,7 +14,7 @@ from application import BASE, Api
 from golden import FOLDER, Replay
 
 from server.api import wavespeed
-from server.api.errors import Refusal
+from server.api.errors import ApiError
 from server.api.schemas import OPTIONS
 from server.api.submission import signed_headers
 from server.api.wavespeed import read_submission
@@ -247,7 +247,7 @@ def test_webhook_bodies(end: str, api: Api) -> None:
     assert record is not None
     golden = json.loads((FOLDER / f"webhook_{end}.json").read_text())["request"]
     scene = replay(api, task=job)
-    body = wavespeed.webhook_body(api.server.site, record)
+    body = wavespeed.webhook_body(api.server.context, record)
     scene.match(golden["json"], json.loads(body), "")
     scene.match(golden["headers"], signed_headers("whsec_x", job, body, 5.0), "headers")
 
@@ -290,7 +290,7 @@ def test_webhook_bodies(end: str, api: Api) -> None:
     ids=str,
 )
 def test_what_is_wrong_is_named(body: object, named: str) -> None:
-    with pytest.raises(Refusal, match=named) as refused:
+    with pytest.raises(ApiError, match=named) as refused:
         read_submission(LATENTSYNC, json.dumps(body).encode(), "", vendor_limits=True)
     assert refused.value.status == 400
 
@@ -397,7 +397,7 @@ def test_a_job_is_as_fast_as_asked_or_as_the_server_is_set(make_api: Callable[..
         assert record is not None
         assert record.request.options.preset == wanted
     body = json.dumps({"video": VIDEO, "audio": AUDIO, "preset": "hasty"}).encode()
-    with pytest.raises(Refusal, match="preset must be one of default, fast, fastest"):
+    with pytest.raises(ApiError, match="preset must be one of default, fast, fastest"):
         read_submission(LATENTSYNC, body, "", vendor_limits=True)
 
 
