@@ -20,7 +20,7 @@ demo: setup
 	mkdir -p demo_output
 	$(BIN)/lipsync sync demo/presenter.mp4 demo/voice.wav -o demo_output/result.mp4 \
 		--side-by-side demo_output/side_by_side.mp4
-	$(BIN)/python scripts/eval_sync.py video demo_output/result.mp4 --truth demo/truth.json
+	$(BIN)/python -m scripts.eval_sync video demo_output/result.mp4 --truth demo/truth.json
 
 test: setup lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not gpu" -n 2 --dist loadfile --no-loadscope-reorder
@@ -31,11 +31,11 @@ test-slow: setup
 
 soak: MINUTES ?= 3
 soak: setup
-	$(BIN)/python scripts/soak.py --minutes $(MINUTES) --seed 1
+	$(BIN)/python -m scripts.soak --minutes $(MINUTES) --seed 1
 
 # Hostile input of every kind, about half an hour; the suite has a small share of it.
 campaign: setup
-	cd scripts && PYTHONPATH=.. ../$(BIN)/python -m campaign --out ../benchmarks/hostile.json
+	$(BIN)/python -m tests.fuzz.campaign --out benchmarks/hostile.json
 
 lint: setup
 	$(BIN)/ruff check .

@@ -1,6 +1,6 @@
 """What the API costs: submissions and polls beside a rendering worker, on this machine.
 
-    python scripts/bench_api.py --output benchmarks/api.json
+    python -m scripts.bench_api --output benchmarks/api.json
 
 A real server with the tiny model: 1,000 jobs wait, 200 clients ask for one of them once a second each, and
 one worker renders. Submissions and polls are timed as clients see them; the same job is rendered with the
@@ -28,9 +28,8 @@ from operator import truediv
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from live_server import ROOT, Live
-
 from lipsync_engine import media
+from tests.support.live_server import ROOT, Live
 
 WAITING, POLLERS, PAIRS = 1000, 200, 10
 

@@ -1,7 +1,7 @@
 """Windows of several jobs in shared runs of the U-Net: how much faster, and how near to each job alone.
 
-    python scripts/bench_batching.py                   # the tiny model on the CPU: benchmarks/batching.json
-    python scripts/bench_batching.py --device cuda:0   # also the published networks, at 256 and 512
+    python -m scripts.bench_batching                   # the tiny model on the CPU: benchmarks/batching.json
+    python -m scripts.bench_batching --device cuda:0   # also the published networks, at 256 and 512
 
 Per number of jobs: as many threads as jobs sample windows of their own, one after the other, the same number
 of windows in all; once with as many windows in a run as there are jobs (`shared`), once with one (`apart`),
@@ -23,10 +23,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from bench_gpu import DTYPES, FULL, Bench, Window, distance, write
 
 from lipsync_engine import LipSyncPipeline
 from lipsync_engine.models.latentsync.model import LatentSync
+from scripts.bench_gpu import DTYPES, FULL, Bench, Window, distance, write
 
 ROOT = Path(__file__).parents[1]
 JOBS = (1, 2, 4, 8)

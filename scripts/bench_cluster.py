@@ -1,9 +1,9 @@
 """A Ray cluster of several nodes on this machine, measured with a worker that sleeps like a GPU.
 
-    python scripts/bench_cluster.py scaling --database postgresql+psycopg://… [--segments 32 --workers 1 2 4]
-    python scripts/bench_cluster.py kills   --database postgresql+psycopg://… [--jobs 100 --seed 1]
+    python -m scripts.bench_cluster scaling --database postgresql+psycopg://… [--segments 32 --workers 1 2 4]
+    python -m scripts.bench_cluster kills   --database postgresql+psycopg://… [--jobs 100 --seed 1]
 
-Everything is real but the worker process (scripts/stand_in_worker): Ray's nodes and actors, the pool,
+Everything is real but the worker process (tests/support/stand_in_worker): Ray's nodes and actors, the pool,
 supervisors, database, blobs in a folder. `scaling`: one film of many segments, then many films of one, on 1,
 2, 4, … workers; and how long a worker waits for its next segment. `kills`: nodes are killed at random moments
 while jobs run; then every job must have ended once, as a success, with all its segments in their order. The
@@ -26,11 +26,11 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-from live_server import ROOT, until
-from ray_nodes import add_node, open_cluster
+from tests.support.live_server import ROOT, until
+from tests.support.ray_nodes import add_node, open_cluster
 
 RESULTS = ROOT / "benchmarks" / "cluster.json"
-STAND_IN = ROOT / "scripts" / "stand_in_worker"
+STAND_IN = ROOT / "tests" / "support" / "stand_in_worker"
 WORKERS = [1, 2, 4, 8, 16]
 SEGMENT_BYTES = 1 << 20
 KILL_EVERY_S = (12.0, 30.0)
@@ -54,7 +54,6 @@ class Bench:
             [str(STAND_IN), str(ROOT), os.environ.get("PYTHONPATH", "")]
         )
         os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_memory_monitor_refresh_ms": "0"}
-        sys.path.insert(0, str(ROOT))
         from server.cluster import ray as ray_pool
         from server.settings import Settings
         from server.store import Store

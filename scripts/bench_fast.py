@@ -1,6 +1,6 @@
 """What each shortcut costs in likeness and saves in time, side by side on the demo with the tiny model.
 
-    OMP_NUM_THREADS=1 python scripts/bench_fast.py     # benchmarks/fast.json and .png, about ten minutes
+    OMP_NUM_THREADS=1 python -m scripts.bench_fast     # benchmarks/fast.json and .png, about ten minutes
 
 Exact is what LatentSync does: DDIM, 20 steps, every step guided, the whole network each time. Every other row
 is the same windows, noise and sound, run in turns with exact. Likeness is that of the generated pixels alone;
@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any
 
 import cv2
-import flops
 import matplotlib
 import numpy as np
 import torch
@@ -34,6 +33,7 @@ from lipsync_engine.models.latentsync.fp8 import to_float8
 from lipsync_engine.models.latentsync.model import LatentSync, load
 from lipsync_engine.params import EXACT, PRESETS, Shortcuts, Solver
 from lipsync_engine.weights import WeightsStore
+from scripts import flops
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt

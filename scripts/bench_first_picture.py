@@ -1,6 +1,6 @@
 """How long until the first seconds of a film can be watched, against the film's length. Numbers: dev/log.md.
 
-    python scripts/bench_first_picture.py --seconds 10 20 40
+    python -m scripts.bench_first_picture --seconds 10 20 40
 
 Starts a server of its own with the tiny model on this machine's first device. Every job's video has other
 bytes, so that no analysis is taken from a cache. The time runs from the submission to the event that names
@@ -17,9 +17,8 @@ import time
 import urllib.request
 from pathlib import Path
 
-from live_server import ROOT, Live
-
 from lipsync_engine import media
+from tests.support.live_server import ROOT, Live
 
 VIDEO, VOICE = ROOT / "demo" / "presenter.mp4", ROOT / "demo" / "voice.wav"
 

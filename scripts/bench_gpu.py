@@ -1,9 +1,9 @@
 """LatentSync on this device: times per stage, end to end, memory, and how near the chip's limit it runs.
 
-    python scripts/bench_gpu.py                               # CUDA, full size, benchmarks/gpu.json and .png
-    python scripts/bench_gpu.py --device cpu --small --out X  # a miniature, to see that the script works
-    python scripts/bench_gpu.py --reference FOLDER            # the public implementation too
-    python scripts/bench_gpu.py --parts compiled fp8          # adds to the report that is there
+    python -m scripts.bench_gpu                               # CUDA, full size, benchmarks/gpu.json and .png
+    python -m scripts.bench_gpu --device cpu --small --out X  # a miniature, to see that the script works
+    python -m scripts.bench_gpu --reference FOLDER            # the public implementation too
+    python -m scripts.bench_gpu --parts compiled fp8          # adds to the report that is there
 
 The report is written after every number, so that whatever ends a run early, what was measured stays. FOLDER
 is a checkout of the public LatentSync repository; it is run as it is (`reference_job.py`), on the same clip,
@@ -27,12 +27,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import flops
 import matplotlib
 import numpy as np
 import torch
 from diffusers import AutoencoderKL
-from gpu_jobs import FPS, Media, job_report, reference_report
 from whisper.model import AudioEncoder
 
 from lipsync_engine.device import choose_fp8
@@ -48,6 +46,8 @@ from lipsync_engine.models.latentsync.offload import offload
 from lipsync_engine.models.latentsync.unet import LatentSyncUNet
 from lipsync_engine.params import EXACT, PRESETS, Shortcuts
 from lipsync_engine.weights import WeightsStore
+from scripts import flops
+from scripts.gpu_jobs import FPS, Media, job_report, reference_report
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt

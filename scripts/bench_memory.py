@@ -4,7 +4,7 @@ The whole pipeline runs as in a real job (hardened decoders, face tracking, audi
 x264, assembly), except that a stand-in (`stand_in.py`) takes the U-Net's and VAE's place, so that the long
 run takes minutes instead of hours.
 
-    python scripts/bench_memory.py --short-s 30 --long-s 600
+    python -m scripts.bench_memory --short-s 30 --long-s 600
 
 Prints a table, writes JSON with --json, and exits with 1 when the long run's peak is over 1.10 times the
 short's.
@@ -42,8 +42,8 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         for seconds in (arguments.short_s, arguments.long_s):
             video, voice = make_input(Path(folder), seconds)
-            command = [sys.executable, __file__, "--run", str(video), str(voice)]
-            text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+            command = [sys.executable, "-m", "scripts.bench_memory", "--run", str(video), str(voice)]
+            text = subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT).stdout
             rows.append({"input_s": seconds} | json.loads(text.splitlines()[-1]))
     print(f"{'input':>8} {'frames':>7} {'peak, program':>14} {'peak, FFmpeg child':>19} {'wall clock':>11}")
     for row in rows:
@@ -76,11 +76,10 @@ def make_input(folder: Path, seconds: int) -> tuple[Path, Path]:
 
 def run_job(video: Path, voice: Path) -> dict[str, float]:
     """One job in this process; its peaks in MiB."""
-    from stand_in import StandIn
-
     from lipsync_engine.faces.registry import load_detector
     from lipsync_engine.pipeline import LipSyncPipeline
     from lipsync_engine.weights import WeightsStore
+    from tests.support.stand_in import StandIn
 
     peaks_kib: dict[str, int] = {}
     threading.Thread(target=watch_children, args=(peaks_kib,), daemon=True).start()

@@ -1,7 +1,7 @@
 """Short jobs through a real server whose worker makes one at a time, and a few: how much faster.
 
-    python scripts/bench_server_jobs.py                                  # the tiny model on a CPU
-    python scripts/bench_server_jobs.py --device cuda:0 --model latentsync-1.6 --jobs-per-worker 1 2 4 8
+    python -m scripts.bench_server_jobs                                  # the tiny model on a CPU
+    python -m scripts.bench_server_jobs --device cuda:0 --model latentsync-1.6 --jobs-per-worker 1 2 4 8
 
 Servers that differ in `jobs_per_worker` alone run side by side, each with a worker that has loaded its model,
 and are given the same jobs in turns, one server at a time: other work comes and goes. A round is timed from
@@ -26,9 +26,9 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from live_server import ROOT, Live
 
 from lipsync_engine import media
+from tests.support.live_server import ROOT, Live
 
 VOICE_S = 1.6
 

@@ -1,6 +1,6 @@
 """The stages around the model on the CPU, side by side with the reference's own routines.
 
-    OMP_NUM_THREADS=1 python scripts/bench_stages.py --reference FOLDER --clip CLIP --yunet MODEL
+    OMP_NUM_THREADS=1 python -m scripts.bench_stages --reference FOLDER --clip CLIP --yunet MODEL
 
 It writes benchmarks/stages.json. FOLDER is a checkout of the public LatentSync repository (with kornia,
 einops and insightface importable); its file `latentsync/utils/affine_transform.py` is run as it is, in
@@ -31,7 +31,6 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
-from reference_detector import ReferenceDetector
 from torch.nn import functional as F
 
 from lipsync_engine import faces, media
@@ -41,6 +40,7 @@ from lipsync_engine.media.yuv import Frame, region_to_rgb
 from lipsync_engine.models.latentsync.mask import fixed_mask
 from lipsync_engine.params import Quality
 from lipsync_engine.planning.plan import ANALYSIS_MAX_SIDE
+from scripts.reference_detector import ReferenceDetector
 
 ROOT = Path(__file__).parents[1]
 WIDTH, HEIGHT, FPS = 1920, 1080, Fraction(25)

@@ -1,6 +1,6 @@
 """Cold start: from the start of a process to the first window that is made, in its parts.
 
-    python scripts/bench_start.py --model tiny --runs 3        # prints JSON
+    python -m scripts.bench_start --model tiny --runs 3        # prints JSON
 
 Each run is a process of its own. `loaded` is when the weights are on the device, `ready` when one window has
 been denoised and decoded: what a server's worker does before it says that it is ready.

@@ -1,6 +1,6 @@
 """Is the watermark found after what films go through, is it not found where there is none, is it seen?
 
-    python scripts/bench_watermark.py --output benchmarks/watermark.json [--real CLIP --yunet MODEL]
+    python -m scripts.bench_watermark --output benchmarks/watermark.json [--real CLIP --yunet MODEL]
 
 Marked are the demo, lip-synced by the tiny model, and drawn presenters and a real clip, whose own faces get
 the mark through the crop and the paste of a job, without a model. Clean are other drawn presenters. Of a
@@ -21,8 +21,6 @@ from typing import Any
 
 import cv2
 import numpy as np
-import presenter
-from presenter import Identity
 
 from lipsync_engine import LipSyncPipeline, SyncParams, media
 from lipsync_engine.faces import FaceDetector, FaceTracker, YuNetDetector, choose_speaker
@@ -34,6 +32,8 @@ from lipsync_engine.provenance.watermark import marked
 from lipsync_engine.provenance.watermark.pattern import THRESHOLD
 from lipsync_engine.provenance.watermark.video import averaged_faces
 from lipsync_engine.weights import WeightsStore
+from tests.support import presenter
+from tests.support.presenter import Identity
 
 DEMO = Path(__file__).parents[1] / "demo"
 SIDE, FRAMES = 512, 75

@@ -1,6 +1,6 @@
 """Does the sync score tell right from wrong? Measured on presenters, voices and texts never trained on.
 
-    python scripts/eval_score.py --trials 200 --output benchmarks/sync_score.json     # needs espeak-ng
+    python -m scripts.eval_score --trials 200 --output benchmarks/sync_score.json     # needs espeak-ng
 
 A trial is a film of a drawn presenter who speaks, coded as H.264, with three sounds: the right one, the right
 one moved by 2 to 12 frames, and somebody else's words. It counts as ranked correctly when the right sound is
@@ -22,11 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import presenter
-import speech
 import torch
-from eval_sync import SENTENCES, VOICES
-from presenter import Identity
 
 from lipsync_engine.faces import FaceDetector
 from lipsync_engine.faces.registry import load_detector
@@ -34,6 +30,9 @@ from lipsync_engine.sync_score import SyncScore, SyncScorer, load_scorer
 from lipsync_engine.sync_score.video import find_faces
 from lipsync_engine.sync_score.windows import with_sound
 from lipsync_engine.weights import WeightsStore
+from scripts.eval_sync import SENTENCES, VOICES
+from tests.support import presenter, speech
+from tests.support.presenter import Identity
 
 SIDE, FRAMES = 200, 75
 BAR = 0.95

@@ -1,7 +1,7 @@
 """Does the tiny model speak? Measured on presenters, voices and sentences that it was never trained on.
 
-    python scripts/eval_sync.py full --output benchmarks/tiny_sync   # table, JSON, plot; needs espeak-ng
-    python scripts/eval_sync.py video result.mp4 --truth demo/truth.json
+    python -m scripts.eval_sync full --output benchmarks/tiny_sync   # table, JSON, plot; needs espeak-ng
+    python -m scripts.eval_sync video result.mp4 --truth demo/truth.json
 
 Every presenter says one sentence and is made to say another; how far the mouth is open is read back from the
 finished video (`mouth_reader.py`) and compared with the articulation that belongs to the voice.
@@ -22,14 +22,13 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-import presenter
-import speech
-from mouth_reader import read_openness
-from presenter import Canvas, Identity, Pose
 
 from lipsync_engine import LipSyncPipeline, SyncParams, media
 from lipsync_engine.media.yuv import region_to_rgb
 from lipsync_engine.params import Quality
+from tests.support import presenter, speech
+from tests.support.mouth_reader import read_openness
+from tests.support.presenter import Canvas, Identity, Pose
 
 SIDE = 320
 CLOSED, OPEN = 0.15, 0.30

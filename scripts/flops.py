@@ -1,6 +1,6 @@
 """What LatentSync costs to compute, counted on our own networks at full size, without weights or a GPU.
 
-    python scripts/flops.py            # prints a table, writes benchmarks/flops.json
+    python -m scripts.flops            # prints a table, writes benchmarks/flops.json
 
 Networks on the meta device carry shapes and no numbers: every operation of a job is counted for nothing.
 A multiply-add is 2 FLOP; convolutions, linear layers and attention count, norms and activations do not.

@@ -11,7 +11,7 @@ cd "$(dirname "$0")/.."
 PYTHON=${PYTHON:-python3}
 OUT=${OUT:-benchmarks}
 LIMIT_S=${LIMIT_S:-470}
-export PYTHONPATH="$PWD:$PWD/scripts${PYTHONPATH:+:$PYTHONPATH}" OMP_NUM_THREADS=${OMP_NUM_THREADS:-8}
+export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" OMP_NUM_THREADS=${OMP_NUM_THREADS:-8}
 TORCHINDUCTOR_CACHE_DIR=$(mktemp -d)
 export TORCHINDUCTOR_CACHE_DIR
 trap 'rm -rf "$TORCHINDUCTOR_CACHE_DIR"' EXIT
@@ -23,8 +23,8 @@ by() { # by PERCENT COMMAND…
   timeout -k 5 $((left > 1 ? left : 1)) "$PYTHON" "$@" || { echo "ended with status $?: $*" >&2; status=1; }
 }
 by 20 -m pytest -m gpu -p no:cacheprovider -q tests/gpu
-by 66 scripts/bench_gpu.py --out "$OUT" "$@"
-by 78 scripts/bench_batching.py --device cuda:0 --steps 2 --repeats 1 --out "$OUT"
-by 90 scripts/bench_gpu.py --parts compiled --out "$OUT"
-by 100 scripts/bench_gpu.py --parts fp8 --out "$OUT"
+by 66 -m scripts.bench_gpu --out "$OUT" "$@"
+by 78 -m scripts.bench_batching --device cuda:0 --steps 2 --repeats 1 --out "$OUT"
+by 90 -m scripts.bench_gpu --parts compiled --out "$OUT"
+by 100 -m scripts.bench_gpu --parts fp8 --out "$OUT"
 exit $status

@@ -1,7 +1,7 @@
 """Make the bundled demo: a drawn presenter, another sentence to put into her mouth, and what is true of it.
 
-    python scripts/make_demo.py             # demo/presenter.mp4, voice.wav, truth.json (espeak-ng needed)
-    python scripts/make_demo.py --picture   # demo/side_by_side.gif from what `make demo` left
+    python -m scripts.make_demo             # demo/presenter.mp4, voice.wav, truth.json (espeak-ng needed)
+    python -m scripts.make_demo --picture   # demo/side_by_side.gif from what `make demo` left
 
 Neither her face, nor the voice, nor the sentence was used in training.
 """
@@ -13,11 +13,9 @@ import math
 import subprocess
 from pathlib import Path
 
-import presenter
-import speech
-from eval_sync import Truth
-
 from lipsync_engine import media
+from scripts.eval_sync import Truth
+from tests.support import presenter, speech
 
 ROOT = Path(__file__).parents[1]
 IDENTITY, VOICE, SIDE = 4_000_009, "en-us+f4", 384

@@ -1,6 +1,6 @@
 """Make the small pictures of docs/examples.md: a portrait, two speakers, a mask.
 
-    python scripts/make_examples.py docs/images
+    python -m scripts.make_examples docs/images
 
 Made with the real command and the tiny model, from the bundled demo and a second drawn presenter.
 """
@@ -14,11 +14,10 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-import presenter
-import speech
-from make_demo import SIDE, picture
 
 from lipsync_engine import media
+from scripts.make_demo import SIDE, picture
+from tests.support import presenter, speech
 
 ROOT = Path(__file__).parents[1]
 DEMO = ROOT / "demo"

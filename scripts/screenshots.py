@@ -1,6 +1,6 @@
 """Pictures of the page for the documentation: every view at a desk's and a phone's width, in light and dark.
 
-    python scripts/screenshots.py FOLDER
+    python -m scripts.screenshots FOLDER
 
 Starts a server of its own with the tiny model and drives Chromium through a story with the bundled demo. The
 documentation's were made with the fonts Inter and Liberation (Debian: fonts-inter, fonts-liberation).
@@ -15,8 +15,9 @@ import wave
 from pathlib import Path
 from typing import Any
 
-from live_server import Live, until
 from playwright.sync_api import Page, sync_playwright
+
+from tests.support.live_server import Live, until
 
 ROOT = Path(__file__).parents[1]
 VIDEO, VOICE = ROOT / "demo" / "presenter.mp4", ROOT / "demo" / "voice.wav"

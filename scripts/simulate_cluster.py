@@ -1,7 +1,7 @@
 """Where would a large cluster saturate first? Costs measured here, then mean value analysis for up to 1,000
 workers.
 
-    python scripts/simulate_cluster.py --database postgresql+psycopg://…
+    python -m scripts.simulate_cluster --database postgresql+psycopg://…
 
 Measured: the processor time of PostgreSQL (which must run on this machine: it is read from /proc) and of its
 client for a segment, for a job, and for a line of news to one more process that listens; what a poll costs an
@@ -20,7 +20,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import sys
 import time
 import uuid
 from collections.abc import Callable
@@ -31,9 +30,6 @@ from typing import Any
 
 import psycopg
 import sqlalchemy as sa
-from live_server import ROOT
-
-sys.path.insert(0, str(ROOT))
 
 from server.jobs import state as job_state
 from server.jobs.request import Request
@@ -42,6 +38,7 @@ from server.store import Piece, SeenWorker, Store
 from server.store.notifications import CHANNEL
 from server.workers.main import REPORT_EVERY_S
 from server.workers.segment_sharing import BEAT_EVERY_S, TELL_EVERY_S
+from tests.support.live_server import ROOT
 
 RENDER_S, SEGMENTS_PER_JOB, POLL_EVERY_S = 4.0, 10, 2.0
 SEGMENT_BYTES, STORAGES_GBIT_S, DATABASE_CORES = 5e6, (10, 40), 8

@@ -1,6 +1,6 @@
 """Does anything get lost? A real server under a random mix of work, kills and restarts.
 
-    python scripts/soak.py --minutes 3 --seed 1
+    python -m scripts.soak --minutes 3 --seed 1
 
 Jobs are submitted, repeated, cancelled; workers and the server are killed, frozen and stopped at random
 moments. Then everything must come to an end, and the invariants are checked: every accepted job in one final
@@ -26,9 +26,8 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-from live_server import FINAL, ROOT, Live, processes_naming, until
-
 from lipsync_engine import media
+from tests.support.live_server import FINAL, ROOT, Live, processes_naming, until
 
 UNFINISHED = 4
 """So many jobs are kept in the queue."""

@@ -1,6 +1,6 @@
 """Train the bundled `tiny` model on drawn presenters and write weights/tiny.
 
-    python scripts/train_tiny.py --work-dir build/train_tiny
+    python -m scripts.train_tiny --work-dir build/train_tiny
 
 Four networks, each with its own checkpoint in the work folder and skipped when that is complete, so a
 stopped run goes on: the face detector; the audio encoder (learns mouth shapes from sound); the autoencoder;
@@ -26,8 +26,6 @@ from typing import Any
 
 import cv2
 import numpy as np
-import presenter
-import speech
 import torch
 import whisper
 from diffusers import AutoencoderKL, DDIMScheduler
@@ -42,6 +40,7 @@ from lipsync_engine.faces.drawn import STRIDE, FaceNet
 from lipsync_engine.models.latentsync.config import UNetConfig
 from lipsync_engine.models.latentsync.mask import fixed_mask, latent_mask
 from lipsync_engine.models.latentsync.unet import LatentSyncUNet
+from tests.support import presenter, speech
 
 ROOT = Path(__file__).parents[1]
 RESOLUTION, FACTOR, WINDOW = 64, 4, 16

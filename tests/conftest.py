@@ -10,16 +10,14 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(Path(__file__).parent))
-sys.path.insert(0, str(ROOT / "scripts"))  # presenters, their speech and the reader of mouths
-DEMO_VIDEO = ROOT / "demo" / "presenter.mp4"
-DEMO_VOICE = ROOT / "demo" / "voice.wav"
-SHARED = ROOT.parent / "shared"
+from tests.support.paths import DEMO_VIDEO, DEMO_VOICE, SHARED
+
+pytest_plugins = ["tests.support.server_fixtures"]
 
 SLOW_FIRST = (
-    "test_faults", "test_page", "test_live", "test_lip_sync", "test_sync", "test_interrupted", "test_several",
-    "test_jobs_per_worker", "test_cluster", "test_batch", "test_portrait", "test_readme", "test_real_clip",
+    "test_server_crashes", "test_page", "test_server", "test_lip_sync", "test_sync", "test_cli_interrupted",
+    "test_several_speakers", "test_jobs_per_worker", "test_server_processes", "test_batch", "test_portrait",
+    "test_readme", "test_real_clip",
 )  # fmt: skip
 """Files whose tests take longest: when several processes share the tests, these must not come last."""
 

@@ -20,8 +20,8 @@ from server.jobs import state as job_state
 from server.jobs.admission import GateCode
 from server.settings import Settings
 from server.storage.transport import TransportCode
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 
 

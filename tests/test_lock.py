@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 import pytest
 
 from lipsync_engine.cli import licences
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).parents[1]
 LOCKS = {name: (ROOT / name).read_text() for name in ("requirements.lock", "requirements-dev.lock")}
 TORCHS_OWN = re.compile(r"torch|cuda-.*|nvidia-.*")
 

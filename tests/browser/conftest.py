@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
-from live_server import Live
 
-sys.path.insert(0, str(Path(__file__).parent))
-
-from visitor import Open, Seen
+from tests.support.live_server import Live
+from tests.support.visitor import Open, Seen
 
 CHROMIUM_ARGS = (
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from live_server import Live, until
-from visitor import Open, Seen
 
-ROOT = Path(__file__).parents[2]
+from tests.support.live_server import Live, until
+from tests.support.paths import ROOT
+from tests.support.visitor import Open, Seen
+
 PLAYGROUND = ROOT / "server" / "playground"
 Ffmpeg = Callable[..., None]
 

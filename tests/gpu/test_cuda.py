@@ -6,7 +6,6 @@ import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import bench_fast
 import pytest
 import torch
 
@@ -18,6 +17,7 @@ from lipsync_engine.models.latentsync.fp8 import to_float8
 from lipsync_engine.models.latentsync.model import KINDS, LatentSync
 from lipsync_engine.models.latentsync.offload import offload
 from lipsync_engine.params import EXACT, Shortcuts, Solver
+from scripts import bench_fast
 
 pytestmark = [
     pytest.mark.gpu,

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))
-
-from harness import Measure, pack_dir
+from tests.parity.harness import Measure, pack_dir
 
 PARITY = "parity"
 

@@ -18,6 +18,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from tests.support.paths import SHARED
+
 KINDS = Path(__file__).parent / "kinds"
 
 
@@ -40,7 +42,7 @@ Check = Callable[[Path, Mapping[str, Any]], list[Measure]]
 def pack_dir() -> Path:
     """PARITY_DIR, else the folder that lies beside a development checkout; it need not exist."""
     given = os.environ.get("PARITY_DIR")
-    return Path(given) if given else Path(__file__).parents[3] / "shared" / "parity"
+    return Path(given) if given else SHARED / "parity"
 
 
 def load_kind(kind: str) -> ModuleType:

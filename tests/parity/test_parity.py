@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL
-from harness import Measure, checks, load_kind, pack_dir, run
 from safetensors.torch import load_file, save_file
 
 from lipsync_engine.models.latentsync.config import RunConfig, UNetConfig
 from lipsync_engine.models.latentsync.sampling import DenoiseInputs, sampling_steps
 from lipsync_engine.models.latentsync.unet import LatentSyncUNet
+from tests.parity.harness import Measure, checks, load_kind, pack_dir, run
 
 # --- the given pack ---
 

@@ -1,7 +1,7 @@
 """How much is done at once, by what a device's memory holds: computed before the first window, not by trying.
 
 Figures are values alive at the same time in the published networks, counted on their operations, with
-attention that keeps no matrix of weights (`tests/engine/test_memory.py` counts them again); all grow with the
+attention that keeps no matrix of weights (this module's test counts them again); all grow with the
 picture's area, the frames and the width. It knows neither tensors nor devices.
 """
 

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from harness import Measure, difference
 
 from lipsync_engine.faces import align
+from tests.parity.harness import Measure, difference
 
 
 def check(pack: Path, spec: Mapping[str, Any]) -> list[Measure]:

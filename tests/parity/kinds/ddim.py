@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from harness import Measure, difference, load_kind, tensors
 
 from lipsync_engine.models.latentsync.config import RunConfig
 from lipsync_engine.models.latentsync.sampling import DenoiseInputs, sampling_steps
+from tests.parity.harness import Measure, difference, load_kind, tensors
 
 
 def check(pack: Path, spec: Mapping[str, Any]) -> list[Measure]:

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from harness import Measure, difference, load_kind
 
 from lipsync_engine.audio import features as audio_features
 from lipsync_engine.faces import align
@@ -23,6 +22,7 @@ from lipsync_engine.models import ModelInfo
 from lipsync_engine.models.latentsync.model import LatentSync, RunConfig
 from lipsync_engine.params import LoopMode, SyncParams, Tail
 from lipsync_engine.planning import timeline
+from tests.parity.harness import Measure, difference, load_kind
 
 
 def check(pack: Path, spec: Mapping[str, Any]) -> list[Measure]:

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from harness import Measure, difference, tensors
 
 from lipsync_engine.models.latentsync.config import UNetConfig
 from lipsync_engine.models.latentsync.unet import LatentSyncUNet
 from lipsync_engine.weights import load_strict
+from tests.parity.harness import Measure, difference, tensors
 
 
 def load(pack: Path, name: str) -> LatentSyncUNet:

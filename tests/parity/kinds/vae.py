@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL
-from harness import Measure, difference, tensors
 
 from lipsync_engine.models.latentsync import keys
 from lipsync_engine.weights import load_strict
+from tests.parity.harness import Measure, difference, tensors
 
 
 def load(pack: Path, name: str) -> AutoencoderKL:

@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from harness import Measure, difference, tensors
 from whisper.model import AudioEncoder
 
 from lipsync_engine.audio import features as audio_features
 from lipsync_engine.models.latentsync import keys
 from lipsync_engine.weights import load_strict
+from tests.parity.harness import Measure, difference, tensors
 
 
 def load(pack: Path, name: str) -> AudioEncoder:

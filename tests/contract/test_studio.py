@@ -1,0 +1,131 @@
+"""lipsync.studio's dialect against the contract: every golden body, and both dialects on the same jobs."""
+
+from __future__ import annotations
+
+import json
+import uuid
+
+import pytest
+
+from server.api import studio
+from server.api.errors import ApiError
+from tests.support.application import BASE, Api
+from tests.support.golden import FOLDER, Replay
+
+pytestmark = pytest.mark.skipif(not FOLDER.is_dir(), reason=f"no contract at {FOLDER}")
+
+STATELESS = [
+    "studio_submit_video", "studio_submit_image", "studio_submit_image_multi", "studio_bad_resolution",
+    "studio_missing_audio", "studio_missing_form_state", "studio_unauthorized", "studio_job_not_found",
+]  # fmt: skip
+WITH_STATE = {
+    "studio_job_processing", "studio_job_completed", "studio_job_failed", "studio_webhook_completed",
+    "studio_webhook_failed",
+}  # fmt: skip
+VIDEO, MULTI = studio.ENDPOINTS["lipsync-video"], studio.ENDPOINTS["lipsync-image-multi"]
+FORM = {"video": "https://media.example/in/talk.mp4", "audio": "https://media.example/in/voice.wav"}
+
+
+def replay(api: Api, **values: str) -> Replay:
+    return Replay(api.client, studio_key=api.key, base=BASE, **values)
+
+
+@pytest.mark.parametrize("name", STATELESS)
+def test_golden(name: str, api: Api) -> None:
+    replay(api).play(name)
+
+
+def test_every_golden_body_of_this_dialect_is_replayed() -> None:
+    assert {path.stem for path in FOLDER.glob("studio*.json")} == {*STATELESS, *WITH_STATE}
+
+
+def body_of(api: Api, job: str) -> dict[str, object]:
+    record = api.server.store.get(job)
+    assert record is not None
+    return dict(json.loads(studio.webhook_body(api.server.context, record)))
+
+
+@pytest.mark.parametrize("end", ["completed", "failed"])
+def test_a_job_from_beginning_to_end(end: str, api: Api) -> None:
+    scene = replay(api)
+    name = scene.play("studio_submit_image")["id"]
+    job = uuid.UUID(name).hex
+    scene.play("studio_job_processing")
+    if end == "completed":
+        api.succeed(job)
+    else:
+        api.fail(job, "url_wrong_type", "The audio is no audio file that can be used.")
+    told = scene.play(f"studio_job_{end}")
+    golden = json.loads((FOLDER / f"studio_webhook_{end}.json").read_text())
+    scene.match(golden["request"]["json"], body_of(api, job), "webhook")
+    assert body_of(api, job) == told
+    if end == "completed":
+        assert api.client.get(told["output"]).content == b"an mp4"
+
+
+def test_both_dialects_show_the_same_job(api: Api) -> None:
+    answer = api.client.post("/api/v1/lipsync-video", json={"formState": FORM}, headers=api.headers)
+    name = answer.json()["requestId"]
+    seen = api.client.get(f"/api/v3/predictions/{uuid.UUID(name).hex}/result", headers=api.headers).json()
+    assert (seen["data"]["status"], seen["data"]["model"]) == ("created", "lipsync-video")
+    other = api.submit()
+    told = api.client.get(f"/api/v1/jobs/{uuid.UUID(other)}", headers=api.headers).json()
+    assert (told["status"], told["model"]) == ("processing", "bytedance/latentsync")
+    cancelled = api.client.post(f"/api/v3/predictions/{other}/cancel", headers=api.headers)
+    assert cancelled.status_code == 200
+    told = api.client.get(f"/api/v1/jobs/{uuid.UUID(other)}", headers=api.headers).json()
+    assert (told["status"], told["error"]) == ("failed", "The task was cancelled.")
+
+
+@pytest.mark.parametrize(
+    ("body", "named"),
+    [
+        ({"formState": [FORM]}, "formState"),
+        ({"formState": {**FORM, "video": ""}}, "video"),
+        ({"formState": {**FORM, "mask_image": 5}}, "mask_image"),
+        ({"formState": {**FORM, "seed": 1.5}}, "seed"),
+        ({"formState": {**FORM, "segments": [{"audio": FORM["audio"], "face": "left"}]}}, "not both"),
+        ({"formState": FORM, "webhook": "http://app.example/hook"}, "https"),
+        ({"formState": FORM, "webhook": ["https://app.example/hook"]}, "https"),
+    ],
+    ids=str,
+)
+def test_what_is_wrong_is_named(body: dict[str, object], named: str) -> None:
+    with pytest.raises(ApiError, match=named) as refused:
+        studio.read_submission(VIDEO, body)
+    assert refused.value.status == 400
+
+
+@pytest.mark.parametrize("order", ["backwards", ["meanwhile"], 1])
+def test_an_order_is_one_of_three(order: object) -> None:
+    form = {role.value: f"https://media.example/{role}" for role in MULTI.required}
+    with pytest.raises(ApiError, match="order"):
+        studio.read_submission(MULTI, {"formState": {**form, "order": order}})
+    given = studio.read_submission(MULTI, {"formState": {**form, "order": "right_left"}})
+    assert given.asked.options.order == "right_left"
+
+
+def test_the_vendors_resolution_where_none_is_asked_for() -> None:
+    for asked, limits, short_side in (
+        ({}, True, 480),
+        ({"resolution": "720p"}, True, 720),
+        ({}, False, None),
+    ):
+        given = studio.read_submission(VIDEO, {"formState": FORM | asked}, vendor_limits=limits)
+        assert given.asked.options.max_short_side == short_side
+
+
+def test_webhooks_over_http_where_the_operator_allows_them() -> None:
+    body = {"formState": FORM, "webhook": "http://app.example:8080/hook"}
+    given = studio.read_submission(VIDEO, body, http_hosts=("app.example:8080",))
+    assert given.webhook_url == body["webhook"]
+
+
+def test_errors_have_this_dialects_body(api: Api) -> None:
+    for answer in (
+        api.client.post("/api/v1/lipsync-video", content=b"{", headers=api.headers),
+        api.client.get("/api/v1/nothing", headers=api.headers),
+        api.client.get(f"/api/v1/jobs/{uuid.uuid4()}"),
+    ):
+        assert answer.status_code in (400, 401, 404)
+        assert set(answer.json()) == {"error", "message"}

@@ -1,0 +1,513 @@
+"""WaveSpeed's dialect against the contract: every golden body, and the rules that break real clients."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import json
+import time
+import uuid
+from collections.abc import Callable
+
+import pytest
+
+from server.api import wavespeed
+from server.api.errors import ApiError
+from server.api.schemas import OPTIONS
+from server.api.submission import signed_headers
+from server.api.wavespeed import read_submission
+from server.api.wavespeed_models import MODELS, schema
+from server.jobs import state as job_state
+from server.jobs.request import Role, Segment
+from tests.support.application import BASE, Api
+from tests.support.golden import FOLDER, Replay
+
+pytestmark = pytest.mark.skipif(not FOLDER.is_dir(), reason=f"no contract at {FOLDER}")
+
+VIDEO, AUDIO = "https://media.example/in/talk.mp4", "https://media.example/in/voice.wav"
+LATENTSYNC = MODELS["bytedance/latentsync"]
+STATELESS = [
+    "submit_latentsync", "submit_extras", "submit_data_uri", "submit_with_webhook", "submit_kling_lipsync",
+    "submit_with_webhook_url_in_body", "submit_v2_alias", "submit_latentsync_alias",
+    "submit_avatar_omni_human", "submit_lipsync_audio_to_video", "submit_unknown_fields_ignored",
+    "bad_request_missing_parameter",
+    "bad_request_invalid_parameter", "bad_request_not_json", "bad_request_webhook_with_base64",
+    "model_not_found", "result_not_found", "unauthorized", "unauthorized_bad_key", "unauthorized_missing_key",
+    "unauthorized_wrong_scheme", "payload_too_large", "models", "balance", "account_balance", "account_usage",
+    "usage_stats", "billings_search", "pricing", "price", "webhook_secret", "upload_binary", "upload_legacy",
+    "upload_ticket", "predictions_list",
+]  # fmt: skip
+WITH_STATE = {
+    "result_created", "result_without_suffix", "result_processing", "result_completed", "result_failed",
+    "result_failed_no_face", "result_cancelled", "prediction_delete_one", "predictions_delete",
+    "prediction_cancel_ext", "upload_ticket_put", "sync_completed", "sync_failed", "sync_timeout",
+    "base64_completed", "rate_limited", "webhook_completed", "webhook_failed", "webhook_signature_vectors",
+}  # fmt: skip
+
+
+def replay(api: Api, **values: str) -> Replay:
+    return Replay(api.client, key=api.key, base=BASE, **values)
+
+
+@pytest.mark.parametrize("name", STATELESS)
+def test_golden(name: str, api: Api) -> None:
+    replay(api).play(name)
+
+
+def test_every_golden_body_of_this_dialect_is_replayed() -> None:
+    names = {path.stem for path in FOLDER.glob("*.json") if not path.stem.startswith(("_", "studio"))}
+    assert names == {*STATELESS, *WITH_STATE}
+
+
+# --- states ---
+
+
+def test_a_prediction_in_every_state(api: Api) -> None:
+    job = api.submit()
+    scene = replay(api, task=job)
+    scene.play("result_created")
+    api.begin()
+    scene.play("result_processing")
+    scene.play("result_without_suffix")
+    now = time.time()
+    api.server.store.change(job, now, lambda j: job_state.hand_back(j, j.fence, now))
+    api.succeed(job)
+    done = scene.play("result_completed")
+    scene.play("predictions_list")
+    (link,) = done["data"]["outputs"]
+    whole = api.client.get(link)  # without a key
+    assert (whole.content, whole.headers["content-type"]) == (b"an mp4", "video/mp4")
+    part = api.client.get(link, headers={"Range": "bytes=3-5"})
+    assert (part.status_code, part.content) == (206, b"mp4")
+    assert api.client.head(link).headers["content-length"] == "6"
+    scene.play("prediction_delete_one")
+    assert api.client.get(link).status_code == 404
+    assert api.client.get(f"/api/v3/predictions/{job}/result", headers=api.headers).status_code == 404
+
+
+def test_failures(api: Api) -> None:
+    job = api.submit()
+    api.fail(job, "face_not_found", "No face was found in the video.")
+    replay(api, task=job).play("result_failed_no_face")
+    job = api.submit()
+    api.fail(job, "url_bad_status", "Failed to download the video from the provided URL.")
+    replay(api, task=job).play("result_failed")
+    job = api.submit()
+    api.fail(job, "internal_error", "It failed: HTTP 503 from somewhere.")
+    shown = api.client.get(f"/api/v3/predictions/{job}/result", headers=api.headers).json()["data"]
+    assert shown["code"] == 5000
+    assert "HTTP 5" not in shown["error"]
+
+
+def test_cancelling_and_deleting(api: Api) -> None:
+    job = api.submit()
+    scene = replay(api, task=job)
+    scene.play("prediction_cancel_ext")
+    scene.play("result_cancelled")
+    scene.play("prediction_cancel_ext")  # again: the same
+    scene.play("predictions_delete")
+
+
+def test_base64_output(api: Api) -> None:
+    image = base64.b64encode(b"a face").decode()
+    answer = api.client.post(
+        "/api/v3/bytedance/avatar-omni-human",
+        json={"image": image, "audio": image, "enable_base64_output": True},
+        headers=api.headers,
+    )
+    job = answer.json()["data"]["id"]
+    api.succeed(job, b"the film")
+    done = replay(api, task=job).play("base64_completed")
+    assert base64.b64decode(done["data"]["outputs"][0]) == b"the film"
+
+
+@pytest.mark.parametrize("end", ["completed", "failed", "timeout"])
+def test_sync_mode(end: str, make_api: Callable[..., Api]) -> None:
+    api = make_api(sync_timeout_s=0.3 if end == "timeout" else 20)
+    scene = replay(api)
+    portal = api.client.portal
+    assert portal is not None
+
+    async def work() -> None:
+        """What a worker does, in the application's own loop."""
+        board = api.server.board
+        await board.job_came.wait()
+        record = await board.claim()
+        assert record is not None
+        if end == "completed":
+            output = job_state.Output("results/x.mp4", 1.0)
+            await board.change(record.job.id, lambda j, now: job_state.succeed(j, j.fence, now, output))
+        elif end == "failed":
+            failure = job_state.Failure("media_failed", "The video cannot be decoded.")
+            await board.change(
+                record.job.id, lambda j, now: job_state.fail(j, j.fence, now, failure, board.policy)
+            )
+
+    working = portal.start_task_soon(work)
+    scene.play(f"sync_{end}")
+    working.result(10)
+
+
+def test_a_full_queue_and_a_hasty_key(make_api: Callable[..., Api]) -> None:
+    api = make_api(max_waiting=1)
+    api.submit()
+    replay(api).play("rate_limited")
+    api = make_api(requests_per_minute=2)
+    assert [api.client.get("/api/v3/balance", headers=api.headers).status_code for _ in range(3)] == [
+        200,
+        200,
+        429,
+    ]
+    hasty = api.client.get("/api/v3/balance", headers=api.headers)
+    assert int(hasty.headers["Retry-After"]) >= 1
+    assert (
+        api.client.get("/api/v3/balance", headers={"Authorization": f"Bearer {api.other_key}"}).status_code
+        == 200
+    )
+
+
+# --- uploads ---
+
+
+def test_an_upload_by_ticket_becomes_an_input(api: Api) -> None:
+    scene = replay(api)
+    scene.play("upload_ticket")
+    scene.play("upload_ticket_put")
+    url = api.client.post(
+        "/api/v3/media/uploads", json={"filename": "a.mp4", "size": 5}, headers=api.headers
+    ).json()["data"]
+    assert api.client.put(url["upload"]["url"], content=b"bytes").status_code == 200
+    assert api.client.get(url["download_url"]).content == b"bytes"
+    job = api.submit(video=url["download_url"])
+    record = api.server.store.get(job)
+    assert record is not None
+    video = next(source for source in record.request.sources if source.role is Role.VIDEO)
+    assert video.url is None
+    assert video.blob is not None
+    assert video.blob.startswith("uploads/studio/")
+
+
+def test_another_tenants_upload_is_no_input_of_ours(api: Api) -> None:
+    other = {"Authorization": f"Bearer {api.other_key}"}
+    theirs = api.client.post("/api/v3/upload", files={"file": ("a.mp4", b"secret")}, headers=other)
+    job = api.submit(video=theirs.json()["data"]["download_url"])
+    record = api.server.store.get(job)
+    assert record is not None
+    assert all(source.blob is None for source in record.request.sources)
+
+
+def test_links_cannot_be_made_or_bent(api: Api) -> None:
+    place = api.client.post("/api/v3/upload", files={"file": ("a.mp4", b"x")}, headers=api.headers)
+    link = place.json()["data"]["download_url"]
+    token, _, name = link.removeprefix(f"{BASE}/files/").partition("/")
+    until, _, mac = token.partition("-")
+    bent = [
+        f"/files/{int(until, 16) + 999:x}-{mac}/{name}",
+        f"/files/{token}/{name[:-5]}0.mp4",
+        f"/files/{token}/../../signing.key",
+        f"/files/{token}/%2e%2e/%2e%2e/signing.key",
+        f"/files/-/{name}",
+        f"/files/{token}x/{name}",
+    ]
+    for path in bent:
+        assert api.client.get(path).status_code == 404, path
+    assert api.client.put(f"/uploads/{token}/{name}", content=b"evil").status_code == 403
+    assert api.client.get(link).content == b"x"
+
+
+def test_an_upload_that_is_too_large_leaves_nothing(make_api: Callable[..., Api]) -> None:
+    api = make_api(max_upload_bytes=1000)
+    place = api.client.post(
+        "/api/v3/media/uploads", json={"filename": "a.mp4", "size": 10}, headers=api.headers
+    ).json()["data"]
+    assert api.client.put(place["upload"]["url"], content=bytes(5000)).status_code == 413
+    assert api.client.get(place["download_url"]).status_code == 404
+
+
+# --- webhooks ---
+
+
+def test_signature_vectors() -> None:
+    vectors = json.loads((FOLDER / "webhook_signature_vectors.json").read_text())["vectors"]
+    assert len(vectors) >= 2
+    for vector in vectors:
+        body, now = vector["raw_body"].encode(), float(vector["webhook_timestamp"])
+        headers = signed_headers(vector["secret"], vector["webhook_id"], body, now)
+        assert headers["webhook-signature"] == vector["webhook_signature"]
+
+
+@pytest.mark.parametrize("end", ["completed", "failed"])
+def test_webhook_bodies(end: str, api: Api) -> None:
+    job = api.submit()
+    if end == "completed":
+        api.succeed(job)
+    else:
+        api.fail(job, "media_failed", "The video cannot be decoded.")
+    record = api.server.store.get(job)
+    assert record is not None
+    golden = json.loads((FOLDER / f"webhook_{end}.json").read_text())["request"]
+    scene = replay(api, task=job)
+    body = wavespeed.webhook_body(api.server.context, record)
+    scene.match(golden["json"], json.loads(body), "")
+    scene.match(golden["headers"], signed_headers("whsec_x", job, body, 5.0), "headers")
+
+
+# --- what a body may be ---
+
+
+@pytest.mark.parametrize(
+    ("body", "named"),
+    [
+        ({"video": VIDEO, "audio": ""}, "audio"),
+        ({"video": VIDEO, "audio": 5}, "audio"),
+        ({"video": None, "audio": AUDIO}, "video"),
+        ({"video": "not a url", "audio": AUDIO}, "video"),
+        ({"video": "file:///etc/passwd", "audio": AUDIO}, "video"),
+        ({"video": "data:video/mp4,plain", "audio": AUDIO}, "video"),
+        ({"video": VIDEO, "audio": AUDIO, "guidance_scale": "2"}, "guidance_scale"),
+        ({"video": VIDEO, "audio": AUDIO, "guidance_scale": 9}, "guidance_scale"),
+        ({"video": VIDEO, "audio": AUDIO, "guidance_scale": True}, "guidance_scale"),
+        ({"video": VIDEO, "audio": AUDIO, "inference_steps": 2.5}, "inference_steps"),
+        ({"video": VIDEO, "audio": AUDIO, "seed": -2}, "seed"),
+        ({"video": VIDEO, "audio": AUDIO, "resolution": "4k"}, "resolution"),
+        ({"video": VIDEO, "audio": AUDIO, "prompt": "x" * 2001}, "prompt"),
+        ({"video": VIDEO, "audio": AUDIO, "segments": [{"audio": AUDIO, "face": "left"}]}, "not both"),
+        ({"video": VIDEO, "segments": []}, "1 to 64"),
+        ({"video": VIDEO, "segments": [{}] * 65}, "1 to 64"),
+        ({"video": VIDEO, "segments": {"audio": AUDIO}}, "1 to 64"),
+        ({"video": VIDEO, "segments": ["left"]}, r"segments\[0\]"),
+        ({"video": VIDEO, "segments": [{"audio": AUDIO}]}, r"segments\[0\].face"),
+        ({"video": VIDEO, "segments": [{"face": "left"}]}, r"segments\[0\].audio"),
+        ({"video": VIDEO, "segments": [{"audio": "no", "face": "left"}]}, r"segments\[0\].audio"),
+        ({"video": VIDEO, "segments": [{"audio": AUDIO, "face": "left", "start": -1}]}, "seconds"),
+        ({"video": VIDEO, "segments": [{"audio": AUDIO, "face": "left", "start": True}]}, "seconds"),
+        ({"video": VIDEO, "segments": [{"audio": AUDIO, "face": "left", "end": "4"}]}, "seconds"),
+        ({"video": VIDEO, "segments": [{"audio": AUDIO, "face": "left", "start": 4, "end": 2}]}, "end after"),
+        ({"video": VIDEO, "audio": AUDIO, "enable_sync_mode": "yes"}, "enable_sync_mode"),
+        ({"video": VIDEO, "audio": AUDIO, "webhook_url": "ftp://x"}, "webhook"),
+        ([], "object"),
+    ],
+    ids=str,
+)
+def test_what_is_wrong_is_named(body: object, named: str) -> None:
+    with pytest.raises(ApiError, match=named) as refused:
+        read_submission(LATENTSYNC, json.dumps(body).encode(), "", vendor_limits=True)
+    assert refused.value.status == 400
+
+
+@pytest.mark.parametrize(
+    ("query", "webhook"),
+    [
+        ("webhook=https%3A%2F%2Fapp.example%2Fhook%3Fjob%3D7", "https://app.example/hook?job=7"),
+        ("webhook=https://app.example/hook?job=7&x=1", "https://app.example/hook?job=7&x=1"),
+        ("a=1&webhook=https%3A%2F%2Fapp.example%2Fh", "https://app.example/h"),
+        ("", None),
+    ],
+)
+def test_webhooks_in_the_query(query: str, webhook: str | None) -> None:
+    body = json.dumps({"video": VIDEO, "audio": AUDIO}).encode()
+    assert read_submission(LATENTSYNC, body, query, vendor_limits=True).webhook_url == webhook
+
+
+def test_options_and_aliases() -> None:
+    body = {
+        "video_url": VIDEO,
+        "audio_url": AUDIO,
+        "num_inference_steps": 8,
+        "seed": 5,
+        "fps": 29.97,
+        "resolution": "720p",
+    }
+    given = read_submission(LATENTSYNC, json.dumps(body).encode(), "", vendor_limits=False)
+    assert (given.asked.options.num_inference_steps, given.asked.options.seed, given.asked.options.fps) == (
+        8,
+        5,
+        "29.97",
+    )
+    assert given.asked.options.max_short_side == 720
+    assert all(source.limits.formats == () for source in given.asked.inputs.sources)
+    random = read_submission(LATENTSYNC, json.dumps(body | {"seed": -1}).encode(), "", vendor_limits=True)
+    assert random.asked.options.seed is not None
+    assert random.asked.options.seed >= 0
+    assert random.asked.inputs.sources[0].limits.formats == ("mp4",)
+
+
+def test_segments_are_voices_with_a_face_and_a_time() -> None:
+    inline = base64.b64encode(b"RIFF" * 1000).decode()
+    body = {
+        "video": VIDEO,
+        "segments": [
+            {"audio": AUDIO, "face": "left", "end": 4},
+            {"audio": inline, "face": "right", "start": 2.5},
+        ],
+    }
+    given = read_submission(LATENTSYNC, json.dumps(body).encode(), "", vendor_limits=True)
+    assert given.asked.segments == (
+        Segment("segment_0", "left", 0.0, 4.0),
+        Segment("segment_1", "right", 2.5, None),
+    )
+    assert [source.name for source in given.asked.inputs.sources] == ["video", "segment_0", "segment_1"]
+    assert given.asked.inputs.sources[1].limits.formats == ("mp3", "aac", "wav", "m4a")
+    assert given.asked.inputs.inline == {"segment_1": b"RIFF" * 1000}
+    assert len(json.dumps(given.said_input)) < 500
+
+
+def test_what_could_not_be_done_is_said(api: Api) -> None:
+    job = api.submit(prompt="a happy voice")
+    api.succeed(job, warnings=("prompt was not used",))
+    for path in (f"/api/v3/predictions/{job}/result", f"/api/v1/jobs/{uuid.UUID(job)}"):
+        told = api.client.get(path, headers=api.headers).json()
+        assert told.get("data", told)["warnings"] == ["prompt was not used"]
+    plain = api.submit()
+    api.succeed(plain)
+    told = api.client.get(f"/api/v3/predictions/{plain}/result", headers=api.headers).json()
+    assert "warnings" not in told["data"]
+
+
+@pytest.mark.parametrize("name", sorted(MODELS))
+def test_every_model_takes_what_its_schema_says(name: str, api: Api) -> None:
+    """Each option once, at a value that its own schema names."""
+    takes = schema(MODELS[name])
+    body: dict[str, object] = {role: f"https://media.example/{role}" for role in takes["required"]}
+    for option, rule in takes["properties"].items():
+        if option in ("segments", *takes["required"]):
+            continue
+        fitting = {"string": "left", "number": rule.get("maximum"), "integer": rule.get("minimum")}
+        body[option] = rule["enum"][-1] if "enum" in rule else fitting.get(rule["type"], False)
+        if "x-accept" in rule:
+            body[option] = "https://media.example/mask.png"
+    answer = api.client.post(f"/api/v3/{name}", json=body, headers=api.headers)
+    assert answer.status_code == 200, answer.text
+    record = api.server.store.get(answer.json()["data"]["id"])
+    assert record is not None
+    wanted = takes["properties"].keys() & set(OPTIONS) - {"inference_steps", "resolution"}
+    kept = dataclasses.asdict(record.request.options)
+    assert all(kept[option] is not None for option in wanted), kept
+    assert ("motion" in wanted) == ("image" in takes["required"])
+
+
+def test_a_job_is_as_fast_as_asked_or_as_the_server_is_set(make_api: Callable[..., Api]) -> None:
+    api = make_api(preset="fast")
+    for asked, wanted in (
+        ({}, "fast"),
+        ({"preset": "fastest"}, "fastest"),
+        ({"preset": "default"}, "default"),
+    ):
+        record = api.server.store.get(api.submit(**asked))
+        assert record is not None
+        assert record.request.options.preset == wanted
+    body = json.dumps({"video": VIDEO, "audio": AUDIO, "preset": "hasty"}).encode()
+    with pytest.raises(ApiError, match="preset must be one of default, fast, fastest"):
+        read_submission(LATENTSYNC, body, "", vendor_limits=True)
+
+
+# --- the rules that break clients ---
+
+
+def test_objects_are_complete_and_have_no_nulls(api: Api) -> None:
+    def walk(value: object, where: str) -> None:
+        assert value is not None, where
+        if isinstance(value, dict):
+            for name, part in value.items():
+                walk(part, f"{where}.{name}")
+
+    job = api.submit()
+    for event in (lambda: None, lambda: api.succeed(job)):
+        event()
+        data = api.client.get(f"/api/v3/predictions/{job}/result", headers=api.headers).json()["data"]
+        walk(data, "data")
+        assert data["urls"]["get"].startswith(BASE)
+
+
+def test_refusals_have_no_data_and_are_never_200(api: Api) -> None:
+    for method, path in (
+        ("POST", "/api/v3/a/b"),
+        ("GET", "/api/v3/predictions/x/result"),
+        ("GET", "/api/v3/no"),
+    ):
+        answer = api.client.request(method, path, headers=api.headers)
+        assert answer.status_code >= 400
+        assert "data" not in answer.json()
+        assert answer.json()["code"] == answer.status_code
+
+
+def test_both_versions_are_served(api: Api) -> None:
+    job = api.submit()
+    for prefix in ("/api/v2", "/api/v3"):
+        assert api.client.get(f"{prefix}/predictions/{job}/result", headers=api.headers).status_code == 200
+
+
+def test_one_idempotency_key_is_one_job(api: Api) -> None:
+    body = {"video": VIDEO, "audio": AUDIO}
+    headers = {**api.headers, "Idempotency-Key": "k1"}
+    ids = {
+        api.client.post("/api/v3/bytedance/latentsync", json=body, headers=headers).json()["data"]["id"]
+        for _ in range(3)
+    }
+    assert len(ids) == 1
+
+
+# --- access ---
+
+
+def test_no_route_is_open_by_accident(api: Api) -> None:
+    """Every route is either public on purpose, or refuses callers without a key."""
+    public = {"/livez", "/readyz", "/metrics", "/files/{token}/{name}", "/uploads/{token}/{name}"}
+    walked = 0
+    for path, methods in routes(api):
+        if path in public:
+            continue
+        for method in methods - {"HEAD"}:
+            place = path.replace("{vendor}/{name:path}", "bytedance/latentsync").replace("{job_id}", "0" * 32)
+            place = place.replace("{key_id}", "0" * 16).replace("{notice_id}", "0" * 32)
+            place = place.replace("{batch_id}", "0" * 32)
+            answer = api.client.request(method, place)
+            assert answer.status_code == 401, f"{method} {path}"
+            walked += 1
+    assert walked > 40
+
+
+def test_tenants_do_not_see_each_other(api: Api) -> None:
+    job = api.submit()
+    other = {"Authorization": f"Bearer {api.other_key}"}
+    for method, path in (
+        ("GET", f"/api/v3/predictions/{job}/result"),
+        ("GET", f"/api/v3/predictions/{job}"),
+        ("POST", f"/api/v3/predictions/{job}/cancel"),
+        ("DELETE", f"/api/v3/predictions/{job}"),
+    ):
+        assert api.client.request(method, path, headers=other).status_code == 404, path
+    gone = api.client.post("/api/v3/predictions/delete", json={"ids": [job]}, headers=other)
+    assert gone.json()["data"]["deleted_count"] == 0
+    page = api.client.post("/api/v3/predictions", json={"page": 1, "page_size": 9}, headers=other)
+    assert page.json()["data"]["total"] == 0
+    secrets = {
+        api.client.get("/api/v3/webhook/secret", headers=headers).json()["data"]["secret"]
+        for headers in (api.headers, other)
+    }
+    assert len(secrets) == 2
+
+
+def test_scopes_and_the_life_of_a_key(api: Api) -> None:
+    made = api.client.post("/admin/keys?tenant=studio&name=viewer&scopes=read", headers=api.headers).json()
+    viewer = {"Authorization": f"Bearer {made['key']}"}
+    assert api.client.get("/api/v3/balance", headers=viewer).status_code == 200
+    assert api.client.post("/api/v3/bytedance/latentsync", json={}, headers=viewer).status_code == 403
+    assert api.client.get("/admin/keys", headers=viewer).status_code == 403
+    listed = api.client.get("/admin/keys", headers=api.headers).text
+    assert made["id"] in listed
+    assert made["key"] not in listed
+    assert "digest" not in listed
+    assert api.client.delete(f"/admin/keys/{made['id']}", headers=api.headers).status_code == 204
+    assert api.client.get("/api/v3/balance", headers=viewer).status_code == 401
+
+
+def routes(api: Api) -> list[tuple[str, set[str]]]:
+    """(path, methods) of everything that the application answers."""
+    document = api.client.get("/openapi.json").json()["paths"]
+    described = [(path, {method.upper() for method in entry}) for path, entry in document.items()]
+    return described + [
+        (path.replace("/api/v3", "/api/v2"), methods)
+        for path, methods in described
+        if path.startswith("/api/v3")
+    ]

@@ -1,0 +1,419 @@
+"""Many clips from one command: what is refused, what is made, what a crash and a second run leave alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from lipsync_engine import LipSyncPipeline, SyncParams
+from lipsync_engine.batch import Loading, ManifestError, Status, run_batch
+from lipsync_engine.batch.manifest import read_manifest
+from lipsync_engine.errors import EXIT_STATUS, ErrorCode, InputError, LipSyncError, ParameterError
+from lipsync_engine.provenance import Marker, Verdict, verify
+from tests.support.cli_process import DEADLINE_S, start, wait_for
+
+Ffmpeg = Callable[..., None]
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+QUICK = ("--steps", "1", "--guidance-scale", "1")
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory, ffmpeg: Ffmpeg, clip: Path, voice: Path) -> Path:
+    """A folder with a clip, a picture of it, two voices and a clip without a face."""
+    folder = tmp_path_factory.mktemp("inputs")
+    (folder / "talk.mp4").hardlink_to(clip)
+    ffmpeg("-i", clip, "-frames:v", 1, "-update", 1, folder / "face.png")
+    ffmpeg("-i", voice, "-t", 0.8, folder / "talk.wav")
+    ffmpeg("-i", voice, "-t", 0.6, folder / "face.wav")
+    ffmpeg("-f", "lavfi", "-i", "color=gray:size=160x120:rate=25", "-t", 1, folder / "wall.mp4")
+    return folder
+
+
+def lines(folder: Path) -> list[dict[str, Any]]:
+    path = folder / "results.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def workers_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
+    try:
+        return psutil.Process(process.pid).children()
+    except psutil.NoSuchProcess:
+        return []
+
+
+def films(folder: Path) -> dict[str, int]:
+    found = {path: path.stat().st_mtime_ns for path in folder.rglob("*.mp4")}
+    return {str(path.relative_to(folder)): time_ns for path, time_ns in found.items()}
+
+
+def table_rows(report: Path) -> list[str]:
+    return re.findall(r"<tr class=(\w+)>", report.read_text())
+
+
+# --- what is made ---
+
+
+def test_a_csv_with_a_bad_clip_in_the_middle(inputs: Path, tmp_path: Path, lipsync: Run) -> None:
+    manifest, out = inputs / "list.csv", tmp_path / "out"
+    manifest.write_text(
+        "video,image,audio,output,seed,motion,consent\n"
+        'talk.mp4,,talk.wav,"monday/<script>alert(1)&.mp4",7,,release 17\n'
+        "wall.mp4,,talk.wav,,,,\n"
+        "\n"
+        ",face.png,face.wav,,,still,\n"
+        "gone.mp4,,talk.wav,<b>gone.mp4,,,\n"
+    )
+    done = lipsync("batch", manifest, "-o", out, "--skip-bad", *QUICK)
+    assert done.returncode == EXIT_STATUS[ErrorCode.BATCH_INCOMPLETE], done.stderr[-2000:]
+    assert "2 of 4 clips are done" in done.stdout
+    assert "row 2 failed: No face" in done.stderr
+    assert set(films(out)) == {"monday/<script>alert(1)&.mp4", "face.mp4"}
+
+    found = {line["row"]: line for line in lines(out)}
+    assert {row: line["status"] for row, line in found.items()} == {
+        1: "done", 2: "failed", 3: "done", 4: "refused",
+    }  # fmt: skip
+    assert (found[2]["code"], found[4]["code"]) == ("face_not_found", "input_not_found")
+    assert found[1]["made"]["frames"] == 20
+    assert found[1]["made"]["seconds"]["render"] > 0
+    assert found[3]["made"]["seconds"]["motion"] > 0
+    assert found[1]["inputs"]["audio"]["sha256"]
+    assert (found[1]["consent"], found[3]["consent"]) == ("release 17", None)
+    for row in (1, 3):
+        assert found[row]["made"]["is_marked"]
+        signed = verify(out / found[row]["output"], Marker.from_environment().known())
+        assert (signed.verdict, len(signed.sources)) == (Verdict.TRUSTED, 1)
+        assert ("consent_sha256" in (signed.made or {})) == (row == 1)
+
+    report = (out / "report.html").read_text()
+    assert table_rows(out / "report.html") == ["done", "failed", "done", "refused"]
+    assert "&lt;script&gt;alert(1)&amp;" in report
+    assert "<script" not in report
+    assert "<b>gone" not in report
+    assert "gone.mp4&#x27; does not exist" in report
+    assert not re.search(r"https?:|//", report)
+    pictures = re.findall(r'src="\./(.*?)"', report)
+    assert len(pictures) == 2
+    assert all((out / picture).read_bytes()[:2] == b"\xff\xd8" for picture in pictures)
+    names = {path.name for path in out.iterdir()}
+    assert names == {"monday", "face.mp4", "results.jsonl", "report.html", "thumbnails"}
+
+
+def test_what_cannot_be_signed_is_refused_before_work(
+    inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest, out = inputs / "list.jsonl", tmp_path / "out"
+    manifest.write_text('{"video": "talk.mp4", "audio": "talk.wav", "output": "talk.mkv"}\n')
+    with pytest.raises(ManifestError) as failed:
+        list(run_batch(manifest, out))
+    assert failed.value.problems[0].column == "output"
+    assert "cannot hold content credentials" in failed.value.problems[0].message
+    monkeypatch.setenv("LIPSYNC_REQUIRE_CONSENT", "1")
+    for consent, codes in ((None, ["consent_required"]), ("release 17", ["parameter_invalid"])):
+        with pytest.raises(ManifestError) as failed:
+            list(run_batch(manifest, out, consent=consent))
+        assert [problem.code for problem in failed.value.problems] == codes
+    monkeypatch.setenv("LIPSYNC_SIGNING_CHAIN", str(tmp_path / "gone.pem"))
+    monkeypatch.setenv("LIPSYNC_SIGNING_KEY", str(tmp_path / "gone.pem"))
+    with pytest.raises(LipSyncError) as broken:
+        list(run_batch(manifest, out, consent="release 17"))
+    assert broken.value.code is ErrorCode.SIGNING_FAILED
+
+
+def test_killed_with_its_workers_then_only_the_rest_is_made(
+    inputs: Path, tmp_path: Path, cache_dir: Path, environment: dict[str, str], lipsync: Run
+) -> None:
+    manifest, out = inputs / "list.jsonl", tmp_path / "out"
+    rows = [
+        {"video": "talk.mp4", "audio": "talk.wav", "seed": seed, "output": f"{seed}.mp4"} for seed in range(4)
+    ]
+    manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    first = start(environment, "batch", manifest, "-o", out, *QUICK)
+    wait_for(lambda: len(lines(out)) >= 1, first)
+    second = lipsync("batch", manifest, "-o", out, *QUICK)
+    workers = workers_of(first)
+    first.kill()
+    first.communicate(timeout=30)
+    assert psutil.wait_procs(workers, timeout=20)[1] == []
+    assert second.returncode == EXIT_STATUS[ErrorCode.JOB_BUSY]
+    assert "error [job_busy]" in second.stderr
+    kept = {line["output"] for line in lines(out)}
+    assert 1 <= len(kept) < 4, "nothing is left to do: the batch was killed too late"
+    times = films(out)
+    with (out / "results.jsonl").open("a") as file:
+        file.write('{"row":')  # what a power cut leaves
+
+    for path in cache_dir.glob("jobs/*/segment-*.part*"):  # of the killed run; the next is the second's
+        path.unlink()
+    again = start(environment, "batch", manifest, "-o", out, *QUICK)
+    wait_for(lambda: any(cache_dir.glob("jobs/*/segment-*.part*")), again)
+    (worker,) = workers_of(again)
+    worker.kill()
+    printed, errors = again.communicate(timeout=DEADLINE_S)
+    assert again.returncode == 0, errors[-2000:]
+    assert f"4 of 4 clips are done, {len(kept)} of them before" in printed
+    assert {name: films(out)[name] for name in kept} == {name: times[name] for name in kept}
+    whole = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines() if line[-1] == "}"]
+    assert sorted(line["output"] for line in whole) == ["0.mp4", "1.mp4", "2.mp4", "3.mp4"]
+    assert [line["attempts"] for line in whole if line["output"] not in kept].count(2) == 1
+    assert table_rows(out / "report.html") == ["done"] * 4
+    assert list((cache_dir / "jobs").iterdir()) == []
+
+
+@pytest.mark.slow
+def test_a_folder_stopped_by_the_user_then_finished_by_two_workers(
+    inputs: Path, tmp_path: Path, cache_dir: Path, environment: dict[str, str]
+) -> None:
+    folder, out = tmp_path / "in", tmp_path / "out"
+    folder.mkdir()
+    for name, source in (
+        ("a.mp4", "talk.mp4"),
+        ("a.wav", "talk.wav"),
+        ("b.mp4", "talk.mp4"),
+        ("b.wav", "face.wav"),
+    ):
+        (folder / name).hardlink_to(inputs / source)
+    process = start(environment, "batch", folder, "-o", out, *QUICK)
+    wait_for(lambda: any(cache_dir.glob("jobs/*/segment-*.part*")), process)
+    workers = workers_of(process)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=40)
+    assert process.returncode == EXIT_STATUS[ErrorCode.CANCELLED]
+    assert "error [cancelled]" in errors
+    assert "Traceback" not in errors
+    assert not any(worker.is_running() for worker in workers)
+    assert not list(cache_dir.rglob("*.part*"))
+    assert lines(out) == []
+    assert films(out) == {}
+    assert table_rows(out / "report.html") == ["waiting", "waiting"]
+
+    params = SyncParams(num_inference_steps=1, guidance_scale=1)
+    steps = run_batch(folder, out, params, loading=Loading(cache_dir=cache_dir), workers=2)
+    seen = []
+    while True:
+        try:
+            seen.append(next(steps))
+        except StopIteration as finished:
+            result = finished.value
+            break
+    assert [one.status for one in result.results] == [Status.DONE, Status.DONE]
+    assert max(len(progress.running) for progress in seen) == 2
+    assert any(progress.left_s is not None for progress in seen)
+    assert (seen[-1].done, seen[-1].rows) == (2, 2)
+
+    # Nothing is left to do, so no model is loaded; a changed file is.
+    times = films(out)
+    *_, last = run_batch(folder, out, params)
+    assert last.resumed == 2
+    assert films(out) == times
+    os.utime(folder / "a.wav")
+    *_, last = run_batch(folder, out, params)
+    assert last.resumed == 2, "its bytes are the same"
+    (folder / "a.wav").unlink()
+    with pytest.raises(ManifestError):
+        list(run_batch(folder, out, params))
+
+
+@pytest.mark.slow
+def test_one_worker_makes_several_clips_at_once(
+    inputs: Path, tmp_path: Path, cache_dir: Path, likeness_db: Callable[[Path, Path], float]
+) -> None:
+    manifest, out = inputs / "several.csv", tmp_path / "out"
+    rows = ("talk.mp4,talk.wav,a.mp4,7", "wall.mp4,talk.wav,b.mp4,7", "talk.mp4,face.wav,c.mp4,8")
+    manifest.write_text("video,audio,output,seed\n" + "\n".join(rows) + "\n")
+    params = SyncParams(num_inference_steps=1, guidance_scale=1)
+    loading = Loading(cache_dir=cache_dir, jobs=3)
+    steps, at_once = run_batch(manifest, out, params, loading=loading, workers=4), 0
+    while True:
+        try:
+            at_once = max(at_once, len(next(steps).running))
+        except StopIteration as finished:
+            result = finished.value
+            break
+    assert [one.status for one in result.results] == [Status.DONE, Status.FAILED, Status.DONE]
+    assert at_once == 3
+    alone = LipSyncPipeline.from_pretrained(cache_dir=tmp_path / "alone")
+    alone(inputs / "talk.mp4", inputs / "face.wav", tmp_path / "c.mp4", replace(params, seed=8))
+    assert likeness_db(out / "c.mp4", tmp_path / "c.mp4") > 55
+
+
+@pytest.mark.slow
+def test_clips_whose_worker_was_killed_are_tried_again_one_by_one(
+    inputs: Path, tmp_path: Path, cache_dir: Path, environment: dict[str, str]
+) -> None:
+    manifest, out = inputs / "killed.csv", tmp_path / "out"
+    rows = "".join(f"talk.mp4,talk.wav,{seed}.mp4,{seed}\n" for seed in range(3))
+    manifest.write_text(f"video,audio,output,seed\n{rows}")
+    process = start(environment, "batch", manifest, "-o", out, "--jobs-per-worker", 2, *QUICK)
+    wait_for(lambda: len(list(cache_dir.glob("jobs/*/"))) == 2, process)
+    (worker,) = workers_of(process)
+    worker.kill()
+    _, errors = process.communicate(timeout=DEADLINE_S)
+    assert process.returncode == 0, errors[-2000:]
+    assert [line["attempts"] for line in lines(out)] == [2, 2, 1]
+
+
+@pytest.mark.slow
+def test_copies_under_other_names_are_made_one_after_the_other(
+    inputs: Path, tmp_path: Path, cache_dir: Path
+) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for name in ("a", "b", "c"):
+        for suffix in (".mp4", ".wav"):
+            shutil.copy(inputs / f"talk{suffix}", folder / f"{name}{suffix}")
+    params = SyncParams(num_inference_steps=1, guidance_scale=1)
+    steps = run_batch(folder, tmp_path / "out", params, loading=Loading(cache_dir=cache_dir), workers=3)
+    while True:
+        try:
+            next(steps)
+        except StopIteration as finished:
+            result = finished.value
+            break
+    assert [(one.status, one.attempts) for one in result.results] == [(Status.DONE, 1)] * 3
+
+
+def test_how_many_clips_at_once_has_bounds(inputs: Path, tmp_path: Path) -> None:
+    with pytest.raises(ParameterError, match="jobs=17"):
+        next(run_batch(inputs, tmp_path / "out", loading=Loading(jobs=17)))
+
+
+# --- what is refused ---
+
+HOSTILE = {
+    "an absolute name": ("output", '"output": "/tmp/x.mp4"'),
+    "a way out": ("output", '"output": "../x.mp4"'),
+    "a way out in the middle": ("output", '"output": "a/../../x.mp4"'),
+    "a backslash": ("output", '"output": "..\\\\x.mp4"'),
+    "a drive": ("output", '"output": "c:x.mp4"'),
+    "a hidden name": ("output", '"output": "a/.x.mp4"'),
+    "another kind": ("output", '"output": "report.html"'),
+    "a line break": ("output", '"output": "a\\n.mp4"'),
+    "a null": ("audio", '"audio": "a\\u0000.wav"'),
+    "half a character": ("audio", '"audio": "\\ud800.wav"'),
+    "a long name": ("output", f'"output": "{"x" * 300}.mp4"'),
+    "a range": ("steps", '"steps": 1000'),
+    "a wrong number": ("seed", '"seed": "x"'),
+    "a huge number": ("seed", f'"seed": "{"9" * 5000}"'),
+    "no number": ("guidance_scale", '"guidance_scale": NaN'),
+    "a huge rate": ("fps", '"fps": "1e999999999"'),
+    "a wrong word": ("loop_mode", '"loop_mode": "spin"'),
+    "a wrong face": ("face", '"face": "nose"'),
+    "an object": ("face", '"face": {"x": 1}'),
+    "motion of a video": ("motion", '"motion": "still"'),
+    "two pictures": ("video", '"image": "face.png"'),
+    "an unknown key": ("speed", '"speed": 1'),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_hostile_row_is_refused_with_its_place(name: str, tmp_path: Path) -> None:
+    column, mistake = HOSTILE[name]
+    manifest = tmp_path / "list.jsonl"
+    manifest.write_text(f'{{"video": "talk.mp4", "audio": "talk.wav", {mistake}}}\n')
+    found = read_manifest(manifest, SyncParams(), tmp_path / "out")
+    assert found.rows == ()
+    (problem,) = found.problems
+    assert (problem.row, problem.column, problem.code) == (1, column, ErrorCode.PARAMETER_INVALID)
+    assert problem.message.encode()
+
+
+@pytest.mark.parametrize("line", ["[" * 100_000, "{", "7", "null"])
+def test_a_line_that_is_no_object(line: str, tmp_path: Path) -> None:
+    manifest = tmp_path / "list.jsonl"
+    manifest.write_text(f'{line}\n{{"video": "a.mp4", "audio": "b.wav"}}\n')
+    found = read_manifest(manifest, SyncParams(), tmp_path / "out")
+    assert [row.output for row in found.rows] == ["a-b.mp4"]
+    assert [problem.row for problem in found.problems] == [1]
+
+
+def test_a_folder_s_lonely_file_is_named(tmp_path: Path) -> None:
+    for name in ("one.mp4", "two.wav"):
+        (tmp_path / name).touch()
+    found = read_manifest(tmp_path, SyncParams(), tmp_path / "out")
+    assert [problem.clip for problem in found.problems] == ["one.mp4", "two.wav"]
+
+
+def test_results_that_would_overwrite_one_another_or_an_input(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "away").symlink_to(tmp_path / "elsewhere")
+    manifest = tmp_path / "list.csv"
+    names = ["a.mp4", "A.mp4", "a.mp4/b.mp4", "away/b.mp4", "c/d.mp4", "c.mp4", "in.mp4"]
+    manifest.write_text("video,audio,output\n" + "".join(f"out/in.mp4,b.wav,{name}\n" for name in names))
+    found = read_manifest(manifest, SyncParams(), out)
+    assert [row.output for row in found.rows] == ["a.mp4", "c/d.mp4", "c.mp4"]
+    assert {problem.row: problem.message.split(":")[0][-24:] for problem in found.problems}.keys() == {
+        2,
+        3,
+        4,
+        7,
+    }
+    said = " ".join(problem.message for problem in found.problems)
+    for words in ("Row 1 has the result", "which row 1 needs", "through a link", "an input of this batch"):
+        assert words in said
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("a.csv", b"video,audio,shout\n", "Column 'shout' does not exist"),
+        ("a.csv", b"video,video,audio\n", "named twice"),
+        ("a.csv", b"video,audio\n", "names no clips"),
+        ("a.csv", b"video,audio\n\xff\xfe,b\n", "not UTF-8"),
+        ("a.csv", b'video,audio\n"a,b\n', "not CSV"),
+        ("a.csv", b"video,audio\n" + b"x" * 200_000 + b",b\n", "not CSV"),
+        ("a.txt", b"video,audio\n", "give a .csv or .jsonl file"),
+    ],
+)
+def test_a_manifest_that_cannot_be_read(name: str, content: bytes, words: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError, match=re.escape(words)):
+        read_manifest(tmp_path / name, SyncParams(), tmp_path / "out")
+
+
+def test_a_manifest_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(InputError) as raised:
+        read_manifest(tmp_path / "gone", SyncParams(), tmp_path / "out")
+    assert raised.value.code is ErrorCode.INPUT_NOT_FOUND
+
+
+def test_a_folder_where_something_is_missing(tmp_path: Path) -> None:
+    for name in ("a.mp4", "a.wav", "b.mp4", "c.wav", "d.mp4", "d.png", "d.wav", ".e.mp4", "notes.txt"):
+        (tmp_path / name).touch()
+    found = read_manifest(tmp_path, SyncParams(), tmp_path / "out")
+    assert [row.output for row in found.rows] == ["a.mp4"]
+    assert [(problem.row, problem.column) for problem in found.problems] == [
+        (2, "audio"),
+        (3, "video"),
+        (4, ""),
+    ]
+
+
+def test_bad_rows_are_listed_and_nothing_is_started(inputs: Path, tmp_path: Path, lipsync: Run) -> None:
+    manifest, out = inputs / "bad.csv", tmp_path / "out"
+    manifest.write_text(
+        "video,audio,output,steps\n"
+        "talk.mp4,talk.wav,1.mp4,\ntalk.wav,talk.wav,2.mp4,\ntalk.mp4,face.png,3.mp4,\ntalk.mp4,face.wav,4.mp4,0\n"
+    )
+    done = lipsync("batch", manifest, "-o", out)
+    assert done.returncode == EXIT_STATUS[ErrorCode.MANIFEST_INVALID]
+    assert "error [manifest_invalid]: 3 of 4 rows" in done.stderr
+    for place in ("row 2, video: ", "row 3, audio: ", "row 4, steps: num_inference_steps=0"):
+        assert place in done.stderr
+    assert "[media_no_video]" in done.stderr
+    assert list(out.iterdir()) == []

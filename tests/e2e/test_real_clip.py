@@ -1,0 +1,87 @@
+"""The real clip and the real speech, with YuNet imported from a folder."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lipsync_engine import LipSyncPipeline, media
+from lipsync_engine.errors import EXIT_STATUS, ErrorCode
+from lipsync_engine.faces.registry import load_detector
+from lipsync_engine.weights import WeightsStore
+from tests.support.paths import SHARED
+from tests.support.stand_in import StandIn
+
+Ffmpeg = Callable[..., None]
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def luma_and_times(path: Path) -> tuple[list[np.ndarray], np.ndarray]:
+    info = media.probe_video(path)
+    pts_s = np.array([pts for pts, _ in media.scan_frames(info, 64)])
+    with media.FrameReader(info, pts_s) as reader:
+        return [frame.y for frame in reader.read(range(0, len(pts_s), 5))], pts_s
+
+
+@pytest.fixture
+def weights_dir(tmp_path: Path, lipsync: Run, environment: dict[str, str]) -> Path:
+    """A weights folder into which the real detector was imported, for commands and library."""
+    detector = SHARED / "weights"
+    if not detector.is_dir():
+        pytest.skip(f"no detector at {detector}")
+    environment["LIPSYNC_WEIGHTS_DIR"] = str(tmp_path / "weights")
+    imported = lipsync("weights", "import", detector)
+    assert imported.returncode == 0, imported.stderr
+    return tmp_path / "weights"
+
+
+def test_the_tiny_model_is_not_let_loose_on_a_real_face(
+    real_media: Path, weights_dir: Path, tmp_path: Path, ffmpeg: Ffmpeg, lipsync: Run
+) -> None:
+    clip, voice, output = tmp_path / "clip.mp4", tmp_path / "voice.wav", tmp_path / "out.mp4"
+    ffmpeg("-i", real_media / "talking_person_1080x1920_25fps.mp4", "-t", 3, "-c", "copy", clip)
+    ffmpeg("-i", real_media / "speech_10s.wav", "-t", 3, voice)
+    done = lipsync("sync", clip, voice, "-o", output, "--detector", "yunet")
+    assert done.returncode == EXIT_STATUS[ErrorCode.OUTPUT_MISCOLOURED], done.stderr[-2000:]
+    assert "tiny" in done.stderr
+    assert not output.exists()
+
+
+@pytest.mark.slow
+def test_around_the_face_the_real_clip_stays_what_it_was(
+    real_media: Path, weights_dir: Path, tmp_path: Path
+) -> None:
+    """Everything but the network is real here: a stand-in of a real model's size takes its place."""
+    clip, output = real_media / "talking_person_1080x1920_25fps.mp4", tmp_path / "out.mp4"
+    detector = load_detector("yunet", WeightsStore(weights_dir))
+    pipeline = LipSyncPipeline(StandIn(), detector, cache_dir=tmp_path / "cache")
+    result = pipeline(clip, real_media / "speech_10s.wav", output)
+    assert (result.frames, result.frames_without_face) == (240, 0)  # 9.6 s of speech
+
+    source, made = media.probe_video(clip), media.probe_video(output)
+    assert (made.format.width, made.format.height) == (1080, 1920)
+    assert made.frame_rate == source.frame_rate
+    assert (made.color_space, made.color_range) == (source.color_space, source.color_range)
+    before, _ = luma_and_times(clip)
+    after, pts_s = luma_and_times(output)
+    assert len(pts_s) == 240
+    assert np.allclose(np.diff(pts_s), 0.04, atol=1e-6)
+
+    # Outside the face crop the pixels are the source's; inside the mouth they are not.
+    outside = np.ones((1920, 1080), dtype=bool)
+    outside[500:900, 400:800] = False
+    errors = [
+        np.mean((b[outside].astype(float) - a[outside]) ** 2) for b, a in zip(before, after, strict=False)
+    ]
+    psnr = 10 * np.log10(255**2 / np.mean(errors))
+    mouth = [
+        np.abs(b[700:820, 500:680].astype(float) - a[700:820, 500:680]).mean()
+        for b, a in zip(before, after, strict=False)
+    ]
+    print(f"PSNR outside the face {psnr:.1f} dB, mean change in it {np.mean(mouth):.1f} levels")
+    assert psnr > 45
+    assert np.mean(mouth) > 1.0

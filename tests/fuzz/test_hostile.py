@@ -1,0 +1,110 @@
+"""What must not get in: JSON that Python takes and a server cannot keep, broken requests."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import tracemalloc
+from typing import Any
+
+import pytest
+
+from server.api.json_body import MAX_DEPTH, MAX_VALUES, BodyError, read_json
+from server.workers.process import WorkerGoneError, WorkerProcess
+from tests.support.application import Api
+
+LINKS = {"video": "https://media.example/a.mp4", "audio": "https://media.example/a.wav"}
+HOSTILE = {
+    "half a character": r'"\ud800"',
+    "half a character as a name": r'{"\udfff": 1}',
+    "NUL": r'"http://a.example/\u0000"',
+    "NaN": "NaN",
+    "endless": "1e999",
+    "deep": "[" * 700 + "]" * 700,
+    "too deep": '{"a":' * 2000 + "1" + "}" * 2000,
+    "many": "[" + ",".join(["[]"] * MAX_VALUES) + "]",
+    "a long integer": "9" * 5000,
+}
+
+
+@pytest.mark.parametrize("value", HOSTILE.values(), ids=HOSTILE.keys())
+@pytest.mark.parametrize("path", ["/api/v3/bytedance/latentsync", "/api/v1/lipsync-video"])
+def test_a_poisoned_body_is_refused_and_leaves_nothing(api: Api, path: str, value: str) -> None:
+    given = json.dumps(LINKS)[:-1] + f', "more": {value}}}'
+    body = f'{{"formState": {given}}}' if "v1" in path else given
+    answer = api.client.post(path, content=body, headers=api.headers)
+    assert answer.status_code == 400
+    assert api.client.get("/api/native/v1/jobs", headers=api.headers).json() == {"total": 0, "jobs": []}
+
+
+@pytest.mark.parametrize("model", [["a"], {"a": 1}, 10**30, 1.5])
+def test_a_model_to_search_for_is_a_string(api: Api, model: Any) -> None:
+    body = {"page": 1, "page_size": 1, "model": model}
+    answer = api.client.post("/api/v3/predictions", json=body, headers=api.headers)
+    assert (answer.status_code, answer.json()["error_code"]) == (400, "invalid_parameter")
+
+
+@pytest.mark.parametrize(
+    "path", ["/api/v3/predictions/%00", "/api/native/v1/jobs?text=a%00", "/files/%00/a", "/api/v1/jobs/%00"]
+)
+def test_no_url_holds_nul(api: Api, path: str) -> None:
+    assert api.client.get(path, headers=api.headers).status_code == 400
+
+
+def test_what_is_usual_is_read() -> None:
+    usual = {"text": "größer 😀 \r\n", "numbers": [1, 2.5, -1], "none": None, "deep": [[[{"a": []}]]]}
+    assert read_json(json.dumps(usual).encode()) == usual
+    assert read_json(json.dumps(usual, ensure_ascii=False).encode()) == usual
+    assert read_json(b"[" * MAX_DEPTH + b"]" * MAX_DEPTH)
+    with pytest.raises(BodyError, match="levels"):
+        read_json(b"[" * (MAX_DEPTH + 2) + b"]" * (MAX_DEPTH + 2))
+    with pytest.raises(BodyError, match="UTF-8"):
+        read_json(json.dumps(usual).encode("utf-16"))
+
+
+def test_many_values_cost_no_memory() -> None:
+    body = b"[" + b"{}," * (10 << 20)
+    tracemalloc.start()
+    with pytest.raises(BodyError, match="values"):
+        read_json(body)
+    assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    tracemalloc.stop()
+
+
+def test_a_client_that_leaves_in_the_middle_is_no_fault(api: Api, caplog: pytest.LogCaptureFixture) -> None:
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": "/api/v1/lipsync-video",
+        "raw_path": b"/api/v1/lipsync-video",
+        "query_string": b"",
+        "root_path": "",
+        "scheme": "http",
+        "http_version": "1.1",
+        "headers": [(b"host", b"a"), (b"authorization", f"Bearer {api.key}".encode())],
+        "server": ("a", 80),
+        "client": ("b", 80),
+    }
+    said: list[dict[str, Any]] = []
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.disconnect"}
+
+    async def send(message: dict[str, Any]) -> None:
+        said.append(message)
+
+    assert api.client.portal is not None
+    api.client.portal.call(api.client.app, scope, receive, send)
+    assert said[0]["status"] == 499
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
+@pytest.mark.parametrize("line", [b'{"kind":"boast"}\n', b"\xff\n", b"x" * 200, b'{"kind":"ready"}\n'])
+def test_a_worker_that_speaks_nonsense_is_given_up(line: bytes) -> None:
+    async def hear() -> object:
+        answers = asyncio.StreamReader(limit=100)
+        answers.feed_data(line)
+        return await WorkerProcess(0, answers, None).begin(5)  # type: ignore[arg-type]
+
+    with pytest.raises(WorkerGoneError, match="nonsense"):
+        asyncio.run(hear())

@@ -1,0 +1,239 @@
+"""A batch on a Ray cluster of several nodes here: the same results, whatever machines come and go."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import IO, Any
+
+import psutil
+import pytest
+
+from lipsync_engine import SyncParams, batch
+from lipsync_engine.batch import BatchResult, Loading, Status, run_batch
+from lipsync_engine.batch.worker_process import Process, ThisMachine, Told, Worker
+from lipsync_engine.errors import ErrorCode, ResourceError
+from lipsync_engine.params import Engine
+from tests.support.ray_nodes import add_node, open_cluster
+
+Ffmpeg = Callable[..., None]
+
+QUICK = SyncParams(num_inference_steps=1, guidance_scale=1)
+ROWS = 4
+DEADLINE_S = 240
+
+
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory: pytest.TempPathFactory, ffmpeg: Ffmpeg, clip: Path, voice: Path) -> Path:
+    """Clips of a presenter that differ in their seeds."""
+    folder = tmp_path_factory.mktemp("inputs")
+    (folder / "talk.mp4").hardlink_to(clip)
+    ffmpeg("-i", voice, "-t", 0.8, folder / "talk.wav")
+    rows = [{"video": "talk.mp4", "audio": "talk.wav", "seed": n, "output": f"{n}.mp4"} for n in range(ROWS)]
+    path = folder / "list.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
+    """A head without a place for workers; this program, and those that it starts, find it by RAY_ADDRESS."""
+    pytest.importorskip("ray", reason="Ray is not installed: pip install 'lipsync-engine[ray]'")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        opened = open_cluster()
+        patch.setenv("RAY_ADDRESS", opened.address)
+        yield opened
+        opened.shutdown()
+
+
+@pytest.fixture
+def nodes(cluster: Any) -> Iterator[list[Any]]:
+    """Two machines with a place each."""
+    opened = [add_node(cluster, num_cpus=1) for _ in range(2)]
+    yield opened
+    for node in opened:
+        if node in cluster.worker_nodes:
+            cluster.remove_node(node)
+
+
+def lines(folder: Path) -> list[dict[str, Any]]:
+    path = folder / "results.jsonl"
+    whole = path.read_text().splitlines() if path.exists() else []
+    return [json.loads(line) for line in whole]
+
+
+def told(result: BatchResult) -> list[tuple[object, ...]]:
+    """What does not depend on who made it, and when."""
+    return [
+        (one.row, one.status, one.output, one.inputs, one.options_sha256, one.made and one.made.frames)
+        for one in result.results
+    ]
+
+
+Look = Callable[[batch.BatchProgress], None]
+
+
+def made(source: Path, output: Path, look: Look, **given: Any) -> BatchResult:
+    steps = run_batch(source, output, QUICK, **given)
+    while True:
+        try:
+            look(next(steps))
+        except StopIteration as finished:
+            result: BatchResult = finished.value
+            return result
+
+
+@pytest.mark.slow
+def test_two_machines_make_what_one_process_makes(
+    manifest: Path,
+    tmp_path: Path,
+    cache_dir: Path,
+    nodes: list[Any],
+    likeness_db: Callable[[Path, Path], float],
+) -> None:
+    at_once: list[int] = []
+    here = made(manifest, tmp_path / "here", lambda _: None, loading=Loading(cache_dir=cache_dir / "here"))
+    there = made(
+        manifest,
+        tmp_path / "there",
+        lambda seen: at_once.append(len(seen.running)),
+        loading=Loading(cache_dir=cache_dir / "there"),
+        engine=Engine.RAY,
+    )
+    assert told(there) == told(here)
+    assert [one.status for one in there.results] == [Status.DONE] * ROWS
+    assert max(at_once) == 2, "a machine without work"
+    for number in range(ROWS):
+        assert likeness_db(tmp_path / "here" / f"{number}.mp4", tmp_path / "there" / f"{number}.mp4") > 55
+    assert sorted(path.name for path in (tmp_path / "there").iterdir()) == sorted(
+        path.name for path in (tmp_path / "here").iterdir()
+    )
+    assert (tmp_path / "there" / "report.html").read_text().count("<tr class=done>") == ROWS
+
+
+@pytest.mark.slow
+def test_a_lost_machines_clip_is_made_by_another(
+    manifest: Path, tmp_path: Path, cache_dir: Path, cluster: Any, nodes: list[Any]
+) -> None:
+    def look(seen: batch.BatchProgress) -> None:
+        both_work = sum(one.stage is not None for one in seen.running) == 2
+        if both_work and nodes[1] in cluster.worker_nodes:
+            cluster.remove_node(nodes[1], allow_graceful=False)
+
+    result = made(
+        manifest, tmp_path / "out", look, loading=Loading(cache_dir=cache_dir), engine=Engine.RAY, workers=2
+    )
+    assert nodes[1] not in cluster.worker_nodes
+    assert [one.status for one in result.results] == [Status.DONE] * ROWS
+    assert sorted(one.attempts for one in result.results) == [1] * (ROWS - 1) + [2]
+
+
+@pytest.mark.slow
+def test_killed_then_the_cluster_is_free_and_only_the_rest_is_made(
+    manifest: Path, tmp_path: Path, cache_dir: Path, nodes: list[Any], environment: Mapping[str, str]
+) -> None:
+    out = tmp_path / "out"
+    options = ("--engine", "ray", "--steps", "1", "--guidance-scale", "1")
+    command = [sys.executable, "-m", "lipsync_engine.cli", "batch", str(manifest), "-o", str(out), *options]
+    process = subprocess.Popen(command, env=dict(environment), stderr=subprocess.PIPE, text=True)
+    with process:
+        for _ in range(20 * DEADLINE_S):
+            if lines(out):
+                break
+            try:
+                process.wait(timeout=0.05)
+            except subprocess.TimeoutExpired:
+                continue
+            pytest.fail(f"the batch ended: {process.stderr.read()[-2000:]}" if process.stderr else "")
+        workers = workers_with(cache_dir)
+        process.kill()
+    assert len(workers) == 2
+    assert psutil.wait_procs(workers, timeout=30)[1] == []
+    kept = {line["output"]: (out / line["output"]).stat().st_mtime_ns for line in lines(out)}
+    assert 1 <= len(kept) < ROWS, "nothing is left to do: the batch was killed too late"
+    again = subprocess.run(
+        command, env=dict(environment), capture_output=True, text=True, timeout=DEADLINE_S, check=False
+    )
+    assert again.returncode == 0, again.stderr[-2000:]
+    assert f"{ROWS} of {ROWS} clips are done, {len(kept)} of them before" in again.stdout
+    assert {name: (out / name).stat().st_mtime_ns for name in kept} == kept
+    assert psutil.wait_procs(workers_with(cache_dir), timeout=30)[1] == []
+
+
+def workers_with(cache_dir: Path) -> list[psutil.Process]:
+    """Workers of batches with this cache, whoever started them."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if "lipsync_engine.batch.worker" in process.cmdline() and str(cache_dir) == process.environ().get(
+                "LIPSYNC_CACHE_DIR"
+            ):
+                found.append(process)
+        except psutil.Error:  # it has ended
+            continue
+    return found
+
+
+def test_without_a_cluster(manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("ray", reason="Ray is not installed: pip install 'lipsync-engine[ray]'")
+    out = tmp_path / "out"
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    with pytest.raises(ResourceError, match="lipsync cluster up") as away:
+        next(run_batch(manifest, out, QUICK, engine=Engine.RAY))
+    assert away.value.code is ErrorCode.CLUSTER_AWAY
+    monkeypatch.delenv("RAY_ADDRESS")
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    with pytest.raises(ResourceError, match="belongs to no cluster"):
+        next(run_batch(manifest, out, QUICK, engine=Engine.RAY))
+    assert not out.exists()
+
+
+def test_without_ray(manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "lipsync_engine.batch.ray_backend", raising=False)
+    monkeypatch.delattr(batch, "ray_pool", raising=False)
+    monkeypatch.setitem(sys.modules, "ray", None)  # as where it is not installed
+    with pytest.raises(ResourceError, match=r"lipsync-engine\[ray\]") as missing:
+        next(run_batch(manifest, tmp_path / "out", QUICK, engine=Engine.RAY))
+    assert missing.value.code is ErrorCode.CLUSTER_AWAY
+
+
+def test_a_machine_that_does_not_see_the_folders_says_so(tmp_path: Path) -> None:
+    pytest.importorskip("ray", reason="Ray is not installed: pip install 'lipsync-engine[ray]'")
+    from lipsync_engine.batch.ray_backend import Folders
+
+    out, inputs = tmp_path / "out", tmp_path / "in"
+    inputs.mkdir()
+    out.mkdir()
+    folders = Folders(out, ".mark", [inputs])
+    unseen = folders.unseen()
+    assert unseen is not None, "an empty folder is taken for the batch's"
+    assert unseen[0] is ErrorCode.OUTPUT_NOT_WRITABLE
+    (out / ".mark").touch()
+    assert folders.unseen() is None
+    assert os.listdir(out) == [".mark"]  # noqa: PTH208
+    unseen = Folders(out, ".mark", [inputs, tmp_path / "gone"]).unseen()
+    assert unseen is not None
+    assert (unseen[0], str(tmp_path / "gone") in unseen[1]) == (ErrorCode.INPUT_NOT_FOUND, True)
+
+
+def test_a_worker_that_cannot_go_on_is_let_go_and_others_make_its_clips(
+    manifest: Path, tmp_path: Path, cache_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second of two is to use a device that is not there."""
+
+    class Uneven(ThisMachine):
+        def start(self, index: int, size: int, told: Told, log: IO[bytes]) -> Worker:
+            loading = Loading(cache_dir=cache_dir, device="cuda:99" if index else "cpu")
+            return Process(loading, index, 1, told, log)
+
+    monkeypatch.setattr(batch, "ThisMachine", Uneven)
+    result = made(manifest, tmp_path / "out", lambda _: None, workers=2)
+    assert [one.status for one in result.results] == [Status.DONE] * ROWS
+    assert {one.attempts for one in result.results} == {1}
+    (warning,) = result.warnings
+    assert "cuda:99" in warning

@@ -1,0 +1,63 @@
+"""The GPU benchmark runs where there is no GPU, as a miniature, so that it works when there is one."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.support.paths import ROOT
+
+SCRIPTS = ROOT / "scripts"
+
+PARTS = ["-m pytest", "scripts.bench_gpu --out", "scripts.bench_batching", "--parts compiled", "--parts fp8"]
+
+HANGING = """#!/bin/sh
+echo "$*" >> "$TOLD"
+exec sleep 100
+"""
+
+
+@pytest.mark.slow
+def test_a_miniature_runs_on_the_cpu_part_by_part(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "scripts.bench_gpu", "--device", "cpu", "--dtype", "fp32", "--small"]
+    command += ["--repeats", "1", "--out", tmp_path]
+    for parts in ([], ["--parts", "fp8"]):
+        subprocess.run([*command, *parts], check=True, timeout=400)
+    report = json.loads((tmp_path / "gpu.json").read_text())
+    found = report["models"]["latentsync-1.5"]
+    assert set(found["modes"]) == {"exact", "fast", "fastest"}
+    assert found["stages"]["lean_distance"] < 1e-3
+    assert found["jobs"]["default"]["frames_without_face"] == 0
+    assert 0 < found["stages"]["utilisation"]["step"] < 1.5
+    assert found["fp8"]["layers"] > 50
+    assert all(0 < mode["relative_distance"] < 0.2 for mode in found["fp8"]["eager"].values())
+    assert (tmp_path / "gpu.png").stat().st_size > 1000
+
+
+def test_one_run_ends_in_time_whatever_hangs(tmp_path: Path) -> None:
+    """Every part comes to its turn, what matters most first, and none takes another's time."""
+    python, told, limit_s = tmp_path / "python", tmp_path / "told", 6
+    python.write_text(HANGING)
+    python.chmod(0o755)
+    chosen = {"PYTHON": str(python), "TOLD": str(told), "LIMIT_S": str(limit_s), "OUT": str(tmp_path)}
+    began = time.monotonic()
+    done = subprocess.run(
+        [SCRIPTS / "gpu_check.sh", "--reference", "checkout"],
+        env={**os.environ, **chosen}, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert time.monotonic() - began < limit_s + len(PARTS)
+    assert done.returncode == 1
+    assert done.stderr.count("ended with status 124") == len(PARTS)
+    lines = told.read_text().splitlines()
+    assert all(part in line for part, line in zip(PARTS, lines, strict=True))
+    assert [line for line in lines if "--reference checkout" in line] == lines[1:2]
+
+
+def test_one_run_is_meant_to_take_less_than_eight_minutes() -> None:
+    assert "LIMIT_S=${LIMIT_S:-470}" in (SCRIPTS / "gpu_check.sh").read_text()

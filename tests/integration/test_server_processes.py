@@ -1,0 +1,347 @@
+"""Several processes on one PostgreSQL: they hear each other, share one clock, and outlive its restart."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from server.cluster.autoscaling import Condition
+from server.jobs import state as job_state
+from server.jobs.request import Request
+from server.jobs.service import LOOK_EVERY_S, Board
+from server.jobs.state import Job, Policy, State
+from server.store import Store
+from server.workers.registry import Roster
+from tests.support.application import BASE, Api
+from tests.support.live_server import Live, until
+from tests.support.private_postgres import PrivatePostgres
+from tests.support.s3 import ENVIRONMENT, Storage
+
+LATENTSYNC = "/api/v3/bytedance/latentsync"
+NOWHERE = {
+    "video": "http://127.0.0.2/clip.mp4",
+    "audio": "http://127.0.0.2/voice.wav",
+}  # refused when fetched
+Ffmpeg = Callable[..., None]
+
+
+class Receiver:
+    """A web server that notes the webhooks that it gets."""
+
+    def __init__(self) -> None:
+        self.got: list[str] = []
+        receiver = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["Content-Length"]))
+                receiver.got.append(json.loads(body)["id"])
+                self.send_response(200)
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+
+            def log_message(self, format: str, *args: object) -> None:
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        self.url = f"http://127.0.0.1:{self._server.server_address[1]}/hook"
+
+    def close(self) -> None:
+        self._server.shutdown()
+
+
+@pytest.fixture
+def receiver() -> Iterator[Receiver]:
+    opened = Receiver()
+    yield opened
+    opened.close()
+
+
+# --- two answering processes, without workers ---
+
+
+@pytest.fixture
+def two(make_api: Callable[..., Api], postgres_url: str, tmp_path: Path) -> tuple[Api, Api]:
+    """Two servers on one database, each with a data folder of its own."""
+    shared = {
+        "database_url": postgres_url,
+        "link_secret": tmp_path / "signing.key",
+        "allow_hosts": "127.0.0.1",
+    }
+    return make_api(**shared), make_api(**shared)
+
+
+def test_what_waits_on_one_process_hears_of_the_end_on_another(two: tuple[Api, Api]) -> None:
+    here, there = two
+    body = {"audio": f"{BASE}/a.wav", "video": f"{BASE}/v.mp4", "enable_sync_mode": True}
+    with ThreadPoolExecutor(1) as client:
+        asked = client.submit(here.client.post, LATENTSYNC, json=body, headers=here.headers)
+        until(lambda: there.server.store.count_in_state(State.WAITING) == 1, "the job did not come")
+        (job, _), *_ = there.server.store.waiting()
+        there.succeed(job)
+        since = time.monotonic()
+        assert asked.result().json()["data"]["status"] == "completed"
+    assert time.monotonic() - since < LOOK_EVERY_S / 2, "it was looked for, not heard"
+    assert here.server.board.usual_run_s is not None, "both know how long a job takes"
+
+
+def test_events_come_from_another_process(two: tuple[Api, Api]) -> None:
+    here, there = two
+    job = there.submit()
+    with ThreadPoolExecutor(1) as client:
+        path = f"/api/native/v1/jobs/{job}/events"
+        told = client.submit(here.client.get, path, headers=here.headers)
+        there.succeed(job)
+        assert '"state": "succeeded"' in told.result(20).text
+
+
+def test_a_job_cancelled_here_stops_there(two: tuple[Api, Api]) -> None:
+    here, there = two
+    stopped: list[str] = []
+    there.server.board.on_stop = stopped.append
+    job = here.submit()
+    there.begin()
+    here.server.store.change(job, 1.0, lambda job: job_state.cancel(job, 1.0))
+    until(lambda: stopped == [job], "the other process was not told", 5)
+
+
+def test_each_webhook_is_delivered_by_one_process(two: tuple[Api, Api], receiver: Receiver) -> None:
+    here, there = two
+    made = [here.submit(webhook_url=receiver.url) for _ in range(30)]
+    for job in made:
+        here.client.post(f"/api/v3/predictions/{job}/cancel", headers=here.headers)
+    until(lambda: here.server.store.count_notices() == (0, 0), "not all were delivered", 20)
+    assert sorted(receiver.got) == sorted(made)
+    assert there.server.store.count_notices() == (0, 0)
+
+
+def test_keys_and_links_hold_on_both(two: tuple[Api, Api]) -> None:
+    here, there = two
+    job = here.submit()
+    there.succeed(job)
+    shown = there.client.get(f"/api/v3/predictions/{job}", headers=here.headers).json()["data"]
+    assert shown["status"] == "completed"
+    token = here.server.context.file_url("", "results/a.mp4", time.time()).split("/")[2]
+    assert there.server.context.signer.holds("read", "results/a.mp4", token, time.time())
+    assert (
+        there.client.delete(f"/admin/keys/{here.key.split('_')[1]}", headers=there.headers).status_code == 204
+    )
+    until(
+        lambda: here.client.get("/api/v3/balance", headers=here.headers).status_code == 401,
+        "it still works",
+        3,
+    )
+
+
+def test_workers_of_one_process_are_seen_on_another(two: tuple[Api, Api]) -> None:
+    here, there = two
+
+    def seen() -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = here.client.get("/admin/workers", headers=here.headers).json()
+        return found
+
+    def counted() -> dict[str, int]:
+        told = here.client.get("/api/native/v1/health", headers=here.headers).json()
+        return {condition: count for condition, count in told["workers"].items() if count}
+
+    async def work() -> None:
+        does = Condition.BUSY
+        roster = Roster(
+            there.server.board, lambda: [("cuda:0", does, 2), ("cuda:1", Condition.IDLE, 1)], "tiny"
+        )
+        running = asyncio.create_task(roster.run())
+        await asyncio.to_thread(until, lambda: len(seen()) == 2, "the other process does not know them", 10)
+        assert await asyncio.to_thread(counted) == {"busy": 1, "idle": 1}
+        does = Condition.DRAINING
+        assert [one.condition for one in roster.everywhere()] == ["draining", "idle"]
+        running.cancel()
+        await roster.leave()
+
+    assert there.client.portal is not None
+    assert (seen(), counted()) == ([], {})
+    there.client.portal.call(work)
+    assert (seen(), counted()) == ([], {})
+    assert 'lipsync_workers{state="busy"} 0.0' in here.client.get("/metrics").text
+    answer = here.client.get("/admin/workers", headers={"Authorization": f"Bearer {here.other_key}"})
+    assert answer.status_code == 403
+
+
+def test_leases_rest_while_their_holders_could_not_beat(
+    two: tuple[Api, Api], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both processes have just reached the database, as after its absence."""
+    here, there = two
+    job = here.submit()
+    here.begin()
+    here.server.store.change(job, 1.0, lambda job: job_state.beat(job, 1, 1.0, Policy()))  # an old lease
+    assert there.client.portal is not None
+    there.client.portal.call(there.server.board.expire)
+    assert there.server.store.count_in_state(State.RUNNING) == 1
+    monkeypatch.setattr("server.jobs.service.LEASES_REST_S", 0.0)
+    came = here.server.board.job_came
+    there.client.portal.call(there.server.board.expire)
+    assert there.server.store.count_in_state(State.WAITING) == 1
+    until(came.is_set, "the other process does not know that it waits again", 5)
+
+
+def test_leases_go_by_the_databases_clock(postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process whose clock is an hour fast takes nobody's job away, and gives no lease of an hour."""
+    store = Store(postgres_url)
+    board = Board(store, Policy(), 10, 1)
+    real = time.time
+
+    async def go() -> tuple[Job, Job]:
+        await board.submit(Job(id="0" * 32, tenant="t", created_at=real()), REQUEST, None)
+        with monkeypatch.context() as fast:
+            fast.setattr(time, "time", lambda: real() + 3600)
+            claimed = await board.claim()
+            await board.expire()
+            kept = store.get("0" * 32)
+        assert claimed is not None
+        assert kept is not None
+        return claimed.job, kept.job
+
+    claimed, kept = asyncio.run(go())
+    board.close()
+    store.close()
+    assert claimed.lease_until == pytest.approx(real() + Policy().lease_s, abs=10)
+    assert kept == claimed
+
+
+REQUEST = Request(dialect="wavespeed", said="{}", label="a/b", sources=(), key_id="0" * 16)
+
+
+# --- real processes, and a database that goes and comes back ---
+
+
+@pytest.fixture
+def private() -> Iterator[PrivatePostgres]:
+    database = PrivatePostgres()
+    yield database
+    database.close()
+
+
+@pytest.fixture
+def storage(monkeypatch: pytest.MonkeyPatch) -> Iterator[Storage]:
+    for name, value in ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
+    opened = Storage()
+    yield opened
+    opened.close()
+
+
+def test_database_and_storage_go_and_come_back_and_nothing_is_lost_or_done_twice(
+    private: PrivatePostgres,
+    storage: Storage,
+    tmp_path: Path,
+    clip: Path,
+    voice: Path,
+    ffmpeg: Ffmpeg,
+    receiver: Receiver,
+) -> None:
+    """One process answers, another renders, files lie in S3; the database stops in the middle of a job and of
+    submissions, the storage when a film is to be stored, and before one is to be read.
+    """
+    long_voice = tmp_path / "voice.wav"
+    ffmpeg("-stream_loop", -1, "-i", voice, "-t", 2.4, long_voice)
+    shared = {"database_url": private.url, "blobs": storage.url, "link_secret": tmp_path / "signing.key"}
+    shared |= {"allow_hosts": "127.0.0.1", "requests_per_minute": 10**6, "max_attempts": 2}
+    api = Live(tmp_path / "api", devices="none", **shared)
+    worker = Live(tmp_path / "worker", **shared)
+    api.start()
+    worker.key = api.key
+    worker.start()
+    video, audio = api.upload(clip), api.upload(long_voice)
+    assert api.call("GET", "/readyz")[0] == 200
+    worker.wait_ready()
+    (process,) = worker.worker_pids()
+
+    acknowledged: dict[str, str] = {}
+    refused: list[dict[str, object]] = []
+    is_over = threading.Event()
+
+    def submit_on(client: int) -> None:
+        for number in range(10_000):
+            if is_over.wait(0.1):  # ten a second
+                return
+            key, status, told = f"{client}-{number}", 0, {}
+            while status != 200 and not is_over.is_set():
+                path = f"{LATENTSYNC}?webhook={receiver.url}"
+                status, told = api.call("POST", path, NOWHERE, **{"Idempotency-Key": key})
+                if status != 200:
+                    is_over.wait(0.1)
+                    assert status == 503, told
+                    refused.append(told)
+                else:
+                    acknowledged[key] = told["data"]["id"]
+
+    film = api.submit(video, audio, inference_steps=2, webhook_url=receiver.url)
+    api.wait(film, lambda seen: seen["timings"].get("stage") == "render")
+    with ThreadPoolExecutor(2) as clients:
+        running = [clients.submit(submit_on, client) for client in range(2)]
+        try:
+            until(lambda: len(acknowledged) > 5, "no submission comes in")
+            private.stop()
+            until(lambda: len(refused) > 5, "nothing was refused")
+            since = time.monotonic()
+            status, told = api.call("POST", "/api/v1/lipsync-video", {"formState": NOWHERE})
+            assert (status, "away" in told["message"]) == (503, True)
+            status, told = api.call("GET", f"/api/native/v1/jobs/{film}")
+            assert (status, told["error"]) == (503, "database_away")
+            assert api.call("GET", "/livez")[0] == 200
+            assert time.monotonic() - since < 2, "requests waited for a database that is away"
+            stored = f"here/results/{film}.mp4"
+            until(lambda: stored in storage.names(), "the running job did not go on", pause_s=0.1)
+            private.start()
+            before = len(acknowledged)
+            until(lambda: len(acknowledged) > before + 5, "no submission comes in again", 20)
+        finally:
+            is_over.set()
+        for client in running:
+            client.result()
+    assert {told["error_code"] for told in refused} == {"database_away"}
+
+    wanted = {film, *acknowledged.values()}
+    until(lambda: wanted <= set(receiver.got), "a job did not end", 60, pause_s=0.1)
+    assert len(set(acknowledged.values())) == len(acknowledged)
+    assert sorted(receiver.got) == sorted(set(receiver.got)), "a webhook came twice"
+    shown = api.call("GET", f"/api/native/v1/jobs/{film}")[1]
+    assert (shown["state"], shown["warnings"]) == ("succeeded", [])
+    assert worker.worker_pids() == [process], "the worker was replaced for the database's sake"
+
+    short = api.upload(voice)
+    kept = api.submit(video, short, inference_steps=1, guidance_scale=1, seed=1)
+    api.wait(kept, lambda seen: seen["timings"].get("stage") == "render")
+    storage.is_away = True
+    until(lambda: any("could not be stored" in line for line in worker.log), "it was stored nowhere")
+    storage.is_away = False
+    done = api.wait(kept)
+    assert done["status"] == "completed"
+    content = api.call("GET", done["outputs"][0])[1]
+    assert api.call("GET", done["outputs"][0], Range="bytes=4-11")[1] == content[4:12]
+
+    storage.is_away = True
+    unread = api.submit(video, short, inference_steps=1, guidance_scale=1, seed=2)
+    assert api.wait(unread)["status"] == "failed"
+    shown = api.call("GET", f"/api/native/v1/jobs/{unread}")[1]
+    assert (shown["failure"]["code"], shown["thumbnail"]) == ("storage_away", None)
+    storage.is_away = False
+
+    cancelled = api.submit(video, audio, inference_steps=2, seed=3)
+    api.wait(cancelled, lambda seen: seen["timings"].get("stage") == "render")
+    api.call("POST", f"/api/v3/predictions/{cancelled}/cancel")
+    assert api.wait(cancelled)["status"] == "cancelled"
+    assert worker.worker_pids() == [process], "the worker was replaced for the storage's sake"
+    until(lambda: not any("previews" in key for key in storage.names()), "previews are left")
+    assert worker.stop() == 0
+    assert api.stop() == 0

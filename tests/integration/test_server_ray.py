@@ -1,0 +1,95 @@
+"""Workers on a Ray cluster of several nodes here: they share a film, are replaced, end when told."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from server.app import Server
+from server.cluster.autoscaling import Condition
+from server.settings import Settings
+from tests.support.live_server import Live, until
+from tests.support.ray_nodes import add_node, open_cluster
+
+ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'lipsync-engine[ray]'")
+pytestmark = pytest.mark.slow  # Ray's processes, and three workers that load a model
+
+Ffmpeg = Callable[..., None]
+
+
+@pytest.fixture
+def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    from server.cluster import ray as ray_pool
+
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    opened = open_cluster()
+    # Before there are other nodes, so that this program stands beside the head, as `lipsync cluster up` does.
+    ray_pool.connect(opened.address)
+    yield opened
+    ray.shutdown()
+    opened.shutdown()
+
+
+def test_a_film_outlives_a_node_and_the_pool_replaces_it(
+    request: pytest.FixtureRequest,
+    cluster: Any,
+    postgres_url: str,
+    tmp_path: Path,
+    clip: Path,
+    voice: Path,
+    ffmpeg: Ffmpeg,
+) -> None:
+    from server.cluster import ray as ray_pool
+
+    small, long_voice = tmp_path / "clip.mp4", tmp_path / "voice.wav"
+    ffmpeg("-i", clip, "-vf", "scale=128:-2", "-crf", 18, small)
+    ffmpeg("-stream_loop", -1, "-i", voice, "-t", 40, long_voice)
+    nodes = [add_node(cluster, num_cpus=1) for _ in range(2)]
+    api = Live(tmp_path / "data", devices="none", database_url=postgres_url)
+    api.start()
+    request.addfinalizer(lambda: api.process is not None and api.process.kill())
+    given: dict[str, Any] = {"data_dir": tmp_path / "data", "database_url": postgres_url, "devices": ("cpu",)}
+    ray_pool.start_pool(Settings(cluster_min=2, cluster_max=2, **given))
+
+    def conditions() -> list[Condition]:
+        return sorted(report.condition for report in ray_pool.status()[0])
+
+    def names() -> set[str]:
+        return {report.name for report in ray_pool.status()[0]}
+
+    until(lambda: conditions() == [Condition.IDLE] * 2, "the workers do not start", 240, 1)
+    job = api.submit(api.upload(small), api.upload(long_voice), inference_steps=2, guidance_scale=1)
+    until(lambda: conditions() == [Condition.BUSY] * 2, "they do not share the film", 120, 0.2)
+    before = names()
+    cluster.remove_node(nodes[1], allow_graceful=False)
+    until(lambda: names() != before, "nobody sees that a worker is lost", 120, 0.5)
+    add_node(cluster, num_cpus=1)
+    assert api.wait(job, timeout_s=300)["status"] == "completed"
+    until(lambda: conditions() == [Condition.IDLE] * 2, "the lost worker is not replaced", 240, 1)
+    before = names()
+    ray.kill(ray_pool.pool(), no_restart=False)
+    until(lambda: conditions() == [Condition.IDLE] * 2, "a new pool does not know the workers", 60, 0.5)
+    assert names() == before
+    ray_pool.drain()
+    with pytest.raises(ValueError, match="cluster up"):
+        ray_pool.status()
+    assert api.stop() == 0
+
+
+def test_a_device_whose_workers_are_lost_again_and_again_rests(tmp_path: Path) -> None:
+    """Its worker ends before it is ready: there is no such model."""
+    settings = Settings(data_dir=tmp_path, model="nonsense", devices=("cpu",))
+    server = Server(settings, ("cpu",), quarantines=True)
+
+    async def go() -> int:
+        async with server.running():
+            async with asyncio.timeout(180):
+                while server.supervisor.conditions[0][1] is not Condition.QUARANTINED:
+                    await asyncio.sleep(0.1)
+            return server.supervisor.workers[0].starts
+
+    assert asyncio.run(go()) == 3

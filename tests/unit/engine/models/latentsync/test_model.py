@@ -1,0 +1,133 @@
+"""Files of a model that are each sound but say something the code does not do, or do not belong together."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lipsync_engine.errors import ErrorCode, WeightsError
+from lipsync_engine.models.latentsync.config import RunConfig, UNetConfig
+from lipsync_engine.models.latentsync.model import LatentSync, load
+from lipsync_engine.weights import WeightsStore
+from tests.support.paths import ROOT
+
+Json = dict[str, Any]
+TINY = json.loads((ROOT / "weights" / "tiny" / "unet_config.json").read_text())
+MOTION = TINY["motion_module_kwargs"]
+
+
+def motion(**change: Any) -> Json:
+    return {"motion_module_kwargs": {**MOTION, **change}}
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (motion(temporal_position_encoding=False), "temporal_position_encoding"),
+        (motion(num_transformer_block=2), "num_transformer_block"),
+        (motion(attention_block_types=["Temporal_Self", "Temporal_Cross"]), "attention_block_types"),
+        (motion(temporal_attention_dim_div=2), "temporal_attention_dim_div"),
+        (motion(cross_frame_attention_mode="x"), "cross_frame_attention_mode"),
+        ({"motion_module_type": "Other"}, "motion_module_type"),
+        ({"motion_module_resolutions": [1, 2]}, "motion_module_resolutions"),
+        ({"motion_module_mid_block": True}, "motion_module_mid_block"),
+        ({"down_block_types": ["DownBlock3D"] * 4}, "down_block_types"),
+        ({"resnet_time_scale_shift": "scale_shift"}, "resnet_time_scale_shift"),
+        ({"mid_block_scale_factor": 2}, "mid_block_scale_factor"),
+        ({"freq_shift": 1}, "freq_shift"),
+        ({"only_cross_attention": True}, "only_cross_attention"),
+        ({"norm_num_groups": 24}, "norm_num_groups"),
+        ({"layers_per_block": 0}, "layers_per_block"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_network_settings_that_change_the_numbers_are_refused_by_name(change: Json, named: str) -> None:
+    with pytest.raises(WeightsError, match=named) as caught:
+        UNetConfig.from_published({**TINY, **change})
+    assert caught.value.code is ErrorCode.WEIGHTS_ARCHITECTURE
+
+
+def test_settings_of_training_alone_are_ignored() -> None:
+    given = {**TINY, **motion(zero_initialize=False), "sample_size": 64, "use_linear_projection": False}
+    assert UNetConfig.from_published(given) == UNetConfig.from_published(TINY)
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"scheduler": {"prediction_type": "flow"}}, "scheduler.prediction_type"),
+        ({"scheduler": {"timestep_spacing": "karras"}}, "scheduler.timestep_spacing"),
+        ({"scheduler": {"beta_schedule": "cosine"}}, "scheduler.beta_schedule"),
+        ({"scheduler": {"num_train_timesteps": 0}}, "scheduler.num_train_timesteps"),
+        ({"scheduler": {"thresholding": True}}, "scheduler.thresholding"),
+        ({"window_frames": 0}, "window_frames"),
+        ({"num_inference_steps": "many"}, "num_inference_steps"),
+        ({"guidance_scale": -1}, "guidance_scale"),
+        ({"vae_scaling_factor": 0}, "vae_scaling_factor"),
+        ({"audio_context": [2]}, "audio_context"),
+        ({"mixed_noise_alpha": 1.0}, "mixed_noise_alpha"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_run_settings_that_cannot_be_used_are_refused_by_name(fields: Json, named: str) -> None:
+    with pytest.raises(WeightsError, match=named) as caught:
+        RunConfig.parse(fields)
+    assert caught.value.code is ErrorCode.WEIGHTS_ARCHITECTURE
+
+
+# --- the tiny model's own files, one of them changed ---
+
+Load = Callable[..., LatentSync]
+
+
+@pytest.fixture
+def load_with(tmp_path: Path) -> Load:
+    """Load the tiny model with a JSON file replaced: `load_with(vae_config={...changed fields})`."""
+    store = WeightsStore()
+
+    def loaded(**changes: Json) -> LatentSync:
+        files = dict(store.files("tiny"))
+        for role, change in changes.items():
+            content = {**json.loads(files[role].read_text()), **change}
+            files[role] = tmp_path / f"{role}.json"
+            files[role].write_text(json.dumps(content))
+        return load(store.entry("tiny"), files, "0" * 64, torch.device("cpu"), torch.float32)
+
+    return loaded
+
+
+def test_the_unchanged_files_load(load_with: Load) -> None:
+    assert load_with().info.name == "tiny"
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"unet_config": {"cross_attention_dim": 384}}, "384"),
+        ({"unet_config": {"in_channels": 9}}, "9 channels"),
+        ({"unet_config": {"block_out_channels": [64, 64, 64, 64]}}, "conv_in"),
+        ({"model_config": {"window_frames": 25}}, "25 frames"),
+        ({"vae_config": {"block_out_channels": [32, 32]}}, "vae_config"),
+        ({"vae_config": {"latent_channels": 8}}, "latent|25 and 8"),
+        ({"whisper_config": {"n_audio_state": 48}}, "whisper|48"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_files_that_do_not_belong_together_are_refused(changes: Json, named: str, load_with: Load) -> None:
+    with pytest.raises(WeightsError, match=named) as caught:
+        load_with(**changes)
+    assert caught.value.code is ErrorCode.WEIGHTS_ARCHITECTURE
+
+
+def test_a_settings_file_that_is_no_json_is_named(tmp_path: Path) -> None:
+    store = WeightsStore()
+    broken = tmp_path / "model_config.json"
+    broken.write_text("{")
+    files = {**store.files("tiny"), "model_config": broken}
+    with pytest.raises(WeightsError, match=r"model_config\.json is not JSON"):
+        load(store.entry("tiny"), files, "0" * 64, torch.device("cpu"), torch.float32)

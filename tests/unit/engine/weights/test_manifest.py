@@ -1,0 +1,148 @@
+"""The list of models: what ships is sound, what is malformed is named."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from lipsync_engine.errors import ErrorCode, WeightsError
+from lipsync_engine.weights import Commercial, WeightsStore, bundled_folder, read_manifest
+from tests.support.paths import ROOT
+
+SOUND = """
+[models.part]
+title = "A part"
+family = "component"
+licence = "MIT"
+commercial = "yes"
+source = "https://example.org"
+
+[[models.part.files]]
+role = "whisper"
+repo = "someone/part"
+revision = "0123456789012345678901234567890123456789"
+path = "part.pt"
+size = 10
+
+[models.whole]
+title = "A model"
+family = "latentsync"
+resolution = 64
+licence = "MIT"
+commercial = "unknown"
+source = "https://example.org"
+uses = ["part"]
+
+[[models.whole.files]]
+role = "unet"
+url = "https://example.org/whole.pt"
+path = "whole.pt"
+sha256 = "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"
+"""
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "manifest.toml"
+    path.write_text(text)
+    return path
+
+
+def test_a_sound_list(tmp_path: Path) -> None:
+    entries = read_manifest(write(tmp_path, SOUND))
+    assert list(entries) == ["part", "whole"]
+    whole = entries["whole"]
+    assert (whole.resolution, whole.uses, whole.commercial) == (64, ("part",), Commercial.UNKNOWN)
+    assert (whole.files[0].name, whole.files[0].size, whole.files[0].bundled) == ("whole.pt", None, False)
+    assert entries["part"].is_component
+    assert not whole.is_component
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "named"),
+    [
+        ('role = "unet"', 'role = "unet"\nsh256 = "x"', r"models\.whole\.files\.0\.sh256"),
+        ('licence = "MIT"', 'license = "MIT"', r"models\.part\.licen[sc]e"),
+        ('commercial = "yes"', 'commercial = "maybe"', r"models\.part\.commercial"),
+        ("size = 10", "size = -1", r"models\.part\.files\.0\.size"),
+        ("size = 10", 'size = "big"', r"models\.part\.files\.0\.size"),
+        ('"aaaa', '"zzzz', r"models\.whole\.files\.0\.sha256"),
+        ('path = "part.pt"', 'path = "../part.pt"', "must be relative"),
+        ('path = "part.pt"', 'path = "/etc/part.pt"', "must be relative"),
+        ('revision = "0123456789012345678901234567890123456789"\n', "", "repo and revision belong together"),
+        ("url =", 'repo = "a/b"\nrevision = "c"\nurl =', "either repo or url"),
+        ('\nsha256 = "' + "a" * 64 + '"', "", "needs its sha256"),
+        ('uses = ["part"]', 'uses = ["prat"]', r"models\.whole\.uses names prat"),
+        ('role = "unet"', 'role = "whisper"', "two files for the role whisper"),
+        ("[models.part]", "[other]\nx = 1\n[models.part]", "unknown top-level key other"),
+        ("[models.part]", "[models.part", "malformed"),
+    ],
+)
+def test_what_is_wrong_is_named(tmp_path: Path, old: str, new: str, named: str) -> None:
+    assert old in SOUND
+    with pytest.raises(WeightsError, match=named) as caught:
+        read_manifest(write(tmp_path, SOUND.replace(old, new, 1)))
+    assert caught.value.code is ErrorCode.WEIGHTS_ARCHITECTURE
+    assert str(tmp_path) in caught.value.message
+
+
+def test_an_unknown_model_lists_the_known_ones(tmp_path: Path) -> None:
+    store = WeightsStore(tmp_path, write(tmp_path, SOUND))
+    with pytest.raises(WeightsError, match=r"no model 'hole': use one of whole\.") as caught:
+        store.entry("hole")
+    assert caught.value.code is ErrorCode.MODEL_UNKNOWN
+
+
+# --- what ships ---
+
+
+def test_everything_shipped_is_there_and_verified(tmp_path: Path) -> None:
+    store = WeightsStore(tmp_path)
+    for entry in store.entries():
+        for file in entry.files:
+            assert file.bundled == (file.repo is None and file.url is None)
+            if file.bundled:
+                path = bundled_folder() / file.path
+                assert file.sha256 is not None, f"{file.path} ships without a hash"
+                assert path.stat().st_size == file.size, f"{file.path} is not what the manifest lists"
+
+
+def test_published_models_have_what_public_records_say() -> None:
+    entries = read_manifest(bundled_folder() / "manifest.toml")
+    assert entries["latentsync-1.6"].resolution == 512
+    assert entries["latentsync-1.5"].resolution == 256
+    for name in ("latentsync-1.6", "latentsync-1.5"):
+        files = [f for n in (name, *entries[name].uses) for f in entries[n].files]
+        assert {file.role for file in files} == {"unet", "vae", "vae_config", "whisper", "detector"}
+        assert all(file.sha256 and file.size for file in files)
+        # 1,267,099,844 parameters and 844,800 table values as float32, and little else.
+        (unet,) = entries[name].files
+        assert 0 < unet.size - 4 * (1_267_099_844 + 844_800) < 1_000_000
+    # OpenAI puts the hash of its files into their addresses.
+    import whisper
+
+    assert entries["whisper-tiny"].files[0].sha256 in whisper._MODELS["tiny"]
+
+
+def test_the_model_that_moves_portraits_is_a_whole_folder() -> None:
+    files = {f.path: f for f in read_manifest(bundled_folder() / "manifest.toml")["wan2.2-ti2v-5b"].files}
+    assert files["model_index.json"].role == "model_index"
+    assert len({(file.repo, file.revision) for file in files.values()}) == 1
+    assert all(file.sha256 and file.size for file in files.values())
+    # Published numbers of float32 parameters, and little else.
+    for part, parameters in (("transformer/", 4_999_787_712), ("vae/", 704_688_668)):
+        sizes = [
+            f.size for f in files.values() if f.path.startswith(part) and f.path.endswith(".safetensors")
+        ]
+        assert 0 < sum(sizes) - 4 * parameters < 1_000_000
+
+
+def test_the_licence_table_of_the_readme_is_the_manifest() -> None:
+    rows = re.findall(
+        r"^\| `([^`]+)` \| ([^|]+) \| (yes|no|unknown) \| (\S+) \|$",
+        (ROOT / "weights/README.md").read_text(),
+        re.MULTILINE,
+    )
+    listed = read_manifest(ROOT / "weights/manifest.toml").values()
+    wanted = [(e.name, e.licence, str(e.commercial), e.source) for e in listed]
+    table = "\n".join("| `{}` | {} | {} | {} |".format(*row) for row in wanted)
+    assert rows == wanted, f"weights/README.md must have this table:\n{table}"

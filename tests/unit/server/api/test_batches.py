@@ -1,0 +1,414 @@
+"""Many jobs in one request: taken or refused as a whole, told of once at the end, seen by their tenant."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import threading
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from alembic import command
+from alembic.config import Config
+
+from server.api import native
+from server.api.auth import create_key
+from server.api.submission import signed_headers
+from server.jobs import state as job_state
+from server.jobs.state import Batch, Job, Output, Progress, State
+from server.store import QueueFullError, QuotaError, Store, audit, metadata
+from server.store.database import MIGRATIONS
+from tests.support.application import Api
+from tests.support.records import NO_FACE, POLICY, REQUEST, new_job
+from tests.support.webhook_receiver import Receiver
+
+V1 = native.PREFIX
+MODEL = "bytedance/latentsync"
+INPUT = {"video": "https://media.example/v.mp4", "audio": "https://media.example/a.wav"}
+Make = Callable[..., Api]
+
+
+# --- in the database, of both kinds ---
+
+
+def new_batch(n_jobs: int, tenant: str = "studio", at: float = 100.0, key_id: str = REQUEST.key_id) -> Batch:
+    return Batch(
+        id=new_job().id,
+        tenant=tenant,
+        key_id=key_id,
+        request_id="-",
+        said="{}",
+        created_at=at,
+        total=n_jobs,
+        unfinished=n_jobs,
+        webhook_url="https://h.example/batch",
+    )
+
+
+def put(store: Store, batch: Batch, **given: Any) -> list[str]:
+    """Ids of its jobs, in the order of their rows."""
+    made = [
+        Job(
+            id=new_job().id,
+            tenant=batch.tenant,
+            created_at=batch.created_at,
+            priority=-1,
+            batch_id=batch.id,
+            batch_row=row,
+        )
+        for row in range(batch.total)
+    ]
+    request = dataclasses.replace(REQUEST, webhook_url=None, key_id=batch.key_id)
+    store.submit_batch(batch, [(job, request) for job in made], **given)
+    return [job.id for job in made]
+
+
+def batch_notices(store: Store) -> list[str | None]:
+    return [notice.batch_id for notice in store.claim_notices(1e9, 100, 60.0)]
+
+
+def test_the_last_end_and_no_other_is_told(store: Store) -> None:
+    batch = new_batch(3)
+    ids = put(store, batch)
+    assert [store.claim(101.0, POLICY).job.id for _ in ids] == ids  # type: ignore[union-attr]
+    store.change(ids[0], 102.0, lambda job: job_state.fail(job, 1, 102.0, job_state.WORKER_LOST, POLICY))
+    store.change(ids[1], 103.0, lambda job: job_state.fail(job, 1, 103.0, NO_FACE, POLICY))
+    store.change(ids[2], 104.0, lambda job: job_state.cancel(job, 104.0))
+    assert store.batch(batch.id).unfinished == 2, "one that is tried again has not ended"  # type: ignore[union-attr]
+    store.change(ids[2], 105.0, lambda job: job_state.confirm_cancel(job, 1, 105.0))
+    assert batch_notices(store) == []
+    assert store.claim(106.0, POLICY).job.id == ids[0]  # type: ignore[union-attr]
+    store.change(ids[0], 107.0, lambda job: job_state.succeed(job, 2, 107.0, Output("x.mp4", 1.0)))
+    ended = store.batch(batch.id)
+    assert ended is not None
+    assert (ended.unfinished, ended.finished_at) == (0, 107.0)
+    assert batch_notices(store) == [batch.id]
+    assert dict(store.tallies([batch.id])[batch.id].counts) == {
+        State.SUCCEEDED: 1,
+        State.FAILED: 1,
+        State.CANCELLED: 1,
+    }
+    told = [(entry.event, entry.at) for entry in store.audit.page() if "batch_" in entry.event]
+    assert told == [("batch_submitted", 100.0), ("batch_ended", 107.0)]
+
+
+def test_of_jobs_that_end_at_once_one_is_the_last(store: Store) -> None:
+    batch = new_batch(24)
+    ids, together = put(store, batch), threading.Barrier(6)
+
+    def end(mine: list[str]) -> None:
+        together.wait()
+        for job_id in mine:
+            store.change(job_id, 101.0, lambda job: job_state.cancel(job, 101.0))
+
+    threads = [threading.Thread(target=end, args=(ids[number::6],)) for number in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert store.batch(batch.id).unfinished == 0  # type: ignore[union-attr]
+    assert batch_notices(store) == [batch.id]
+
+
+def test_a_batch_is_stored_whole_or_not_at_all(store: Store) -> None:
+    _, key = create_key(store, 0.0, max_active_jobs=3, max_jobs_per_day=4)
+    put(store, new_batch(1))
+    before = len(store.audit.page())
+    with pytest.raises(QueueFullError):
+        put(store, new_batch(3), max_waiting=3)
+    with pytest.raises(QuotaError, match="3 unfinished jobs, has 0, and asks for 4") as refused:
+        put(store, new_batch(4, key_id=key.id))
+    assert refused.value.wait_s == 0, "coming again does not help"
+    assert (store.page(None, offset=0, limit=9)[1], store.batches(None, offset=0, limit=9)[1]) == (1, 1)
+    assert len(store.audit.page()) == before
+    ids = put(store, new_batch(3, key_id=key.id), max_waiting=4)
+    for job_id in ids:
+        store.change(job_id, 101.0, lambda job: job_state.cancel(job, 101.0))
+    with pytest.raises(QuotaError, match="4 jobs in 24 hours, has submitted 3") as refused:
+        put(store, new_batch(2, key_id=key.id))
+    assert refused.value.wait_s > 80000
+    put(store, new_batch(1, key_id=key.id))
+
+
+def test_threads_with_one_key_make_one_batch(store: Store) -> None:
+    made, together = list[tuple[Batch, bool]](), threading.Barrier(8)
+
+    def submit() -> None:
+        batch, job = new_batch(1), new_job()
+        together.wait()
+        entries = [(dataclasses.replace(job, batch_id=batch.id, batch_row=0), REQUEST)]
+        made.append(store.submit_batch(batch, entries, idempotency_key="same"))
+
+    threads = [threading.Thread(target=submit) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len({batch.id for batch, _ in made}) == 1
+    assert sum(is_new for _, is_new in made) == 1
+    assert store.page(None, offset=0, limit=9)[1] == 1
+
+
+def test_rows_run_in_order_and_let_single_jobs_of_their_tenant_go_first(store: Store) -> None:
+    ids, single = put(store, new_batch(5, at=1.0)), new_job(at=50.0)
+    store.submit(single, REQUEST)
+    order = []
+    while (record := store.claim(100.0, POLICY)) is not None:
+        order.append(record.job.id)
+    assert order == [single.id, *ids]
+    page, total = store.page("studio", offset=1, limit=3, batch_id=store.get(ids[0]).job.batch_id)  # type: ignore[union-attr]
+    assert ([record.job.id for record in page], total) == (ids[1:4], 5)
+
+
+def test_an_ended_batch_goes_with_its_jobs(store: Store) -> None:
+    old, going = new_batch(1, at=1.0), new_batch(1, at=1.0)
+    ids = [*put(store, old), *put(store, going)]
+    store.change(ids[0], 2.0, lambda job: job_state.cancel(job, 2.0))
+    store.delete_older(3.0)
+    assert store.batch(old.id) is None
+    assert store.batch(going.id) == going
+
+
+def test_an_older_database_keeps_its_notices(url: str) -> None:
+    store = Store(url)
+    store.close()
+    engine, config = sa.create_engine(url), Config()
+    config.set_main_option("script_location", str(MIGRATIONS))
+    with engine.begin() as connection:
+        metadata.drop_all(connection)
+        audit.metadata.drop_all(connection)
+        connection.execute(sa.text("DROP TABLE alembic_version"))
+        if url.startswith("postgresql"):
+            connection.execute(sa.text("DROP FUNCTION audit_is_append_only"))
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0002")
+        values = "('n', 'j', 'studio', 'https://h.example/', 1.0, 1.0, 0, NULL, NULL)"
+        connection.execute(sa.text(f"INSERT INTO outbox VALUES {values}"))
+    engine.dispose()
+    store = Store(url)
+    (notice,) = store.claim_notices(2.0, 9, 60.0)
+    assert (notice.id, notice.job_id, notice.batch_id) == ("n", "j", None)
+    store.close()
+
+
+# --- over HTTP ---
+
+
+def rows(*changes: dict[str, Any]) -> list[dict[str, Any]]:
+    return [{"model": MODEL, "input": {**INPUT, **change}} for change in changes]
+
+
+def post(api: Api, body: Any, key: str | None = None, **headers: str) -> Any:
+    given = {"Authorization": f"Bearer {key or api.key}", **headers}
+    return api.client.post(f"{V1}/batches", json=body, headers=given)
+
+
+def submit(api: Api, n_jobs: int = 3, **fields: Any) -> dict[str, Any]:
+    answer = post(api, {"jobs": rows(*({"seed": number} for number in range(n_jobs))), **fields})
+    assert answer.status_code == 200, answer.text
+    return dict(answer.json())
+
+
+def get(api: Api, path: str, **parameters: Any) -> Any:
+    answer = api.client.get(f"{V1}{path}", params=parameters, headers=api.headers)
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+def test_a_batch_from_its_submission_to_its_end(api: Api) -> None:
+    made = submit(api, title="Monday")
+    ids = [row["id"] for row in made["jobs"]]
+    assert [row["row"] for row in made["jobs"]] == [0, 1, 2]
+    seen = get(api, f"/batches/{made['id']}")
+    assert seen == {name: value for name, value in made.items() if name != "jobs"}
+    assert (seen["title"], seen["state"], seen["total"]) == ("Monday", "waiting", 3)
+    assert seen["progress"] == {"done": 0, "share": 0.0, "left_s": None}
+    assert get(api, f"/jobs/{ids[1]}")["batch"] == {"id": made["id"], "row": 1}
+    assert get(api, f"/jobs/{ids[1]}")["request"]["input"]["seed"] == 1
+
+    api.succeed(ids[0])
+    api.fail(ids[1], "face_not_found", "No face: HTTP 500.")
+    record, now = api.begin(), time.time()
+    assert record.job.id == ids[2]
+    half = Progress("render", 50, 100, 9.0)
+    api.server.store.change(ids[2], now, lambda job: job_state.beat(job, 1, now, POLICY, half))
+    seen = get(api, f"/batches/{made['id']}")
+    assert seen["state"] == "running"
+    assert (seen["progress"]["done"], seen["progress"]["share"]) == (2, 0.8333)
+    assert 0 <= seen["progress"]["left_s"] < 5
+
+    api.server.store.change(ids[2], now, lambda job: job_state.cancel(job, now))
+    assert get(api, f"/batches/{made['id']}")["is_stopping"] is True
+    api.server.store.change(ids[2], now, lambda job: job_state.confirm_cancel(job, 1, now))
+    seen = get(api, f"/batches/{made['id']}")
+    assert (seen["state"], seen["is_stopping"]) == ("ended", False)
+    assert seen["counts"] == {
+        "waiting": 0, "running": 0, "succeeded": 1, "failed": 1, "cancelled": 1, "deleted": 0
+    }  # fmt: skip
+    assert seen["progress"] == {"done": 3, "share": 1.0, "left_s": None}
+    found = get(api, f"/batches/{made['id']}/jobs")
+    assert found["total"] == 3
+    assert [row["state"] for row in found["jobs"]] == ["succeeded", "failed", "cancelled"]
+    assert api.client.get(found["jobs"][0]["output"]).content == b"an mp4"
+    assert found["jobs"][1]["failure"] == {"code": "face_not_found", "message": "No face: status 500."}
+    (last,) = get(api, f"/batches/{made['id']}/jobs", offset=2, limit=1)["jobs"]
+    assert (last["id"], last["output"], last["failure"]) == (ids[2], None, None)
+
+    api.client.delete(f"/api/v3/predictions/{ids[0]}", headers=api.headers)
+    assert get(api, f"/batches/{made['id']}")["counts"]["deleted"] == 1
+
+
+def test_one_bad_row_and_nothing_is_taken(api: Api) -> None:
+    bad = [
+        *rows({}, {"video": None}, {"inference_steps": 99}, {"audio": "%%"}, {"enable_sync_mode": True}),
+        {"model": "no/model", "input": INPUT},
+        {"model": MODEL},
+        "row",
+    ]
+    answer = post(api, {"jobs": bad})
+    told = answer.json()
+    assert (answer.status_code, told["error"]) == (400, "batch_invalid")
+    assert told["message"].startswith("7 of 8 jobs")
+    assert [(problem["row"], problem["code"]) for problem in told["problems"]] == [
+        (1, "missing_parameter"),
+        (2, "invalid_parameter"),
+        (3, "invalid_parameter"),
+        (4, "invalid_parameter"),
+        (5, "model_not_found"),
+        (6, "invalid_parameter"),
+        (7, "invalid_parameter"),
+    ]
+    assert "inference_steps" in told["problems"][1]["message"]
+    for body in ({}, {"jobs": []}, {"jobs": rows({}), "title": 7}, {"jobs": rows({}), "webhook_url": "x"}):
+        assert post(api, body).json()["error"] == "invalid_parameter"
+    assert get(api, "/batches")["total"] == get(api, "/jobs")["total"] == 0
+
+
+def test_consent_is_required_of_every_row(make_api: Make) -> None:
+    api = make_api(require_consent=True)
+    answer = post(api, {"jobs": rows({"consent": "release 17"}, {})})
+    (problem,) = answer.json()["problems"]
+    assert (problem["row"], problem["code"]) == (1, "consent_required")
+    assert post(api, {"jobs": rows({"consent": "release 17"})}).status_code == 200
+
+
+def test_inputs_of_rows_may_be_inline_or_uploaded(api: Api) -> None:
+    ticket = api.client.post(
+        "/api/v3/media/uploads", json={"filename": "v.mp4", "size": 3}, headers=api.headers
+    ).json()["data"]
+    made = post(api, {"jobs": rows({"video": ticket["download_url"], "audio": "aGk="})}).json()
+    files = get(api, f"/jobs/{made['jobs'][0]['id']}")["request"]["files"]
+    assert api.client.get(files["audio"]).content == b"hi"
+    assert "/uploads/studio/" in files["video"]
+
+
+def test_the_queue_holds_all_or_none(make_api: Make) -> None:
+    api = make_api(max_waiting=3)
+    answer = post(api, {"jobs": rows(*[{}] * 4)})
+    assert (answer.status_code, answer.json()["error"]) == (400, "invalid_parameter")
+    api.submit()
+    full = post(api, {"jobs": rows(*[{}] * 3)})
+    assert (full.status_code, full.headers["retry-after"]) == (429, "5")
+    assert get(api, "/jobs")["total"] == 1
+    submit(api, 2)
+    unread = api.client.post(f"{V1}/batches", content=b"{not even JSON", headers=api.headers)
+    assert unread.status_code == 429, "refused before the body is looked at"
+
+
+def test_a_key_gets_a_batch_within_its_quota(api: Api) -> None:
+    made = api.client.post("/admin/keys?tenant=studio&max_active_jobs=2", headers=api.headers).json()
+    refused = post(api, {"jobs": rows({}, {}, {})}, made["key"])
+    assert refused.status_code == 429
+    assert "retry-after" not in refused.headers
+    assert post(api, {"jobs": rows({}, {})}, made["key"]).status_code == 200
+    assert get(api, "/jobs")["total"] == 2
+
+
+def test_a_repeated_submission_is_the_same_batch(api: Api) -> None:
+    body = {"jobs": rows({}, {})}
+    first, second = (post(api, body, **{"Idempotency-Key": "monday"}).json() for _ in range(2))
+    assert first == second
+    assert get(api, "/jobs")["total"] == 2
+    theirs = post(api, body, api.other_key, **{"Idempotency-Key": "monday"}).json()
+    assert theirs["id"] != first["id"]
+
+
+def test_cancelling_ends_what_has_not_ended(api: Api) -> None:
+    made = submit(api)
+    ids = [row["id"] for row in made["jobs"]]
+    api.succeed(ids[0])
+    api.begin()
+    answer = api.client.post(f"{V1}/batches/{made['id']}/cancel", headers=api.headers).json()
+    assert (answer["counts"]["cancelled"], answer["counts"]["running"]) == (1, 1)
+    assert answer["is_stopping"] is True
+    now = time.time()
+    api.server.store.change(ids[1], now, lambda job: job_state.confirm_cancel(job, 1, now))
+    assert (
+        api.client.post(f"{V1}/batches/{made['id']}/cancel", headers=api.headers).json()["state"] == "ended"
+    )
+    assert get(api, f"/jobs/{ids[0]}")["state"] == "succeeded"
+
+
+def test_tenants_see_their_own_batches(api: Api) -> None:
+    made, other = submit(api), {"Authorization": f"Bearer {api.other_key}"}
+    for method, path in (("GET", ""), ("GET", "/jobs"), ("POST", "/cancel")):
+        answer = api.client.request(method, f"{V1}/batches/{made['id']}{path}", headers=other)
+        assert (answer.status_code, answer.json()["error"]) == (404, "not_found"), path
+    assert api.client.get(f"{V1}/batches", headers=other).json() == {"total": 0, "batches": []}
+    for tenant in ("*", "studio"):
+        refused = api.client.get(f"{V1}/batches", params={"tenant": tenant}, headers=other)
+        assert refused.status_code == 403
+    theirs = post(api, {"jobs": rows({})}, api.other_key).json()
+    assert [batch["id"] for batch in get(api, "/batches")["batches"]] == [made["id"]]
+    assert [batch["id"] for batch in get(api, "/batches", tenant="*")["batches"]] == [
+        theirs["id"],
+        made["id"],
+    ]
+    assert get(api, f"/batches/{theirs['id']}")["tenant"] == "other"  # who asks is an administrator
+    stop = api.client.post(f"{V1}/batches/{theirs['id']}/cancel", headers=api.headers)
+    assert stop.status_code == 404, "but only the tenant cancels"
+    assert get(api, "/jobs", state="waiting")["total"] == 3
+
+
+def test_the_audit_log_names_the_batch(api: Api) -> None:
+    made = submit(api, 2)
+    lines = api.client.get("/admin/audit", headers=api.headers).text.splitlines()
+    entries = [json.loads(line) for line in lines][1:]
+    assert [entry["event"] for entry in entries] == ["batch_submitted", "job_submitted", "job_submitted"]
+    assert entries[0]["facts"] == {"batch": made["id"], "jobs": 2}
+    assert entries[0]["tenant"] == "studio"
+    assert {entry["facts"]["batch"] for entry in entries} == {made["id"]}
+
+
+# --- the webhook ---
+
+
+def test_one_webhook_at_the_end_that_comes_until_it_is_taken(make_api: Make) -> None:
+    receiver = Receiver(refuse=1)
+    api = make_api(allow_hosts="127.0.0.1")
+    assert api.client.portal is not None
+    made = submit(api, 2, webhook_url=receiver.url)
+    for row in made["jobs"]:
+        record = api.begin()
+        assert not receiver.got
+        done = partial(job_state.succeed, fence=record.job.fence, output=Output("results/x.mp4", 1.0))
+        api.client.portal.call(api.server.board.change, row["id"], lambda j, now, d=done: d(j, now=now))
+    for _ in range(2):
+        assert receiver.arrived.acquire(timeout=30)
+    key = api.server.store.key(record.request.key_id)
+    assert key is not None
+    assert len(receiver.got) == 2
+    for headers, body in receiver.got:
+        assert headers["webhook-id"] == made["id"]
+        stamp = float(headers["webhook-timestamp"])
+        wanted = signed_headers(key.webhook_secret, made["id"], body, stamp)["webhook-signature"]
+        assert headers["webhook-signature"] == wanted
+    told = json.loads(receiver.got[-1][1])
+    assert (told["id"], told["state"], told["counts"]["succeeded"]) == (made["id"], "ended", 2)
+    assert told == get(api, told["url"].partition(V1)[2])
+    assert api.server.store.dead_notices(9) == []
+    receiver.close()

@@ -1,0 +1,421 @@
+"""The database keeps what it says it keeps: real SQLite files, and PostgreSQL where one is at hand."""
+
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from server.api.auth import create_key
+from server.jobs import state as job_state
+from server.jobs.state import Effect, Job, NotAllowedError, Output, State, Turn
+from server.store import AlreadyOpenError, QueueFullError, QuotaError, SeenWorker, Store, audit, metadata
+from server.store.tables import OUTBOX
+from server.store.workers import SEEN_WITHIN_S
+from tests.support.records import NO_FACE, POLICY, REQUEST, new_job
+
+
+def noticed(store: Store) -> set[str]:
+    """Jobs about which a notice waits."""
+    with store.reading() as connection:
+        return set(
+            connection.execute(sa.select(OUTBOX.c.job_id).where(OUTBOX.c.due_at.is_not(None))).scalars()
+        )
+
+
+def test_workers_are_there_while_something_is_heard_of_them(store: Store) -> None:
+    def seen(process: str, number: int, at: float, condition: str = "idle") -> SeenWorker:
+        return SeenWorker(process, number, "here", f"cuda:{number}", "tiny", condition, 1, at)
+
+    store.note_workers([seen("a", 0, 100.0), seen("a", 1, 100.0)])
+    store.note_workers([seen("b", 0, 105.0)])
+    assert store.workers(105.0) == [seen("a", 0, 100.0), seen("b", 0, 105.0), seen("a", 1, 100.0)]
+    later = [seen("a", 0, 120.0, "busy"), seen("a", 1, 120.0)]
+    store.note_workers(later)
+    assert store.workers(106.0 + SEEN_WITHIN_S) == later
+    store.forget_workers("a", 106.0 + SEEN_WITHIN_S)
+    assert store.workers(0.0) == []
+
+
+def test_the_shared_clock_is_asked_now_and_then(postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store(postgres_url)
+    said = statements(store)
+    first, second = store.now(), store.now()
+    assert 0 <= second - first < 5
+    assert len(said) == 1
+    monkeypatch.setattr("server.store.database.CLOCK_EVERY_S", 0.0)
+    assert abs(store.now() - time.time()) < 5
+    assert len(said) == 2
+    store.close()
+
+
+def test_a_connection_that_broke_while_it_rested_is_replaced(
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(postgres_url)
+    with store.alone() as connection:
+        (process,) = connection.execute(sa.text("SELECT pg_backend_pid()")).scalars()
+    other = sa.create_engine(postgres_url, isolation_level="AUTOCOMMIT")
+    with other.connect() as connection:
+        connection.execute(sa.text(f"SELECT pg_terminate_backend({process}, 5000)"))
+    other.dispose()
+    monkeypatch.setattr("server.store.database.TRUSTED_S", 0.0)
+    store.submit(new_job(), REQUEST)
+    assert store.count_in_state(State.WAITING) == 1
+    store.close()
+
+
+def statements(store: Store) -> list[str]:
+    """What is said to the database from now on."""
+    said: list[str] = []
+
+    @sa.event.listens_for(store._engine, "before_cursor_execute")
+    def note(_: object, __: object, statement: str, *___: object) -> None:
+        said.append(statement)
+
+    return said
+
+
+def test_what_was_said_is_there_after_reopening(url: str) -> None:
+    store = Store(url)
+    job = new_job()
+    record, is_new = store.submit(job, REQUEST)
+    assert is_new
+    claimed = store.claim(110.0, POLICY)
+    assert claimed is not None
+    store.change(
+        job.id, 120.0, lambda j: job_state.beat(j, 1, 120.0, POLICY, job_state.Progress("render", 5, 9, 2.5))
+    )
+    before = store.get(job.id)
+    store.close()
+    again = Store(url)
+    assert again.get(job.id) == before
+    assert before is not None
+    assert before.request == record.request == REQUEST
+    assert before.job.progress == job_state.Progress("render", 5, 9, 2.5)
+    again.close()
+
+
+def test_the_migrations_make_the_tables_that_the_code_knows(store: Store) -> None:
+    with store._engine.connect() as connection:
+        assert compare_metadata(MigrationContext.configure(connection), [metadata, audit.metadata]) == []
+
+
+def test_entries_of_the_audit_log_cannot_be_changed(store: Store) -> None:
+    store.audit.add(audit.Entry(100.0, "server_started", {"marking": "required"}))
+    changes: list[dict[str, object]] = [{"facts": "{}"}, {"at": 1.0}, {"job_id": "x"}]
+    for values in changes:
+        change = sa.update(audit.AUDIT).values(**values)
+        with pytest.raises(sa.exc.DBAPIError, match="append-only"), store._writer.begin() as connection:
+            connection.execute(change)
+    store.audit.add(audit.Entry(200.0, "server_started", {}))
+    assert [entry.facts for entry in store.audit.page()] == [{"marking": "required"}, {}]
+    store.audit.delete_older(150.0)
+    assert [entry.at for entry in store.audit.page()] == [200.0]
+
+
+def test_the_audit_log_is_written_in_the_jobs_commit(store: Store) -> None:
+    job = new_job()
+    store.submit(job, REQUEST)
+    with pytest.raises(QueueFullError):
+        store.submit(new_job(), REQUEST, max_waiting=1)
+    claimed = store.claim(101.0, POLICY)
+    assert claimed is not None
+    with pytest.raises(NotAllowedError):
+        store.change(
+            job.id, 102.0, lambda job: job_state.succeed(job, 99, 102.0, Output("results/x.mp4", 1.0))
+        )
+    store.change(job.id, 103.0, lambda job: job_state.fail(job, job.fence, 103.0, NO_FACE, POLICY))
+    found = [(entry.event, entry.at, entry.job_id) for entry in store.audit.page()]
+    assert found == [("job_submitted", 100.0, job.id), ("job_ended", 103.0, job.id)]
+
+
+def test_one_process_opens_a_sqlite_file(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'jobs.sqlite'}"
+    first = Store(url)
+    program = f"from server.store import *\ntry: Store({url!r})\nexcept AlreadyOpenError: print('refused')"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "refused\n"
+    with pytest.raises(AlreadyOpenError):
+        Store(url)
+    first.close()
+    Store(url).close()
+
+
+def test_processes_that_start_together_make_the_tables_once(postgres_url: str) -> None:
+    program = f"from server.store import Store\nStore({postgres_url!r}).close()"
+    starting = [subprocess.Popen([sys.executable, "-c", program]) for _ in range(2)]
+    assert [process.wait(60) for process in starting] == [0, 0]
+
+
+def test_fifty_threads_with_one_key_make_one_job(store: Store) -> None:
+    made, together = [], threading.Barrier(50)
+
+    def submit() -> None:
+        together.wait()
+        made.append(store.submit(new_job(), REQUEST, idempotency_key="same"))
+
+    threads = [threading.Thread(target=submit) for _ in range(50)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(made) == 50
+    assert len({record.job.id for record, _ in made}) == 1
+    assert sum(is_new for _, is_new in made) == 1
+    other, is_new = store.submit(new_job("another studio"), REQUEST, idempotency_key="same")
+    assert is_new
+    assert other.job.tenant == "another studio"
+
+
+def test_a_full_queue_takes_nothing(store: Store) -> None:
+    for _ in range(3):
+        store.submit(new_job(), REQUEST, max_waiting=3)
+    refused = new_job()
+    with pytest.raises(QueueFullError):
+        store.submit(refused, REQUEST, max_waiting=3)
+    assert store.get(refused.id) is None
+
+
+def test_turns(store: Store) -> None:
+    first, second, urgent = new_job(at=1.0), new_job(at=2.0), new_job(at=3.0, priority=5)
+    other = new_job("small studio", at=50.0)
+    for job in (first, second, urgent, other):
+        store.submit(job, REQUEST)
+    turns = job_state.turns(store.waiting())
+    assert [turns[job.id].position for job in (first, second, urgent, other)] == [1, 2, 0, 0]
+    order = []
+    while (record := store.claim(100.0 + len(order), POLICY)) is not None:
+        order.append(record.job.id)
+    # Both tenants in turn while both wait, in each the urgent before the old.
+    assert order[:2] in ([urgent.id, other.id], [other.id, urgent.id])
+    assert order[2:] == [first.id, second.id]
+
+
+def test_claims_of_many_threads_never_share_a_job(store: Store) -> None:
+    for number in range(40):
+        store.submit(new_job(f"tenant {number % 3}"), REQUEST)
+    got: list[str] = []
+
+    def work() -> None:
+        while (record := store.claim(200.0, POLICY)) is not None:
+            got.append(record.job.id)
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    while (record := store.claim(200.0, POLICY)) is not None:  # whom another's lock had hidden
+        got.append(record.job.id)
+    assert len(got) == len(set(got)) == 40
+
+
+def test_tenants_see_their_own(store: Store) -> None:
+    mine, theirs = [new_job(at=float(i)) for i in range(5)], new_job("other")
+    for job in (*mine, theirs):
+        store.submit(job, REQUEST)
+    assert store.get(theirs.id, "studio") is None
+    page, total = store.page("studio", offset=1, limit=2)
+    assert ([record.job.id for record in page], total) == ([mine[3].id, mine[2].id], 5)
+    assert store.page("studio", offset=0, limit=9, created_from=2.0, created_to=3.0)[1] == 2
+    assert store.page("studio", offset=0, limit=9, states=[State.FAILED])[1] == 0
+    assert store.page("studio", offset=0, limit=9, label="a/b")[1] == 5
+    assert store.page("studio", offset=0, limit=9, label="c/d")[1] == 0
+
+
+def test_only_ended_jobs_of_the_tenant_are_deleted(store: Store) -> None:
+    ended, waiting, theirs = new_job(), new_job(), new_job("other")
+    for job in (ended, waiting, theirs):
+        store.submit(job, REQUEST)
+    for job in (ended, theirs):
+        store.change(job.id, 101.0, lambda j: job_state.cancel(j, 101.0))
+    gone = store.delete([ended.id, waiting.id, theirs.id, "f" * 32], "studio")
+    assert [record.job.id for record in gone] == [ended.id]
+    assert store.get(ended.id) is None
+    assert store.get(theirs.id) is not None
+
+
+def test_a_refused_transition_changes_nothing(store: Store) -> None:
+    job = new_job()
+    store.submit(job, REQUEST)
+    before = store.get(job.id)
+    with pytest.raises(NotAllowedError):
+        store.change(job.id, 101.0, lambda j: job_state.succeed(j, 1, 101.0, Output("x", 1.0)))
+    assert store.get(job.id) == before
+    assert not noticed(store)
+    with pytest.raises(KeyError):
+        store.change("0" * 32, 101.0, lambda j: j)
+
+
+def test_the_outbox_holds_one_notice_per_ended_job(store: Store) -> None:
+    job = new_job()
+    store.submit(job, REQUEST)
+    store.claim(110.0, POLICY)
+    done = store.change(job.id, 120.0, lambda j: job_state.succeed(j, 1, 120.0, Output("x.mp4", 2.0)))
+    assert done.effects == {Effect.NOTIFY}
+    (notice,) = store.claim_notices(120.0, 10, 60.0)
+    assert (notice.job_id, notice.url, notice.tries) == (job.id, REQUEST.webhook_url, 0)
+    assert store.claim_notices(179.0, 10, 60.0) == [], "somebody else delivers it"
+    store.not_delivered(notice.id, "HTTP 503", 130.0)
+    assert store.claim_notices(129.0, 10, 60.0) == []
+    (again,) = store.claim_notices(130.0, 10, 60.0)
+    assert (again.id, again.tries, again.last_error) == (notice.id, 1, "HTTP 503")
+    (again,) = store.claim_notices(190.0, 10, 60.0)
+    assert again.id == notice.id, "whoever had it is gone"
+    store.not_delivered(notice.id, "HTTP 503", None)
+    assert store.claim_notices(1e9, 10, 60.0) == []
+    assert [dead.id for dead in store.dead_notices(10)] == [notice.id]
+    assert store.count_notices() == (0, 1)
+    assert store.try_again(notice.id, 135.0)
+    assert not store.try_again(notice.id, 135.0)
+    assert [again.id for again in store.claim_notices(135.0, 10, 60.0)] == [notice.id]
+    store.delivered(notice.id, 140.0)
+    assert store.dead_notices(10) == []
+    assert store.count_notices() == (0, 0)
+
+
+def test_a_key_submits_as_much_as_it_may(store: Store) -> None:
+    def submit(at: float, **given: str) -> Job:
+        job = new_job(at=at)
+        store.submit(job, dataclasses.replace(REQUEST, **given))
+        return job
+
+    _, key = create_key(store, 0.0, max_active_jobs=2, max_jobs_per_day=3)
+    first = submit(100.0, key_id=key.id)
+    submit(200.0, key_id=key.id)
+    with pytest.raises(QuotaError, match="2 unfinished"):
+        submit(300.0, key_id=key.id)
+    submit(300.0)  # another key
+    store.change(first.id, 310.0, lambda job: job_state.cancel(job, 310.0))
+    third = submit(320.0, key_id=key.id)
+    store.change(third.id, 330.0, lambda job: job_state.cancel(job, 330.0))
+    with pytest.raises(QuotaError, match="3 jobs in 24 hours") as refused:
+        submit(400.0, key_id=key.id)
+    assert refused.value.wait_s == pytest.approx(86400 - 300)
+    submit(86501.0, key_id=key.id)
+
+
+def test_who_comes_before_a_waiting_job(store: Store) -> None:
+    mine = [new_job("mine", at=float(i)) for i in range(3)]
+    for job in [*mine, *(new_job("busy", at=float(i)) for i in range(50)), new_job("calm", at=0.0)]:
+        store.submit(job, REQUEST)
+    turns = job_state.turns(store.waiting())
+    # In turns: of the busy tenant as many as of mine until then and one more, and the calm one's only one.
+    assert [turns[job.id] for job in mine] == [Turn(0, 2), Turn(1, 4), Turn(2, 6)]
+    assert store.oldest_waiting() == 0.0
+
+
+def test_limits_are_applied_to_all(store: Store) -> None:
+    old, lost, healthy = new_job(at=0.0), new_job(at=900.0), new_job(at=901.0)
+    store.submit(lost, REQUEST)
+    store.submit(healthy, REQUEST)
+    store.claim(905.0, POLICY)
+    store.claim(990.0, POLICY)
+    store.submit(old, REQUEST)
+    changed = {change.record.job.id: change.record.job for change in store.expire(1001.0, POLICY)}
+    assert set(changed) == {old.id, lost.id}
+    assert changed[old.id].failure == job_state.WAITED_TOO_LONG
+    assert changed[lost.id].state is State.WAITING
+
+
+# --- the database and the pure table, driven together ---
+
+
+class Both(RuleBasedStateMachine):
+    """Every event goes to the store and to a plain dictionary of jobs; they never differ."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.store = Store("sqlite://")
+        self.model: dict[str, Job] = {}
+        self.now = 1000.0
+        self.ended: set[str] = set()
+
+    def teardown(self) -> None:
+        self.store.close()
+
+    def both(self, job_id: str, transition: Callable[[Job], Job]) -> None:
+        try:
+            expected = transition(self.model[job_id])
+        except NotAllowedError:
+            with pytest.raises(NotAllowedError):
+                self.store.change(job_id, self.now, transition)
+            return
+        self.note(self.model[job_id], expected)
+        assert self.store.change(job_id, self.now, transition).record.job == expected
+
+    def note(self, before: Job, after: Job) -> None:
+        if Effect.NOTIFY in job_state.effects(before, after):
+            assert after.id not in self.ended
+            self.ended.add(after.id)
+        self.model[after.id] = after
+
+    @rule(tenant=st.sampled_from(["a", "b"]), priority=st.sampled_from([0, 1]))
+    def submit(self, tenant: str, priority: int) -> None:
+        job = new_job(tenant, self.now, priority)
+        self.store.submit(job, REQUEST)
+        self.model[job.id] = job
+
+    @rule(seconds=st.sampled_from([1.0, 50.0, 300.0]))
+    def wait(self, seconds: float) -> None:
+        self.now += seconds
+
+    @rule()
+    def claim(self) -> None:
+        record = self.store.claim(self.now, POLICY)
+        waiting = [job for job in self.model.values() if job.state is State.WAITING]
+        assert (record is None) == (not waiting)
+        if record is not None:
+            chosen = self.model[record.job.id]
+            same = [job for job in waiting if job.tenant == chosen.tenant]
+            assert chosen == min(same, key=lambda job: (-job.priority, job.created_at, job.id))
+            assert job_state.claim(chosen, self.now, POLICY) == record.job
+            self.model[chosen.id] = record.job
+
+    @rule()
+    def expire(self) -> None:
+        changed = {change.record.job.id: change.record.job for change in self.store.expire(self.now, POLICY)}
+        for job in list(self.model.values()):
+            after = job_state.expire(job, self.now, POLICY)
+            assert changed.get(job.id, job) == after
+            self.note(job, after)
+
+    @rule(data=st.data(), what=st.sampled_from(["cancel", "beat", "succeed", "fail", "hand_back", "confirm"]))
+    @precondition(lambda self: self.model)
+    def event(self, data: st.DataObject, what: str) -> None:
+        job_id = data.draw(st.sampled_from(sorted(self.model)))
+        fence, now = self.model[job_id].fence - data.draw(st.sampled_from([0, 0, 0, 1])), self.now
+        transitions: dict[str, Callable[[Job], Job]] = {
+            "cancel": lambda j: job_state.cancel(j, now),
+            "beat": lambda j: job_state.beat(j, fence, now, POLICY),
+            "succeed": lambda j: job_state.succeed(j, fence, now, Output("x", 1.0)),
+            "fail": lambda j: job_state.fail(j, fence, now, NO_FACE, POLICY),
+            "hand_back": lambda j: job_state.hand_back(j, fence, now),
+            "confirm": lambda j: job_state.confirm_cancel(j, fence, now),
+        }
+        self.both(job_id, transitions[what])
+
+    @invariant()
+    def they_agree(self) -> None:
+        for job in self.model.values():
+            record = self.store.get(job.id)
+            assert record is not None
+            assert record.job == job
+        assert noticed(self.store) == self.ended
+
+
+Both.TestCase.settings = settings(max_examples=30, stateful_step_count=25, deadline=None)
+TestTogether = Both.TestCase
