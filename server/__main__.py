@@ -53,7 +53,7 @@ def main() -> int:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201  (a command line's answer)
         return 2
     if check:
-        server.board.close()
+        server.jobs.close()
         server.store.close()
         print("settings and database are fine")  # noqa: T201
         return 0
@@ -81,7 +81,7 @@ class _Uvicorn(uvicorn.Server):
 
     def __init__(self, config: uvicorn.Config, server: Server) -> None:
         super().__init__(config)
-        self._told = server.board
+        self._told = server.jobs
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         self._told.is_leaving = True

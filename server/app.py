@@ -30,9 +30,9 @@ from server.api.context import ApiContext
 from server.api.errors import KNOWN_ERRORS, ApiError, to_api_error
 from server.api.fast_poll import FastPollMiddleware
 from server.api.submission import signed_headers
-from server.jobs.admission import Gate
+from server.jobs.admission import AdmissionCheck
 from server.jobs.inputs import Inputs
-from server.jobs.service import Board
+from server.jobs.service import JobService
 from server.jobs.state import Batch, Job, Policy
 from server.jobs.webhooks import Letter, Webhooks
 from server.metrics import TEXT_TYPE, Metrics, MetricsMiddleware
@@ -81,11 +81,11 @@ class Server:
             max_attempts=settings.max_attempts, max_wait_s=settings.max_wait_s, max_run_s=settings.max_run_s
         )
         at_once = len(devices) * settings.jobs_per_worker
-        self.board = Board(self.store, policy, settings.max_waiting, at_once)
+        self.jobs = JobService(self.store, policy, settings.max_waiting, at_once)
         self.blobs = Blobs(settings.blobs_place)
         self.context = ApiContext(
             settings,
-            self.board,
+            self.jobs,
             self.blobs,
             Signer.from_file(settings.link_secret_file),
             Authenticator(self.store),
@@ -110,16 +110,16 @@ class Server:
             label=settings.label,
             watermark=settings.watermark,
         )
-        gate = Gate(self.board, settings.job_hook, settings.job_hook_timeout_s)
+        gate = AdmissionCheck(self.jobs, settings.job_hook, settings.job_hook_timeout_s)
         inputs = Inputs(self.transport, self.blobs)
-        self.supervisor = Supervisor(self.board, self.blobs, inputs, gate, devices, work)
-        self.roster = Roster(self.board, lambda: self.supervisor.conditions, settings.model)
-        self.board.on_end = self._ended
+        self.supervisor = Supervisor(self.jobs, self.blobs, inputs, gate, devices, work)
+        self.roster = Roster(self.jobs, lambda: self.supervisor.conditions, settings.model)
+        self.jobs.on_end = self._ended
         letters: dict[str, Letter] = {
             wavespeed.NAME: partial(self._letter, wavespeed.webhook_body),
             studio.NAME: partial(self._letter, studio.webhook_body),
         }
-        self.webhooks = Webhooks(self.board, self.transport, letters, self._batch_letter)
+        self.webhooks = Webhooks(self.jobs, self.transport, letters, self._batch_letter)
 
     def _ended(self, job: Job) -> None:
         self.metrics.job_ended(job)
@@ -128,10 +128,10 @@ class Server:
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         async with self.transport:
-            await self.board.recover()
+            await self.jobs.recover()
             await self._note_start()
             await self.supervisor.start()
-            works = (self.board.listen, self.webhooks.run, self.roster.run, self._tick, self._sweep)
+            works = (self.jobs.listen, self.webhooks.run, self.roster.run, self._tick, self._sweep)
             tasks = [asyncio.create_task(_kept_up(work)) for work in works]
             try:
                 yield
@@ -141,7 +141,7 @@ class Server:
                     task.cancel()
                 await asyncio.gather(*tasks, return_exceptions=True)
                 await self.roster.leave()
-                self.board.close()
+                self.jobs.close()
                 self.store.close()
 
     async def _note_start(self) -> None:
@@ -156,13 +156,13 @@ class Server:
             "require_consent": settings.require_consent,
             "job_hook": settings.job_hook is not None,
         }
-        entry = audit.Entry(self.board.now(), audit.SERVER_STARTED, facts)
-        await self.board.write(partial(self.store.audit.add, entry))
+        entry = audit.Entry(self.jobs.now(), audit.SERVER_STARTED, facts)
+        await self.jobs.write(partial(self.store.audit.add, entry))
 
     async def _tick(self) -> None:
         """Limits of waiting and running jobs."""
         while True:
-            await self.board.expire()
+            await self.jobs.expire()
             await asyncio.sleep(TICK_S)
 
     async def _sweep(self) -> None:
@@ -172,11 +172,11 @@ class Server:
 
     async def sweep(self) -> None:
         """Delete what is older than the retention: jobs, then files; and what ended jobs have left here."""
-        before = self.board.now() - self.settings.retention_s
-        for record in await self.board.write(partial(self.store.delete_older, before)):
+        before = self.jobs.now() - self.settings.retention_s
+        for record in await self.jobs.write(partial(self.store.delete_older, before)):
             await self.context.forget_files(record)
         if (kept_s := self.settings.audit_retention_s) is not None:
-            await self.board.write(partial(self.store.audit.delete_older, self.board.now() - kept_s))
+            await self.jobs.write(partial(self.store.audit.delete_older, self.jobs.now() - kept_s))
         for left in self.settings.data_dir.glob(f"{native.VERIFYING}*"):  # of a server that was killed
             if left.stat().st_mtime < before:
                 await asyncio.to_thread(shutil.rmtree, left, ignore_errors=True)
@@ -270,7 +270,7 @@ def _operations(app: FastAPI, server: Server) -> None:
     @app.get("/metrics")
     async def metrics() -> Response:
         workers, counts = server.supervisor.workers, server.roster.counts()
-        text = server.metrics.text(server.store, workers, counts, server.board.now())
+        text = server.metrics.text(server.store, workers, counts, server.jobs.now())
         return Response(text, media_type=TEXT_TYPE)
 
     @app.get("/admin/workers")
@@ -308,7 +308,7 @@ def _operations(app: FastAPI, server: Server) -> None:
         make = partial(
             auth.create_key,
             server.store,
-            server.board.now(),
+            server.jobs.now(),
             tenant=tenant,
             name=name,
             scopes=chosen,
@@ -316,7 +316,7 @@ def _operations(app: FastAPI, server: Server) -> None:
             max_active_jobs=max_active_jobs,
             max_jobs_per_day=max_jobs_per_day,
         )
-        text, key = await server.board.write(make)
+        text, key = await server.jobs.write(make)
         return JSONResponse({"id": key.id, "key": text, "tenant": tenant, "name": name, "scopes": key.scopes})
 
     @app.get("/admin/audit")
@@ -341,15 +341,15 @@ def _operations(app: FastAPI, server: Server) -> None:
     @app.post("/admin/webhooks/{notice_id}/retry")
     async def retry_webhook(http: HttpRequest, notice_id: str) -> Response:
         server.context.authenticate(http, Scope.ADMIN)
-        again = partial(server.store.try_again, notice_id, server.board.now())
-        done = await server.board.write(again)
-        server.board.notice_came.set()
+        again = partial(server.store.try_again, notice_id, server.jobs.now())
+        done = await server.jobs.write(again)
+        server.jobs.webhook_due.set()
         return Response(status_code=204 if done else 404)
 
     @app.delete("/admin/keys/{key_id}")
     async def revoke_key(http: HttpRequest, key_id: str) -> Response:
         server.context.authenticate(http, Scope.ADMIN)
-        done = await server.board.write(partial(server.store.revoke_key, key_id, server.board.now()))
+        done = await server.jobs.write(partial(server.store.revoke_key, key_id, server.jobs.now()))
         server.context.keys.forget()
         return Response(status_code=204 if done else 404)
 

@@ -17,7 +17,7 @@ from server.api import wavespeed
 from server.api.wavespeed_models import MODELS
 from server.app import Server, create_app
 from server.jobs import state as job_state
-from server.jobs.admission import GateCode
+from server.jobs.admission import AdmissionCode
 from server.settings import Settings
 from server.storage.transport import TransportCode
 from tests.support.paths import ROOT
@@ -40,7 +40,7 @@ def plain(path: str) -> str:
 def test_every_endpoint_is_described_and_no_other(tmp_path: Path) -> None:
     server = Server(Settings(data_dir=tmp_path), devices=())
     paths = create_app(server).openapi()["paths"]
-    server.board.close()
+    server.jobs.close()
     server.store.close()
     real = {(method.upper(), plain(path)) for path, entry in paths.items() for method in entry}
     described = {
@@ -72,7 +72,7 @@ def test_every_error_code_has_its_line() -> None:
     codes = {
         *map(str, ErrorCode),
         *map(str, TransportCode),
-        *map(str, GateCode),
+        *map(str, AdmissionCode),
         *own,
         *wavespeed.CODES,
         *api_error_codes(),

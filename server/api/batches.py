@@ -136,7 +136,7 @@ async def take(context: ApiContext, caller: Caller, http: HttpRequest, submissio
         key_id=caller.key_id,
         request_id=correlation_id.get() or "-",
         said=json.dumps({"title": submission.title, "base": base}),
-        created_at=context.board.now(),
+        created_at=context.jobs.now(),
         total=len(requests),
         unfinished=len(requests),
         webhook_url=submission.webhook_url,
@@ -195,8 +195,8 @@ def row_object(context: ApiContext, record: Record, base: str) -> dict[str, Any]
 
 def webhook_body(context: ApiContext, batch: Batch) -> bytes:
     """The batch as it is; its jobs are behind its URL."""
-    tally = context.board.store.tallies([batch.id])[batch.id]
-    return json.dumps(batch_object(batch, tally, context.board.now()), separators=(",", ":")).encode()
+    tally = context.jobs.store.tallies([batch.id])[batch.id]
+    return json.dumps(batch_object(batch, tally, context.jobs.now()), separators=(",", ":")).encode()
 
 
 # --- routes ---
@@ -208,13 +208,13 @@ def router(context: ApiContext) -> APIRouter:
 
     def visible(caller: Caller, batch_id: str) -> Batch:
         everybody = Scope.ADMIN in caller.scopes
-        batch = context.board.store.batch(batch_id, None if everybody else caller.tenant)
+        batch = context.jobs.store.batch(batch_id, None if everybody else caller.tenant)
         if batch is None:
             raise ApiError(404, f"There is no batch {batch_id[:64]!r}.", "not_found")
         return batch
 
     def shown(batches: list[Batch]) -> list[dict[str, Any]]:
-        tallies, now = context.board.store.tallies([batch.id for batch in batches]), context.board.now()
+        tallies, now = context.jobs.store.tallies([batch.id for batch in batches]), context.jobs.now()
         return [batch_object(batch, tallies[batch.id], now) for batch in batches]
 
     @routes.post("/batches", openapi_extra=BODY)
@@ -225,7 +225,7 @@ def router(context: ApiContext) -> APIRouter:
         submission = await asyncio.to_thread(read_submission, context, body)
         context.require_queue_capacity(len(submission.rows))
         batch = await take(context, caller, http, submission)
-        records, _ = context.board.store.page(None, offset=0, limit=batch.total, batch_id=batch.id)
+        records, _ = context.jobs.store.page(None, offset=0, limit=batch.total, batch_id=batch.id)
         jobs = [row_object(context, record, context.base_url(http)) for record in records]
         return JSONResponse(shown([batch])[0] | {"jobs": jobs})
 
@@ -237,7 +237,7 @@ def router(context: ApiContext) -> APIRouter:
         limit: Annotated[int, Query(ge=1, le=100)] = 25,
     ) -> Response:
         caller = context.authenticate(http, Scope.READ)
-        found, total = context.board.store.batches(listed_tenant(caller, tenant), offset=offset, limit=limit)
+        found, total = context.jobs.store.batches(listed_tenant(caller, tenant), offset=offset, limit=limit)
         return JSONResponse({"total": total, "batches": shown(found)})
 
     @routes.get("/batches/{batch_id}")
@@ -252,7 +252,7 @@ def router(context: ApiContext) -> APIRouter:
         limit: Annotated[int, Query(ge=1, le=1000)] = 100,
     ) -> Response:
         batch, base = visible(context.authenticate(http, Scope.READ), batch_id), context.base_url(http)
-        records, total = context.board.store.page(None, offset=offset, limit=limit, batch_id=batch.id)
+        records, total = context.jobs.store.page(None, offset=offset, limit=limit, batch_id=batch.id)
         return JSONResponse(
             {"total": total, "jobs": [row_object(context, record, base) for record in records]}
         )
@@ -260,9 +260,9 @@ def router(context: ApiContext) -> APIRouter:
     @routes.post("/batches/{batch_id}/cancel")
     async def cancel(http: HttpRequest, batch_id: str) -> Response:
         caller = context.authenticate(http, Scope.RUN)
-        if (batch := context.board.store.batch(batch_id, caller.tenant)) is None:
+        if (batch := context.jobs.store.batch(batch_id, caller.tenant)) is None:
             raise ApiError(404, f"There is no batch {batch_id[:64]!r}.", "not_found")
-        await context.board.cancel_batch(batch.id)
+        await context.jobs.cancel_batch(batch.id)
         return JSONResponse(shown([visible(caller, batch_id)])[0])
 
     return routes

@@ -15,7 +15,7 @@ from fastapi import Request as HttpRequest
 
 from server.api.auth import AccessDeniedError, Authenticator, Caller, RateLimiter, Scope
 from server.jobs.request import Request
-from server.jobs.service import Board
+from server.jobs.service import JobService
 from server.jobs.state import Batch, Job
 from server.settings import Settings
 from server.storage.blobs import Blobs, TooLargeError, preview_folder, still_blob
@@ -72,7 +72,7 @@ class ApiContext:
     """The running server, as dialects see it."""
 
     settings: Settings
-    board: Board
+    jobs: JobService
     blobs: Blobs
     signer: Signer
     keys: Authenticator
@@ -84,10 +84,10 @@ class ApiContext:
         Raises:
             AccessDeniedError: 401 or 403. BusyError: the key asks too often.
         """
-        now = self.board.now()
+        now = self.jobs.now()
         caller = self.keys.caller(http.headers.get("authorization"), now)
         if self.keys.should_note(caller, now):
-            self.board.write_later(partial(self.board.store.key_used, caller.key_id, now))
+            self.jobs.write_later(partial(self.jobs.store.key_used, caller.key_id, now))
         if (wait_s := self.rates.wait_s(caller.key_id, now, caller.requests_per_minute)) > 0:
             raise BusyError("This key sends too many requests: slow down.", wait_s)
         caller.require(scope)
@@ -114,7 +114,7 @@ class ApiContext:
         Raises:
             BusyError: the queue is full. DiskFullError: the disk is.
         """
-        if self.board.is_full(count):
+        if self.jobs.is_full(count):
             raise _queue_full()
         self.require_disk_space()
 
@@ -128,9 +128,9 @@ class ApiContext:
         Raises:
             BusyError: the queue is full, or the key's quota is used up.
         """
-        job = Job(id=job_id, tenant=caller.tenant, created_at=self.board.now())
+        job = Job(id=job_id, tenant=caller.tenant, created_at=self.jobs.now())
         with _busy_when_refused():
-            record, _ = await self.board.submit(job, request, idempotency_key)
+            record, _ = await self.jobs.submit(job, request, idempotency_key)
         return record
 
     async def submit_batch(
@@ -159,20 +159,20 @@ class ApiContext:
             for row, (job_id, request) in enumerate(requests)
         ]
         with _busy_when_refused():
-            stored, _ = await self.board.submit_batch(batch, entries, idempotency_key)
+            stored, _ = await self.jobs.submit_batch(batch, entries, idempotency_key)
         return stored
 
     def job(self, caller: Caller, job_id: str) -> Record | None:
         """A job of the caller's; None for unknown and other tenants' alike."""
-        return self.board.store.get(job_id, caller.tenant)
+        return self.jobs.store.get(job_id, caller.tenant)
 
     async def delete(self, caller: Caller, ids: list[str]) -> int:
         """Cancel what runs, then forget the caller's jobs and their files; how many there were."""
         for job_id in ids:
             if (record := self.job(caller, job_id)) is not None and not record.job.state.is_final:
-                await self.board.cancel(job_id)
-                await self.board.until_final(job_id, 20.0)
-        gone = await self.board.write(lambda: self.board.store.delete(ids, caller.tenant))
+                await self.jobs.cancel(job_id)
+                await self.jobs.until_final(job_id, 20.0)
+        gone = await self.jobs.write(lambda: self.jobs.store.delete(ids, caller.tenant))
         for record in gone:
             await self.forget_files(record)
         return len(gone)
@@ -206,7 +206,7 @@ class ApiContext:
             return None
         token, _, name = parts.path.removeprefix("/files/").partition("/")
         name = unquote(name)
-        if not self.signer.holds("read", name, token, self.board.now()):
+        if not self.signer.holds("read", name, token, self.jobs.now()):
             return None
         folder, _, rest = name.partition("/")
         owner = name.startswith(f"uploads/{caller.tenant}/")
@@ -225,7 +225,7 @@ class ApiContext:
             guessed = mimetypes.guess_extension(content_type or "") or ".bin"
             suffix = guessed[1:] if guessed[1:] in MEDIA_TYPES else "bin"
         name = f"uploads/{caller.tenant}/{secrets.token_hex(16)}.{suffix}"
-        now = self.board.now()
+        now = self.jobs.now()
         expires_at = now + 3600
         token = self.signer.sign("write", name, expires_at)
         kind = MEDIA_TYPES.get(suffix, "file/").partition("/")[0]

@@ -116,10 +116,10 @@ def _moment(seconds: float | None) -> str | None:
 
 def _wait(context: ApiContext, record: Record) -> dict[str, Any] | None:
     """The place in the tenant's queue, and when it will probably begin."""
-    if record.job.state is not State.WAITING or (turn := context.board.turn(record.job.id)) is None:
+    if record.job.state is not State.WAITING or (turn := context.jobs.turn(record.job.id)) is None:
         return None
-    wait_s = context.board.starts_in_s(turn)
-    starts_at = None if wait_s is None else moment(context.board.now() + wait_s)
+    wait_s = context.jobs.starts_in_s(turn)
+    starts_at = None if wait_s is None else moment(context.jobs.now() + wait_s)
     return {"position": turn.position, "estimated_start": starts_at}
 
 
@@ -219,13 +219,13 @@ async def events(context: ApiContext, job_id: str, base: str, after: int) -> Asy
     the event's id, so that a client that comes back misses none. `gone`: the job was deleted.
     """
     told, silent_s = "", 0.0
-    with context.board.watched(job_id) as changed:
-        while not context.board.is_leaving:
+    with context.jobs.watched(job_id) as changed:
+        while not context.jobs.is_leaving:
             try:
-                record = context.board.store.get(job_id)
+                record = context.jobs.store.get(job_id)
             except DatabaseAwayError:
                 yield ": the database is away\n\n"
-                await context.board.change_or_pause(changed, LOOK_EVERY_S)
+                await context.jobs.change_or_pause(changed, LOOK_EVERY_S)
                 continue
             if record is None:
                 yield _event("gone", {"id": job_id})
@@ -238,7 +238,7 @@ async def events(context: ApiContext, job_id: str, base: str, after: int) -> Asy
                 yield f"event: job\ndata: {now}\n\n"
             if record.job.state.is_final:
                 return
-            is_news = await context.board.change_or_pause(changed, LOOK_EVERY_S)
+            is_news = await context.jobs.change_or_pause(changed, LOOK_EVERY_S)
             if not is_news and (silent_s := silent_s + LOOK_EVERY_S) >= HEARTBEAT_S:
                 silent_s = 0.0
                 yield ": still here\n\n"
@@ -254,7 +254,7 @@ def _event(name: str, data: dict[str, Any], number: int | None = None) -> str:
 
 def health(context: ApiContext, workers: Workers, roster: Roster) -> dict[str, Any]:
     """This process' devices, all workers, queue, speed and disk."""
-    store, now = context.board.store, context.board.now()
+    store, now = context.jobs.store, context.jobs.now()
     disk, oldest = shutil.disk_usage(context.settings.data_dir), store.oldest_waiting()
     records, _ = store.page(None, offset=0, limit=SPEED_JOBS, states=[State.SUCCEEDED])
     outputs = [record.job.output for record in records if record.job.output is not None]
@@ -285,7 +285,7 @@ def health(context: ApiContext, workers: Workers, roster: Roster) -> dict[str, A
         "speed": {
             "jobs": len(measured),
             "media_s_per_device_s": round(media_s / device_s, 3) if measured else None,
-            "usual_run_s": None if context.board.usual_run_s is None else round(context.board.usual_run_s, 1),
+            "usual_run_s": None if context.jobs.usual_run_s is None else round(context.jobs.usual_run_s, 1),
         },
         "disk": {
             "free_bytes": disk.free,
@@ -312,7 +312,7 @@ def router(context: ApiContext, workers: Workers, roster: Roster) -> APIRouter:
 
     def visible(caller: Caller, job_id: str) -> Record:
         everybody = Scope.ADMIN in caller.scopes
-        record = context.board.store.get(job_id, None if everybody else caller.tenant)
+        record = context.jobs.store.get(job_id, None if everybody else caller.tenant)
         if record is None:
             raise ApiError(404, f"There is no job {job_id[:64]!r}.", "not_found")
         return record
@@ -320,7 +320,7 @@ def router(context: ApiContext, workers: Workers, roster: Roster) -> APIRouter:
     @routes.get("/me")
     async def me(http: HttpRequest) -> Response:
         caller = context.authenticate(http, Scope.READ)
-        key = context.board.store.key(caller.key_id)
+        key = context.jobs.store.key(caller.key_id)
         return JSONResponse(
             {
                 "key_id": caller.key_id,
@@ -347,7 +347,7 @@ def router(context: ApiContext, workers: Workers, roster: Roster) -> APIRouter:
         limit: Annotated[int, Query(ge=1, le=100)] = 25,
     ) -> Response:
         caller = context.authenticate(http, Scope.READ)
-        records, total = context.board.store.page(
+        records, total = context.jobs.store.page(
             listed_tenant(caller, tenant),
             offset=offset,
             limit=limit,

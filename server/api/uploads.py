@@ -23,7 +23,7 @@ def mount(app: FastAPI, context: ApiContext) -> None:
     @app.head("/files/{token}/{name:path}", include_in_schema=False)
     @app.get("/files/{token}/{name:path}")
     async def download(http: HttpRequest, token: str, name: str) -> Response:
-        held = context.signer.holds("read", name, token, context.board.now())
+        held = context.signer.holds("read", name, token, context.jobs.now())
         info = await context.blobs.info(name) if held else None
         if info is None:
             return PlainTextResponse("There is no such file, or the link has expired.", 404)
@@ -51,7 +51,7 @@ def mount(app: FastAPI, context: ApiContext) -> None:
 
     @app.put("/uploads/{token}/{name:path}")
     async def put(http: HttpRequest, token: str, name: str) -> Response:
-        if not context.signer.holds("write", name, token, context.board.now()):
+        if not context.signer.holds("write", name, token, context.jobs.now()):
             return PlainTextResponse("This upload link is not valid, or has expired: ask for a new one.", 403)
         await context.store_upload(name, http.stream())
         return Response(status_code=200)

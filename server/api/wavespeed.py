@@ -163,10 +163,10 @@ def prediction(context: ApiContext, record: Record) -> dict[str, Any]:
             "total": progress.total,
             "per_second": progress.per_s,
         }
-    if job.state is State.WAITING and (turn := context.board.turn(job.id)) is not None:
+    if job.state is State.WAITING and (turn := context.jobs.turn(job.id)) is not None:
         shown["timings"] |= {"queue_position": turn.position}
-        if (wait_s := context.board.starts_in_s(turn)) is not None:
-            shown["timings"] |= {"estimated_start": moment(context.board.now() + wait_s)}
+        if (wait_s := context.jobs.starts_in_s(turn)) is not None:
+            shown["timings"] |= {"estimated_start": moment(context.jobs.now() + wait_s)}
     if job.state is State.CANCELLED:
         shown["error"] = "The task was cancelled."
     if job.output is not None and job.output.warnings:
@@ -214,8 +214,8 @@ def router(context: ApiContext) -> APIRouter:
     async def cancel(http: HttpRequest, job_id: str) -> Response:
         record = require_job(context, context.authenticate(http, Scope.RUN), job_id)
         if not record.job.state.is_final:
-            await context.board.cancel(job_id)
-            record = await context.board.until_final(job_id, 8.0) or record
+            await context.jobs.cancel(job_id)
+            record = await context.jobs.until_final(job_id, 8.0) or record
         return answer(prediction(context, record))
 
     @routes.delete("/predictions/{job_id}")
@@ -242,7 +242,7 @@ def router(context: ApiContext) -> APIRouter:
         states = [state for state, name in STATUS.items() if name == status]
         if status and not states:
             raise ApiError(400, f"status must be one of {', '.join(STATUS.values())}.", "invalid_parameter")
-        records, total = context.board.store.page(
+        records, total = context.jobs.store.page(
             caller.tenant,
             offset=(page - 1) * size,
             limit=size,
@@ -306,7 +306,7 @@ def router(context: ApiContext) -> APIRouter:
 
     @routes.get("/webhook/secret")
     async def webhook_secret(http: HttpRequest) -> Response:
-        key = context.board.store.key(context.authenticate(http, Scope.READ).key_id)
+        key = context.jobs.store.key(context.authenticate(http, Scope.READ).key_id)
         return answer({"secret": key.webhook_secret if key is not None else ""})
 
     @routes.get("/balance")
@@ -385,7 +385,7 @@ def router(context: ApiContext) -> APIRouter:
         )
         if not submission.sync:
             return answer(prediction(context, record))
-        ended = await context.board.until_final(record.job.id, context.settings.sync_timeout_s) or record
+        ended = await context.jobs.until_final(record.job.id, context.settings.sync_timeout_s) or record
         if ended.job.state.is_final:
             return answer(await _with_output(context, ended))
         return answer(_still_working(context, ended))
@@ -458,7 +458,7 @@ def _time(given: dict[str, Any], name: str) -> float | None:
 
 
 def _count(context: ApiContext, caller: Caller, *states: State) -> int:
-    return context.board.store.page(caller.tenant, offset=0, limit=1, states=states)[1]
+    return context.jobs.store.page(caller.tenant, offset=0, limit=1, states=states)[1]
 
 
 async def _chunks(file: Any) -> AsyncIterator[bytes]:

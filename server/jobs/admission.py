@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from server.jobs.service import Board
+from server.jobs.service import JobService
 from server.jobs.state import Failure
 from server.storage.transport import Transport, TransportError, TransportPolicy
 from server.store import Record, audit
@@ -32,7 +32,7 @@ log = logging.getLogger("lipsync.gate")
 SENTENCE_LENGTH = 300
 
 
-class GateCode(StrEnum):
+class AdmissionCode(StrEnum):
     """Why a job was not let through."""
 
     JOB_REFUSED = "job_refused"
@@ -43,7 +43,7 @@ class _BrokenError(Exception):
     """The hook gave no answer; the text says why, for the log."""
 
 
-class Gate:
+class AdmissionCheck:
     """See the module.
 
     Args:
@@ -51,8 +51,8 @@ class Gate:
         timeout_s: after which a hook counts as broken.
     """
 
-    def __init__(self, board: Board, hook: str | None, timeout_s: float) -> None:
-        self._board, self._hook, self._timeout_s = board, hook, timeout_s
+    def __init__(self, jobs: JobService, hook: str | None, timeout_s: float) -> None:
+        self._jobs, self._hook, self._timeout_s = jobs, hook, timeout_s
 
     async def admit(self, record: Record, inputs: Mapping[str, Path]) -> Failure | None:
         """None where the job may run.
@@ -61,8 +61,8 @@ class Gate:
             inputs: local files by name.
         """
         hashes = await asyncio.to_thread(lambda: {name: sha256_of(path) for name, path in inputs.items()})
-        entry = audit.job_inputs(record.job, record.request, self._board.now(), hashes)
-        await self._board.write(partial(self._board.store.audit.add, entry))
+        entry = audit.job_inputs(record.job, record.request, self._jobs.now(), hashes)
+        await self._jobs.write(partial(self._jobs.store.audit.add, entry))
         if self._hook is None:
             return None
         try:
@@ -72,11 +72,11 @@ class Gate:
             why = str(error) or f"no answer within {self._timeout_s:g} s"
             log.error("job %s: the hook is broken: %s", record.job.id, why, extra=record.tags)
             sentence = "The check that this server asks before every job did not answer: tell its operator."
-            return Failure(GateCode.HOOK_FAILED, sentence)
+            return Failure(AdmissionCode.HOOK_FAILED, sentence)
         if answer.allow:
             return None
         return Failure(
-            GateCode.JOB_REFUSED, answer.message or "The operator of this server refused this job."
+            AdmissionCode.JOB_REFUSED, answer.message or "The operator of this server refused this job."
         )
 
     async def _ask(self, question: bytes) -> bytes:

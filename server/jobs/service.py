@@ -22,7 +22,7 @@ from server.jobs.request import Request
 from server.jobs.state import Batch, Effect, Job, Policy, State, Turn
 from server.store import Change, DatabaseAwayError, News, Piece, Record, Store
 
-log = logging.getLogger("lipsync.board")
+log = logging.getLogger("lipsync.jobs")
 
 T = TypeVar("T")
 
@@ -37,7 +37,7 @@ LEASES_REST_S = 20.0
 """So long after the database came back no lease counts as over: those who hold them must beat first."""
 
 
-class Board:
+class JobService:
     """See the module.
 
     Args:
@@ -54,9 +54,9 @@ class Board:
         self._max_waiting = max_waiting
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="database")
         self._waiters: dict[str, set[asyncio.Event]] = defaultdict(set)
-        self.job_came = asyncio.Event()
+        self.job_available = asyncio.Event()
         """Set once, and replaced: who looks for work takes it before, and waits for it after."""
-        self.notice_came = asyncio.Event()
+        self.webhook_due = asyncio.Event()
         self.on_stop: Callable[[str], None] = lambda job_id: None
         """Told when a running job has to stop."""
         self.on_end: Callable[[Job], None] = lambda job: None
@@ -81,9 +81,9 @@ class Board:
         """Run a change that nobody waits for and whose loss harms nobody."""
         self._writer.submit(change)
 
-    def call_workers(self) -> None:
+    def wake_workers(self) -> None:
         """There may be work."""
-        came, self.job_came = self.job_came, asyncio.Event()
+        came, self.job_available = self.job_available, asyncio.Event()
         came.set()
 
     async def submit(self, job: Job, request: Request, idempotency_key: str | None) -> tuple[Record, bool]:
@@ -98,7 +98,7 @@ class Board:
             )
         )
         if is_new:
-            self.call_workers()
+            self.wake_workers()
         return record, is_new
 
     async def submit_batch(
@@ -115,7 +115,7 @@ class Board:
             )
         )
         if is_new:
-            self.call_workers()
+            self.wake_workers()
         return stored, is_new
 
     def is_full(self, count: int = 1) -> bool:
@@ -153,7 +153,7 @@ class Board:
         for event in self._waiters.get(job_id, ()):
             event.set()
         if help_wanted:
-            self.call_workers()
+            self.wake_workers()
         return result
 
     async def help(self, fits: str) -> Piece | None:
@@ -201,18 +201,18 @@ class Board:
         for event in self._waiters.get(news.job_id, ()):
             event.set()
         if news.state is State.WAITING or news.help_wanted:
-            self.call_workers()
+            self.wake_workers()
         elif news.state.is_final or news.cancel_asked:
             self.on_stop(news.job_id)
         if news.state.is_final:
-            self.notice_came.set()
+            self.webhook_due.set()
         if news.ran_s is not None:
             self._note_run(news.ran_s)
 
     def _look_all(self) -> None:
         """News may have been missed."""
-        self.call_workers()
-        self.notice_came.set()
+        self.wake_workers()
+        self.webhook_due.set()
         for events in self._waiters.values():
             for event in events:
                 event.set()
@@ -295,12 +295,12 @@ class Board:
         if Effect.STOP_WORK in change.effects:
             self.on_stop(job.id)
         if Effect.NOTIFY in change.effects:
-            self.notice_came.set()
+            self.webhook_due.set()
             self.on_end(job)
         if job.ran_s is not None and not self.store.is_shared:  # else it is heard, as others' are
             self._note_run(job.ran_s)
         if job.state is State.WAITING:
-            self.call_workers()
+            self.wake_workers()
 
     def _note_run(self, run_s: float) -> None:
         usual_s = run_s if self._usual_run_s is None else self._usual_run_s

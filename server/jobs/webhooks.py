@@ -14,7 +14,7 @@ import random
 from collections.abc import Callable
 from functools import partial
 
-from server.jobs.service import Board
+from server.jobs.service import JobService
 from server.jobs.state import Batch
 from server.storage.transport import Transport, TransportError
 from server.store import Notice, Record
@@ -49,38 +49,38 @@ class Webhooks:
 
     def __init__(
         self,
-        board: Board,
+        jobs: JobService,
         transport: Transport,
         letters: dict[str, Letter],
         batch_letter: BatchLetter,
     ) -> None:
-        self._board, self._transport = board, transport
+        self._jobs, self._transport = jobs, transport
         self._letters, self._batch_letter = letters, batch_letter
 
     async def run(self) -> None:
         while True:
-            self._board.notice_came.clear()
-            due = await self._board.write(self._claim)
+            self._jobs.webhook_due.clear()
+            due = await self._jobs.write(self._claim)
             if due:
                 await asyncio.gather(*(self._try(notice) for notice in due))
                 continue
             pause_s = self._pause_s()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._board.notice_came.wait(), pause_s)
+                await asyncio.wait_for(self._jobs.webhook_due.wait(), pause_s)
 
     def _claim(self) -> list[Notice]:
-        store = self._board.store
+        store = self._jobs.store
         return store.claim_notices(store.now(), AT_ONCE, HOLD_S)
 
     def _pause_s(self) -> float:
         """Until the next notice is due, or for a while."""
-        due_at = self._board.store.next_notice_at()
-        return LOOK_EVERY_S if due_at is None else min(LOOK_EVERY_S, max(0.05, due_at - self._board.now()))
+        due_at = self._jobs.store.next_notice_at()
+        return LOOK_EVERY_S if due_at is None else min(LOOK_EVERY_S, max(0.05, due_at - self._jobs.now()))
 
     async def _try(self, notice: Notice) -> None:
-        store = self._board.store
+        store = self._jobs.store
         if (letter := self._written(notice)) is None:
-            await self._board.write(partial(store.not_delivered, notice.id, "the job was deleted", None))
+            await self._jobs.write(partial(store.not_delivered, notice.id, "the job was deleted", None))
             return
         body, headers, tags = letter
         try:
@@ -90,19 +90,19 @@ class Webhooks:
         else:
             problem = None if 200 <= delivered.status < 300 else f"status {delivered.status}"
         if problem is None:
-            await self._board.write(partial(store.delivered, notice.id, self._board.now()))
+            await self._jobs.write(partial(store.delivered, notice.id, self._jobs.now()))
             log.info("%s: webhook delivered", notice.about, extra=tags)
             return
         due_at = None
         if notice.tries < len(PAUSES_S):
-            due_at = self._board.now() + PAUSES_S[notice.tries] * random.uniform(1, 1 + JITTER)
-        await self._board.write(partial(store.not_delivered, notice.id, problem, due_at))
+            due_at = self._jobs.now() + PAUSES_S[notice.tries] * random.uniform(1, 1 + JITTER)
+        await self._jobs.write(partial(store.not_delivered, notice.id, problem, due_at))
         sentence = "%s: webhook not delivered (%s), try %d"
         log.warning(sentence, notice.about, problem, notice.tries + 1, extra=tags)
 
     def _written(self, notice: Notice) -> tuple[bytes, dict[str, str], dict[str, str]] | None:
         """Body, headers, and what log lines carry; None where what it tells of was deleted."""
-        store, now = self._board.store, self._board.now()
+        store, now = self._jobs.store, self._jobs.now()
         about = store.get(notice.job_id) if notice.job_id else store.batch(notice.batch_id or "")
         if about is None:
             return None

@@ -13,14 +13,14 @@ import logging
 import uuid
 from collections.abc import Sequence
 
-from server.jobs.admission import Gate
+from server.jobs.admission import AdmissionCheck
 from server.jobs.inputs import Inputs
-from server.jobs.service import Board
+from server.jobs.service import JobService
 from server.jobs.state import Job
 from server.storage.blobs import Blobs
 from server.store import DatabaseAwayError, Piece, Record
-from server.workers.job_runner import Place
-from server.workers.process import WorkerGoneError, WorkerProcess, WorkerSettings, worker_process
+from server.workers.job_runner import JobRunner
+from server.workers.process import WorkerDiedError, WorkerProcess, WorkerSettings, worker_process
 from server.workers.segment_sharing import BEAT_EVERY_S, Helper
 
 log = logging.getLogger("lipsync.supervisor")
@@ -37,7 +37,7 @@ FAILURES_OF_A_DEVICE = 3
 QUARANTINE_S = 600.0
 
 
-class Seat:
+class DeviceWorker:
     """One device: its worker process, and the places that give it work.
 
     Args:
@@ -50,11 +50,11 @@ class Seat:
         self,
         number: int,
         device: str,
-        beside: Sequence[Seat],
-        board: Board,
+        beside: Sequence[DeviceWorker],
+        jobs: JobService,
         blobs: Blobs,
         inputs: Inputs,
-        gate: Gate,
+        gate: AdmissionCheck,
         settings: WorkerSettings,
         threads: int,
         may_share: bool,
@@ -63,11 +63,11 @@ class Seat:
         self.is_ready = False
         self.is_quarantined = False
         self.starts = self._failures = 0
-        self._beside, self._board, self._settings = beside, board, settings
+        self._beside, self._jobs, self._settings = beside, jobs, settings
         self._threads, self._may_share = threads, may_share
-        self._helper = Helper(board, blobs, settings.folder / "help" / f"{uuid.uuid4().hex}-{number}")
+        self._helper = Helper(jobs, blobs, settings.folder / "help" / f"{uuid.uuid4().hex}-{number}")
         self._places = [
-            Place(board, blobs, inputs, gate, settings, self._helper, self._pause, may_share)
+            JobRunner(jobs, blobs, inputs, gate, settings, self._helper, self._pause, may_share)
             for _ in range(settings.jobs_per_worker)
         ]
         self._leaving = asyncio.Event()
@@ -99,7 +99,7 @@ class Seat:
                 async with worker_process(self.device, self._settings, self._threads) as worker:
                     self.is_ready = True
                     await self._serve(worker)
-            except WorkerGoneError as error:
+            except WorkerDiedError as error:
                 log.warning("worker %s: %s", self.device, error)
                 self._failures += 1
                 if self._settings.quarantines and self._failures >= FAILURES_OF_A_DEVICE:
@@ -116,7 +116,7 @@ class Seat:
     def _call_others(self) -> None:
         """What they leave to this seat, and what its places leave to each other, may be theirs now."""
         if len(self._places) > 1:
-            self._board.call_workers()
+            self._jobs.wake_workers()
 
     async def _pause(self, seconds: float = RESTART_PAUSE_S) -> None:
         with contextlib.suppress(TimeoutError):
@@ -140,16 +140,16 @@ class Seat:
         working = (self._keep_busy(place, worker) for place in self._places)
         ends = await asyncio.gather(*working, return_exceptions=True)
         if errors := [end for end in ends if isinstance(end, BaseException)]:
-            raise min(errors, key=lambda error: isinstance(error, WorkerGoneError))  # its cause first
+            raise min(errors, key=lambda error: isinstance(error, WorkerDiedError))  # its cause first
 
-    async def _keep_busy(self, place: Place, worker: WorkerProcess) -> None:
+    async def _keep_busy(self, place: JobRunner, worker: WorkerProcess) -> None:
         """Give a place one piece of work after the other; where one ends, all do."""
         try:
             while await self._find_work(place, worker):
                 try:
                     await place.carry_out(worker)
                     self._failures = 0
-                except WorkerGoneError:
+                except WorkerDiedError:
                     raise
                 except Exception:  # a full disk: the worker must outlast it
                     log.exception("worker %s: stumbled", self.device)
@@ -164,19 +164,19 @@ class Seat:
         finally:
             self._closing.set()
 
-    async def _find_work(self, place: Place, worker: WorkerProcess) -> bool:
+    async def _find_work(self, place: JobRunner, worker: WorkerProcess) -> bool:
         """Wait for a job, or where none waits for a segment of another's; False when there is to be none."""
         ends = (self._closing, self._leaving, worker.gone)
         while not any(end.is_set() for end in ends):
-            if self.busy and self._board.store.is_shared:
+            if self.busy and self._jobs.store.is_shared:
                 await asyncio.sleep(GIVE_WAY_S)
             async with self._choosing:
-                news = self._board.job_came
+                news = self._jobs.job_available
                 if self._takes_more():
                     with contextlib.suppress(DatabaseAwayError):
                         if (work := await self._choose(worker.fits)) is not None:
                             place.take(work)
-                            self._board.call_workers()  # the others look as well
+                            self._jobs.wake_workers()  # the others look as well
                             return True
                     if not self.busy:
                         await asyncio.to_thread(self._helper.clear)
@@ -197,13 +197,13 @@ class Seat:
         return self._is_open and not any(seat._is_open and seat.busy < self.busy for seat in self._beside)
 
     async def _choose(self, fits: str) -> Record | Piece | None:
-        record = await self._board.claim(self._is_wanted)
+        record = await self._jobs.claim(self._is_wanted)
         if record is not None:
             self._jobs_left -= 1
             if not self._jobs_left:
                 self._closing.set()
         elif self._may_share and not self.busy:  # who has work gives no help, and one place is enough for it
-            return await self._board.help(fits)
+            return await self._jobs.help(fits)
         return record
 
     def _is_wanted(self, job: Job) -> bool:

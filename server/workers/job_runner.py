@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from server.jobs import state as job_state
-from server.jobs.admission import Gate, sha256_of
+from server.jobs.admission import AdmissionCheck, sha256_of
 from server.jobs.inputs import Inputs
-from server.jobs.service import Board
+from server.jobs.service import JobService
 from server.jobs.state import Failure, Job, NotAllowedError, Output, Progress
 from server.storage.blobs import (
     Blobs,
@@ -32,22 +32,22 @@ from server.storage.blobs import (
 from server.storage.transport import TransportError
 from server.store import DatabaseAwayError, Piece, Record
 from server.workers.messages import (
-    Ask,
-    Busy,
-    Done,
-    Failed,
+    CancelJob,
     FromWorker,
-    Offer,
-    Render,
-    Rendered,
-    Shown,
-    Start,
-    Stop,
-    Stopped,
-    Take,
-    Working,
+    JobCancelled,
+    JobDuplicate,
+    JobFailed,
+    JobProgress,
+    JobSucceeded,
+    NextSegment,
+    PreviewReady,
+    RenderSegment,
+    RunJob,
+    SegmentAssigned,
+    SegmentRendered,
+    SegmentsPublished,
 )
-from server.workers.process import Order, WorkerGoneError, WorkerProcess, WorkerSettings
+from server.workers.process import JobChannel, WorkerDiedError, WorkerProcess, WorkerSettings
 from server.workers.segment_sharing import BEAT_EVERY_S, TELL_EVERY_S, Helper, Owner
 
 log = logging.getLogger("lipsync.supervisor")
@@ -68,7 +68,7 @@ KEEP_TRIES = 5
 """So often, with that pause and each with the storage's own retries, a result is tried to be stored."""
 
 
-def _preview_blob(shown: Shown) -> str:
+def _preview_blob(shown: PreviewReady) -> str:
     """The name tells the stretch's place, in milliseconds, so that nothing else need remember it."""
     start_ms, stop_ms = round(1000 * shown.start_s), round(1000 * shown.stop_s)
     return f"{preview_folder(shown.job_id)}/{shown.index:05d}-{start_ms}-{stop_ms}.mp4"
@@ -82,7 +82,7 @@ async def remove_left(folder: Path, blobs: Blobs, job_id: str) -> None:
         await blobs.delete_under(share_folder(job_id))
 
 
-class Place:
+class JobRunner:
     """One of the places at a device, each of which has one piece of work at a time.
 
     Args:
@@ -96,17 +96,17 @@ class Place:
 
     def __init__(
         self,
-        board: Board,
+        jobs: JobService,
         blobs: Blobs,
         inputs: Inputs,
-        gate: Gate,
+        gate: AdmissionCheck,
         settings: WorkerSettings,
         helper: Helper,
         pause: Callable[[], Awaitable[None]],
         may_share: bool,
     ) -> None:
         self.work: Record | Piece | None = None
-        self._board, self._blobs, self._inputs, self._gate = board, blobs, inputs, gate
+        self._jobs, self._blobs, self._inputs, self._gate = jobs, blobs, inputs, gate
         self._settings, self._helper, self._pause, self._may_share = settings, helper, pause, may_share
         self._stop_asked = asyncio.Event()
 
@@ -141,7 +141,7 @@ class Place:
         """Do what was taken.
 
         Raises:
-            WorkerGoneError: the worker has ended, or is to be ended.
+            WorkerDiedError: the worker has ended, or is to be ended.
         """
         try:
             match self.work:
@@ -157,7 +157,7 @@ class Place:
         job_id, fence = record.job.id, record.job.fence
         folder = self._settings.folder / "jobs" / job_id
         end = partial(self._end, job_id)
-        owner = Owner(record, worker.fits, self._board, self._blobs)
+        owner = Owner(record, worker.fits, self._jobs, self._blobs)
         beats = asyncio.create_task(self._beat(record, owner))
         try:
             if await self._blobs.info(result_blob(job_id)) is not None:  # stored, but its row was not written
@@ -168,7 +168,7 @@ class Place:
             folder.mkdir(parents=True, exist_ok=True)
             last = await self._work(record, folder, worker, owner)
             match last:
-                case Done() as done:
+                case JobSucceeded() as done:
                     sha256 = await asyncio.to_thread(sha256_of, folder / "out.mp4")
                     await self._keep(result_blob(job_id), folder / "out.mp4")
                     output = Output(
@@ -182,31 +182,29 @@ class Place:
                         done.is_nsfw,
                     )
                     await end(lambda job, now: job_state.succeed(job, fence, now, output))
-                case Failed(code=code, message=message, again=again):
+                case JobFailed(code=code, message=message, again=again):
                     failure = Failure(code, message, again)
-                    await end(lambda job, now: job_state.fail(job, fence, now, failure, self._board.policy))
+                    await end(lambda job, now: job_state.fail(job, fence, now, failure, self._jobs.policy))
                 case _:
                     await end(lambda job, now: job_state.confirm_cancel(job, fence, now))
         except TransportError as error:
             failure = Failure(error.code, error.message)
-            await end(lambda job, now: job_state.fail(job, fence, now, failure, self._board.policy))
+            await end(lambda job, now: job_state.fail(job, fence, now, failure, self._jobs.policy))
         except StorageAwayError as error:
             log.warning("job %s: the storage is away: %s", job_id, error)
             await end(
-                lambda job, now: job_state.fail(job, fence, now, job_state.STORAGE_AWAY, self._board.policy)
+                lambda job, now: job_state.fail(job, fence, now, job_state.STORAGE_AWAY, self._jobs.policy)
             )
             await self._pause()
         except DatabaseAwayError as error:  # before the work has begun; it is nobody's fault
             log.warning("job %s: the database is away: %s", job_id, error)
             await end(lambda job, now: job_state.hand_back(job, fence, now))
         except Exception as error:  # the worker is gone, the disk is full: another attempt may do better
-            if isinstance(error, WorkerGoneError) and error.job_id not in (None, job_id):
+            if isinstance(error, WorkerDiedError) and error.job_id not in (None, job_id):
                 await end(lambda job, now: job_state.hand_back(job, fence, now))  # it was another job's fault
             else:
                 await end(
-                    lambda job, now: job_state.fail(
-                        job, fence, now, job_state.WORKER_LOST, self._board.policy
-                    )
+                    lambda job, now: job_state.fail(job, fence, now, job_state.WORKER_LOST, self._jobs.policy)
                 )
             raise
         except asyncio.CancelledError:
@@ -215,7 +213,7 @@ class Place:
         finally:
             beats.cancel()
             with contextlib.suppress(DatabaseAwayError, StorageAwayError):  # then it is removed later
-                ended = self._board.store.get(job_id)
+                ended = self._jobs.store.get(job_id)
                 if ended is None or ended.job.state.is_final:
                     await remove_left(folder, self._blobs, job_id)
                 if ended is None:
@@ -226,16 +224,16 @@ class Place:
         fetching = asyncio.create_task(self._inputs.bring(record, folder))
         if not await self._unless_stopped(fetching, worker.gone):
             worker.require()
-            return Stopped(record.job.id)
+            return JobCancelled(record.job.id)
         local = fetching.result()
         asking = asyncio.create_task(self._gate.admit(record, local))
         if not await self._unless_stopped(asking, worker.gone):
             worker.require()
-            return Stopped(record.job.id)
+            return JobCancelled(record.job.id)
         if (refusal := asking.result()) is not None:
-            return Failed(record.job.id, refusal.code, refusal.message, again=False)
+            return JobFailed(record.job.id, refusal.code, refusal.message, again=False)
         left_key, left = await owner.left(folder / "left") if self._may_share else ("", {})
-        start = Start(
+        start = RunJob(
             job_id=record.job.id,
             inputs={name: str(path) for name, path in local.items()},
             limits={source.name: source.limits for source in record.request.sources},
@@ -250,31 +248,31 @@ class Place:
 
         async def follow(message: FromWorker) -> bool:
             match message:
-                case Working() as working:
+                case JobProgress() as working:
                     return await self._report(record, owner.progress(working))
-                case Shown() as shown:
+                case PreviewReady() as shown:
                     await self._show(shown)
                     return await self._report(record, None)
-                case Offer() as offer:
+                case SegmentsPublished() as offer:
                     await owner.offer(offer)
-                case Rendered() as rendered:
+                case SegmentRendered() as rendered:
                     await owner.rendered(rendered)
-                case Ask():
+                case NextSegment():
                     asking = asyncio.create_task(owner.next())
                     found = await self._unless_stopped(asking, worker.gone)
-                    await worker.say(Take(record.job.id, asking.result() if found else None))
+                    await worker.say(SegmentAssigned(record.job.id, asking.result() if found else None))
             return True
 
         async with worker.order(record.job.id) as order:
             while True:
                 await order.say(start)
                 last = await self._follow(order, follow)
-                if not isinstance(last, Busy):
+                if not isinstance(last, JobDuplicate):
                     return last
                 pause = asyncio.create_task(asyncio.sleep(EQUAL_JOB_PAUSE_S))
                 if not await self._unless_stopped(pause, worker.gone):
                     worker.require()
-                    return Stopped(record.job.id)
+                    return JobCancelled(record.job.id)
 
     async def _help(self, piece: Piece, worker: WorkerProcess) -> None:
         """Render a segment of a job that another seat has, here or elsewhere."""
@@ -283,7 +281,7 @@ class Place:
 
         async def follow(message: FromWorker) -> bool:
             nonlocal told_at
-            if not isinstance(message, Working) or time.monotonic() - told_at < TELL_EVERY_S:
+            if not isinstance(message, JobProgress) or time.monotonic() - told_at < TELL_EVERY_S:
                 return True
             told_at = time.monotonic()
             return await self._helper.tell(piece, message.done)
@@ -293,13 +291,13 @@ class Place:
             folder = await self._helper.bring(piece)
             began = time.monotonic()
             async with worker.order(piece.job_id) as order:
-                await order.say(Render(piece.job_id, piece.number, str(folder)))
-                last = await self._follow(order, follow, until=Rendered)
-            if isinstance(last, Rendered):
+                await order.say(RenderSegment(piece.job_id, piece.number, str(folder)))
+                last = await self._follow(order, follow, until=SegmentRendered)
+            if isinstance(last, SegmentRendered):
                 await self._helper.keep(piece, Path(last.file), time.monotonic() - began)
                 kept = True
                 log.info("job %s: segment %d was rendered here for it", piece.job_id, piece.number)
-            elif isinstance(last, Failed):
+            elif isinstance(last, JobFailed):
                 log.warning("job %s: segment %d failed here: %s", piece.job_id, piece.number, last.message)
         except (StorageAwayError, DatabaseAwayError, OSError) as error:
             log.warning(
@@ -313,9 +311,9 @@ class Place:
 
     async def _follow(
         self,
-        order: Order,
+        order: JobChannel,
         heard: Callable[[FromWorker], Awaitable[bool]],
-        until: type[FromWorker] = Done,
+        until: type[FromWorker] = JobSucceeded,
     ) -> FromWorker:
         """Hear a worker to its last word on an order, and tell it to stop where that is asked.
 
@@ -328,13 +326,13 @@ class Place:
             hearing = asyncio.create_task(order.hear(self._settings.stall_s))
             if kill_at is None and not await self._unless_stopped(hearing, cancel=False):
                 kill_at = loop.time() + STOP_WITHIN_S
-                await order.say(Stop(order.job_id))
+                await order.say(CancelJob(order.job_id))
             try:
                 async with asyncio.timeout_at(kill_at):
                     message = await hearing
             except TimeoutError:
-                raise WorkerGoneError("it did not stop the job when told", order.job_id) from None
-            if isinstance(message, Failed | Stopped | Busy | until):
+                raise WorkerDiedError("it did not stop the job when told", order.job_id) from None
+            if isinstance(message, JobFailed | JobCancelled | JobDuplicate | until):
                 return message
             if not await heard(message):
                 self._stop_asked.set()
@@ -351,7 +349,7 @@ class Place:
                 log.error("%s could not be stored: %s", name, error)
                 await asyncio.sleep(TRY_AGAIN_S)
 
-    async def _show(self, shown: Shown) -> None:
+    async def _show(self, shown: PreviewReady) -> None:
         """Put a stretch where it can be watched; without it the job is as good."""
         try:
             await self._blobs.take(_preview_blob(shown), Path(shown.file))
@@ -379,8 +377,8 @@ class Place:
         """Write down that it goes on, and how far it is; False where it is to stop, or no longer ours."""
         fence = record.job.fence
         try:
-            now = await self._board.change(
-                record.job.id, lambda job, now: job_state.beat(job, fence, now, self._board.policy, progress)
+            now = await self._jobs.change(
+                record.job.id, lambda job, now: job_state.beat(job, fence, now, self._jobs.policy, progress)
             )
             return not now.job.cancel_asked
         except (NotAllowedError, KeyError):
@@ -401,7 +399,7 @@ class Place:
         """Write down how a claim ended; where the database stays away, its lease runs out instead."""
         for _ in range(END_TRIES):
             try:
-                record = await self._board.change(job_id, transition)
+                record = await self._jobs.change(job_id, transition)
             except (NotAllowedError, KeyError) as error:
                 log.info("job %s: %s", job_id, error)  # it ended or was taken over meanwhile
                 return

@@ -46,19 +46,19 @@ from server import logs
 from server.jobs.request import MediaLimits, Role
 from server.jobs.state import Sync
 from server.workers.messages import (
-    Busy,
-    Done,
-    Failed,
+    CancelJob,
     FromWorker,
-    Ready,
-    Render,
-    Rendered,
-    Shown,
-    Start,
-    Stop,
-    Stopped,
-    Take,
-    Working,
+    JobCancelled,
+    JobDuplicate,
+    JobFailed,
+    JobProgress,
+    JobSucceeded,
+    PreviewReady,
+    RenderSegment,
+    RunJob,
+    SegmentAssigned,
+    SegmentRendered,
+    WorkerReady,
     line_from_worker,
     read_to_worker,
 )
@@ -76,9 +76,9 @@ WORTH_ANOTHER_TRY: Final = {ErrorCode.DEVICE_UNAVAILABLE, ErrorCode.DISK_FULL}
 class _Current:
     """An order that waits or is carried out."""
 
-    def __init__(self, order: Start | Render, say: Callable[[FromWorker], None]) -> None:
+    def __init__(self, order: RunJob | RenderSegment, say: Callable[[FromWorker], None]) -> None:
         self.order, self.stop = order, threading.Event()
-        self.lender = Lender(order, say) if isinstance(order, Start) and order.may_share else None
+        self.lender = Lender(order, say) if isinstance(order, RunJob) and order.may_share else None
 
 
 class Worker:
@@ -108,21 +108,23 @@ class Worker:
         """Read orders until the parent goes away; to be run in a thread of its own."""
         for line in orders:
             match read_to_worker(line):
-                case Start() | Render() as order:
+                case RunJob() | RenderSegment() as order:
                     self._current[order.job_id] = _Current(order, self._say)
                     self._orders.put(self._current[order.job_id])
-                case Take(job_id=job_id) as take if (current := self._current.get(job_id)) is not None:
-                    if current.lender is not None:
-                        current.lender.hear(take)
-                case Stop(job_id=job_id) if (current := self._current.get(job_id)) is not None:
-                    current.stop.set()
+                case SegmentAssigned() as assigned:
+                    current = self._current.get(assigned.job_id)
+                    if current is not None and current.lender is not None:
+                        current.lender.hear(assigned)
+                case CancelJob(job_id=job_id):
+                    if (current := self._current.get(job_id)) is not None:
+                        current.stop.set()
         os._exit(0)  # whatever the other threads are in the middle of: nobody wants it any more
 
     def run(self) -> None:
         """Warm up, say so, and work, with each pipeline in a thread of its own; never returns."""
         first, *others = self._pipelines
         first.model.warm_up()
-        self._say(Ready(str(first.model.device), first.model.info.name, fits(first)))
+        self._say(WorkerReady(str(first.model.device), first.model.info.name, fits(first)))
         for pipeline in others:
             threading.Thread(target=self._work_or_end, args=(pipeline,), daemon=True).start()
         self._work(first)
@@ -140,34 +142,34 @@ class Worker:
             job_id = current.order.job_id
             try:
                 match current.order:
-                    case Start() as start:
+                    case RunJob() as start:
                         last = self._do(current, start, pipeline)
                     case render:
                         last = self._lend(current, render, pipeline)
             except LipSyncError as error:
                 again = error.code in WORTH_ANOTHER_TRY
-                last = Failed(job_id, error.code, error.message, again)
+                last = JobFailed(job_id, error.code, error.message, again)
                 if error.code is ErrorCode.JOB_BUSY:
-                    last = Busy(job_id)
+                    last = JobDuplicate(job_id)
             del self._current[job_id]  # before the parent hears that it can order the same again
             self._say(last)
 
-    def _lend(self, current: _Current, order: Render, pipeline: LipSyncPipeline) -> FromWorker:
+    def _lend(self, current: _Current, order: RenderSegment, pipeline: LipSyncPipeline) -> FromWorker:
         reported = 0.0
         with closing(lend(order, pipeline.model)) as steps:
             while True:
                 try:
                     progress = next(steps)
                 except StopIteration as finished:
-                    rendered: Rendered = finished.value
+                    rendered: SegmentRendered = finished.value
                     return rendered
                 if current.stop.is_set():
-                    return Stopped(order.job_id)
+                    return JobCancelled(order.job_id)
                 if (now := time.monotonic()) - reported >= REPORT_EVERY_S:
                     reported = now
                     self._say(_working(order.job_id, progress))
 
-    def _do(self, current: _Current, start: Start, pipeline: LipSyncPipeline) -> FromWorker:
+    def _do(self, current: _Current, start: RunJob, pipeline: LipSyncPipeline) -> FromWorker:
         files, output = {name: Path(path) for name, path in start.inputs.items()}, Path(start.output)
         for name in files.keys() - {Role.VIDEO, Role.IMAGE, Role.MASK}:
             _require_length("audio", media.probe_audio(files[name]).duration_s, start.limits[name])
@@ -202,7 +204,7 @@ class Worker:
                     result: SyncResult = finished.value
                     break
                 if current.stop.is_set():
-                    return Stopped(start.job_id)
+                    return JobCancelled(start.job_id)
                 if progress.stage is Stage.RENDER:
                     rendering_s = progress.elapsed_s
                 if progress.watchable is not None:
@@ -216,7 +218,7 @@ class Worker:
                     self._say(_working(start.job_id, progress))
         media_s = result.frames / float(result.fps)
         warnings += result.warnings
-        return Done(
+        return JobSucceeded(
             start.job_id, rendering_s, media_s, warnings, result.is_marked, _sync(result), result.is_nsfw
         )
 
@@ -234,7 +236,7 @@ class _Previews:
         say: tells the parent; called from the thread.
     """
 
-    def __init__(self, start: Start, say: Callable[[FromWorker], None]) -> None:
+    def __init__(self, start: RunJob, say: Callable[[FromWorker], None]) -> None:
         self._job_id, self._folder, self._say = start.job_id, Path(start.output).parent, say
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="previews")
         self._pending: list[Future[None]] = []
@@ -256,7 +258,7 @@ class _Previews:
             log.warning("job %s: segment %d has no preview: %s", self._job_id, segment.index, error)
             return
         self._say(
-            Shown(
+            PreviewReady(
                 self._job_id,
                 str(file),
                 segment.index,
@@ -279,12 +281,12 @@ def _sync(result: SyncResult) -> Sync | None:
     return Sync(round(result.sync.confidence, 3), result.sync.offset_frames, result.sync.curve)
 
 
-def _working(job_id: str, progress: Progress) -> Working:
+def _working(job_id: str, progress: Progress) -> JobProgress:
     speed = round(progress.per_second, 2)
-    return Working(job_id, progress.stage.value, progress.done, progress.total, speed)
+    return JobProgress(job_id, progress.stage.value, progress.done, progress.total, speed)
 
 
-def _voices(start: Start, files: dict[str, Path]) -> Path | tuple[Speaker, ...]:
+def _voices(start: RunJob, files: dict[str, Path]) -> Path | tuple[Speaker, ...]:
     if start.segments:
         return tuple(
             Speaker(FaceChoice.parse(part.face), files[part.voice], part.start_s, part.length_s)
@@ -297,7 +299,7 @@ def _voices(start: Start, files: dict[str, Path]) -> Path | tuple[Speaker, ...]:
 
 
 def _params(
-    start: Start, files: dict[str, Path], *, label: bool = False, watermark: bool = False
+    start: RunJob, files: dict[str, Path], *, label: bool = False, watermark: bool = False
 ) -> SyncParams:
     options = start.options
     try:

@@ -14,7 +14,7 @@ from server.jobs.state import Sync
 
 
 @dataclass(frozen=True, slots=True)
-class Start:
+class RunJob:
     """Do this job: local files in, `output` out. Its picture is a video, or a still to be animated.
 
     Attributes:
@@ -34,28 +34,28 @@ class Start:
     may_share: bool = False
     left: dict[str, str] = field(default_factory=dict)
     left_key: str = ""
-    kind: Literal["start"] = "start"
+    kind: Literal["run_job"] = "run_job"
 
 
 @dataclass(frozen=True, slots=True)
-class Stop:
+class CancelJob:
     """Stop that job between two windows."""
 
     job_id: str
-    kind: Literal["stop"] = "stop"
+    kind: Literal["cancel_job"] = "cancel_job"
 
 
 @dataclass(frozen=True, slots=True)
-class Take:
-    """The answer to `Ask`: render segment `number` of your job; None: a file has come, or you are to stop."""
+class SegmentAssigned:
+    """Answer to `NextSegment`: the segment to render. None: a file has arrived, or the job is cancelled."""
 
     job_id: str
     number: int | None
-    kind: Literal["take"] = "take"
+    kind: Literal["segment_assigned"] = "segment_assigned"
 
 
 @dataclass(frozen=True, slots=True)
-class Render:
+class RenderSegment:
     """Render a segment of somebody else's job.
 
     Attributes:
@@ -65,17 +65,17 @@ class Render:
     job_id: str
     number: int
     folder: str
-    kind: Literal["render"] = "render"
+    kind: Literal["render_segment"] = "render_segment"
 
 
-ToWorker = Start | Stop | Take | Render
+ToWorker = RunJob | CancelJob | SegmentAssigned | RenderSegment
 
 
 # --- worker to parent ---
 
 
 @dataclass(frozen=True, slots=True)
-class Ready:
+class WorkerReady:
     """The model is loaded and has run once.
 
     Attributes:
@@ -86,11 +86,11 @@ class Ready:
     device: str
     model: str
     fits: str
-    kind: Literal["ready"] = "ready"
+    kind: Literal["worker_ready"] = "worker_ready"
 
 
 @dataclass(frozen=True, slots=True)
-class Working:
+class JobProgress:
     """Where the job is."""
 
     job_id: str
@@ -98,11 +98,11 @@ class Working:
     done: int
     total: int
     per_s: float
-    kind: Literal["working"] = "working"
+    kind: Literal["job_progress"] = "job_progress"
 
 
 @dataclass(frozen=True, slots=True)
-class Shown:
+class PreviewReady:
     """A stretch of the result can be seen already.
 
     Attributes:
@@ -118,11 +118,11 @@ class Shown:
     start_s: float
     stop_s: float
     still: str | None = None
-    kind: Literal["shown"] = "shown"
+    kind: Literal["preview_ready"] = "preview_ready"
 
 
 @dataclass(frozen=True, slots=True)
-class Offer:
+class SegmentsPublished:
     """The job's plan is whole, and others may render its segments.
 
     Attributes:
@@ -135,20 +135,20 @@ class Offer:
     key: str
     files: dict[str, str]
     segments: tuple[tuple[str, int], ...]
-    kind: Literal["offer"] = "offer"
+    kind: Literal["segments_published"] = "segments_published"
 
 
 @dataclass(frozen=True, slots=True)
-class Ask:
-    """Which segment of its offered job the worker may render next; it waits for `Take`."""
+class NextSegment:
+    """Which segment of its offered job the worker may render next; it waits for `SegmentAssigned`."""
 
     job_id: str
-    kind: Literal["ask"] = "ask"
+    kind: Literal["next_segment"] = "next_segment"
 
 
 @dataclass(frozen=True, slots=True)
-class Rendered:
-    """A segment that was taken, or ordered by `Render`, is finished.
+class SegmentRendered:
+    """A segment that was taken, or ordered by `RenderSegment`, is finished.
 
     Attributes:
         file: its place.
@@ -157,11 +157,11 @@ class Rendered:
     job_id: str
     number: int
     file: str
-    kind: Literal["rendered"] = "rendered"
+    kind: Literal["segment_rendered"] = "segment_rendered"
 
 
 @dataclass(frozen=True, slots=True)
-class Done:
+class JobSucceeded:
     """The output file is complete.
 
     Attributes:
@@ -180,37 +180,48 @@ class Done:
     is_marked: bool
     sync: Sync | None = None
     is_nsfw: bool | None = None
-    kind: Literal["done"] = "done"
+    kind: Literal["job_succeeded"] = "job_succeeded"
 
 
 @dataclass(frozen=True, slots=True)
-class Failed:
+class JobFailed:
     """The job failed and the worker is well. `again`: another try may succeed."""
 
     job_id: str
     code: str
     message: str
     again: bool
-    kind: Literal["failed"] = "failed"
+    kind: Literal["job_failed"] = "job_failed"
 
 
 @dataclass(frozen=True, slots=True)
-class Stopped:
+class JobCancelled:
     """The job was stopped as asked."""
 
     job_id: str
-    kind: Literal["stopped"] = "stopped"
+    kind: Literal["job_cancelled"] = "job_cancelled"
 
 
 @dataclass(frozen=True, slots=True)
-class Busy:
+class JobDuplicate:
     """An equal job is being made; this one can begin after its end."""
 
     job_id: str
-    kind: Literal["busy"] = "busy"
+    kind: Literal["job_duplicate"] = "job_duplicate"
 
 
-FromWorker = Ready | Working | Shown | Offer | Ask | Rendered | Done | Failed | Stopped | Busy
+FromWorker = (
+    WorkerReady
+    | JobProgress
+    | PreviewReady
+    | SegmentsPublished
+    | NextSegment
+    | SegmentRendered
+    | JobSucceeded
+    | JobFailed
+    | JobCancelled
+    | JobDuplicate
+)
 
 _TO_WORKER: TypeAdapter[ToWorker] = TypeAdapter(Annotated[ToWorker, Field(discriminator="kind")])
 _FROM_WORKER: TypeAdapter[FromWorker] = TypeAdapter(Annotated[FromWorker, Field(discriminator="kind")])

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import psutil
 
-from server.workers.messages import FromWorker, Ready, ToWorker, line_to_worker, read_from_worker
+from server.workers.messages import FromWorker, ToWorker, WorkerReady, line_to_worker, read_from_worker
 
 log = logging.getLogger("lipsync.supervisor")
 
@@ -47,7 +47,7 @@ class WorkerSettings:
     quarantines: bool = False
 
 
-class WorkerGoneError(Exception):
+class WorkerDiedError(Exception):
     """The worker process ended, went silent, spoke nonsense, or was given up.
 
     Attributes:
@@ -63,7 +63,7 @@ class WorkerProcess:
     """A running worker process, which may have several orders at once, each of another job.
 
     Attributes:
-        fits: see `messages.Ready`.
+        fits: see `messages.WorkerReady`.
         gone: set when it has ended or was given up.
     """
 
@@ -71,9 +71,9 @@ class WorkerProcess:
 
     def __init__(self, pid: int, answers: asyncio.StreamReader, orders: asyncio.StreamWriter) -> None:
         self._pid, self._answers, self._orders = pid, answers, orders
-        self._heard: dict[str, asyncio.Queue[FromWorker | WorkerGoneError]] = {}  # by the order's job
+        self._heard: dict[str, asyncio.Queue[FromWorker | WorkerDiedError]] = {}  # by the order's job
         self._order_ended = asyncio.Event()
-        self._why: WorkerGoneError | None = None
+        self._why: WorkerDiedError | None = None
         self.gone = asyncio.Event()
 
     def resident_bytes(self) -> int:
@@ -83,31 +83,31 @@ class WorkerProcess:
         except psutil.Error:
             return 0
 
-    async def begin(self, within_s: float) -> Ready:
+    async def begin(self, within_s: float) -> WorkerReady:
         """Its first message.
 
         Raises:
-            WorkerGoneError: it was another one, or did not come.
+            WorkerDiedError: it was another one, or did not come.
         """
         try:
             first = await asyncio.wait_for(self._next(), within_s)
         except TimeoutError:
-            raise WorkerGoneError(f"it was silent for {within_s:g} s") from None
-        if not isinstance(first, Ready):
-            raise WorkerGoneError("it did not say that it is ready")
+            raise WorkerDiedError(f"it was silent for {within_s:g} s") from None
+        if not isinstance(first, WorkerReady):
+            raise WorkerDiedError("it did not say that it is ready")
         return first
 
     async def listen(self) -> None:
         """Hand each message to the order that it is about, until the worker is gone."""
         try:
-            while not isinstance(message := await self._next(), Ready):
+            while not isinstance(message := await self._next(), WorkerReady):
                 if (heard := self._heard.get(message.job_id)) is not None:
                     heard.put_nowait(message)
-            self.give_up(WorkerGoneError("it started anew by itself"))
-        except WorkerGoneError as error:
+            self.give_up(WorkerDiedError("it started anew by itself"))
+        except WorkerDiedError as error:
             self.give_up(error)
 
-    def give_up(self, why: WorkerGoneError) -> None:
+    def give_up(self, why: WorkerDiedError) -> None:
         """Whoever has an order with it hears that it is gone; of several reasons the first counts."""
         if self._why is None:
             self._why = why
@@ -116,12 +116,12 @@ class WorkerProcess:
                 heard.put_nowait(why)
 
     def require(self) -> None:
-        """Raises: WorkerGoneError: it is gone."""
+        """Raises: WorkerDiedError: it is gone."""
         if self._why is not None:
-            raise WorkerGoneError(str(self._why), self._why.job_id)
+            raise WorkerDiedError(str(self._why), self._why.job_id)
 
     @contextlib.asynccontextmanager
-    async def order(self, job_id: str) -> AsyncIterator[Order]:
+    async def order(self, job_id: str) -> AsyncIterator[JobChannel]:
         """Talk about one job, after whoever talks about the same one now.
 
         A worker that is left before its last word is given up: nobody knows what it goes on with.
@@ -131,12 +131,12 @@ class WorkerProcess:
             await self._order_ended.wait()
         self._heard[job_id] = asyncio.Queue()
         try:
-            yield Order(self, job_id, self._heard[job_id])
-        except WorkerGoneError as error:
+            yield JobChannel(self, job_id, self._heard[job_id])
+        except WorkerDiedError as error:
             self.give_up(error)
             raise
         except BaseException:
-            self.give_up(WorkerGoneError("it was left in the middle of a job", job_id))
+            self.give_up(WorkerDiedError("it was left in the middle of a job", job_id))
             raise
         finally:
             del self._heard[job_id]
@@ -145,7 +145,7 @@ class WorkerProcess:
     async def say(self, message: ToWorker) -> None:
         self.require()
         if self._orders.is_closing():
-            raise WorkerGoneError("it has closed its ear")
+            raise WorkerDiedError("it has closed its ear")
         self._orders.write(line_to_worker(message))
         with contextlib.suppress(ConnectionError):  # `hear` will say so
             await self._orders.drain()
@@ -156,17 +156,17 @@ class WorkerProcess:
             if line.endswith(b"\n"):
                 return read_from_worker(line)
         except ValueError:  # no message, or a line without end
-            raise WorkerGoneError("it spoke nonsense") from None
+            raise WorkerDiedError("it spoke nonsense") from None
         except OSError as error:
-            raise WorkerGoneError(f"it cannot be heard: {error}") from error
-        raise WorkerGoneError("it ended")
+            raise WorkerDiedError(f"it cannot be heard: {error}") from error
+        raise WorkerDiedError("it ended")
 
 
-class Order:
+class JobChannel:
     """What is said to and by a worker about one job; see `WorkerProcess.order`."""
 
     def __init__(
-        self, worker: WorkerProcess, job_id: str, heard: asyncio.Queue[FromWorker | WorkerGoneError]
+        self, worker: WorkerProcess, job_id: str, heard: asyncio.Queue[FromWorker | WorkerDiedError]
     ) -> None:
         self._worker, self.job_id, self._heard = worker, job_id, heard
 
@@ -177,14 +177,14 @@ class Order:
         """The next message about the job.
 
         Raises:
-            WorkerGoneError: the worker is gone, or said nothing about it for that long.
+            WorkerDiedError: the worker is gone, or said nothing about it for that long.
         """
         try:
             said = await asyncio.wait_for(self._heard.get(), within_s)
         except TimeoutError:
-            raise WorkerGoneError(f"it was silent for {within_s:g} s") from None
-        if isinstance(said, WorkerGoneError):
-            raise WorkerGoneError(str(said), said.job_id) from said
+            raise WorkerDiedError(f"it was silent for {within_s:g} s") from None
+        if isinstance(said, WorkerDiedError):
+            raise WorkerDiedError(str(said), said.job_id) from said
         return said
 
 

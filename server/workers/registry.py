@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from server.cluster.autoscaling import Condition
-from server.jobs.service import Board
+from server.jobs.service import JobService
 from server.store import DatabaseAwayError, SeenWorker
 
 BEAT_EVERY_S = 10.0
@@ -48,27 +48,27 @@ class Roster:
     """
 
     def __init__(
-        self, board: Board, own: Callable[[], Sequence[tuple[str, Condition, int]]], model: str
+        self, jobs: JobService, own: Callable[[], Sequence[tuple[str, Condition, int]]], model: str
     ) -> None:
-        self._board, self._own, self._model = board, own, model
+        self._jobs, self._own, self._model = jobs, own, model
         self._process, self._machine = uuid.uuid4().hex, platform.node()
 
     async def run(self) -> None:
         """Tell the others, for ever; where there can be none, return."""
-        while self._board.store.is_shared and self._own():
-            await self._board.write(lambda: self._board.store.note_workers(self._mine()))
+        while self._jobs.store.is_shared and self._own():
+            await self._jobs.write(lambda: self._jobs.store.note_workers(self._mine()))
             await asyncio.sleep(BEAT_EVERY_S)
 
     async def leave(self) -> None:
         """This process' workers have ended; nobody has to wait until they were silent for long."""
-        if self._board.store.is_shared:
-            store = self._board.store
+        if self._jobs.store.is_shared:
+            store = self._jobs.store
             with contextlib.suppress(DatabaseAwayError):
-                await self._board.write(lambda: store.forget_workers(self._process, store.now()))
+                await self._jobs.write(lambda: store.forget_workers(self._process, store.now()))
 
     def everywhere(self) -> list[SeenWorker]:
         """This process' workers as they are, then all others as they were heard of last."""
-        store, mine = self._board.store, self._mine()
+        store, mine = self._jobs.store, self._mine()
         if not store.is_shared:
             return mine
         return mine + [one for one in store.workers(store.now()) if one.process != self._process]
@@ -79,7 +79,7 @@ class Roster:
         return {condition: found[condition] for condition in Condition}
 
     def _mine(self) -> list[SeenWorker]:
-        now = self._board.store.now()
+        now = self._jobs.store.now()
         seen = partial(SeenWorker, self._process, machine=self._machine, model=self._model, seen_at=now)
         return [
             seen(number, device=device, condition=condition, starts=starts)

@@ -17,8 +17,16 @@ from lipsync_engine.models import LipSyncModel
 from lipsync_engine.planning.plan import Plan
 from lipsync_engine.progress import Meter, Progress, Stage
 from lipsync_engine.rendering.render import render
-from lipsync_engine.rendering.segment_renderer import Offer as Plans
-from server.workers.messages import Ask, FromWorker, Offer, Render, Rendered, Start, Take
+from lipsync_engine.rendering.segment_renderer import Offer as SharedPlan
+from server.workers.messages import (
+    FromWorker,
+    NextSegment,
+    RenderSegment,
+    RunJob,
+    SegmentAssigned,
+    SegmentRendered,
+    SegmentsPublished,
+)
 
 
 class Lender:
@@ -29,12 +37,12 @@ class Lender:
         say: tells the parent.
     """
 
-    def __init__(self, start: Start, say: Callable[[FromWorker], None]) -> None:
+    def __init__(self, start: RunJob, say: Callable[[FromWorker], None]) -> None:
         self._start, self._say = start, say
         self._answers: queue.Queue[int | None] = queue.Queue()
         self._places: tuple[Path, ...] = ()
 
-    def hear(self, take: Take) -> None:
+    def hear(self, take: SegmentAssigned) -> None:
         """The parent's answer; called from the thread that listens."""
         self._answers.put(take.number)
 
@@ -43,28 +51,28 @@ class Lender:
             return {}
         return {name: Path(path) for name, path in self._start.left.items()}
 
-    def offer(self, offer: Plans) -> None:
+    def offer(self, offer: SharedPlan) -> None:
         self._places = tuple(path for path, _ in offer.segments)
         files = {name: str(path) for name, path in offer.files.items()}
         segments = tuple((str(path), frames) for path, frames in offer.segments)
-        self._say(Offer(self._start.job_id, offer.key, files, segments))
+        self._say(SegmentsPublished(self._start.job_id, offer.key, files, segments))
 
     def next(self) -> int | None:
-        self._say(Ask(self._start.job_id))
+        self._say(NextSegment(self._start.job_id))
         return self._answers.get()  # the parent answers, or ends this process
 
     def rendered(self, index: int) -> None:
-        self._say(Rendered(self._start.job_id, index, str(self._places[index])))
+        self._say(SegmentRendered(self._start.job_id, index, str(self._places[index])))
 
 
 def fits(pipeline: LipSyncPipeline) -> str:
-    """See `Ready`."""
+    """See `WorkerReady`."""
     info, model = pipeline.model.info, pipeline.model
     said = (info.name, info.weights_sha256, model.device.type, model.precision, version("lipsync-engine"))
     return hashlib.sha256(" ".join(said).encode()).hexdigest()[:32]
 
 
-def lend(order: Render, model: LipSyncModel) -> Generator[Progress, None, Rendered]:
+def lend(order: RenderSegment, model: LipSyncModel) -> Generator[Progress, None, SegmentRendered]:
     """Render a segment of somebody else's job.
 
     Yields:
@@ -81,4 +89,4 @@ def lend(order: Render, model: LipSyncModel) -> Generator[Progress, None, Render
     with closing(render(plan, segment, model, file)) as frames:
         for done in frames:
             yield meter.at(done)
-    return Rendered(order.job_id, order.number, str(file))
+    return SegmentRendered(order.job_id, order.number, str(file))

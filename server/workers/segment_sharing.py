@@ -16,11 +16,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from server.jobs.service import LOOK_EVERY_S, Board
+from server.jobs.service import LOOK_EVERY_S, JobService
 from server.jobs.state import Progress
 from server.storage.blobs import Blobs, StorageAwayError, share_folder
 from server.store import DatabaseAwayError, Piece, Record
-from server.workers.messages import Offer, Rendered, Working
+from server.workers.messages import JobProgress, SegmentRendered, SegmentsPublished
 
 log = logging.getLogger("lipsync.supervisor")
 
@@ -33,12 +33,12 @@ class Owner:
     """Shares one claim of one job.
 
     Args:
-        fits: see `messages.Ready`.
+        fits: see `messages.WorkerReady`.
     """
 
-    def __init__(self, record: Record, fits: str, board: Board, blobs: Blobs) -> None:
+    def __init__(self, record: Record, fits: str, jobs: JobService, blobs: Blobs) -> None:
         self._record, self._job_id, self._fits = record, record.job.id, fits
-        self._board, self._blobs = board, blobs
+        self._jobs, self._blobs = jobs, blobs
         self._key = ""
         self._places: list[Path] = []
         self._frames: list[int] = []
@@ -51,7 +51,7 @@ class Owner:
 
         They are a help and not needed: where the storage is away, the work is done again.
         """
-        key, shares = self._board.store.shares(self._job_id)
+        key, shares = self._jobs.store.shares(self._job_id)
         if not shares:
             return "", {}
         try:
@@ -60,7 +60,7 @@ class Owner:
             log.warning("job %s: what was rendered elsewhere cannot be had: %s", self._job_id, error)
             return "", {}
 
-    async def offer(self, offer: Offer) -> None:
+    async def offer(self, offer: SegmentsPublished) -> None:
         """Let others render; where they cannot be asked now, this worker renders all by itself."""
         self._key = offer.key
         self._places = [Path(file) for file, _ in offer.segments]
@@ -70,9 +70,9 @@ class Owner:
         try:
             for name, path in {**{name: Path(path) for name, path in offer.files.items()}, **done}.items():
                 await self._blobs.copy_in(_blob(self._job_id, self._key, name), path)
-            await self._board.change_segments(
+            await self._jobs.change_segments(
                 self._job_id,
-                lambda now: self._board.store.offer_segments(
+                lambda now: self._jobs.store.offer_segments(
                     self._job_id, self._record.job.fence, self._key, self._fits, self._frames, self._have
                 ),
                 help_wanted=True,
@@ -86,28 +86,28 @@ class Owner:
         Raises:
             StorageAwayError: a finished one cannot be had.
         """
-        with self._board.watched(self._job_id) as changed:
+        with self._jobs.watched(self._job_id) as changed:
             while True:
                 try:
                     if await self._fetch() or len(self._have) == len(self._places):
                         return None
-                    self._piece = await self._board.write(self._take)
+                    self._piece = await self._jobs.write(self._take)
                     if self._piece is not None:
                         return self._piece.number
-                    if not self._board.store.shares(self._job_id)[1]:
+                    if not self._jobs.store.shares(self._job_id)[1]:
                         return self._missing()[0]  # it could not be offered
                 except DatabaseAwayError:
                     return self._missing()[0]  # perhaps others render it too; all are equal
-                await self._board.change_or_pause(changed, LOOK_EVERY_S)
+                await self._jobs.change_or_pause(changed, LOOK_EVERY_S)
 
-    async def rendered(self, rendered: Rendered) -> None:
+    async def rendered(self, rendered: SegmentRendered) -> None:
         """A segment of this worker is there; it outlives this process in the storage."""
         self._have.add(rendered.number)
         self._piece, file = None, Path(rendered.file)
         try:
             await self._blobs.copy_in(_blob(self._job_id, self._key, file.name), file)
-            await self._board.write(
-                lambda: self._board.store.finish_segment(self._job_id, self._key, rendered.number)
+            await self._jobs.write(
+                lambda: self._jobs.store.finish_segment(self._job_id, self._key, rendered.number)
             )
         except (StorageAwayError, DatabaseAwayError) as error:
             log.warning("job %s: segment %d is here alone: %s", self._job_id, rendered.number, error)
@@ -116,17 +116,15 @@ class Owner:
         """To be called every `BEAT_EVERY_S`."""
         if (piece := self._piece) is not None:
             with contextlib.suppress(DatabaseAwayError):
-                await self._board.write(
-                    lambda: self._board.store.beat_segment(piece, self._board.store.now())
-                )
+                await self._jobs.write(lambda: self._jobs.store.beat_segment(piece, self._jobs.store.now()))
 
-    def progress(self, working: Working) -> Progress:
+    def progress(self, working: JobProgress) -> Progress:
         """What this worker has done and knows of, and what others have."""
         if self._places and time.monotonic() - self._looked_at > TELL_EVERY_S:
             self._looked_at = time.monotonic()
             own = self._have | ({self._piece.number} if self._piece else set())
             with contextlib.suppress(DatabaseAwayError):
-                _, shares = self._board.store.shares(self._job_id)
+                _, shares = self._jobs.store.shares(self._job_id)
                 self._elsewhere = sum(share.frames_done for share in shares if share.number not in own)
         done = min(working.total, working.done + self._elsewhere)
         return Progress(working.stage, done, working.total, working.per_s)
@@ -134,11 +132,11 @@ class Owner:
     def helper_s(self) -> float:
         """Seconds that helpers' devices have spent on it; 0 where nobody can be asked."""
         with contextlib.suppress(DatabaseAwayError):
-            return self._board.store.helper_s(self._job_id)
+            return self._jobs.store.helper_s(self._job_id)
         return 0.0
 
     def _take(self) -> Piece | None:
-        store = self._board.store
+        store = self._jobs.store
         return store.take_segment(self._job_id, self._key, store.now(), self._have)
 
     def _missing(self) -> list[int]:
@@ -146,7 +144,7 @@ class Owner:
 
     async def _fetch(self) -> bool:
         """Bring what others have finished; whether there was any."""
-        key, shares = self._board.store.shares(self._job_id)
+        key, shares = self._jobs.store.shares(self._job_id)
         came = [s.number for s in shares if s.is_done and key == self._key and s.number not in self._have]
         for number in came:
             place = self._places[number]
@@ -155,7 +153,7 @@ class Owner:
             except FileNotFoundError:
                 log.warning("job %s: segment %d is not where it was stored", self._job_id, number)
                 lost = number
-                await self._board.write(lambda: self._board.store.lose_segment(self._job_id, key, lost))  # noqa: B023
+                await self._jobs.write(lambda: self._jobs.store.lose_segment(self._job_id, key, lost))  # noqa: B023
             else:
                 self._have.add(number)
         return bool(came)
@@ -168,8 +166,8 @@ class Helper:
         folder: of this helper alone.
     """
 
-    def __init__(self, board: Board, blobs: Blobs, folder: Path) -> None:
-        self._board, self._blobs, self._folder = board, blobs, folder
+    def __init__(self, jobs: JobService, blobs: Blobs, folder: Path) -> None:
+        self._jobs, self._blobs, self._folder = jobs, blobs, folder
 
     async def bring(self, piece: Piece) -> Path:
         """A folder with the plan and what it needs; that of the last piece where it is the same.
@@ -196,8 +194,8 @@ class Helper:
         """
         name = _blob(piece.job_id, piece.key, file.name)
         await self._blobs.take(name, file)
-        store = self._board.store
-        wanted = await self._board.change_segments(
+        store = self._jobs.store
+        wanted = await self._jobs.change_segments(
             piece.job_id, lambda _: store.finish_segment(piece.job_id, piece.key, piece.number, seconds)
         )
         if not wanted:
@@ -213,17 +211,17 @@ class Helper:
 
     async def tell(self, piece: Piece, frames_done: int | None) -> bool:
         """Write down that it goes on; whether it is to."""
-        store = self._board.store
+        store = self._jobs.store
         try:
-            return await self._board.write(lambda: store.beat_segment(piece, store.now(), frames_done))
+            return await self._jobs.write(lambda: store.beat_segment(piece, store.now(), frames_done))
         except DatabaseAwayError:
             return True
 
     async def free(self, piece: Piece) -> None:
         """Let somebody else render it."""
         with contextlib.suppress(DatabaseAwayError):  # its lease ends
-            await self._board.change_segments(
-                piece.job_id, lambda _: self._board.store.free_segment(piece), help_wanted=True
+            await self._jobs.change_segments(
+                piece.job_id, lambda _: self._jobs.store.free_segment(piece), help_wanted=True
             )
 
     def clear(self) -> None:

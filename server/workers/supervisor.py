@@ -12,12 +12,12 @@ import shutil
 import time
 
 from server.cluster.autoscaling import Condition
-from server.jobs.admission import Gate
+from server.jobs.admission import AdmissionCheck
 from server.jobs.inputs import Inputs
-from server.jobs.service import Board
+from server.jobs.service import JobService
 from server.storage.blobs import Blobs, StorageAwayError
 from server.store import DatabaseAwayError
-from server.workers.device_worker import Seat
+from server.workers.device_worker import DeviceWorker
 from server.workers.job_runner import remove_left
 from server.workers.process import WorkerSettings
 from server.workers.registry import WorkerStatus
@@ -42,26 +42,26 @@ class Supervisor:
 
     def __init__(
         self,
-        board: Board,
+        jobs: JobService,
         blobs: Blobs,
         inputs: Inputs,
-        gate: Gate,
+        gate: AdmissionCheck,
         devices: tuple[str, ...],
         settings: WorkerSettings,
     ) -> None:
-        threads, may_share = threads_per_worker(len(devices)), board.store.is_shared or len(devices) > 1
-        self._seats: list[Seat] = []
+        threads, may_share = threads_per_worker(len(devices)), jobs.store.is_shared or len(devices) > 1
+        self._seats: list[DeviceWorker] = []
         self._seats += [
-            Seat(number, device, self._seats, board, blobs, inputs, gate, settings, threads, may_share)
+            DeviceWorker(number, device, self._seats, jobs, blobs, inputs, gate, settings, threads, may_share)
             for number, device in enumerate(devices)
         ]
         self._is_draining = False
-        self._board, self._blobs = board, blobs
+        self._jobs, self._blobs = jobs, blobs
         self._folder, self._drain_s = settings.folder / "jobs", settings.drain_s
         self._helps = settings.folder / "help"
         self._tasks: list[asyncio.Task[None]] = []
         self._forgetting: set[asyncio.Task[None]] = set()
-        board.on_stop = self._stop
+        jobs.on_stop = self._stop
 
     @property
     def is_ready(self) -> bool:
@@ -106,7 +106,7 @@ class Supervisor:
         for job_id in left:
             if any(seat.has(job_id) for seat in self._seats):
                 continue
-            record = self._board.store.get(job_id)
+            record = self._jobs.store.get(job_id)
             if record is None or record.job.state.is_final:
                 await remove_left(self._folder / job_id, self._blobs, job_id)
 
@@ -121,7 +121,7 @@ class Supervisor:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    def _condition(self, seat: Seat) -> Condition:
+    def _condition(self, seat: DeviceWorker) -> Condition:
         if self._is_draining:
             return Condition.DRAINING
         if seat.is_quarantined:

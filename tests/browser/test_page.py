@@ -437,7 +437,7 @@ def test_both_languages_say_everything(opened: Open) -> None:
     assert unused - inside == set()
     from lipsync_engine.errors import ErrorCode
     from server.jobs import state as job_state
-    from server.jobs.admission import GateCode
+    from server.jobs.admission import AdmissionCode
     from server.storage.transport import TransportCode
 
     kinds = (job_state.WORKER_LOST, job_state.STORAGE_AWAY, job_state.WAITED_TOO_LONG, job_state.RAN_TOO_LONG)
@@ -445,6 +445,6 @@ def test_both_languages_say_everything(opened: Open) -> None:
     assert set(tables["FAILURES"]) == {
         *map(str, ErrorCode),
         *map(str, TransportCode),
-        *map(str, GateCode),
+        *map(str, AdmissionCode),
         *own,
     }

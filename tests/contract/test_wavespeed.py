@@ -130,17 +130,17 @@ def test_sync_mode(end: str, make_api: Callable[..., Api]) -> None:
 
     async def work() -> None:
         """What a worker does, in the application's own loop."""
-        board = api.server.board
-        await board.job_came.wait()
-        record = await board.claim()
+        jobs = api.server.jobs
+        await jobs.job_available.wait()
+        record = await jobs.claim()
         assert record is not None
         if end == "completed":
             output = job_state.Output("results/x.mp4", 1.0)
-            await board.change(record.job.id, lambda j, now: job_state.succeed(j, j.fence, now, output))
+            await jobs.change(record.job.id, lambda j, now: job_state.succeed(j, j.fence, now, output))
         elif end == "failed":
             failure = job_state.Failure("media_failed", "The video cannot be decoded.")
-            await board.change(
-                record.job.id, lambda j, now: job_state.fail(j, j.fence, now, failure, board.policy)
+            await jobs.change(
+                record.job.id, lambda j, now: job_state.fail(j, j.fence, now, failure, jobs.policy)
             )
 
     working = portal.start_task_soon(work)

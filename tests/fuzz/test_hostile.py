@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from server.api.json_body import MAX_DEPTH, MAX_VALUES, BodyError, read_json
-from server.workers.process import WorkerGoneError, WorkerProcess
+from server.workers.process import WorkerDiedError, WorkerProcess
 from tests.support.application import Api
 
 LINKS = {"video": "https://media.example/a.mp4", "audio": "https://media.example/a.wav"}
@@ -99,12 +99,12 @@ def test_a_client_that_leaves_in_the_middle_is_no_fault(api: Api, caplog: pytest
     assert not [record for record in caplog.records if record.levelname == "ERROR"]
 
 
-@pytest.mark.parametrize("line", [b'{"kind":"boast"}\n', b"\xff\n", b"x" * 200, b'{"kind":"ready"}\n'])
+@pytest.mark.parametrize("line", [b'{"kind":"boast"}\n', b"\xff\n", b"x" * 200, b'{"kind":"worker_ready"}\n'])
 def test_a_worker_that_speaks_nonsense_is_given_up(line: bytes) -> None:
     async def hear() -> object:
         answers = asyncio.StreamReader(limit=100)
         answers.feed_data(line)
         return await WorkerProcess(0, answers, None).begin(5)  # type: ignore[arg-type]
 
-    with pytest.raises(WorkerGoneError, match="nonsense"):
+    with pytest.raises(WorkerDiedError, match="nonsense"):
         asyncio.run(hear())

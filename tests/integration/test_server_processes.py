@@ -17,7 +17,7 @@ import pytest
 from server.cluster.autoscaling import Condition
 from server.jobs import state as job_state
 from server.jobs.request import Request
-from server.jobs.service import LOOK_EVERY_S, Board
+from server.jobs.service import LOOK_EVERY_S, JobService
 from server.jobs.state import Job, Policy, State
 from server.store import Store
 from server.workers.registry import Roster
@@ -92,7 +92,7 @@ def test_what_waits_on_one_process_hears_of_the_end_on_another(two: tuple[Api, A
         since = time.monotonic()
         assert asked.result().json()["data"]["status"] == "completed"
     assert time.monotonic() - since < LOOK_EVERY_S / 2, "it was looked for, not heard"
-    assert here.server.board.usual_run_s is not None, "both know how long a job takes"
+    assert here.server.jobs.usual_run_s is not None, "both know how long a job takes"
 
 
 def test_events_come_from_another_process(two: tuple[Api, Api]) -> None:
@@ -108,7 +108,7 @@ def test_events_come_from_another_process(two: tuple[Api, Api]) -> None:
 def test_a_job_cancelled_here_stops_there(two: tuple[Api, Api]) -> None:
     here, there = two
     stopped: list[str] = []
-    there.server.board.on_stop = stopped.append
+    there.server.jobs.on_stop = stopped.append
     job = here.submit()
     there.begin()
     here.server.store.change(job, 1.0, lambda job: job_state.cancel(job, 1.0))
@@ -157,7 +157,7 @@ def test_workers_of_one_process_are_seen_on_another(two: tuple[Api, Api]) -> Non
     async def work() -> None:
         does = Condition.BUSY
         roster = Roster(
-            there.server.board, lambda: [("cuda:0", does, 2), ("cuda:1", Condition.IDLE, 1)], "tiny"
+            there.server.jobs, lambda: [("cuda:0", does, 2), ("cuda:1", Condition.IDLE, 1)], "tiny"
         )
         running = asyncio.create_task(roster.run())
         await asyncio.to_thread(until, lambda: len(seen()) == 2, "the other process does not know them", 10)
@@ -185,11 +185,11 @@ def test_leases_rest_while_their_holders_could_not_beat(
     here.begin()
     here.server.store.change(job, 1.0, lambda job: job_state.beat(job, 1, 1.0, Policy()))  # an old lease
     assert there.client.portal is not None
-    there.client.portal.call(there.server.board.expire)
+    there.client.portal.call(there.server.jobs.expire)
     assert there.server.store.count_in_state(State.RUNNING) == 1
     monkeypatch.setattr("server.jobs.service.LEASES_REST_S", 0.0)
-    came = here.server.board.job_came
-    there.client.portal.call(there.server.board.expire)
+    came = here.server.jobs.job_available
+    there.client.portal.call(there.server.jobs.expire)
     assert there.server.store.count_in_state(State.WAITING) == 1
     until(came.is_set, "the other process does not know that it waits again", 5)
 
@@ -197,22 +197,22 @@ def test_leases_rest_while_their_holders_could_not_beat(
 def test_leases_go_by_the_databases_clock(postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A process whose clock is an hour fast takes nobody's job away, and gives no lease of an hour."""
     store = Store(postgres_url)
-    board = Board(store, Policy(), 10, 1)
+    jobs = JobService(store, Policy(), 10, 1)
     real = time.time
 
     async def go() -> tuple[Job, Job]:
-        await board.submit(Job(id="0" * 32, tenant="t", created_at=real()), REQUEST, None)
+        await jobs.submit(Job(id="0" * 32, tenant="t", created_at=real()), REQUEST, None)
         with monkeypatch.context() as fast:
             fast.setattr(time, "time", lambda: real() + 3600)
-            claimed = await board.claim()
-            await board.expire()
+            claimed = await jobs.claim()
+            await jobs.expire()
             kept = store.get("0" * 32)
         assert claimed is not None
         assert kept is not None
         return claimed.job, kept.job
 
     claimed, kept = asyncio.run(go())
-    board.close()
+    jobs.close()
     store.close()
     assert claimed.lease_until == pytest.approx(real() + Policy().lease_s, abs=10)
     assert kept == claimed

@@ -43,7 +43,7 @@ class Api:
 
     def begin(self) -> Record:
         """What a worker does first."""
-        record = self.server.store.claim(time.time(), self.server.board.policy)
+        record = self.server.store.claim(time.time(), self.server.jobs.policy)
         assert record is not None
         return record
 
@@ -60,7 +60,7 @@ class Api:
 
     def fail(self, job_id: str, code: str, message: str) -> None:
         self.begin()
-        now, policy = time.time(), self.server.board.policy
+        now, policy = time.time(), self.server.jobs.policy
         failure = Failure(code, message)
         self.server.store.change(
             job_id, now, lambda job: job_state.fail(job, job.fence, now, failure, policy)

@@ -34,8 +34,8 @@ WORDS = (
     b"data:video/mp4;base64,", b"AAAA", b"====", b"https://", b"://", b"@", b"[::1]", b"%00",
     b"\x00\x00webhook=",
     b"../", b"uploads/", b".mp4", b"video,audio,output\n", b'"output":', b"\xef\xbb\xbf", b"ftyp",
-    b"RIFF", b'"kind":"done"',
-    b'"kind":"failed"', b"99999999999999999999", b"0.5,0.5@1", b"30000/1001",
+    b"RIFF", b'"kind":"job_succeeded"',
+    b'"kind":"job_failed"', b"99999999999999999999", b"0.5,0.5@1", b"30000/1001",
 )  # fmt: skip
 """What the fuzzer puts together besides what it finds out itself."""
 
@@ -218,7 +218,10 @@ TARGETS: dict[str, tuple[Callable[[bytes], None], tuple[bytes, ...]]] = {
         (b'{"video":"a.mp4","audio":"a.wav","output":"b/c.mp4","face":"0.5,0.5@1","fps":"30000/1001"}\n',),
     ),
     "manifest_csv": (manifest_csv, (b'video,audio,output,seed\n"a.mp4",a.wav,../x.mp4,1\n',)),
-    "from_worker": (from_worker, (b'{"kind":"progress","job":"a","done":1,"total":2}\n',)),
+    "from_worker": (
+        from_worker,
+        (b'{"kind":"job_progress","job_id":"a","stage":"render","done":1,"total":2,"per_s":1.5}\n',),
+    ),
     "url": (url, (b"https://user@a.example:80/b?c#d", b"http://[::1%25eth0]/", b"http://0x7f.1/")),
     "first_bytes": (first_bytes, (b"\0\0\0\x18ftypisom", b"RIFF\0\0\0\0WAVE", b"\xff\xfb\x90")),
     "blob_name": (blob_name, (b"uploads/a/0123456789abcdef.mp4", b"results/a.mp4")),

@@ -20,6 +20,7 @@ if "server.workers.main" in sys.orig_argv[1:4]:
     BYTES = int(os.environ["STAND_IN_BYTES"])
     GAPS = Path(os.environ["STAND_IN_GAPS"])
     FRAMES, TELL_EVERY_S = 150, 0.25
+    SPEED = FRAMES / SEGMENT_S
     work = Path(sys.orig_argv[sys.orig_argv.index("--work-dir") + 1])
 
     def say(kind, **fields):
@@ -38,7 +39,12 @@ if "server.workers.main" in sys.orig_argv[1:4]:
         while (left := end - time.monotonic()) > 0:
             part = max(0, int(FRAMES * (1 - left / SEGMENT_S)))
             say(
-                "working", job_id=job, stage="render", done=done + part, total=total, per_s=FRAMES / SEGMENT_S
+                "job_progress",
+                job_id=job,
+                stage="render",
+                done=done + part,
+                total=total,
+                per_s=FRAMES / SEGMENT_S,
             )
             time.sleep(min(left, TELL_EVERY_S))
         said = f"{job} {number}\n".encode()
@@ -53,36 +59,36 @@ if "server.workers.main" in sys.orig_argv[1:4]:
         plan = folder / "plan.json"
         plan.write_text("{}")
         places = [[str(file), FRAMES] for file in files]
-        say("offer", job_id=job, key=job, files={"plan.json": str(plan)}, segments=places)
+        say("segments_published", job_id=job, key=job, files={"plan.json": str(plan)}, segments=places)
         while not all(file.exists() for file in files):
             asked = time.monotonic()
-            say("ask", job_id=job)
-            while (take := hear())["kind"] != "take":
+            say("next_segment", job_id=job)
+            while (take := hear())["kind"] != "segment_assigned":
                 pass
             if take["number"] is not None:
                 note(asked)
                 done = FRAMES * sum(file.exists() for file in files)
                 segment(job, take["number"], files[take["number"]], done, FRAMES * count)
-                say("rendered", job_id=job, number=take["number"], file=str(files[take["number"]]))
+                say("segment_rendered", job_id=job, number=take["number"], file=str(files[take["number"]]))
         return files
 
     def note(since):
         with GAPS.open("a") as log:
             log.write(f"{time.monotonic() - since:.5f}\n")
 
-    say("ready", device="cpu", model="stand-in", fits="stand-in")
+    say("worker_ready", device="cpu", model="stand-in", fits="stand-in")
     ended = None
     while True:
         order = hear()
         job = order.get("job_id")
-        if order["kind"] == "render":
+        if order["kind"] == "render_segment":
             if ended is not None and ended[0] == job:
                 note(ended[1])
             file = Path(order["folder"]) / f"segment-{order['number']:05d}.mp4"
             segment(job, order["number"], file, 0, FRAMES)
-            say("rendered", job_id=job, number=order["number"], file=str(file))
+            say("segment_rendered", job_id=job, number=order["number"], file=str(file))
             ended = job, time.monotonic()
-        elif order["kind"] == "start":
+        elif order["kind"] == "run_job":
             count = order["options"]["num_inference_steps"]
             if count > 1:
                 files = shared(job, count)
@@ -91,5 +97,12 @@ if "server.workers.main" in sys.orig_argv[1:4]:
                 segment(job, 0, files[0], 0, FRAMES)
             Path(order["output"]).write_bytes(b"".join(file.read_bytes() for file in files))
             media_s = FRAMES * count / 25
-            say("done", job_id=job, device_s=SEGMENT_S * count, media_s=media_s, warnings=[], is_marked=False)
+            say(
+                "job_succeeded",
+                job_id=job,
+                device_s=SEGMENT_S * count,
+                media_s=media_s,
+                warnings=[],
+                is_marked=False,
+            )
             ended = None

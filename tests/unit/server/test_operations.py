@@ -158,20 +158,20 @@ def test_given_up_webhooks_are_listed_and_sent_again(api: Api) -> None:
 
 
 def test_a_waiting_job_knows_about_when_it_starts(api: Api) -> None:
-    board, job = api.server.board, api.submit()
+    jobs, job = api.server.jobs, api.submit()
     shown = api.client.get(f"/api/v3/predictions/{job}/result", headers=api.headers).json()["data"]
     assert "estimated_start" not in shown["timings"]  # nobody knows yet
     call = api.client.portal.call if api.client.portal is not None else None
     assert call is not None
-    running: Record = call(board.claim)
+    running: Record = call(jobs.claim)
     began, output = running.job.started_at, Output("results/x.mp4", 1.0)
     assert began is not None
-    call(board.change, job, lambda j, now: job_state.succeed(j, 1, began + 40.0, output))
+    call(jobs.change, job, lambda j, now: job_state.succeed(j, 1, began + 40.0, output))
     first, second = (api.server.store.get(api.submit()) for _ in range(2))
     assert first is not None
     assert second is not None
-    turns = [board.turn(record.job.id) for record in (first, second)]
-    assert [turn and board.starts_in_s(turn) for turn in turns] == [pytest.approx(20.0), pytest.approx(60.0)]
+    turns = [jobs.turn(record.job.id) for record in (first, second)]
+    assert [turn and jobs.starts_in_s(turn) for turn in turns] == [pytest.approx(20.0), pytest.approx(60.0)]
 
 
 def _ended_at(job: Job, moment: float) -> Job:

@@ -17,7 +17,7 @@ import pytest
 from lipsync_engine.provenance import Facts, Marker, Policy
 from server.cli import audit_export
 from server.jobs import state as job_state
-from server.jobs.admission import Gate, sha256_of
+from server.jobs.admission import AdmissionCheck, sha256_of
 from server.jobs.state import Output
 from server.settings import Settings
 from server.storage.blobs import result_blob
@@ -185,7 +185,7 @@ def inputs(tmp_path: Path) -> dict[str, Path]:
 
 
 def admit(api: Api, hook: str | None, record: Record, inputs: dict[str, Path], timeout_s: float = 20) -> Any:
-    gate = Gate(api.server.board, hook, timeout_s)
+    gate = AdmissionCheck(api.server.jobs, hook, timeout_s)
     assert api.client.portal is not None
     return api.client.portal.call(gate.admit, record, inputs)
 

@@ -396,7 +396,7 @@ def test_one_webhook_at_the_end_that_comes_until_it_is_taken(make_api: Make) -> 
         record = api.begin()
         assert not receiver.got
         done = partial(job_state.succeed, fence=record.job.fence, output=Output("results/x.mp4", 1.0))
-        api.client.portal.call(api.server.board.change, row["id"], lambda j, now, d=done: d(j, now=now))
+        api.client.portal.call(api.server.jobs.change, row["id"], lambda j, now, d=done: d(j, now=now))
     for _ in range(2):
         assert receiver.arrived.acquire(timeout=30)
     key = api.server.store.key(record.request.key_id)

@@ -38,7 +38,7 @@ def put(api: Api, name: str, content: bytes = b"x") -> None:
 def change(api: Api, job: str, transition: Callable[..., job_state.Job]) -> None:
     """As a worker would: committed, and told to whoever watches."""
     assert api.client.portal is not None
-    api.client.portal.call(api.server.board.change, job, transition)
+    api.client.portal.call(api.server.jobs.change, job, transition)
 
 
 def at_frame(done: int, job: job_state.Job, now: float) -> job_state.Job:
@@ -285,7 +285,7 @@ def test_a_deleted_job_and_a_stopping_server_end_the_stream(api: Api) -> None:
     job = api.submit()
 
     def leave(_: int) -> None:
-        api.server.board.is_leaving = True
+        api.server.jobs.is_leaving = True
 
     assert len(read_events(api, job, leave)) == 1
 

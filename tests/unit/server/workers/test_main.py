@@ -11,11 +11,11 @@ from server.api.schemas import OPTIONS
 from server.jobs.request import Options
 from server.settings import Settings
 from server.workers.main import _params
-from server.workers.messages import Start
+from server.workers.messages import RunJob
 
 
-def order(**options: object) -> Start:
-    return Start("job", {}, {}, (), "out.mp4", Options(**options))  # type: ignore[arg-type]
+def order(**options: object) -> RunJob:
+    return RunJob("job", {}, {}, (), "out.mp4", Options(**options))  # type: ignore[arg-type]
 
 
 def test_without_options_it_is_the_default() -> None:
