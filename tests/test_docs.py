@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import re
+import subprocess
 import tomllib
 from collections.abc import Iterator
 from itertools import product
@@ -94,11 +95,79 @@ def test_every_model_has_its_line() -> None:
         assert described[name][1] == ", ".join(role.value for role in model.form.required), name
 
 
-@pytest.mark.parametrize("path", [*DOCS.glob("*.md"), ROOT / "README.md"], ids=lambda path: path.name)
-def test_links_and_pictures_lead_somewhere(path: Path) -> None:
-    for target in re.findall(r"\]\(([^)#\s]+)\)", path.read_text()):
-        if not target.startswith("http"):
-            assert (path.parent / target).exists(), target
+PAGES = sorted(
+    page
+    for folder in (".", "docs", "dev", "demo", "weights", "weights/tiny", "weights/sync_tiny", "tests")
+    for page in (ROOT / folder).glob("*.md")
+)
+
+
+def anchors(page: Path) -> set[str]:
+    """Fragments that the headings of a page can be linked by, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_links_lead_somewhere() -> None:
+    broken = []
+    for page in PAGES:
+        for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+            if target.startswith("http"):
+                continue
+            path, _, fragment = target.partition("#")
+            file = page.parent / path if path else page
+            if not file.exists() or (fragment and fragment not in anchors(file)):
+                broken.append(f"{page.relative_to(ROOT)}: {target}")
+    assert not broken, "\n".join(broken)
+
+
+def test_every_page_is_in_the_index() -> None:
+    pages = {page.name for page in DOCS.glob("*.md")} - {"README.md"}
+    index = set(re.findall(r"\]\((\w+\.md)\)", (DOCS / "README.md").read_text()))
+    assert index == pages
+    assert set(re.findall(r"\]\(docs/(\w+\.md)", (ROOT / "README.md").read_text())) == pages
+
+
+def test_glossary_is_sorted_and_names_real_modules() -> None:
+    text = (DOCS / "glossary.md").read_text()
+    terms = re.findall(r"^- \*\*(.+?)\*\*", text, re.MULTILINE)
+    assert terms == sorted(terms, key=str.lower)
+    modules = set(re.findall(r"`((?:lipsync_engine|server)\.[\w.]+)`", text))
+    assert len(modules) > 20
+    files = {module: ROOT / module.replace(".", "/") for module in modules}
+    missing = [
+        name for name, file in files.items() if not (file.is_dir() or file.with_suffix(".py").exists())
+    ]
+    assert not missing
+
+
+def test_structure_is_short_and_names_real_modules() -> None:
+    text = (DOCS / "structure.md").read_text()
+    assert len(text.split()) <= 900
+    modules = set(re.findall(r"`(\w+(?:\.\w+)+)`", text)) - {"tests/test_architecture.py"}
+    roots = (ROOT / "lipsync_engine", ROOT / "server")
+    missing = [
+        name
+        for name in modules
+        if not name.endswith(".py")
+        and not any((root / name.replace(".", "/")).with_suffix(".py").exists() for root in roots)
+    ]
+    assert not missing
+
+
+def test_newest_version_is_in_the_changelog() -> None:
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    headings = re.findall(r"^## \[(.+?)\]", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert headings[:2] == ["Unreleased", version]
+
+
+def test_newest_commit_has_a_scope_and_a_short_subject() -> None:
+    command = ["git", "-C", str(ROOT), "log", "-1", "--no-merges", "--format=%s"]
+    log = subprocess.run(command, capture_output=True, text=True, check=False)
+    if log.returncode != 0 or not (ROOT / ".git").exists():
+        pytest.skip("this is no git checkout")
+    assert re.fullmatch(r"[a-z][\w/, -]*: .+", log.stdout.strip()), log.stdout
+    assert len(log.stdout.strip()) <= 72, log.stdout
 
 
 def test_pictures_are_small() -> None:
@@ -140,6 +209,21 @@ ALLOWED = {
     r"\bnot found\b": "the same in sentences; some are part of the vendors' contracts",
 }
 """Pattern: why it is allowed. It is cut out before a name or message is checked."""
+
+BANNED_IN_PAGES = re.compile(
+    r"at hand|tells? each other|(is|are|was) told|(it is|are) worth|goes on where|has not been seen|"
+    r"no words for|leaves? the house|(is|are) looked at|looks at|listens to|whoever|nobody (looks|asks|has)",
+    re.IGNORECASE,
+)
+"""Phrases of the old prose; each has a plain term."""
+LINTED_PAGES = (
+    "README.md",
+    "CONTRIBUTING.md",
+    "CHANGELOG.md",
+    "docs/README.md",
+    "docs/glossary.md",
+    "docs/structure.md",
+)
 
 LINTED = (
     "lipsync_engine.progress",
@@ -233,4 +317,21 @@ def test_first_lines_of_public_docstrings_are_sentences() -> None:
                 is_property = any("property" in ast.unparse(decorator) for decorator in node.decorator_list)
                 if not is_property and NO_VERB.fullmatch(first.split()[0]):
                     violations.append(f"{where} (no verb first)")
+    assert not violations, "\n" + "\n".join(violations)
+
+
+def prose(page: Path) -> str:
+    """A page without code."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    return re.sub(r"`[^`\n]*`", "", text)
+
+
+def test_pages_use_no_banned_phrases_and_no_semicolon_chains() -> None:
+    violations = []
+    for name in LINTED_PAGES:
+        text = prose(ROOT / name)
+        violations += [f"{name}: {match[0]!r}" for match in BANNED_IN_PAGES.finditer(text)]
+        for sentence in re.split(r"[.:!?|](?=\s)|\n\n", text):
+            if sentence.count(";") > 1:
+                violations.append(f"{name}: semicolons in {' '.join(sentence.split())[:80]!r}")
     assert not violations, "\n" + "\n".join(violations)
