@@ -46,8 +46,8 @@ from lipsync_engine.models.latentsync.offload import offload
 from lipsync_engine.models.latentsync.unet import LatentSyncUNet
 from lipsync_engine.params import EXACT, PRESETS, Shortcuts
 from lipsync_engine.weights import WeightsStore
-from scripts import flops
 from scripts.gpu_jobs import FPS, Media, job_report, reference_report
+from tests.support import flops
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt

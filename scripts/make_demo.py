@@ -14,8 +14,8 @@ import subprocess
 from pathlib import Path
 
 from lipsync_engine import media
-from scripts.eval_sync import Truth
 from tests.support import presenter, speech
+from tests.support.mouth_score import Truth
 
 ROOT = Path(__file__).parents[1]
 IDENTITY, VOICE, SIDE = 4_000_009, "en-us+f4", 384

@@ -10,6 +10,7 @@ given.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -152,6 +153,23 @@ def cost(net: nn.Module, height: int, width: int) -> dict[str, float]:
     return {"params_m": round(params / 1e6, 2), "gmacs": round(counter.get_total_flops() / 2e9, 2)}
 
 
+def check_cost(counts: Mapping[str, Mapping[str, Any]]) -> None:
+    """Compare the counted cost with the published one.
+
+    Raises:
+        ValueError: the graphs are not those of the published detector.
+    """
+    detector, landmarks = counts["detector"], counts["landmarks"]
+    shares = {
+        "the detector's parameters": detector["params_m"] / PUBLISHED["detector"]["params_m"],
+        "the detector's operations": detector["gmacs"] / PUBLISHED["detector"]["gflops"],
+        "the landmarks' parameters": landmarks["params_m"] / PUBLISHED["landmarks"]["params_m"],
+    }
+    for name, share in shares.items():
+        if abs(share - 1) > 0.02:
+            raise ValueError(f"{name} are {share:.3f} times the published figure, which must be within 2 %")
+
+
 class ReferenceDetector:
     """The reference's calls for one picture on one thread.
 
@@ -181,6 +199,7 @@ class ReferenceDetector:
             "landmarks": cost(nets["2d106det"][0], LANDMARK_SIDE, LANDMARK_SIDE)
             | {"published": PUBLISHED["landmarks"]},
         }
+        check_cost(self.cost)
 
     def __call__(self, image: NDArray[np.uint8], box: NDArray[np.float32]) -> Any:
         """106 landmarks in `image`, uint8 (H, W, 3), of the face in `box`, float32 (4,): x0, y0, x1, y1."""

@@ -9,10 +9,8 @@ import pytest
 
 from server.api import studio
 from server.api.errors import ApiError
+from tests.contract.replay import GOLDEN, Replay, load_golden
 from tests.support.application import BASE, Api
-from tests.support.golden import FOLDER, Replay
-
-pytestmark = pytest.mark.skipif(not FOLDER.is_dir(), reason=f"no contract at {FOLDER}")
 
 STATELESS = [
     "studio_submit_video", "studio_submit_image", "studio_submit_image_multi", "studio_bad_resolution",
@@ -36,7 +34,7 @@ def test_golden(name: str, api: Api) -> None:
 
 
 def test_every_golden_body_of_this_dialect_is_replayed() -> None:
-    assert {path.stem for path in FOLDER.glob("studio*.json")} == {*STATELESS, *WITH_STATE}
+    assert {path.stem for path in GOLDEN.glob("studio*.json")} == {*STATELESS, *WITH_STATE}
 
 
 def body_of(api: Api, job: str) -> dict[str, object]:
@@ -56,7 +54,7 @@ def test_a_job_from_beginning_to_end(end: str, api: Api) -> None:
     else:
         api.fail(job, "url_wrong_type", "The audio is no audio file that can be used.")
     told = scene.play(f"studio_job_{end}")
-    golden = json.loads((FOLDER / f"studio_webhook_{end}.json").read_text())
+    golden = load_golden(f"studio_webhook_{end}")
     scene.match(golden["request"]["json"], body_of(api, job), "webhook")
     assert body_of(api, job) == told
     if end == "completed":

@@ -19,10 +19,8 @@ from server.api.wavespeed import read_submission
 from server.api.wavespeed_models import MODELS, schema
 from server.jobs import state as job_state
 from server.jobs.request import Role, Segment
+from tests.contract.replay import GOLDEN, Replay, load_golden
 from tests.support.application import BASE, Api
-from tests.support.golden import FOLDER, Replay
-
-pytestmark = pytest.mark.skipif(not FOLDER.is_dir(), reason=f"no contract at {FOLDER}")
 
 VIDEO, AUDIO = "https://media.example/in/talk.mp4", "https://media.example/in/voice.wav"
 LATENTSYNC = MODELS["bytedance/latentsync"]
@@ -55,7 +53,7 @@ def test_golden(name: str, api: Api) -> None:
 
 
 def test_every_golden_body_of_this_dialect_is_replayed() -> None:
-    names = {path.stem for path in FOLDER.glob("*.json") if not path.stem.startswith(("_", "studio"))}
+    names = {path.stem for path in GOLDEN.glob("*.json") if not path.stem.startswith(("_", "studio"))}
     assert names == {*STATELESS, *WITH_STATE}
 
 
@@ -228,7 +226,7 @@ def test_an_upload_that_is_too_large_leaves_nothing(make_api: Callable[..., Api]
 
 
 def test_signature_vectors() -> None:
-    vectors = json.loads((FOLDER / "webhook_signature_vectors.json").read_text())["vectors"]
+    vectors = load_golden("webhook_signature_vectors")["vectors"]
     assert len(vectors) >= 2
     for vector in vectors:
         body, now = vector["raw_body"].encode(), float(vector["webhook_timestamp"])
@@ -245,7 +243,7 @@ def test_webhook_bodies(end: str, api: Api) -> None:
         api.fail(job, "media_failed", "The video cannot be decoded.")
     record = api.server.store.get(job)
     assert record is not None
-    golden = json.loads((FOLDER / f"webhook_{end}.json").read_text())["request"]
+    golden = load_golden(f"webhook_{end}")["request"]
     scene = replay(api, task=job)
     body = wavespeed.webhook_body(api.server.context, record)
     scene.match(golden["json"], json.loads(body), "")

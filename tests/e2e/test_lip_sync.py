@@ -18,7 +18,8 @@ import torch
 
 from lipsync_engine import LipSyncPipeline, SyncParams
 from lipsync_engine.models.latentsync.model import LatentSync
-from scripts import eval_sync
+from tests.support import mouth_score
+from tests.support.mouth_score import Score, Truth
 from tests.support.paths import DEMO
 
 VIDEO, VOICE, TRUTH = DEMO / "presenter.mp4", DEMO / "voice.wav", DEMO / "truth.json"
@@ -33,7 +34,7 @@ CORRELATION = 0.8
 """One sentence may fall below what holds over the whole evaluation (0.85, benchmarks/tiny_sync.json)."""
 
 
-def speaks(found: eval_sync.Score) -> bool:
+def speaks(found: Score) -> bool:
     return (
         found.correlation >= CORRELATION
         and abs(found.offset) <= 1
@@ -43,8 +44,8 @@ def speaks(found: eval_sync.Score) -> bool:
 
 
 @pytest.fixture(scope="module")
-def truth() -> eval_sync.Truth:
-    return eval_sync.Truth.load(TRUTH)
+def truth() -> Truth:
+    return Truth.load(TRUTH)
 
 
 @pytest.fixture(scope="module")
@@ -59,19 +60,19 @@ def pipeline(tmp_path: Path) -> LipSyncPipeline:
     return LipSyncPipeline.from_pretrained("tiny", device="cpu", cache_dir=tmp_path / "cache")
 
 
-def scored(pipeline: LipSyncPipeline, voice: Path, truth: eval_sync.Truth, folder: Path) -> eval_sync.Score:
+def scored(pipeline: LipSyncPipeline, voice: Path, truth: Truth, folder: Path) -> Score:
     result = pipeline(VIDEO, voice, folder / "out.mp4", SyncParams(num_inference_steps=2))
-    found = eval_sync.score(eval_sync.read_video(result.output, truth), truth)
+    found = mouth_score.score(mouth_score.read_video(result.output, truth), truth)
     print(found)
     return found
 
 
 def test_the_command_makes_lips_follow_the_voice(
-    voice: Path, truth: eval_sync.Truth, tmp_path: Path, lipsync: Run
+    voice: Path, truth: Truth, tmp_path: Path, lipsync: Run
 ) -> None:
     done = lipsync("sync", VIDEO, voice, "-o", tmp_path / "out.mp4", "--steps", 2)
     assert done.returncode == 0, done.stderr[-2000:]
-    found = eval_sync.score(eval_sync.read_video(tmp_path / "out.mp4", truth), truth)
+    found = mouth_score.score(mouth_score.read_video(tmp_path / "out.mp4", truth), truth)
     print(found)
     assert speaks(found)
     told = lipsync("score", tmp_path / "out.mp4", "--detector", "drawn", "--json", "--min-confidence", 0.8)
@@ -88,7 +89,7 @@ def test_the_command_makes_lips_follow_the_voice(
 
 @pytest.mark.slow
 def test_another_voice_is_noticed(
-    voice: Path, truth: eval_sync.Truth, tmp_path: Path, ffmpeg: Ffmpeg, pipeline: LipSyncPipeline
+    voice: Path, truth: Truth, tmp_path: Path, ffmpeg: Ffmpeg, pipeline: LipSyncPipeline
 ) -> None:
     backwards = tmp_path / "backwards.wav"
     ffmpeg("-i", voice, "-af", "areverse", backwards)
@@ -99,7 +100,7 @@ def test_another_voice_is_noticed(
 
 @pytest.mark.slow
 def test_a_model_that_does_not_listen_is_noticed(
-    voice: Path, truth: eval_sync.Truth, tmp_path: Path, pipeline: LipSyncPipeline
+    voice: Path, truth: Truth, tmp_path: Path, pipeline: LipSyncPipeline
 ) -> None:
     assert isinstance(pipeline.model, LatentSync)
     with torch.no_grad():
@@ -113,7 +114,7 @@ def test_a_model_that_does_not_listen_is_noticed(
 
 @pytest.mark.slow
 def test_lips_that_come_late_are_noticed(
-    voice: Path, truth: eval_sync.Truth, tmp_path: Path, ffmpeg: Ffmpeg, pipeline: LipSyncPipeline
+    voice: Path, truth: Truth, tmp_path: Path, ffmpeg: Ffmpeg, pipeline: LipSyncPipeline
 ) -> None:
     late = tmp_path / "late.wav"
     ffmpeg("-i", voice, "-af", "adelay=200:all=1", late)  # 5 frames

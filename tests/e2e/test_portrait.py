@@ -16,7 +16,8 @@ from lipsync_engine.audio import vad
 from lipsync_engine.errors import ErrorCode, LipSyncError
 from lipsync_engine.faces import YuNetDetector
 from lipsync_engine.portrait import animation
-from scripts import eval_sync
+from tests.support import mouth_score
+from tests.support.mouth_score import Truth
 from tests.support.paths import DEMO
 
 Ffmpeg = Callable[..., None]
@@ -32,12 +33,12 @@ def face(tmp_path_factory: pytest.TempPathFactory, ffmpeg: Ffmpeg) -> Path:
 
 
 @pytest.fixture(scope="module")
-def truth() -> eval_sync.Truth:
-    return eval_sync.Truth.load(DEMO / "truth.json")
+def truth() -> Truth:
+    return Truth.load(DEMO / "truth.json")
 
 
 def test_the_command_makes_a_picture_speak(
-    face: Path, truth: eval_sync.Truth, tmp_path: Path, ffmpeg: Ffmpeg, lipsync: Run, cache_dir: Path
+    face: Path, truth: Truth, tmp_path: Path, ffmpeg: Ffmpeg, lipsync: Run, cache_dir: Path
 ) -> None:
     voice = tmp_path / "voice.wav"
     ffmpeg("-i", DEMO / "voice.wav", "-t", 3, voice)
@@ -46,10 +47,10 @@ def test_the_command_makes_a_picture_speak(
     assert done.returncode == 0, done.stderr[-2000:]
     info = media.probe_video(made)
     assert (info.format.width, info.format.height, info.frame_rate) == (384, 384, 25)
-    still = eval_sync.Truth(truth.identity, truth.poses[:1] * 75, truth.openness, truth.events)
-    read = eval_sync.read_video(made, still)
+    still = Truth(truth.identity, truth.poses[:1] * 75, truth.openness, truth.events)
+    read = mouth_score.read_video(made, still)
     assert len(read) == 75
-    assert eval_sync.correlation(read, truth.openness[:75]) > 0.7
+    assert mouth_score.correlation(read, truth.openness[:75]) > 0.7
     assert list((cache_dir / "jobs").iterdir()) == []
 
 

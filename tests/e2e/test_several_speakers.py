@@ -13,7 +13,8 @@ import pytest
 from lipsync_engine import FaceChoice, LipSyncPipeline, Order, Speaker, SyncParams, dialogue, media
 from lipsync_engine.errors import ErrorCode, LipSyncError, ParameterError
 from lipsync_engine.planning.speakers import Cast
-from scripts import eval_sync
+from tests.support import mouth_score
+from tests.support.mouth_score import Truth
 from tests.support.paths import DEMO
 
 SECONDS = 3.0
@@ -45,9 +46,9 @@ def voices(tmp_path_factory: pytest.TempPathFactory, ffmpeg: Ffmpeg) -> tuple[Pa
 
 
 @pytest.fixture(scope="module")
-def truths() -> tuple[eval_sync.Truth, eval_sync.Truth]:
+def truths() -> tuple[Truth, Truth]:
     """What the lips should do with each; the head's poses are always those of the clip."""
-    whole = eval_sync.Truth.load(DEMO / "truth.json")
+    whole = Truth.load(DEMO / "truth.json")
     return whole, dataclasses.replace(
         whole,
         openness=whole.openness[round(SECOND_AT_S * 25) :],
@@ -55,20 +56,20 @@ def truths() -> tuple[eval_sync.Truth, eval_sync.Truth]:
     )
 
 
-def mouths(path: Path, folder: Path, truth: eval_sync.Truth, ffmpeg: Ffmpeg) -> list[np.ndarray]:
+def mouths(path: Path, folder: Path, truth: Truth, ffmpeg: Ffmpeg) -> list[np.ndarray]:
     """(n,) openness of the left and of the right mouth."""
     found = []
     for number in range(2):
         half = folder / f"half-{number}.mp4"
         ffmpeg("-i", path, "-vf", f"crop=iw/2:ih:{number}*iw/2:0", "-qp", 0, "-preset", "ultrafast", half)
-        found.append(eval_sync.read_video(half, truth))
+        found.append(mouth_score.read_video(half, truth))
     return found
 
 
 def test_two_people_who_speak_at_once(
     couple: Path,
     voices: tuple[Path, Path],
-    truths: tuple[eval_sync.Truth, eval_sync.Truth],
+    truths: tuple[Truth, Truth],
     tmp_path: Path,
     ffmpeg: Ffmpeg,
     lipsync: Run,
@@ -78,7 +79,7 @@ def test_two_people_who_speak_at_once(
     done = lipsync("multi", couple, "-o", made, "--speaker", left, "--speaker", right, "--steps", 2)
     assert done.returncode == 0, done.stderr[-2000:]
     read = mouths(made, tmp_path, truths[0], ffmpeg)
-    table = [[eval_sync.correlation(lips[:N], truth.openness[:N]) for truth in truths] for lips in read]
+    table = [[mouth_score.correlation(lips[:N], truth.openness[:N]) for truth in truths] for lips in read]
     print(np.round(table, 2))
     for person in range(2):
         assert table[person][person] > 0.8
@@ -90,7 +91,7 @@ def test_in_turn_the_listener_rests(
     couple: Path, voices: tuple[Path, Path], tmp_path: Path, ffmpeg: Ffmpeg
 ) -> None:
     pipeline = LipSyncPipeline.from_pretrained("tiny", device="cpu", cache_dir=tmp_path / "cache")
-    truth = eval_sync.Truth.load(DEMO / "truth.json")
+    truth = Truth.load(DEMO / "truth.json")
     speakers = dialogue(*voices, Order.RIGHT_LEFT)
     result = pipeline(couple, speakers, tmp_path / "made.mp4", SyncParams(num_inference_steps=2))
     assert result.frames == 2 * N
@@ -105,7 +106,7 @@ def test_in_turn_the_listener_rests(
     parts = [np.concatenate(list(media.read_audio(path))).astype(float) for path in (voices[1], voices[0])]
     wanted = np.concatenate(parts)
     n = min(len(heard), len(wanted))
-    assert eval_sync.correlation(heard[:n], wanted[:n]) > 0.98
+    assert mouth_score.correlation(heard[:n], wanted[:n]) > 0.98
 
 
 # --- people who cross ---
@@ -135,7 +136,7 @@ def crossing(tmp_path_factory: pytest.TempPathFactory, ffmpeg: Ffmpeg) -> Path:
 def test_people_who_cross_keep_their_voices(
     crossing: Path,
     voices: tuple[Path, Path],
-    truths: tuple[eval_sync.Truth, eval_sync.Truth],
+    truths: tuple[Truth, Truth],
     tmp_path: Path,
     ffmpeg: Ffmpeg,
 ) -> None:
@@ -154,8 +155,8 @@ def test_people_who_cross_keep_their_voices(
         alone = tmp_path / f"alone-{number}.mp4"
         follow = f"crop={HEAD_PX}:384:'{place}':0:exact=1,pad=384:384:-1:0"
         ffmpeg("-i", made, "-vf", follow, "-qp", 0, "-preset", "ultrafast", alone)
-        lips = eval_sync.read_video(alone, truths[0])[rows[number]]
-        table.append([eval_sync.correlation(lips, truth.openness[:N][rows[number]]) for truth in truths])
+        lips = mouth_score.read_video(alone, truths[0])[rows[number]]
+        table.append([mouth_score.correlation(lips, truth.openness[:N][rows[number]]) for truth in truths])
     print(np.round(table, 2))
     for person in range(2):
         assert table[person][person] > 0.5  # lower than at rest: they walk, and one is hidden in between

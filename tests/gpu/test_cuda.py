@@ -17,7 +17,7 @@ from lipsync_engine.models.latentsync.fp8 import to_float8
 from lipsync_engine.models.latentsync.model import KINDS, LatentSync
 from lipsync_engine.models.latentsync.offload import offload
 from lipsync_engine.params import EXACT, Shortcuts, Solver
-from scripts import bench_fast
+from tests.support import window_runs
 
 pytestmark = [
     pytest.mark.gpu,
@@ -90,14 +90,14 @@ def test_windows_of_several_threads_in_one_run_are_what_each_is_alone() -> None:
 def test_fp8_looks_like_exact(dtype: str) -> None:
     """Every layer of the tiny model's transformers, on the demo."""
     pipeline = LipSyncPipeline.from_pretrained("tiny", device="cuda", dtype=dtype)
-    model, mode = pipeline.model, bench_fast.Mode(bench_fast.STEPS)
+    model, mode = pipeline.model, window_runs.Mode(20)
     assert isinstance(model, LatentSync)
-    windows = bench_fast.demo_windows(pipeline, 2)
-    wanted = [bench_fast.generate(model, window, mode, model.info.guidance_scale)[0] for window in windows]
+    windows = window_runs.demo_windows(pipeline, 2)
+    wanted = [window_runs.generate(model, window, mode, model.info.guidance_scale)[0] for window in windows]
     assert to_float8(model.unet, least_work=0)
     for window, exact in zip(windows, wanted, strict=True):
-        made, _ = bench_fast.generate(model, window, mode, model.info.guidance_scale)
-        _, ssim = bench_fast.likeness(made, exact, model.keep_mask < 0.5)
+        made, _ = window_runs.generate(model, window, mode, model.info.guidance_scale)
+        _, ssim = window_runs.likeness(made, exact, model.keep_mask < 0.5)
         assert 0.98 <= ssim < 1
 
 

@@ -22,8 +22,8 @@ from lipsync_engine.sync_score.network import SyncConfig, SyncNet, config_json, 
 from lipsync_engine.sync_score.video import find_faces
 from lipsync_engine.sync_score.windows import at_25_fps, longest_run, with_sound
 from lipsync_engine.weights import WeightsStore
-from scripts.eval_sync import Truth
 from tests.support import presenter, speech
+from tests.support.mouth_score import Truth
 from tests.support.paths import DEMO
 
 CPU = torch.device("cpu")

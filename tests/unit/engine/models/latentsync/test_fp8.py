@@ -18,7 +18,7 @@ from lipsync_engine.models.latentsync.model import LatentSync, load
 from lipsync_engine.models.latentsync.offload import offload
 from lipsync_engine.models.latentsync.unet import LatentSyncUNet
 from lipsync_engine.weights import WeightsStore
-from scripts import flops
+from tests.support import flops
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda:0")
 ADA = Hardware(cuda=(("L4", (8, 9)),), cuda_build=True)

@@ -22,7 +22,7 @@ from lipsync_engine.models.latentsync.memory import (
     published_needs,
 )
 from lipsync_engine.models.latentsync.model import fitted, needs
-from scripts import flops
+from tests.support import flops
 from tests.support.paths import ROOT
 
 GIGA = 10**9

@@ -22,7 +22,7 @@ from lipsync_engine.models.latentsync.sampling import (
 from lipsync_engine.models.latentsync.unet import LatentSyncUNet
 from lipsync_engine.params import EXACT, PRESETS, Shortcuts, Solver
 from lipsync_engine.weights import WeightsStore
-from scripts import flops, reference_detector
+from tests.support import flops
 from tests.support.paths import ROOT, SHARED
 
 PARITY = SHARED / "parity"
@@ -219,16 +219,6 @@ def test_our_networks_cost_what_the_published_ones_do() -> None:
     assert plain == pytest.approx(published["unet_per_frame_per_step_tflop"], rel=0.01)
     assert flops.vae_encode(vae, 256) == pytest.approx(published["vae_encode_per_image_tflop"], rel=0.01)
     assert flops.vae_decode(vae, 256) == pytest.approx(published["vae_decode_per_image_tflop"], rel=0.01)
-
-
-def test_the_reference_detector_by_shape_costs_what_the_published_one_does() -> None:
-    published = reference_detector.PUBLISHED
-    with torch.device("meta"):
-        detector = reference_detector.cost(reference_detector.Detector(), 480, 640)
-        landmarks = reference_detector.cost(reference_detector.Landmarks(), 192, 192)
-    assert detector["params_m"] == published["detector"]["params_m"]
-    assert detector["gmacs"] == pytest.approx(published["detector"]["gflops"], rel=0.01)
-    assert landmarks["params_m"] == pytest.approx(published["landmarks"]["params_m"], rel=0.02)
 
 
 def test_guidance_costs_less_than_the_network_twice() -> None:
