@@ -324,7 +324,7 @@ class LipSyncPipeline:
         params = params or SyncParams()
         media.check_output(Path(output), (Path(picture),))
         self._prepare(Path(output), provenance)
-        still = media.read_picture(Path(picture), params.max_short_side)
+        still = media.read_image(Path(picture), params.max_short_side)
         how, warnings = self._motion(motion, prompt, motion_model)
         alone = isinstance(audio, (str, Path))
         cast = Cast.of([Speaker(params.face, Path(audio))] if isinstance(audio, (str, Path)) else audio)
@@ -376,11 +376,11 @@ class LipSyncPipeline:
             A sentence where it is left unmarked.
 
         Raises:
-            As `media.side_by_side`, and SigningError.
+            As `media.write_comparison`, and SigningError.
         """
         self.marker.prepare(output)
         with resource_errors(), unpublished(output, (video, result.output), "compare") as part:
-            media.side_by_side(video, result.output, part, result.frames)
+            media.write_comparison(video, result.output, part, result.frames)
             facts = Facts(
                 model=result.model,
                 weights_sha256=result.weights_sha256,

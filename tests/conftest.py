@@ -51,12 +51,12 @@ def ffmpeg() -> Ffmpeg:
 
 @pytest.fixture
 def replace_ffmpeg(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], None]:
-    """Put a script in FFmpeg's place. It writes logs and starts programs where FFmpeg must not, so files are
-    not fenced."""
+    """Replace FFmpeg by a script. It writes logs and starts programs where FFmpeg must not, so that its files
+    are not restricted."""
 
     def replace(program: Path) -> None:
         monkeypatch.setenv("LIPSYNC_FFMPEG", str(program))
-        monkeypatch.setattr("lipsync_engine.media.process.fence", lambda command: [])
+        monkeypatch.setattr("lipsync_engine.media.process.file_rules", lambda command: [])
 
     return replace
 

@@ -226,6 +226,8 @@ LINTED_PAGES = (
 )
 
 LINTED = (
+    "lipsync_engine.audio",
+    "lipsync_engine.media",
     "lipsync_engine.progress",
     "lipsync_engine.ray_connection",
     "lipsync_engine.result",

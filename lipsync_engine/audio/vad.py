@@ -1,7 +1,4 @@
-"""When somebody speaks, and how loud: what tells a mouth to rest and a head to move.
-
-Like `audio` it reads sounds of any length in bounded memory.
-"""
+"""Detect voice activity and measure loudness, in bounded memory for audio of any length."""
 
 from __future__ import annotations
 
@@ -49,13 +46,13 @@ FILL_GAP_S = LOOK_AHEAD_S + HANGOVER_S + 2 * RAMP_S
 """A shorter gap, as in words and between close ones, leaves no time to close the mouth and open it again."""
 
 
-def activity(mel: Mel, times_s: npt.ArrayLike) -> FloatArray:
-    """How much each moment is speech: 1 from 0.1 s before a sound to 0.12 s after it, 0 in rest.
+def voice_activity(mel: Mel, times_s: npt.ArrayLike) -> FloatArray:
+    """Return the voice gate: 1 from 0.1 s before speech to 0.12 s after it, 0 in pauses.
 
-    Between lie raised cosines of 0.14 s.
+    Between them lie raised cosines of 0.14 s.
 
-    A sound counts when it stands out of the steady noise around it in some part of the spectrum; so music
-    with a beat counts as speech, a hum does not.
+    Audio counts as speech when it exceeds the steady noise around it in some part of the spectrum. Therefore
+    music with a beat counts as speech, a hum does not.
 
     Args:
         mel: of the whole file.
@@ -65,10 +62,10 @@ def activity(mel: Mel, times_s: npt.ArrayLike) -> FloatArray:
         float32 (F,).
     """
     times = np.asarray(times_s, dtype=np.float64)
-    stretches = np.array(_speech_stretches(mel), dtype=np.float64).reshape(-1, 2) / MEL_PER_S
-    if len(stretches) == 0:
+    intervals = np.array(_speech_intervals(mel), dtype=np.float64).reshape(-1, 2) / MEL_PER_S
+    if len(intervals) == 0:
         return np.zeros(len(times), dtype=np.float32)
-    starts, stops = stretches[:, 0] - LOOK_AHEAD_S, stretches[:, 1] + HANGOVER_S
+    starts, stops = intervals[:, 0] - LOOK_AHEAD_S, intervals[:, 1] + HANGOVER_S
     following = np.searchsorted(starts, times, side="right")
     until_next = np.append(starts, np.inf)[following] - times
     since_last = times - np.insert(stops, 0, -np.inf)[following]
@@ -81,11 +78,11 @@ LOUD_RANGE_DB = 35.0
 
 
 def loudness(chunks: Iterable[npt.NDArray[np.int16]], per_second: int) -> FloatArray:
-    """(N,) how loud each stretch of a voice is: 1 as its loud moments (95th percentile), 0 from 35 dB below.
+    """Return the loudness of each interval, (N,): 1 at the 95th percentile of the voice, 0 from 35 dB below.
 
     Args:
         chunks: samples at 16 kHz, mono.
-        per_second: stretches.
+        per_second: number of intervals.
     """
     size, rest, powers = SAMPLES_PER_S // per_second, np.empty(0, np.float32), []
     for chunk in chunks:
@@ -100,9 +97,9 @@ def loudness(chunks: Iterable[npt.NDArray[np.int16]], per_second: int) -> FloatA
     return np.asarray(np.clip((level_db - top_db) / LOUD_RANGE_DB + 1, 0, 1), dtype=np.float32)
 
 
-def _speech_stretches(mel: Mel) -> list[tuple[int, int]]:
-    """[start, stop) mel frames of every stretch of speech."""
-    # 1. How loud, and how much of it is always there.
+def _speech_intervals(mel: Mel) -> list[tuple[int, int]]:
+    """Return [start, stop) in mel frames of every speech interval."""
+    # 1. Loudness and noise floor.
     loudest, cells = [], []
     for _, levels in _group_levels(mel):
         loudest.append(levels.max(axis=1))
@@ -117,7 +114,7 @@ def _speech_stretches(mel: Mel) -> list[tuple[int, int]]:
     floors = np.lib.stride_tricks.sliding_window_view(padded, 2 * FLOOR_REACH_CELLS + 1, axis=0).min(axis=-1)
     floors = np.maximum(floors, loud_db - DEPTH_DB - ONSET_DB)
 
-    # 2. How far each frame stands out of that.
+    # 2. Level of each frame over the floor.
     clear = np.zeros(mel.frames, dtype=np.float32)
     centres = (np.arange(len(floors)) + 0.5) * FLOOR_CELL_MEL
     for start, levels in _group_levels(mel):
@@ -125,18 +122,18 @@ def _speech_stretches(mel: Mel) -> list[tuple[int, int]]:
         floor = np.stack([np.interp(frames, centres, floors[:, group]) for group in range(N_GROUPS)], axis=1)
         clear[frames] = np.sort(levels - floor, axis=1)[:, -2:].mean(axis=1)
 
-    # 3. Stretches: hysteresis, then no clicks, then no holes.
+    # 3. Intervals: hysteresis, then no clicks, then no gaps.
     speech = np.zeros(mel.frames, dtype=bool)
-    for start, stop in _stretches(clear > KEEP_DB):
+    for start, stop in _true_runs(clear > KEEP_DB):
         speech[start:stop] = stop - start >= MIN_SPEECH_S * MEL_PER_S and clear[start:stop].max() > ONSET_DB
-    for start, stop in _stretches(~speech):
+    for start, stop in _true_runs(~speech):
         inside = start > 0 and stop < len(speech)
         speech[start:stop] = inside and stop - start < FILL_GAP_S * MEL_PER_S
-    return _stretches(speech)
+    return _true_runs(speech)
 
 
 def _group_levels(mel: Mel) -> Iterator[tuple[int, FloatArray]]:
-    """(first frame, (n, N_GROUPS) decibels), block by block."""
+    """Yield (first frame, (n, N_GROUPS) decibels), block by block."""
     peaks_hz = mel_filters("cpu", mel.n_mels).argmax(dim=1).numpy() * (SAMPLES_PER_S / N_FFT)
     first = int(np.searchsorted(peaks_hz, LOWEST_SPEECH_HZ))
     reach = SMOOTH_MEL // 2
@@ -151,7 +148,7 @@ def _group_levels(mel: Mel) -> Iterator[tuple[int, FloatArray]]:
         yield start, levels
 
 
-def _stretches(flags: BoolArray) -> list[tuple[int, int]]:
-    """[start, stop) of every run of True."""
+def _true_runs(flags: BoolArray) -> list[tuple[int, int]]:
+    """Return [start, stop) of every run of True."""
     edges = np.flatnonzero(np.diff(flags, prepend=False, append=False))
     return [(int(start), int(stop)) for start, stop in edges.reshape(-1, 2)]

@@ -178,9 +178,9 @@ class Batch:
                     case Input.VIDEO:
                         media.probe_video(path)
                     case Input.IMAGE:
-                        media.read_picture(path, row.params.max_short_side)
+                        media.read_image(path, row.params.max_short_side)
                     case Input.MASK_IMAGE:
-                        media.read_picture(path)
+                        media.read_image(path)
                     case Input.AUDIO:
                         duration_s = media.probe_audio(path).duration_s
                     case Input.OUTPUT_AUDIO:

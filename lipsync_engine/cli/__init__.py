@@ -263,7 +263,7 @@ def doctor(
         fp8 = str(error)
     table.add_row("fp8", f"{fp8} (LIPSYNC_FP8)")
     table.add_row("ffmpeg", f"{media.find_ffmpeg()} ({media.ffmpeg_version()})")
-    table.add_row("isolation", media.isolation_here().describe())
+    table.add_row("isolation", media.check_sandbox().describe())
     marker = Marker.from_environment()
     table.add_row("marking", f"{marker.policy}, {marker.describe()} (LIPSYNC_MARKING)")
     store = WeightsStore()

@@ -142,7 +142,7 @@ def portrait(
     provenance = Provenance(consent)
     from lipsync_engine import media
 
-    media.read_picture(image, max_short_side)
+    media.read_image(image, max_short_side)
     for sound in (audio, output_audio):
         if sound is not None:
             media.probe_audio(sound)

@@ -1,63 +1,65 @@
-"""The only owner of FFmpeg: what a file is, frames and samples out of it, finished frames into a file.
+"""Reading and writing media. The only package that runs FFmpeg.
 
-    run        the child process: limits, timers, never left behind
-    isolation  what a child may touch; `launch` is the program that sees to it
-    probe      a look at a file, and why it cannot be used
-    decode     frames and samples, in bounded memory
-    encode     segments, joining, comparison
-    preview    a finished segment with its sound, a still
+    process       FFmpeg as a child process: resource limits, stall detection
+    sandbox       files that an FFmpeg process may open; `sandbox_exec` enforces it in the child
+    probe         properties of a file, or the reason why it cannot be used
+    decode        frames, audio samples and images, in bounded memory
+    encode        segments, joining, audio mix, comparison
+    preview       fragmented MP4 of a finished segment, stills
+    yuv           planar frames, conversion of a region to RGB and back
+    rates         exact frame rates
 
-It knows neither faces nor models.
+It does not depend on faces or models.
 """
 
 from lipsync_engine.media.decode import (
     FrameReader,
     read_audio,
+    read_image,
     read_mask,
-    read_picture,
-    sample_pictures,
+    sample_frames,
     scan_frames,
 )
 from lipsync_engine.media.encode import (
     OUTPUT_SUFFIXES,
-    PictureWriter,
-    PlacedSound,
+    AudioClip,
+    RgbVideoWriter,
     SegmentWriter,
     assemble,
     check_output,
     mix_audio,
     output_size,
-    side_by_side,
+    write_comparison,
 )
 from lipsync_engine.media.preview import write_fragment, write_still
 from lipsync_engine.media.probe import AudioInfo, VideoInfo, content_hash, probe_audio, probe_video
 from lipsync_engine.media.process import ffmpeg_version, find_ffmpeg
-from lipsync_engine.media.sandbox import isolation_here
+from lipsync_engine.media.sandbox import check_sandbox
 
 __all__ = [
     "OUTPUT_SUFFIXES",
+    "AudioClip",
     "AudioInfo",
     "FrameReader",
-    "PictureWriter",
-    "PlacedSound",
+    "RgbVideoWriter",
     "SegmentWriter",
     "VideoInfo",
     "assemble",
     "check_output",
+    "check_sandbox",
     "content_hash",
     "ffmpeg_version",
     "find_ffmpeg",
-    "isolation_here",
     "mix_audio",
     "output_size",
     "probe_audio",
     "probe_video",
     "read_audio",
+    "read_image",
     "read_mask",
-    "read_picture",
-    "sample_pictures",
+    "sample_frames",
     "scan_frames",
-    "side_by_side",
+    "write_comparison",
     "write_fragment",
     "write_still",
 ]

@@ -1,8 +1,8 @@
-"""Finished frames into files: segments, the joined result with the user's own sound, and a comparison.
+"""Encode frames to segments, join them with the user's own audio, and write a comparison.
 
-The picture is encoded once. Segments are joined by copying their packets. Threads are fixed and nothing of
-the machine enters the files, so the same frames give the same bytes everywhere, but for whims of x264's that
-come once in some hundred files (dev/log.md).
+Video is encoded once. Segments are joined by copying their packets. The number of threads is fixed and
+nothing of the machine enters the files, so the same frames give the same bytes everywhere. The exception is
+x264 itself, which differs once in some hundred files (dev/log.md).
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from lipsync_engine.media.probe import AudioInfo, VideoInfo, probe_audio, probe_
 from lipsync_engine.media.process import (
     AUDIO_FORMATS,
     VIDEO_FORMATS,
-    Child,
+    FfmpegProcess,
     file_url,
-    output_failure,
-    removed_on_error,
-    untrusted,
+    remove_on_error,
+    to_output_error,
+    untrusted_input,
     write_file,
 )
 from lipsync_engine.media.yuv import Chroma, Frame, FrameFormat
@@ -42,22 +42,22 @@ ENCODER: dict[Quality, dict[str, Any]] = {
     Quality.DEFAULT: {"crf": 10, "preset": "veryfast", "tune": "psnr"},
     Quality.LOSSLESS: {"qp": 0, "preset": "veryfast"},
 }
-"""libx264 settings. The default stays above 45 dB in every plane under a camera's grain too; psychovisual
-tuning, which trades likeness for liveliness, would cost bits and 1 dB there."""
+"""libx264 settings. The default stays above 45 dB in every plane, also with camera grain. Psychovisual
+tuning, which trades fidelity for perceived sharpness, would cost bits and 1 dB there."""
 
 INTERMEDIATE_CRF = 6
-"""Of pictures that will be encoded again: far below what that loses."""
+"""For videos that will be encoded again: its loss is far below that of the second encode."""
 
 ENCODER_THREADS = 4
 
 KEY_FRAME_S = 2.0
-"""Distance of key frames: players seek to them."""
+"""Distance of key frames, to which players seek."""
 
 REORDERED_FRAMES = 2
-"""Frames by which libx264 (with its pyramid of B-frames) sends pictures early."""
+"""Frames by which libx264 (with its pyramid of B-frames) reorders frames."""
 
 MIN_TIMESCALE = 10_000
-"""Ticks per second of a track, at least: finer than any player rounds."""
+"""Least number of ticks per second of a track: finer than any player rounds."""
 
 _MP4_AUDIO = {"aac", "mp3", "ac3", "eac3", "alac"}
 _PCM = {"pcm_s16le", "pcm_s24le", "pcm_s32le", "pcm_f32le"}
@@ -67,41 +67,44 @@ COPIED_AUDIO = {
     ".mov": _MP4_AUDIO | _PCM,
     ".mkv": _MP4_AUDIO | _PCM | {"opus", "flac", "vorbis"},
 }
-"""Sound that each container takes as it is."""
+"""Audio codecs that each container takes unchanged."""
 
 AAC_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000, 64000, 88200, 96000)
 AAC_BITRATE = 256_000
 AAC_MAX_BITS_PER_SAMPLE = 5
-"""Per channel; the format's own ceiling is 6."""
+"""Per channel; the format's own limit is 6."""
 
 COMPARISON_WIDTH, COMPARISON_GAP = 1280, 8
 
 
 class _Encoder:
-    """An encoding child and the file that it writes. A context manager; the file is complete when it is left.
+    """A running encoder and the file that it writes. A context manager; on exit the file is complete.
 
     Args:
-        path: .mp4 to write; removed again when the block is left by an error.
-        stream: built by ffmpeg-python, reading raw pictures from its standard input.
+        path: .mp4 to write; removed again when the block ends with an exception.
+        stream: built by ffmpeg-python, reading raw frames from its standard input.
     """
 
     def __init__(self, path: Path, stream: Any) -> None:
         self._path = path
-        self._child = Child(stream, writes=True, memory_bytes=0)
+        self._process = FfmpegProcess(stream, pipe_stdin=True, memory_bytes=0)
 
-    def _send(self, *planes: npt.NDArray[Any]) -> None:
-        """
+    def _write_planes(self, *planes: npt.NDArray[Any]) -> None:
+        """Write one frame.
+
         Raises:
             ResourceError: DISK_FULL, OUTPUT_NOT_WRITABLE. MediaError: MEDIA_FAILED, MEDIA_TIMEOUT.
         """
         try:
             for plane in planes:
-                self._child.write(np.ascontiguousarray(plane).data)
+                self._process.write(np.ascontiguousarray(plane).data)
         except BrokenPipeError:
-            self._end(self._child.finish() or 1)
+            self._raise_for_status(self._process.finish() or 1)
 
-    def _end(self, status: int) -> None:
-        error = output_failure(self._child, status, self._path, "The result could not be encoded ({reason}).")
+    def _raise_for_status(self, status: int) -> None:
+        error = to_output_error(
+            self._process, status, self._path, "The result could not be encoded ({reason}): run again."
+        )
         if error is not None:
             raise error
 
@@ -114,19 +117,19 @@ class _Encoder:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        with self._child:
+        with self._process:
             if error is None:
-                with removed_on_error(self._path):
-                    self._end(self._child.finish(watch=self._path))
+                with remove_on_error(self._path):
+                    self._raise_for_status(self._process.finish(watch=self._path))
                 return
         self._path.unlink(missing_ok=True)
 
 
 class SegmentWriter(_Encoder):
-    """Encodes frames to one segment file. A context manager, as `_Encoder`.
+    """An encoder of frames to one segment file. A context manager, as `_Encoder`.
 
     Args:
-        path: .mp4 to write; removed again when the block is left by an error.
+        path: .mp4 to write; removed again when the block ends with an exception.
         info: source, whose size, pixel shape and colour tags the segment has.
         fps: frame rate.
         quality: of the encode.
@@ -141,26 +144,26 @@ class SegmentWriter(_Encoder):
         quality: Quality,
         max_short_side: int | None = None,
     ) -> None:
-        form = info.format
-        width, height = output_size(form, max_short_side)
-        step_x, step_y = form.steps
+        fmt = info.format
+        width, height = output_size(fmt, max_short_side)
+        step_x, step_y = fmt.steps
         # H.264 has no odd sizes with subsampled colour.
-        chroma = Chroma.C444 if width % step_x or height % step_y else form.chroma
-        picture = ffmpeg.input(
+        chroma = Chroma.C444 if width % step_x or height % step_y else fmt.chroma
+        frames = ffmpeg.input(
             "pipe:0",
             format="rawvideo",
-            pix_fmt=form.pix_fmt,
-            video_size=(form.width, form.height),
-            framerate=_rate(fps),
+            pix_fmt=fmt.pix_fmt,
+            video_size=(fmt.width, fmt.height),
+            framerate=_rate_text(fps),
         )
-        if (width, height) != (form.width, form.height):
-            picture = picture.filter("scale", width, height, flags="bicubic")
+        if (width, height) != (fmt.width, fmt.height):
+            frames = frames.filter("scale", width, height, flags="bicubic")
         stream = ffmpeg.output(
-            _tagged(picture, info),
+            _with_tags(frames, info),
             file_url(path),
             format="mp4",
             vcodec="libx264",
-            pix_fmt=form.pix_fmt.replace(form.chroma, chroma, 1),
+            pix_fmt=fmt.pix_fmt.replace(fmt.chroma, chroma, 1),
             threads=ENCODER_THREADS,
             g=round(KEY_FRAME_S * fps),
             flags="+cgop",
@@ -177,36 +180,40 @@ class SegmentWriter(_Encoder):
         Raises:
             ResourceError: DISK_FULL, OUTPUT_NOT_WRITABLE. MediaError: MEDIA_FAILED, MEDIA_TIMEOUT.
         """
-        self._send(*frame.planes())
+        self._write_planes(*frame.planes())
 
 
-def output_size(form: FrameFormat, max_short_side: int | None) -> tuple[int, int]:
-    """Width and height of the result: the source's, or scaled down to that short side, then even."""
-    short = min(form.width, form.height)
-    if max_short_side is None or short <= max_short_side:
-        return form.width, form.height
+def output_size(fmt: FrameFormat, max_short_side: int | None) -> tuple[int, int]:
+    """Return width and height of the result: the source's, or scaled down to that short side, then even."""
+    short_side = min(fmt.width, fmt.height)
+    if max_short_side is None or short_side <= max_short_side:
+        return fmt.width, fmt.height
     width, height = (
-        2 * max(1, round(side * max_short_side / short / 2)) for side in (form.width, form.height)
+        2 * max(1, round(side * max_short_side / short_side / 2)) for side in (fmt.width, fmt.height)
     )
     return width, height
 
 
-class PictureWriter(_Encoder):
-    """Encodes RGB pictures to a video that is worked on further. A context manager, as `_Encoder`.
+class RgbVideoWriter(_Encoder):
+    """An encoder of RGB frames to a video that will be processed further. A context manager, as `_Encoder`.
 
     Args:
-        path: .mp4 to write; removed again when the block is left by an error.
-        width, height: of the pictures, even.
+        path: .mp4 to write; removed again when the block ends with an exception.
+        width, height: of the frames, even.
         fps: frame rate.
     """
 
     def __init__(self, path: Path, width: int, height: int, fps: Fraction) -> None:
-        pictures = ffmpeg.input(
-            "pipe:0", format="rawvideo", pix_fmt="rgb24", video_size=(width, height), framerate=_rate(fps)
+        frames = ffmpeg.input(
+            "pipe:0",
+            format="rawvideo",
+            pix_fmt="rgb24",
+            video_size=(width, height),
+            framerate=_rate_text(fps),
         ).filter("scale", out_color_matrix="bt709", out_range="tv")
         tags = {"colorspace": "bt709", "color_primaries": "bt709", "color_trc": "bt709", "color_range": "tv"}
         stream = ffmpeg.output(
-            pictures,
+            frames,
             file_url(path),
             format="mp4",
             vcodec="libx264",
@@ -218,17 +225,17 @@ class PictureWriter(_Encoder):
         )
         super().__init__(path, stream)
 
-    def write(self, picture: npt.NDArray[np.uint8]) -> None:
+    def write(self, frame: npt.NDArray[np.uint8]) -> None:
         """Append uint8 (H, W, 3).
 
         Raises:
             ResourceError: DISK_FULL, OUTPUT_NOT_WRITABLE. MediaError: MEDIA_FAILED, MEDIA_TIMEOUT.
         """
-        self._send(picture)
+        self._write_planes(frame)
 
 
 def check_output(output: Path, inputs: Sequence[Path]) -> None:
-    """Whether a video can be written there, before anything costly is done for it.
+    """Require that a video can be written to `output`, before any costly work.
 
     Args:
         output: file to write, its suffix one of `OUTPUT_SUFFIXES`.
@@ -238,8 +245,8 @@ def check_output(output: Path, inputs: Sequence[Path]) -> None:
         ParameterError: its name. ResourceError: OUTPUT_NOT_WRITABLE, DISK_FULL.
     """
     if output.suffix.lower() not in OUTPUT_SUFFIXES:
-        known = ", ".join(sorted(OUTPUT_SUFFIXES))
-        raise ParameterError(f"The output's name must end in one of {known}; got {output.name!r}.")
+        suffixes = ", ".join(sorted(OUTPUT_SUFFIXES))
+        raise ParameterError(f"The output's name must end in one of {suffixes}; got {output.name!r}.")
     if output.is_dir() or not output.parent.is_dir():
         raise ResourceError(
             ErrorCode.OUTPUT_NOT_WRITABLE,
@@ -251,9 +258,9 @@ def check_output(output: Path, inputs: Sequence[Path]) -> None:
         with tempfile.NamedTemporaryFile(dir=output.parent, prefix=".lipsync-"):
             pass
     except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         raise ResourceError(
-            ErrorCode.DISK_FULL if full else ErrorCode.OUTPUT_NOT_WRITABLE,
+            ErrorCode.DISK_FULL if is_full else ErrorCode.OUTPUT_NOT_WRITABLE,
             f"The folder of {output.name!r} is not writable ({error.strerror}): choose another folder.",
         ) from error
 
@@ -267,19 +274,19 @@ def assemble(
     *,
     audio: Path | None,
 ) -> None:
-    """Join segments and add the sound.
+    """Join segments and add the audio.
 
-    Every frame lasts the same number of ticks (Matroska rounds times to milliseconds). Nothing of the sound
-    is cut, no tags of the source are taken over.
+    Every frame lasts the same number of ticks (Matroska rounds times to milliseconds). The audio is not cut,
+    and no metadata of the source is copied.
 
     Args:
         segments: files of `SegmentWriter`, in order.
-        output: file to write, none of the inputs; its suffix names the container.
+        output: file to write, none of the inputs; its suffix selects the container.
         info: the source.
         fps: of the segments.
-        quality: LOSSLESS keeps sound that must be re-encoded lossless as well.
-        audio: file whose first sound track is heard, copied packet for packet where the container allows;
-            None: silent.
+        quality: LOSSLESS also encodes audio lossless where it must be re-encoded.
+        audio: file whose first audio track is used, copied packet for packet where the container allows;
+            None: no audio.
 
     Raises:
         ResourceError: DISK_FULL, OUTPUT_NOT_WRITABLE. MediaError: MEDIA_FAILED, MEDIA_TIMEOUT.
@@ -289,7 +296,7 @@ def assemble(
     tick = _timescale(fps) // fps.numerator * fps.denominator
     options: dict[str, Any] = {
         "c:v": "copy",
-        "bsf:v": f"setts=pts=round(PTS*TB*{_rate(fps)})*{tick}:dts=(N-{REORDERED_FRAMES})*{tick}"
+        "bsf:v": f"setts=pts=round(PTS*TB*{_rate_text(fps)})*{tick}:dts=(N-{REORDERED_FRAMES})*{tick}"
         f":duration={tick}:time_base=1/{_timescale(fps)}",
         "map_metadata": -1,
         "map_chapters": -1,
@@ -305,20 +312,20 @@ def assemble(
             Path(folder, name).symlink_to(segment.absolute())
         listing = Path(folder, "list")
         listing.write_text("".join(f"file {name}\n" for name in names))
-        joined = ffmpeg.input(
+        video = ffmpeg.input(
             file_url(listing),
             format="concat",
             auto_convert=0,
             protocol_whitelist="file",
             format_whitelist=f"concat,{VIDEO_FORMATS}",
         )
-        streams = [joined["v:0"]]
+        streams = [video["v:0"]]
         if audio is not None:
-            streams.append(untrusted(audio, AUDIO_FORMATS)["a:0"])
+            streams.append(untrusted_input(audio, AUDIO_FORMATS)["a:0"])
             options |= _audio_options(probe_audio(audio), suffix, quality)
-        with removed_on_error(output):
-            made = ffmpeg.output(*streams, file_url(output), **options)
-            messages = write_file(made, output, "The result could not be put together ({reason}).")
+        with remove_on_error(output):
+            stream = ffmpeg.output(*streams, file_url(output), **options)
+            messages = write_file(stream, output, "The segments could not be joined ({reason}): run again.")
             if "Impossible to open" in messages:
                 raise MediaError(
                     ErrorCode.MEDIA_FAILED, "A finished segment is damaged or missing: render it again."
@@ -326,62 +333,62 @@ def assemble(
 
 
 @dataclass(frozen=True, slots=True)
-class PlacedSound:
-    """A stretch of a file's sound and where it lies in a mix.
+class AudioClip:
+    """A part of a file's audio and its place in a mix.
 
     Attributes:
-        path: file whose first sound track is heard.
-        at_s: where in the mix it begins.
-        length_s: how much of it is heard, from its start; None: all.
+        path: file whose first audio track is used.
+        start_s: where in the mix it begins.
+        duration_s: how much of the track is used, from its start; None: all.
     """
 
     path: Path
-    at_s: float = 0.0
-    length_s: float | None = None
+    start_s: float = 0.0
+    duration_s: float | None = None
 
 
-def mix_audio(sounds: Sequence[PlacedSound], duration_s: float, output: Path) -> None:
-    """Put sounds onto one track, each as loud as it is; where their sum would be too loud it is limited.
+def mix_audio(clips: Sequence[AudioClip], duration_s: float, output: Path) -> None:
+    """Mix clips to one track at their own levels; a limiter acts where their sum would clip.
 
     Args:
-        sounds: at least one.
-        duration_s: of the track; silence fills what nothing covers.
+        clips: at least one.
+        duration_s: of the track; silence fills the gaps.
         output: .wav to write: 16 bit, the highest of the inputs' sample rates, stereo unless all are mono.
 
     Raises:
-        MediaError: a file has no sound or cannot be decoded. ResourceError: DISK_FULL, OUTPUT_NOT_WRITABLE.
+        MediaError: a file has no audio or cannot be decoded. ResourceError: DISK_FULL, OUTPUT_NOT_WRITABLE.
     """
-    found = [probe_audio(sound.path) for sound in sounds]
-    rate = max(info.sample_rate for info in found)
-    layout = "mono" if all(info.channels == 1 for info in found) else "stereo"
-    uses = Counter(sound.path for sound in sounds)
-    decoded = {}  # each file once, however often it sounds
+    infos = [probe_audio(clip.path) for clip in clips]
+    rate = max(info.sample_rate for info in infos)
+    layout = "mono" if all(info.channels == 1 for info in infos) else "stereo"
+    uses = Counter(clip.path for clip in clips)
+    decoded = {}  # each file once, however often it is used
     for path, count in uses.items():
-        track = untrusted(path, AUDIO_FORMATS)["a:0"]
+        track = untrusted_input(path, AUDIO_FORMATS)["a:0"]
         track = track.filter("aresample", rate, **{"async": 1, "first_pts": 0})
         copies = track.filter_multi_output("asplit", count)
         decoded[path] = [copies[number] for number in range(count)]
     tracks = []
-    for sound in sounds:
-        track = decoded[sound.path].pop()
-        if sound.length_s is not None:
-            track = track.filter("atrim", end=sound.length_s)
+    for clip in clips:
+        track = decoded[clip.path].pop()
+        if clip.duration_s is not None:
+            track = track.filter("atrim", end=clip.duration_s)
         track = track.filter("aformat", sample_fmts="flt", channel_layouts=layout)
-        tracks.append(track.filter("adelay", delays=f"{round(sound.at_s * rate)}S", all=1))
-    mixed = tracks[0]
+        tracks.append(track.filter("adelay", delays=f"{round(clip.start_s * rate)}S", all=1))
+    mix = tracks[0]
     if len(tracks) > 1:
-        mixed = ffmpeg.filter(tracks, "amix", inputs=len(tracks), normalize=0, duration="longest")
-        mixed = mixed.filter("alimiter", limit=0.98, level=0, latency=1)
-    mixed = mixed.filter("apad", whole_dur=duration_s).filter("atrim", end=duration_s)
-    made = ffmpeg.output(mixed, file_url(output), acodec="pcm_s16le", ar=rate, map_metadata=-1, rf64="auto")
-    write_file(made, output, "The sounds could not be mixed ({reason}).")
+        mix = ffmpeg.filter(tracks, "amix", inputs=len(tracks), normalize=0, duration="longest")
+        mix = mix.filter("alimiter", limit=0.98, level=0, latency=1)
+    mix = mix.filter("apad", whole_dur=duration_s).filter("atrim", end=duration_s)
+    stream = ffmpeg.output(mix, file_url(output), acodec="pcm_s16le", ar=rate, map_metadata=-1, rf64="auto")
+    write_file(stream, output, "The audio files could not be mixed ({reason}): re-encode them as wav.")
 
 
-def side_by_side(before: Path, after: Path, output: Path, n_frames: int) -> None:
-    """Source and result next to each other, at most 1280 pixels wide, with the result's sound.
+def write_comparison(before: Path, after: Path, output: Path, n_frames: int) -> None:
+    """Write source and result side by side, at most 1280 pixels wide, with the result's audio.
 
     Args:
-        before: the source, shown from its start; its last frame stays when it is shorter.
+        before: the source, from its start; its last frame is held when it is shorter.
         after: the result.
         output: file to write, none of the inputs.
         n_frames: length of the result.
@@ -395,28 +402,28 @@ def side_by_side(before: Path, after: Path, output: Path, n_frames: int) -> None
     scale = min(1.0, (COMPARISON_WIDTH - COMPARISON_GAP) / 2 / float(result.format.width * shape))
     width = max(2, round(result.format.width * shape * Fraction(scale) / 2) * 2)
     height = max(2, round(result.format.height * scale / 2) * 2)
-    sources = [untrusted(path, VIDEO_FORMATS) for path in (before, after)]
+    sources = [untrusted_input(path, VIDEO_FORMATS) for path in (before, after)]
     left, right = (
         source["V:0"]
         .filter("scale", width, height, flags="bicubic")
         .filter("setsar", 1)
-        .filter("fps", _rate(result.frame_rate))
+        .filter("fps", _rate_text(result.frame_rate))
         .filter("format", "yuv420p")
         for source in sources
     )
     left = left.filter("tpad", stop=-1, stop_mode="clone").filter(
         "pad", width + COMPARISON_GAP, height, 0, 0, color="white"
     )
-    stacked = ffmpeg.filter((left, right), "hstack", inputs=2, shortest=1)
+    video = ffmpeg.filter((left, right), "hstack", inputs=2, shortest=1)
     options = {"frames:v": n_frames, "threads": ENCODER_THREADS, "map_metadata": -1, "movflags": "+faststart"}
-    streams = [stacked]
+    streams = [video]
     if result.audio is not None:
         streams.append(sources[1]["a:0"])
         options |= _audio_options(result.audio, output.suffix.lower(), Quality.DEFAULT)
     write_file(
         ffmpeg.output(*streams, file_url(output), vcodec="libx264", crf=18, preset="veryfast", **options),
         output,
-        "The comparison could not be made ({reason}).",
+        "The comparison could not be written ({reason}): run again without it.",
     )
 
 
@@ -426,32 +433,32 @@ def _audio_options(info: AudioInfo, suffix: str, quality: Quality) -> dict[str, 
     if quality is Quality.LOSSLESS:
         return {"c:a": "flac" if suffix == ".mkv" else "alac"}
     rate = next((rate for rate in AAC_RATES if rate >= info.sample_rate), AAC_RATES[-1])
-    wanted = AAC_BITRATE * max(1, info.channels // 2)
+    bitrate = AAC_BITRATE * max(1, info.channels // 2)
     return {
         "c:a": "aac",
-        "b:a": min(wanted, AAC_MAX_BITS_PER_SAMPLE * rate * info.channels),
+        "b:a": min(bitrate, AAC_MAX_BITS_PER_SAMPLE * rate * info.channels),
         "ar": rate,
     }
 
 
-def _tagged(picture: Any, info: VideoInfo) -> Any:
-    """Tell the encoder what the raw samples mean: pixel shape and colour tags."""
-    named = {
+def _with_tags(frames: Any, info: VideoInfo) -> Any:
+    """Declare pixel shape and colour tags of raw frames to the encoder."""
+    values = {
         "colorspace": info.color_space,
         "color_primaries": info.color_primaries,
         "color_trc": info.color_transfer,
         "range": info.color_range,
     }
-    tags = {key: value for key, value in named.items() if value is not None}
+    tags = {key: value for key, value in values.items() if value is not None}
     shape = info.sample_aspect_ratio
-    picture = picture.filter("setsar", f"{shape.numerator}/{shape.denominator}")
-    return picture.filter("setparams", **tags) if tags else picture
+    frames = frames.filter("setsar", f"{shape.numerator}/{shape.denominator}")
+    return frames.filter("setparams", **tags) if tags else frames
 
 
-def _rate(fps: Fraction) -> str:
+def _rate_text(fps: Fraction) -> str:
     return f"{fps.numerator}/{fps.denominator}"
 
 
 def _timescale(fps: Fraction) -> int:
-    """Ticks per second, of which a frame takes a whole number."""
+    """Return ticks per second, of which a frame takes a whole number."""
     return fps.numerator * -(-MIN_TIMESCALE // fps.numerator)

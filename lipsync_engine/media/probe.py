@@ -1,7 +1,7 @@
-"""What a file is, found out with one decoded frame before any heavy work; and why it cannot be used.
+"""Describe a file before any heavy work, or refuse it with the reason.
 
 The FFmpeg program alone is enough (no ffprobe): its listing names the streams, `showinfo` describes the first
-decoded frame, and the copied packets' times give the frame rate.
+decoded frame, and the timestamps of copied packets give the frame rate.
 """
 
 from __future__ import annotations
@@ -23,13 +23,14 @@ import ffmpeg
 from lipsync_engine.errors import ErrorCode, InputError, MediaError
 from lipsync_engine.media.process import (
     AUDIO_FORMATS,
-    CUT_OFF,
-    LIMITS,
+    DEFAULT_LIMITS,
+    TRUNCATION_MESSAGES,
     VIDEO_FORMATS,
-    Child,
-    ask,
-    last_words,
-    untrusted,
+    FfmpegProcess,
+    MediaLimits,
+    run_query,
+    stderr_tail,
+    untrusted_input,
 )
 from lipsync_engine.media.rates import snap_rate
 from lipsync_engine.media.yuv import Chroma, FrameFormat, Matrix
@@ -37,14 +38,14 @@ from lipsync_engine.media.yuv import Chroma, FrameFormat, Matrix
 
 @dataclass(frozen=True, slots=True)
 class AudioInfo:
-    """The first sound track of a file.
+    """Properties of the first audio track of a file.
 
     Attributes:
-        path: of the file.
+        path: the file.
         codec: FFmpeg's name.
         sample_rate: Hz.
-        channels: count.
-        duration_s: of the file, to 10 ms, as the header says or the packets show.
+        channels: number of channels.
+        duration_s: length of the file to 10 ms, from its header or its packets.
     """
 
     path: Path
@@ -56,21 +57,21 @@ class AudioInfo:
 
 @dataclass(frozen=True, slots=True)
 class VideoInfo:
-    """The first picture track of a file.
+    """Properties of the first video track of a file.
 
     Attributes:
-        path: of the file.
+        path: the file.
         codec, container: FFmpeg's names.
-        format: of frames as this package decodes them: displayed (rotation applied), planar YUV, at most
-            10 bits. RGB becomes BT.709 4:4:4. Untagged colour is taken as BT.601 below 720 lines, BT.709 from
-            there, limited range.
-        sample_aspect_ratio: width of a pixel over its height.
-        frame_rate: nominal; the usual distance of frames where it varies.
-        duration_s: of the file, to 10 ms, as the header says or the packets show.
-        rotation_deg: that the file asks for, counter-clockwise; applied on decoding.
-        color_space, color_primaries, color_transfer, color_range: FFmpeg's names of the tags, None where
-            there are none.
-        audio: its sound, if any.
+        format: frames as this package decodes them: displayed (rotation applied), planar YUV, at most 10
+            bits. RGB becomes BT.709 4:4:4. Untagged colour is taken as BT.601 below 720 lines, else as
+            BT.709, limited range.
+        sample_aspect_ratio: width of a pixel divided by its height.
+        frame_rate: nominal; the usual rate where it varies.
+        duration_s: length of the file to 10 ms, from its header or its packets.
+        rotation_deg: rotation that the file requests, counter-clockwise; applied on decoding.
+        color_space, color_primaries, color_transfer, color_range: FFmpeg's names of the colour tags, None
+            where a tag is missing.
+        audio: the first audio track, if any.
     """
 
     path: Path
@@ -88,7 +89,7 @@ class VideoInfo:
     audio: AudioInfo | None
 
 
-_SCRIPTS = (
+_PLAYLIST_SIGNATURES = (
     b"ffconcat",
     b"#EXTM3U",
     b"<?xml",
@@ -99,9 +100,9 @@ _SCRIPTS = (
     b"[playlist]",
     b"[Reference]",
 )
-"""How files begin that only name other files; opening them would read what they point to."""
+"""First bytes of files that only name other files; opening them would read what they point to."""
 
-_IMAGES = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"BM", b"II*\0", b"MM\0*")
+_IMAGE_SIGNATURES = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"BM", b"II*\0", b"MM\0*")
 
 _MP4_ATOMS = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"pnot", b"uuid")
 
@@ -117,17 +118,17 @@ _MATRICES = {
     "bt2020c": Matrix.BT2020,
 }
 
-_RGB = re.compile(r"(gbr|rgb|bgr|0rgb|0bgr|x2rgb|x2bgr|pal8|mono)")
+_RGB_FORMAT = re.compile(r"(gbr|rgb|bgr|0rgb|0bgr|x2rgb|x2bgr|pal8|mono)")
 
 _RATE_PACKETS = 120
-"""So many packets' times tell 29.97 from 30 fps even where a container rounds times to milliseconds."""
+"""Packets whose timestamps are read: enough to tell 29.97 from 30 fps in milliseconds."""
 
 
 def check_input(path: Path) -> None:
-    """That a path names a readable file with something in it, and not a script that names other files.
+    """Require a readable, non-empty file that is no playlist of other files.
 
     Raises:
-        InputError, MediaError: with a code for each of these.
+        InputError, MediaError: with a code for each violation.
     """
     name = path.name
     try:
@@ -147,8 +148,8 @@ def check_input(path: Path) -> None:
             ErrorCode.INPUT_UNREADABLE, f"{name!r} cannot be read ({error.strerror}): check its permissions."
         ) from error
     if not head:
-        raise InputError(ErrorCode.INPUT_EMPTY, f"{name!r} is empty: it was probably not copied completely.")
-    if head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(_SCRIPTS):
+        raise InputError(ErrorCode.INPUT_EMPTY, f"{name!r} is empty: copy it again completely.")
+    if head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(_PLAYLIST_SIGNATURES):
         raise MediaError(
             ErrorCode.MEDIA_FORMAT_REFUSED,
             f"{name!r} is a playlist or script that names other files: give the media file itself.",
@@ -156,7 +157,7 @@ def check_input(path: Path) -> None:
 
 
 def content_hash(path: Path) -> str:
-    """SHA-256 of the file's bytes, hex.
+    """Compute the SHA-256 of the file's bytes, in hex.
 
     Raises:
         InputError, MediaError: as `check_input`.
@@ -166,96 +167,101 @@ def content_hash(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def probe_video(path: Path) -> VideoInfo:
-    """Look at a video.
+def probe_video(path: Path, limits: MediaLimits = DEFAULT_LIMITS) -> VideoInfo:
+    """Read the properties of a video.
 
     Raises:
-        InputError, MediaError: with the code of what is wrong and what to do.
+        InputError, MediaError: with the code of the problem and a remedy.
     """
     check_input(path)
-    source = untrusted(path, AUDIO_FORMATS)
-    look = _look(
+    source = untrusted_input(path, AUDIO_FORMATS)
+    result = _probe_raw(
         ffmpeg.merge_outputs(
             ffmpeg.output(source["V:0"], "-", format="null", vf="showinfo=checksum=0", **{"frames:v": 1}),
             ffmpeg.output(
                 source["V:0"], "pipe:1", format="framecrc", **{"c:v": "copy", "frames:v": _RATE_PACKETS}
             ),
-        )
+        ),
+        limits,
     )
-    _refuse_unopened(path, look, "video")
-    picture = next((s for s in look.streams if ": Video: " in s and "(attached pic)" not in s), None)
-    if picture is None:
+    _check_opened(path, result, "video")
+    stream = next((s for s in result.streams if ": Video: " in s and "(attached pic)" not in s), None)
+    if stream is None:
         raise MediaError(
-            ErrorCode.MEDIA_NO_VIDEO, f"{path.name!r} has no picture, only sound: give a file with video."
+            ErrorCode.MEDIA_NO_VIDEO,
+            f"{path.name!r} has audio only, no video track: give a file with a video track.",
         )
-    if look.container not in VIDEO_FORMATS:
-        raise _unaccepted(path, "video")
-    shown = look.first(r"pts: *(?:-?\d+|NOPTS) .* fmt:(\S+) .*?sar:(\d+)/(\d+) s:(\d+)x(\d+)")
-    if shown is None:
+    if result.container not in VIDEO_FORMATS:
+        raise _format_error(path, "video")
+    frame = result.match_filter(r"pts: *(?:-?\d+|NOPTS) .* fmt:(\S+) .*?sar:(\d+)/(\d+) s:(\d+)x(\d+)")
+    if frame is None:
         raise MediaError(
-            ErrorCode.MEDIA_TRUNCATED if look.cut_off else ErrorCode.MEDIA_FAILED,
-            f"No picture of {path.name!r} can be decoded ({last_words(look.messages)}): the file is cut off "
-            "or damaged, or its codec is not supported. Re-encode it as mp4.",
+            ErrorCode.MEDIA_TRUNCATED if result.is_truncated else ErrorCode.MEDIA_FAILED,
+            f"No frame of {path.name!r} can be decoded ({stderr_tail(result.messages)}): the file is "
+            "truncated or damaged, or its codec is not supported. Re-encode it as mp4.",
         )
-    pixels, sar, width, height = shown[0], (int(shown[1]), int(shown[2])), int(shown[3]), int(shown[4])
-    tags = _tags(look)
-    _refuse_pixels(path, pixels, tags, look)
-    rgb = _RGB.match(pixels) is not None
-    if rgb:  # the decoder's output is converted
+    pix_fmt, sar, width, height = frame[0], (int(frame[1]), int(frame[2])), int(frame[3]), int(frame[4])
+    tags = _color_tags(result)
+    _check_pixels(path, pix_fmt, tags, result)
+    if _RGB_FORMAT.match(pix_fmt):  # the decoder's output is converted
         tags |= {"color_space": "bt709", "color_range": "tv"}
-    duration_s = _duration(path, look)
+    duration_s = _read_duration(path, result, limits)
+    has_audio = any(": Audio: " in s for s in result.streams)
     return VideoInfo(
         path=path,
-        codec=re.findall(r": Video: (\w+)", picture)[0],
-        container=look.container,
-        format=_frame_format(width, height, pixels, tags),
+        codec=re.findall(r": Video: (\w+)", stream)[0],
+        container=result.container,
+        format=_frame_format(width, height, pix_fmt, tags),
         sample_aspect_ratio=Fraction(*sar) if all(sar) else Fraction(1),
-        frame_rate=_frame_rate(look),
+        frame_rate=_frame_rate(result),
         duration_s=duration_s,
-        rotation_deg=_rotation(look),
+        rotation_deg=_read_rotation(result),
         color_space=tags.get("color_space"),
         color_primaries=tags.get("color_primaries"),
         color_transfer=tags.get("color_trc"),
         color_range=tags.get("color_range"),
-        audio=_audio(path, duration_s) if any(": Audio: " in s for s in look.streams) else None,
+        audio=_probe_audio_track(path, limits, duration_s) if has_audio else None,
     )
 
 
-def probe_audio(path: Path) -> AudioInfo:
-    """Look at a sound, alone or with a picture.
+def probe_audio(path: Path, limits: MediaLimits = DEFAULT_LIMITS) -> AudioInfo:
+    """Read the properties of the first audio track of an audio or video file.
 
     Raises:
-        InputError, MediaError: with the code of what is wrong and what to do.
+        InputError, MediaError: with the code of the problem and a remedy.
     """
     check_input(path)
-    info = _audio(path, None)
+    info = _probe_audio_track(path, limits)
     if info is None:
         raise MediaError(
             ErrorCode.MEDIA_NO_AUDIO,
-            f"{path.name!r} has no sound, or only 0 s of it: give a file with a voice.",
+            f"{path.name!r} has no audio, or only 0 s of it: give a file with a voice.",
         )
     return info
 
 
-def _audio(path: Path, duration_s: float | None) -> AudioInfo | None:
-    source = untrusted(path, AUDIO_FORMATS)
-    look = _look(ffmpeg.output(source["a:0"], "-", format="null", af="ashowinfo", **{"frames:a": 1}))
-    _refuse_unopened(path, look, "sound")
-    stream = next((s for s in look.streams if ": Audio: " in s), None)
-    heard = look.first(r"pts:.* fmt:\S+ channels:(\d+) .*rate:(\d+) nb_samples:[1-9]")
-    if stream is None or heard is None:
+def _probe_audio_track(path: Path, limits: MediaLimits, duration_s: float | None = None) -> AudioInfo | None:
+    source = untrusted_input(path, AUDIO_FORMATS)
+    result = _probe_raw(
+        ffmpeg.output(source["a:0"], "-", format="null", af="ashowinfo", **{"frames:a": 1}), limits
+    )
+    _check_opened(path, result, "audio")
+    stream = next((s for s in result.streams if ": Audio: " in s), None)
+    frame = result.match_filter(r"pts:.* fmt:\S+ channels:(\d+) .*rate:(\d+) nb_samples:[1-9]")
+    if stream is None or frame is None:
         return None
     if duration_s is None:
-        duration_s = _duration(path, look)
-    return AudioInfo(path, re.findall(r": Audio: (\w+)", stream)[0], int(heard[1]), int(heard[0]), duration_s)
+        duration_s = _read_duration(path, result, limits)
+    codec = re.findall(r": Audio: (\w+)", stream)[0]
+    return AudioInfo(path, codec, sample_rate=int(frame[1]), channels=int(frame[0]), duration_s=duration_s)
 
 
-# --- one look ---
+# --- one short run of FFmpeg ---
 
 
 @dataclass(frozen=True, slots=True)
-class _Look:
-    """What one short run of FFmpeg said about a file.
+class _ProbeResult:
+    """Output of one short run of FFmpeg on a file.
 
     Attributes:
         lines: its messages.
@@ -269,7 +275,7 @@ class _Look:
 
     @property
     def streams(self) -> list[str]:
-        """The input's streams; what a file's own tags hold is indented deeper."""
+        """Lines of the input's streams; the file's own metadata is indented deeper."""
         return [line for line in self.lines if re.match(r"\[info\]   Stream #0:\d+", line)]
 
     @property
@@ -279,200 +285,217 @@ class _Look:
         )
 
     @property
-    def cut_off(self) -> bool:
-        return any(text in self.messages for text in CUT_OFF)
+    def is_truncated(self) -> bool:
+        return any(text in self.messages for text in TRUNCATION_MESSAGES)
 
-    def first(self, pattern: str) -> tuple[str, ...] | None:
-        """Groups of the first line of a showinfo filter that has the pattern."""
+    def match_filter(self, pattern: str) -> tuple[str, ...] | None:
+        """Return the groups of the first line of a showinfo filter that matches the pattern."""
         for line in self.lines:
-            if line.startswith("[Parsed_") and (found := re.search(pattern, line)):
-                return found.groups()
+            if line.startswith("[Parsed_") and (match := re.search(pattern, line)):
+                return match.groups()
         return None
 
 
-def _look(stream: Any) -> _Look:
+def _probe_raw(stream: Any, limits: MediaLimits) -> _ProbeResult:
     lines: list[str] = []
-    with Child(stream, reads=True, cpu_s=LIMITS.probe_cpu_s, loglevel="info", on_line=lines.append) as child:
+    with FfmpegProcess(
+        stream,
+        pipe_stdout=True,
+        cpu_s=limits.probe_cpu_s,
+        loglevel="info",
+        on_line=lines.append,
+        limits=limits,
+    ) as process:
         listing = b""
-        while data := child.read_some(1 << 16):
+        while data := process.read_some(1 << 16):
             listing += data
-        child.finish(LIMITS.probe_wall_s)
-        messages = child.messages
-    return _Look(lines, listing.decode("ascii", errors="replace").splitlines(), messages)
+        process.finish(limits.probe_wall_s)
+        messages = process.messages
+    return _ProbeResult(lines, listing.decode("ascii", errors="replace").splitlines(), messages)
 
 
-def _refuse_unopened(path: Path, look: _Look, wanted: str) -> None:
-    """Raise for a file that FFmpeg did not open, and for pictures beyond the limit."""
+def _check_opened(path: Path, result: _ProbeResult, kind: str) -> None:
+    """Raise for a file that FFmpeg did not open, and for frames beyond the pixel limit."""
     name = path.name
-    if "exceeds specified max pixel count" in look.messages or "Picture size" in look.messages:
+    if "exceeds specified max pixel count" in result.messages or "Picture size" in result.messages:
         raise MediaError(
             ErrorCode.MEDIA_TOO_LARGE,
-            f"The pictures of {name!r} have more than {LIMITS.max_pixels / 1e6:.0f} million pixels (8K): "
-            "scale the video down first.",
+            f"The frames of {name!r} have more than {DEFAULT_LIMITS.max_pixels / 1e6:.0f} million pixels "
+            "(8K): scale the video down first.",
         )
-    if look.container:
+    if result.container:
         return
     with path.open("rb") as file:
         head = file.read(64)
-    if head.startswith(_IMAGES) or (head[:4] == b"RIFF" and head[8:12] == b"WEBP"):
+    if head.startswith(_IMAGE_SIGNATURES) or (head[:4] == b"RIFF" and head[8:12] == b"WEBP"):
         raise MediaError(
-            ErrorCode.MEDIA_NOT_RECOGNISED, f"{name!r} is an image, not a {wanted}: give a {wanted} file."
+            ErrorCode.MEDIA_NOT_RECOGNISED, f"{name!r} is an image, not {kind}: give {_file_of(kind)}."
         )
-    if "not on whitelist" in look.messages:
-        raise _unaccepted(path, wanted)
+    if "not on whitelist" in result.messages:
+        raise _format_error(path, kind)
     if head[4:8] in _MP4_ATOMS or head.startswith(b"\x1a\x45\xdf\xa3"):
         raise MediaError(
             ErrorCode.MEDIA_TRUNCATED,
-            f"{name!r} is cut off or damaged: its index is missing. It was probably not copied or "
+            f"{name!r} is truncated or damaged: its index is missing. It was probably not copied or "
             "recorded to the end; copy it again.",
         )
     raise MediaError(
         ErrorCode.MEDIA_NOT_RECOGNISED,
-        f"{name!r} is not a {wanted} file that can be read: its content is something else, or damaged.",
+        f"{name!r} is not {_file_of(kind)} that FFmpeg can read: its content is something else, or damaged. "
+        "Give another file, or re-encode it.",
     )
 
 
-def image_refused(path: Path, messages: str) -> MediaError:
-    """The error for a file that was to be a mask image, from FFmpeg's messages about it."""
+def _file_of(kind: str) -> str:
+    return "an audio file" if kind == "audio" else f"a {kind} file"
+
+
+def image_error(path: Path, messages: str) -> MediaError:
+    """Return the error for a file that is not a readable image, from FFmpeg's messages about it."""
     name = path.name
     if "max pixel count" in messages or "Picture size" in messages:
         return MediaError(ErrorCode.MEDIA_TOO_LARGE, f"The image {name!r} is larger than 8K: scale it down.")
-    return MediaError(ErrorCode.MEDIA_NOT_RECOGNISED, f"{name!r} is not a png, jpeg, webp or bmp image.")
-
-
-def _unaccepted(path: Path, wanted: str) -> MediaError:
-    kinds = "mp4, mov, mkv or webm" + (", wav, mp3, flac or ogg" if wanted == "sound" else "")
     return MediaError(
-        ErrorCode.MEDIA_FORMAT_REFUSED,
-        f"{path.name!r} is of a kind that is not accepted as {wanted}: convert it to {kinds}.",
+        ErrorCode.MEDIA_NOT_RECOGNISED, f"{name!r} is not a png, jpeg, webp or bmp image: convert it to one."
     )
 
 
-def _refuse_pixels(path: Path, pixels: str, tags: dict[str, str], look: _Look) -> None:
+def _format_error(path: Path, kind: str) -> MediaError:
+    formats = "mp4, mov, mkv or webm" + (", wav, mp3, flac or ogg" if kind == "audio" else "")
+    return MediaError(
+        ErrorCode.MEDIA_FORMAT_REFUSED,
+        f"{path.name!r} has a format that is not accepted for {kind}: convert it to {formats}.",
+    )
+
+
+def _check_pixels(path: Path, pix_fmt: str, tags: dict[str, str], result: _ProbeResult) -> None:
+    """Raise for HDR, alpha and colour spaces that cannot be processed."""
     hdr = _HDR_TRANSFERS.get(tags.get("color_trc", ""))
-    if any(re.search(r"DOVI configuration record: .*profile: 5\b", line) for line in look.lines):
+    if any(re.search(r"DOVI configuration record: .*profile: 5\b", line) for line in result.lines):
         hdr = "Dolby Vision"
     if hdr is not None:
         raise MediaError(
             ErrorCode.MEDIA_UNSUPPORTED_PIXELS,
-            f"{path.name!r} is HDR video ({hdr}), which the models do not know: convert it to SDR (BT.709) "
-            "with tone mapping first.",
+            f"{path.name!r} is HDR video ({hdr}), which the models do not support: convert it to SDR "
+            "(BT.709) with tone mapping first.",
         )
-    components = _pixel_formats().get(pixels, (3, 8, 8))[0]
-    alpha_mode = any(re.match(r"\[info\] +alpha_mode +: 1", line, re.IGNORECASE) for line in look.lines)
+    components = _pixel_formats().get(pix_fmt, (3, 8, 8))[0]
+    alpha_mode = any(re.match(r"\[info\] +alpha_mode +: 1", line, re.IGNORECASE) for line in result.lines)
     if alpha_mode or components in (2, 4):
         raise MediaError(
             ErrorCode.MEDIA_UNSUPPORTED_PIXELS,
             f"{path.name!r} has an alpha channel, which would be lost: put it over a background first, for "
             "example with ffmpeg's overlay filter.",
         )
-    if tags.get("color_space", "bt709") not in (*_MATRICES, "gbr") or pixels.startswith("xyz"):
+    if tags.get("color_space", "bt709") not in (*_MATRICES, "gbr") or pix_fmt.startswith("xyz"):
         raise MediaError(
             ErrorCode.MEDIA_UNSUPPORTED_PIXELS,
-            f"{path.name!r} has an unsupported colour space ({tags.get('color_space', pixels)}): convert it "
+            f"{path.name!r} has an unsupported colour space ({tags.get('color_space', pix_fmt)}): convert it "
             "to BT.709 first.",
         )
 
 
-def _too_long(path: Path, duration_s: float) -> MediaError:
+def _duration_error(path: Path, duration_s: float, limits: MediaLimits) -> MediaError:
     return MediaError(
         ErrorCode.MEDIA_TOO_LARGE,
-        f"{path.name!r} lasts {duration_s / 3600:.1f} hours, {LIMITS.max_duration_s / 3600:.0f} are allowed: "
+        f"{path.name!r} lasts {duration_s / 3600:.1f} hours, {limits.max_duration_s / 3600:.0f} are allowed: "
         "cut it into parts.",
     )
 
 
-# --- single facts ---
+# --- single properties ---
 
 
-def _tags(look: _Look) -> dict[str, str]:
-    """Colour tags of the first frame, without those that say nothing."""
-    for line in look.lines:
+def _color_tags(result: _ProbeResult) -> dict[str, str]:
+    """Return the colour tags of the first frame, without unknown values."""
+    for line in result.lines:
         if line.startswith("[Parsed_") and " color_range:" in line:
             pairs = dict(re.findall(r"(color_\w+):(\S+)", line))
             return {key: value for key, value in pairs.items() if value not in ("unknown", "reserved")}
     return {}
 
 
-def _duration(path: Path, look: _Look) -> float:
-    """Seconds; read from the packets where the header does not say, as in recordings by browsers."""
-    for line in look.lines:
-        if found := re.match(r"\[info\]   Duration: (\d+):(\d\d):(\d\d\.\d+)", line):
-            duration_s = int(found[1]) * 3600 + int(found[2]) * 60 + float(found[3])
+def _read_duration(path: Path, result: _ProbeResult, limits: MediaLimits) -> float:
+    """Return the length in seconds; the packets are read where the header has none (browser recordings)."""
+    for line in result.lines:
+        if match := re.match(r"\[info\]   Duration: (\d+):(\d\d):(\d\d\.\d+)", line):
+            duration_s = int(match[1]) * 3600 + int(match[2]) * 60 + float(match[3])
             break
     else:
-        duration_s = _measured_duration(path)
-    if duration_s > LIMITS.max_duration_s:
-        raise _too_long(path, duration_s)
+        duration_s = _measure_duration(path)
+    if duration_s > limits.max_duration_s:
+        raise _duration_error(path, duration_s, limits)
     return duration_s
 
 
-def _measured_duration(path: Path) -> float:
-    """Where the last packet ends; nothing is decoded."""
-    copied = ffmpeg.output(untrusted(path, AUDIO_FORMATS), "-", format="null", c="copy")
+def _measure_duration(path: Path) -> float:
+    """Return the end of the last packet; nothing is decoded."""
+    copy = ffmpeg.output(untrusted_input(path, AUDIO_FORMATS), "-", format="null", c="copy")
     end_s = 0.0
-    with Child(copied.global_args("-progress", "pipe:1"), reads=True) as child:
+    with FfmpegProcess(copy.global_args("-progress", "pipe:1"), pipe_stdout=True) as process:
         report = b""
-        while data := child.read_some(1 << 16):
+        while data := process.read_some(1 << 16):
             report = (report + data)[-4096:]
-        child.finish()
-    for found in re.findall(rb"out_time_us=(\d+)", report):
-        end_s = int(found) / 1e6
+        process.finish()
+    for microseconds in re.findall(rb"out_time_us=(\d+)", report):
+        end_s = int(microseconds) / 1e6
     return end_s
 
 
-def _rotation(look: _Look) -> int:
-    for line in look.lines:
-        if found := re.search(r"display ?matrix: rotation of (-?\d+(?:\.\d+)?) deg", line, re.IGNORECASE):
-            return round(float(found[1])) % 360
+def _read_rotation(result: _ProbeResult) -> int:
+    for line in result.lines:
+        if match := re.search(r"display ?matrix: rotation of (-?\d+(?:\.\d+)?) deg", line, re.IGNORECASE):
+            return round(float(match[1])) % 360
     return 0
 
 
-def _frame_rate(look: _Look) -> Fraction:
-    """The header's rate where the packets agree with it, else the packets' own."""
-    config = look.first(r"frame_rate: (\d+)/(\d+)")
+def _frame_rate(result: _ProbeResult) -> Fraction:
+    """Return the header's rate where the packets agree with it, else the rate of the packets."""
+    config = result.match_filter(r"frame_rate: (\d+)/(\d+)")
     header = (
         Fraction(int(config[0]), int(config[1])) if config and config[0] != "0" and config[1] != "0" else None
     )
-    seen = _packet_rate(look.packets)
-    if seen is None:
+    measured = _packet_rate(result.packets)
+    if measured is None:
         return snap_rate(header) if header is not None and header <= 240 else Fraction(25)
-    if header is not None and abs(header - seen) < seen / 100:
+    if header is not None and abs(header - measured) < measured / 100:
         return snap_rate(header)
-    return snap_rate(seen)
+    return snap_rate(measured)
 
 
 def _packet_rate(listing: Iterable[str]) -> Fraction | None:
-    """One over the usual distance of frames: the mean of those distances that are near the median."""
-    base, times = Fraction(1), []
+    """Return the reciprocal of the usual frame distance: the mean of the distances near the median."""
+    time_base, times = Fraction(1), []
     for line in listing:
-        if found := re.match(r"#tb 0: (\d+)/(\d+)", line):
-            base = Fraction(int(found[1]), int(found[2]))
-        elif found := re.match(r"0, *-?\d+, *(-?\d+),", line):
-            times.append(int(found[1]))
+        if match := re.match(r"#tb 0: (\d+)/(\d+)", line):
+            time_base = Fraction(int(match[1]), int(match[2]))
+        elif match := re.match(r"0, *-?\d+, *(-?\d+),", line):
+            times.append(int(match[1]))
     times.sort()
     gaps = [after - before for before, after in itertools.pairwise(times) if after > before]
     if not gaps:
         return None
     median = statistics.median(gaps)
     usual = [gap for gap in gaps if 0.5 * median < gap < 1.5 * median]
-    return 1 / (base * Fraction(sum(usual), len(usual)))
+    return 1 / (time_base * Fraction(sum(usual), len(usual)))
 
 
 def _pixel_formats() -> dict[str, tuple[int, int, int]]:
-    """FFmpeg's own table: name → (components, bits per pixel, bits of the first component)."""
-    rows = re.findall(r"^[I.][O.][H.][P.][B.] (\w+) +(\d) +(\d+) +(\d+)", ask("-pix_fmts"), re.MULTILINE)
+    """Return FFmpeg's own table: name → (components, bits per pixel, bits of the first component)."""
+    rows = re.findall(
+        r"^[I.][O.][H.][P.][B.] (\w+) +(\d) +(\d+) +(\d+)", run_query("-pix_fmts"), re.MULTILINE
+    )
     return {name: (int(components), int(bits), int(depth)) for name, components, bits, depth in rows}
 
 
-def _frame_format(width: int, height: int, pixels: str, tags: dict[str, str]) -> FrameFormat:
-    """The planar format nearest to what the decoder gives."""
-    components, bits, depth = _pixel_formats().get(pixels, (3, 12, 8))
-    if _RGB.match(pixels):
+def _frame_format(width: int, height: int, pix_fmt: str, tags: dict[str, str]) -> FrameFormat:
+    """Return the planar format nearest to the decoder's output."""
+    components, bits, depth = _pixel_formats().get(pix_fmt, (3, 12, 8))
+    if _RGB_FORMAT.match(pix_fmt):
         chroma = Chroma.C444
-    elif components == 1 or (2 * bits == 3 * depth and "411" not in pixels):
+    elif components == 1 or (2 * bits == 3 * depth and "411" not in pix_fmt):
         chroma = Chroma.C420
-    elif bits == 2 * depth and "440" not in pixels:
+    elif bits == 2 * depth and "440" not in pix_fmt:
         chroma = Chroma.C422
     else:
         chroma = Chroma.C444

@@ -1,7 +1,8 @@
-"""FFmpeg as a child process: found, limited, watched, and never left behind.
+"""Run FFmpeg as a child process with resource limits and stall detection.
 
-Every file from outside is opened with a list of allowed protocols and formats, a pixel limit, resource limits
-on the process, a session of its own, and a timer for the moment when it no longer moves. It knows no video.
+Every file from outside is opened with a list of allowed protocols and formats and a pixel limit. The process
+has resource limits, a session of its own and a stall timer, and it never outlives its parent. This module
+does not interpret media.
 """
 
 from __future__ import annotations
@@ -28,20 +29,20 @@ from typing import IO, Any, Self
 import ffmpeg
 
 from lipsync_engine.errors import ErrorCode, LipSyncError, MediaError, ResourceError
-from lipsync_engine.media.sandbox import fence, launched
-from lipsync_engine.media.sandbox_exec import NOT_STARTED
+from lipsync_engine.media.sandbox import file_rules, sandboxed
+from lipsync_engine.media.sandbox_exec import EXIT_NOT_STARTED
 
 
 @dataclass(frozen=True, slots=True)
 class MediaLimits:
-    """What a file from outside may cost.
+    """Resources that reading one file from outside may take.
 
     Attributes:
-        max_pixels: of one picture (8K).
-        max_duration_s: of video or audio.
-        memory_bytes: address space of a child that reads it.
-        probe_cpu_s, probe_wall_s: of a look at it.
-        stall_s: a child that neither takes nor gives data this long is stopped.
+        max_pixels: pixels of one frame (8K).
+        max_duration_s: length of video or audio.
+        memory_bytes: address space of the FFmpeg process that reads the file.
+        probe_cpu_s, probe_wall_s: CPU and wall-clock time of one probe.
+        stall_s: a process that neither reads nor writes data for this long is killed.
     """
 
     max_pixels: int = 7680 * 4320
@@ -52,24 +53,24 @@ class MediaLimits:
     stall_s: float = 60.0
 
     def work_cpu_s(self, duration_s: float) -> int:
-        """CPU seconds for reading a whole file: far above the slowest honest decode, but not for ever."""
+        """Return the CPU seconds for reading a whole file: far above the slowest legitimate decode."""
         return round(600 + 300 * min(duration_s, self.max_duration_s))
 
 
-LIMITS = MediaLimits()
+DEFAULT_LIMITS = MediaLimits()
 
 VIDEO_FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm"
 IMAGE_FORMATS = "png_pipe,jpeg_pipe,webp_pipe,bmp_pipe"
 AUDIO_FORMATS = f"{VIDEO_FORMATS},wav,w64,aiff,caf,mp3,aac,flac,ogg,amr"
 
 PIPE_BYTES = 1 << 20
-"""A frame crosses the pipe in a few steps instead of dozens (Linux; elsewhere the system's own size)."""
+"""Pipe size on Linux: a frame crosses in a few system calls instead of dozens."""
 
-_KEPT_LINES, _LINE_BYTES = 40, 4096
+_MAX_STDERR_LINES, _MAX_LINE_BYTES = 40, 4096
 
-_NO_SPACE = ("No space left on device", "Disk quota exceeded", "File too large")
-_NOT_WRITABLE = ("Permission denied", "Read-only file system", "Is a directory", "No such file")
-_CONSEQUENCES = (
+_DISK_FULL_MESSAGES = ("No space left on device", "Disk quota exceeded", "File too large")
+_NOT_WRITABLE_MESSAGES = ("Permission denied", "Read-only file system", "Is a directory", "No such file")
+_FOLLOW_UP_ERRORS = (
     "Error opening",
     "Error submitting",
     "Error sending",
@@ -80,180 +81,201 @@ _CONSEQUENCES = (
 
 
 def find_ffmpeg() -> Path:
-    """The program: LIPSYNC_FFMPEG, else `ffmpeg` on PATH, else the one that imageio-ffmpeg ships.
+    """Locate the program: LIPSYNC_FFMPEG, else `ffmpeg` on PATH, else the binary of imageio-ffmpeg.
 
     Raises:
         ResourceError: FFMPEG_MISSING.
     """
-    if given := os.environ.get("LIPSYNC_FFMPEG"):
-        if (found := shutil.which(given)) is None:
+    if setting := os.environ.get("LIPSYNC_FFMPEG"):
+        if (program := shutil.which(setting)) is None:
             raise ResourceError(
                 ErrorCode.FFMPEG_MISSING,
-                "LIPSYNC_FFMPEG does not name a program that can run: correct it.",
+                "LIPSYNC_FFMPEG does not name an executable program: correct the path.",
             )
-        return Path(found).absolute()
-    if (found := shutil.which("ffmpeg")) is not None:
-        return Path(found).absolute()
+        return Path(program).absolute()
+    if (program := shutil.which("ffmpeg")) is not None:
+        return Path(program).absolute()
     import imageio_ffmpeg
 
     try:
         return Path(imageio_ffmpeg.get_ffmpeg_exe())
     except RuntimeError as error:
         raise ResourceError(
-            ErrorCode.FFMPEG_MISSING, "No FFmpeg was found: install it, or set LIPSYNC_FFMPEG to its path."
+            ErrorCode.FFMPEG_MISSING,
+            "FFmpeg is not installed: install it, or set LIPSYNC_FFMPEG to its path.",
         ) from error
 
 
 def ffmpeg_version() -> str:
-    """First line of `ffmpeg -version`, without the copyright."""
-    return ask("-version").split(" Copyright")[0].strip()
+    """Return the first line of `ffmpeg -version`, without the copyright."""
+    return run_query("-version").split(" Copyright")[0].strip()
 
 
 @functools.cache
-def ask(question: str) -> str:
-    """What FFmpeg answers about itself, e.g. to `-pix_fmts`."""
-    done = subprocess.run(
-        [find_ffmpeg(), "-hide_banner", "-nostdin", question],
+def run_query(option: str) -> str:
+    """Return what FFmpeg prints for an option about itself, e.g. `-pix_fmts`."""
+    completed = subprocess.run(
+        [find_ffmpeg(), "-hide_banner", "-nostdin", option],
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
         timeout=30,
         check=False,
     )
-    return done.stdout
+    return completed.stdout
 
 
-def untrusted(path: Path, formats: str, **options: Any) -> Any:
-    """An ffmpeg-python input for a file from outside."""
+def untrusted_input(path: Path, formats: str, **options: Any) -> Any:
+    """Build an ffmpeg-python input for a file from outside."""
     return ffmpeg.input(
         file_url(path),
         protocol_whitelist="file",
         format_whitelist=formats,
-        max_pixels=LIMITS.max_pixels,
+        max_pixels=DEFAULT_LIMITS.max_pixels,
         **options,
     )
 
 
 def file_url(path: Path) -> str:
-    """Absolute, so that no name can look like an option or a protocol."""
+    """Return an absolute `file:` URL, so that no name can be read as an option or a protocol."""
     return f"file:{path.absolute()}"
 
 
-CUT_OFF = ("partial file", "File ended prematurely", "Truncating packet", "moov atom not found")
-"""How FFmpeg's demuxers say that a file ends before its own index or element does."""
+TRUNCATION_MESSAGES = (
+    "partial file",
+    "File ended prematurely",
+    "Truncating packet",
+    "moov atom not found",
+)
+"""Messages of FFmpeg's demuxers when a file ends before its own index or element does."""
 
 
-class Child:
-    """One FFmpeg process.
+class FfmpegProcess:
+    """One running FFmpeg process. A context manager that kills the process on exit.
 
     Args:
         stream: built by ffmpeg-python.
-        reads, writes: whether the caller takes its standard output and feeds its standard input.
-        memory_bytes, cpu_s: limits; memory as LIMITS says unless given, 0 = none where its input is our own.
-        on_line: called with every line of its messages, from a thread.
+        pipe_stdout, pipe_stdin: whether the caller reads its standard output and writes its standard input.
+        memory_bytes: limit of its address space; None: that of `limits`, 0: none (trusted input).
+        cpu_s: limit of its CPU time; 0: none.
+        on_line: called with every line of stderr, from a thread.
+        limits: its `stall_s` and `memory_bytes` are used.
     """
 
     def __init__(
         self,
         stream: Any,
         *,
-        reads: bool = False,
-        writes: bool = False,
+        pipe_stdout: bool = False,
+        pipe_stdin: bool = False,
         memory_bytes: int | None = None,
         cpu_s: int = 0,
         loglevel: str = "error",
         on_line: Callable[[str], None] | None = None,
+        limits: MediaLimits = DEFAULT_LIMITS,
     ) -> None:
         general = ["-hide_banner", "-nostats", "-nostdin", "-loglevel", f"level+{loglevel}"]
         arguments = ffmpeg.get_args(stream, overwrite_output=True)
         self._names = {url: Path(url).name for url in arguments if url.startswith("file:")}
-        self._first: list[str] = []
-        self._last: deque[str] = deque(maxlen=_KEPT_LINES)
+        self._first_lines: list[str] = []
+        self._last_lines: deque[str] = deque(maxlen=_MAX_STDERR_LINES)
         self._on_line = on_line
-        memory_bytes = LIMITS.memory_bytes if memory_bytes is None else memory_bytes
-        self._process = _spawn([str(find_ffmpeg()), *general, *arguments], reads, writes, memory_bytes, cpu_s)
+        self._stall_s = limits.stall_s
+        memory_bytes = limits.memory_bytes if memory_bytes is None else memory_bytes
+        command = [str(find_ffmpeg()), *general, *arguments]
+        self._process = _spawn(command, pipe_stdout, pipe_stdin, memory_bytes, cpu_s)
         self._selector = selectors.DefaultSelector()
-        self._listener = threading.Thread(target=self._listen, name="ffmpeg-messages", daemon=True)
+        self._stderr_thread = threading.Thread(target=self._read_stderr, name="ffmpeg-stderr", daemon=True)
         try:
-            self._listener.start()
+            self._stderr_thread.start()
             if self._process.stdout is not None:
-                _widen(self._process.stdout)
+                _enlarge_pipe(self._process.stdout)
                 self._selector.register(self._process.stdout, selectors.EVENT_READ)
             if self._process.stdin is not None:
-                _widen(self._process.stdin)
+                _enlarge_pipe(self._process.stdin)
                 os.set_blocking(self._process.stdin.fileno(), False)
                 self._selector.register(self._process.stdin, selectors.EVENT_WRITE)
         except BaseException:
             self.kill()
             raise
 
-    def _listen(self) -> None:
+    def _read_stderr(self) -> None:
         stderr = self._process.stderr
-        while stderr is not None and (raw := stderr.readline(_LINE_BYTES)):
+        while stderr is not None and (raw := stderr.readline(_MAX_LINE_BYTES)):
             line = raw.decode(errors="replace").rstrip()
             if self._on_line is not None:
                 self._on_line(line)
-            # showinfo writes its lines in pieces: another thread's complaint may stand in the middle of one.
-            if "[Parsed_" not in line or any(text in line for text in CUT_OFF):
-                (self._first if len(self._first) < _KEPT_LINES else self._last).append(line)
+            # showinfo writes its lines in parts: another thread's message may interrupt one.
+            if "[Parsed_" not in line or any(text in line for text in TRUNCATION_MESSAGES):
+                is_first = len(self._first_lines) < _MAX_STDERR_LINES
+                (self._first_lines if is_first else self._last_lines).append(line)
 
     @property
     def messages(self) -> str:
-        """Its first and last lines, once it has ended; paths are reduced to names."""
-        self._listener.join(timeout=5)
-        text = "\n".join((*self._first, *self._last))
+        """First and last lines of stderr after the process has ended; paths are reduced to file names."""
+        self._stderr_thread.join(timeout=5)
+        text = "\n".join((*self._first_lines, *self._last_lines))
         for url, name in self._names.items():
             text = text.replace(url, name).replace(url.removeprefix("file:"), name)
         return text
 
     def read(self, size: int) -> bytearray | None:
-        """Exactly `size` bytes, or None when less than that came before the end.
+        """Read exactly `size` bytes of stdout.
+
+        Returns:
+            The bytes, or None when the output ends before.
 
         Raises:
-            MediaError: MEDIA_TIMEOUT when nothing comes for `stall_s`.
+            MediaError: MEDIA_TIMEOUT when nothing arrives for `stall_s`.
         """
         buffer = bytearray(size)
         view = memoryview(buffer)
-        got = 0
-        while got < size:
-            count = os.readv(self._ready(), [view[got:]])
+        n_read = 0
+        while n_read < size:
+            count = os.readv(self._wait_for_pipe(), [view[n_read:]])
             if count == 0:
                 return None
-            got += count
+            n_read += count
         return buffer
 
     def read_some(self, size: int) -> bytes:
-        """Up to `size` bytes; empty at the end."""
-        return os.read(self._ready(), size)
-
-    def write(self, data: memoryview) -> None:
-        """All of `data`.
+        """Read up to `size` bytes of stdout; empty at the end.
 
         Raises:
-            BrokenPipeError: the child has ended; `failure` says why.
-            MediaError: MEDIA_TIMEOUT when it takes nothing for `stall_s`.
+            MediaError: MEDIA_TIMEOUT when nothing arrives for `stall_s`.
+        """
+        return os.read(self._wait_for_pipe(), size)
+
+    def write(self, data: memoryview) -> None:
+        """Write all of `data` to stdin.
+
+        Raises:
+            BrokenPipeError: the process has ended; `to_error` returns the reason.
+            MediaError: MEDIA_TIMEOUT when it reads nothing for `stall_s`.
         """
         view = data.cast("B")
-        sent = 0
-        while sent < len(view):
+        n_written = 0
+        while n_written < len(view):
             with suppress(BlockingIOError):
-                sent += os.write(self._ready(), view[sent:])
+                n_written += os.write(self._wait_for_pipe(), view[n_written:])
 
-    def _ready(self) -> int:
-        ready = self._selector.select(LIMITS.stall_s)
+    def _wait_for_pipe(self) -> int:
+        """Return the descriptor of the pipe once it is ready."""
+        ready = self._selector.select(self._stall_s)
         if not ready:
-            raise self._stalled()
+            raise self._kill_stalled()
         return ready[0][0].fd
 
-    def _stalled(self) -> MediaError:
+    def _kill_stalled(self) -> MediaError:
         self.kill()
         return MediaError(
             ErrorCode.MEDIA_TIMEOUT,
-            f"FFmpeg stood still for {LIMITS.stall_s:.0f} s: the file is damaged, or the disk hangs.",
+            f"FFmpeg made no progress for {self._stall_s:.0f} s: the file is damaged or the disk hangs. "
+            "Re-encode the file, or use another disk.",
         )
 
     def finish(self, timeout_s: float | None = None, watch: Path | None = None) -> int:
-        """Close its input and wait for its end.
+        """Close stdin and wait for the process to end.
 
         Args:
             timeout_s: how long it may take [stall_s]; with `watch`, how long that file may stay unchanged.
@@ -269,52 +291,53 @@ class Child:
             self._selector.unregister(self._process.stdin)
             with suppress(BrokenPipeError):
                 self._process.stdin.close()
-        timeout_s = LIMITS.stall_s if timeout_s is None else timeout_s
-        limit, seen = time.monotonic() + timeout_s, _state(watch)
+        timeout_s = self._stall_s if timeout_s is None else timeout_s
+        deadline, last_state = time.monotonic() + timeout_s, _file_state(watch)
         while True:
             try:
                 return self._process.wait(min(1.0, timeout_s))
             except subprocess.TimeoutExpired:
-                if (now := _state(watch)) != seen:
-                    limit, seen = time.monotonic() + timeout_s, now
-                if time.monotonic() > limit:
-                    raise self._stalled() from None
+                if (state := _file_state(watch)) != last_state:
+                    deadline, last_state = time.monotonic() + timeout_s, state
+                if time.monotonic() > deadline:
+                    raise self._kill_stalled() from None
 
-    def failure(self, status: int, sentence: str) -> LipSyncError | None:
-        """The error that an exit status means; None for success.
+    def to_error(self, status: int, message: str) -> LipSyncError | None:
+        """Map an exit status to an error; None for success.
 
         Args:
             status: from `finish`.
-            sentence: for MEDIA_FAILED; "{reason}" stands for FFmpeg's own words.
+            message: for MEDIA_FAILED; "{reason}" is replaced by FFmpeg's own message.
         """
         if status == 0:
             return None
-        messages = self.messages
-        if any(text in messages for text in _NO_SPACE) or status == -signal.SIGXFSZ:
+        stderr = self.messages
+        if any(text in stderr for text in _DISK_FULL_MESSAGES) or status == -signal.SIGXFSZ:
             return ResourceError(
                 ErrorCode.DISK_FULL,
-                "The disk of the result, or that of LIPSYNC_CACHE_DIR, is full: free some space, or name a "
-                "larger one; run again then.",
+                "The disk of the result or of LIPSYNC_CACHE_DIR is full: free some space or choose a larger "
+                "disk, then run again.",
             )
-        if status == NOT_STARTED:
+        if status == EXIT_NOT_STARTED:
             return ResourceError(
                 ErrorCode.FFMPEG_MISSING,
-                f"FFmpeg could not be started ({last_words(messages)}): install it, or set LIPSYNC_FFMPEG.",
+                f"FFmpeg did not start ({stderr_tail(stderr)}): install it, or set LIPSYNC_FFMPEG to its "
+                "path.",
             )
-        if "Cannot allocate memory" in messages or status == -signal.SIGKILL:
+        if "Cannot allocate memory" in stderr or status == -signal.SIGKILL:
             return ResourceError(
                 ErrorCode.OUT_OF_MEMORY, "FFmpeg ran out of memory: use a smaller video or a larger machine."
             )
         if status == -signal.SIGXCPU:
             return MediaError(
                 ErrorCode.MEDIA_TIMEOUT,
-                "Reading the file took far too much work: re-encode it as mp4.",
+                "FFmpeg exceeded its CPU limit while reading the file: re-encode it as mp4.",
             )
-        return MediaError(ErrorCode.MEDIA_FAILED, sentence.format(reason=last_words(messages)))
+        return MediaError(ErrorCode.MEDIA_FAILED, message.format(reason=stderr_tail(stderr)))
 
     def kill(self) -> None:
-        """End it now, whatever it does."""
-        _kill(self._process)
+        """Kill the process and close its pipes."""
+        _kill_process_group(self._process)
         for pipe in (self._process.stdin, self._process.stdout):
             if pipe is not None:
                 with suppress(BrokenPipeError):
@@ -331,31 +354,33 @@ class Child:
         trace: TracebackType | None,
     ) -> None:
         self.kill()
-        self._listener.join(timeout=5)
+        self._stderr_thread.join(timeout=5)
 
 
-def write_file(stream: Any, output: Path, sentence: str) -> str:
-    """Run a child that makes `output` from files alone; on any error nothing is left of it.
+def write_file(stream: Any, output: Path, message: str) -> str:
+    """Run FFmpeg from files to the file `output`, which is removed again on any error.
 
     Args:
-        sentence: as for `Child.failure`.
+        message: as for `FfmpegProcess.to_error`.
 
     Returns:
-        Its messages; FFmpeg counts some losses of input as success.
+        Its messages: FFmpeg exits with 0 after some losses of input.
     """
-    with removed_on_error(output), Child(stream) as child:
-        error = output_failure(child, child.finish(watch=output), output, sentence)
+    with remove_on_error(output), FfmpegProcess(stream) as process:
+        error = to_output_error(process, process.finish(watch=output), output, message)
         if error is not None:
             raise error
-        return child.messages
+        return process.messages
 
 
-def output_failure(child: Child, status: int, output: Path, sentence: str) -> LipSyncError | None:
-    """Like `Child.failure`, knowing that `output` may not be writable."""
-    error = child.failure(status, sentence)
+def to_output_error(process: FfmpegProcess, status: int, output: Path, message: str) -> LipSyncError | None:
+    """Map an exit status as `FfmpegProcess.to_error`; OUTPUT_NOT_WRITABLE where `output` is the cause."""
+    error = process.to_error(status, message)
     if isinstance(error, MediaError) and error.code is ErrorCode.MEDIA_FAILED:
-        about_output = [line for line in child.messages.splitlines() if "rror opening output" in line]
-        reason = next((text for text in _NOT_WRITABLE if any(text in line for line in about_output)), None)
+        output_lines = [line for line in process.messages.splitlines() if "rror opening output" in line]
+        reason = next(
+            (text for text in _NOT_WRITABLE_MESSAGES if any(text in line for line in output_lines)), None
+        )
         if reason is not None:
             return ResourceError(
                 ErrorCode.OUTPUT_NOT_WRITABLE,
@@ -365,8 +390,8 @@ def output_failure(child: Child, status: int, output: Path, sentence: str) -> Li
 
 
 @contextmanager
-def removed_on_error(path: Path) -> Generator[None, None, None]:
-    """Whatever ends the block early, `path` is not left half written."""
+def remove_on_error(path: Path) -> Generator[None, None, None]:
+    """Remove `path` when the block ends with an exception."""
     try:
         yield
     except BaseException:
@@ -374,16 +399,16 @@ def removed_on_error(path: Path) -> Generator[None, None, None]:
         raise
 
 
-def last_words(messages: str) -> str:
-    """What FFmpeg named as the reason: its first error that is not a consequence of another."""
+def stderr_tail(messages: str) -> str:
+    """Return the first error of FFmpeg's messages that is not the consequence of another."""
     lines = [line for line in messages.splitlines() if "[error]" in line or "[fatal]" in line]
-    causes = [line for line in lines if not any(text in line for text in _CONSEQUENCES)]
+    causes = [line for line in lines if not any(text in line for text in _FOLLOW_UP_ERRORS)]
     for line in causes or lines:
         return re.sub(r"^(\[[^\]]*\] )+", "", line)[:200]
     return "no reason given"
 
 
-def _state(path: Path | None) -> tuple[int, int] | None:
+def _file_state(path: Path | None) -> tuple[int, int] | None:
     if path is None:
         return None
     try:
@@ -397,50 +422,53 @@ def _state(path: Path | None) -> tuple[int, int] | None:
 
 
 def _spawn(
-    command: list[str], reads: bool, writes: bool, memory_bytes: int, cpu_s: int
+    command: list[str], pipe_stdout: bool, pipe_stdin: bool, memory_bytes: int, cpu_s: int
 ) -> subprocess.Popen[bytes]:
-    line = launched(command, fence(command), memory_bytes=memory_bytes, cpu_s=cpu_s)
+    arguments = sandboxed(command, file_rules(command), memory_bytes=memory_bytes, cpu_s=cpu_s)
     # Few malloc arenas, so that the limit on address space measures memory and not reservations.
     environment = {**os.environ, "MALLOC_ARENA_MAX": "4"}
     environment.pop("FFREPORT", None)  # would write logs next to the user's files
 
-    def start() -> subprocess.Popen[bytes]:
+    def start_process() -> subprocess.Popen[bytes]:
         return subprocess.Popen(
-            line,
-            stdin=subprocess.PIPE if writes else subprocess.DEVNULL,
-            stdout=subprocess.PIPE if reads else subprocess.DEVNULL,
+            arguments,
+            stdin=subprocess.PIPE if pipe_stdin else subprocess.DEVNULL,
+            stdout=subprocess.PIPE if pipe_stdout else subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             env=environment,
             start_new_session=True,
         )
 
-    started = _starter(os.getpid()).submit(start)
+    future = _spawn_executor(os.getpid()).submit(start_process)
     try:
-        return started.result()
+        return future.result()
     except BaseException:
-        started.add_done_callback(_kill_started)
+        future.add_done_callback(_kill_spawned)
         raise
 
 
-def _widen(pipe: IO[bytes]) -> None:
+def _enlarge_pipe(pipe: IO[bytes]) -> None:
     if hasattr(fcntl, "F_SETPIPE_SZ"):
         with suppress(OSError):  # over the user's quota of pipe memory: slower, nothing else
             fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
 
 
 @functools.cache
-def _starter(pid: int) -> ThreadPoolExecutor:
-    """The thread that starts children: Linux ends a child together with the thread that started it, so that
-    must not be one that comes and goes. One per process, as threads do not survive a fork."""
+def _spawn_executor(pid: int) -> ThreadPoolExecutor:
+    """Return the thread that starts processes, one per process `pid`.
+
+    Linux ends a child together with the thread that started it, so that thread must live as long as the
+    process. Threads do not survive a fork, hence the key.
+    """
     return ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"ffmpeg-starter-{pid}")
 
 
-def _kill_started(started: Future[subprocess.Popen[bytes]]) -> None:
-    if not started.cancelled() and started.exception() is None:
-        _kill(started.result())
+def _kill_spawned(future: Future[subprocess.Popen[bytes]]) -> None:
+    if not future.cancelled() and future.exception() is None:
+        _kill_process_group(future.result())
 
 
-def _kill(process: subprocess.Popen[bytes]) -> None:
+def _kill_process_group(process: subprocess.Popen[bytes]) -> None:
     if process.poll() is None:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)

@@ -8,7 +8,7 @@ from lipsync_engine.errors import ParameterError
 
 
 def snap_rate(value: Fraction) -> Fraction:
-    """The exact rate that a rounded one means: 29.97 is 30000/1001."""
+    """Return the exact rate that a rounded one stands for: 29.97 becomes 30000/1001."""
     whole = max(1, round(value))
     for exact in (Fraction(whole), Fraction(max(1, round(value * Fraction(1001, 1000))) * 1000, 1001)):
         if abs(exact - value) < exact * Fraction(4, 10000):
@@ -17,17 +17,17 @@ def snap_rate(value: Fraction) -> Fraction:
 
 
 def parse_rate(text: str) -> Fraction:
-    """Read `25`, `29.97` or `30000/1001`, as the exact rate that is meant.
+    """Parse `25`, `29.97` or `30000/1001` to the exact rate.
 
     Raises:
-        ParameterError: it is no number.
+        ParameterError: the text is no number.
     """
     try:
-        if len(text) > 30 or "e" in text.lower():  # an exponent can ask for gigabytes of digits
+        if len(text) > 30 or "e" in text.lower():  # an exponent can expand to gigabytes of digits
             raise ValueError
-        given = Fraction(text)
+        rate = Fraction(text)
     except (ValueError, ZeroDivisionError):
         raise ParameterError(
             f"fps={text!r} is not a rate: use a number such as 25, 29.97 or 30000/1001."
         ) from None
-    return snap_rate(given) if given > 0 else given  # `SyncParams` refuses the latter
+    return snap_rate(rate) if rate > 0 else rate  # `SyncParams` refuses the latter

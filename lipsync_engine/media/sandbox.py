@@ -1,7 +1,7 @@
-"""What a media child may touch, and whether the fence around it holds on this machine.
+"""Decide which files an FFmpeg process may open, and check that this machine enforces it.
 
-`launch` builds the fence; here is decided what lies inside it: the files of one command, and what a program
-needs to run at all.
+`sandbox_exec` builds the sandbox. This module lists what lies inside: the files of one command, and what a
+program needs to run at all.
 """
 
 from __future__ import annotations
@@ -15,48 +15,49 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-SYSTEM = (
+SYSTEM_PATHS = (
     "/usr", "/lib", "/lib32", "/lib64", "/bin", "/opt", "/nix/store", "/snap", "/etc/ld.so.cache",
     "/etc/alternatives", "/sys/devices/system/cpu", "/dev/urandom",
 )  # fmt: skip
 """Where programs and their libraries lie; no user's files do."""
 
-LAUNCHER = Path(__file__).with_name("sandbox_exec.py")
+SANDBOX_EXEC = Path(__file__).with_name("sandbox_exec.py")
 
-TRY = """
+CHECK_SCRIPT = """
 import json, socket, sys
-def can(what):
+def succeeds(call):
     try:
-        what()
+        call()
     except OSError:
         return False
     return True
 print(json.dumps({
-    "sockets": can(lambda: socket.socket(socket.AF_INET)),
-    "inside": can(lambda: open(sys.argv[1]).close()),
-    "outside": can(lambda: open(sys.argv[2]).close()),
-    "written": can(lambda: open(sys.argv[2] + ".new", "w").close()),
+    "opens_sockets": succeeds(lambda: socket.socket(socket.AF_INET)),
+    "reads_inside": succeeds(lambda: open(sys.argv[1]).close()),
+    "reads_outside": succeeds(lambda: open(sys.argv[2]).close()),
+    "writes_outside": succeeds(lambda: open(sys.argv[2] + ".new", "w").close()),
 }))
 """
 
 
-def launched(command: list[str], files: list[str], *, memory_bytes: int = 0, cpu_s: int = 0) -> list[str]:
-    """The command line that starts `command` inside limits and, with `files`, a fence.
+def sandboxed(command: list[str], rules: list[str], *, memory_bytes: int = 0, cpu_s: int = 0) -> list[str]:
+    """Return the command line that runs `command` with resource limits, without network and other files.
 
     Args:
-        files: from `fence`; none: files are not fenced.
-        memory_bytes, cpu_s: 0 for none.
+        rules: from `file_rules`; empty: files are not restricted.
+        memory_bytes, cpu_s: limits, 0 for none.
     """
-    numbers = [str(number) for number in (os.getpid(), memory_bytes, cpu_s, len(files))]
-    return [sys.executable, "-I", "-S", str(LAUNCHER), *numbers, *files, *command]
+    numbers = [str(number) for number in (os.getpid(), memory_bytes, cpu_s, len(rules))]
+    return [sys.executable, "-I", "-S", str(SANDBOX_EXEC), *numbers, *rules, *command]
 
 
-def fence(command: list[str]) -> list[str]:
-    """What an FFmpeg command may touch, for `launch`: inputs are read, outputs written, all by name.
+def file_rules(command: list[str]) -> list[str]:
+    """List what an FFmpeg command may open: `r` + path to read, `w` + path to write as well.
 
-    A list of segments (`-f concat`) may read what lies beside it, or is linked there.
+    Inputs are read and outputs written, all by name. The list of a join (`-f concat`) may read what lies
+    beside it or is linked there.
     """
-    files = [f"r{path}" for path in (*SYSTEM, *_programs_own(Path(command[0])))] + ["w/dev/null"]
+    rules = [f"r{path}" for path in (*SYSTEM_PATHS, *_library_dirs(Path(command[0])))] + ["w/dev/null"]
     options: list[str] = []
     for word, following in zip(command, [*command[1:], ""], strict=True):
         options.append(word)
@@ -64,15 +65,15 @@ def fence(command: list[str]) -> list[str]:
             if following.startswith("file:"):
                 path = Path(following.removeprefix("file:"))
                 inputs = path.parent.iterdir() if "concat" in options else (path,)
-                files += [f"r{one}" for one in inputs]
+                rules += [f"r{input_path}" for input_path in inputs]
             options = []
         elif word.startswith("file:") and len(options) > 1:
-            files.append(f"w{word.removeprefix('file:')}")
-    return files
+            rules.append(f"w{word.removeprefix('file:')}")
+    return rules
 
 
-def _programs_own(program: Path) -> Iterator[Path]:
-    """Its folder, and those where it looks for libraries."""
+def _library_dirs(program: Path) -> Iterator[Path]:
+    """List the program's folder and those where it looks for libraries."""
     yield program.parent
     yield program.resolve().parent
     yield program.resolve().parents[1] / "lib"
@@ -82,48 +83,51 @@ def _programs_own(program: Path) -> Iterator[Path]:
 
 
 @dataclass(frozen=True, slots=True)
-class Isolation:
-    """What holds on this machine, each with the reason where it does not.
+class SandboxStatus:
+    """Restrictions that this machine enforces on FFmpeg processes.
 
     Attributes:
-        no_network: children open no sockets.
-        only_own_files: children open nothing but their inputs and outputs.
+        blocks_network: they open no sockets.
+        blocks_files: they open nothing but their inputs and outputs.
     """
 
-    no_network: bool
-    only_own_files: bool
+    blocks_network: bool
+    blocks_files: bool
 
     def describe(self) -> str:
+        """Return one line for an operator, with the reason for each restriction that is missing."""
         if not sys.platform.startswith("linux"):
-            return "media children have limits only: the fence needs Linux"
+            return "FFmpeg processes have resource limits only: the sandbox needs Linux"
         network = (
-            "no network" if self.no_network else "NETWORK IS OPEN (this kernel or container has no seccomp)"
+            "no network"
+            if self.blocks_network
+            else "NETWORK IS OPEN (this kernel or container has no seccomp)"
         )
         files = (
             "no other files"
-            if self.only_own_files
-            else "OTHER FILES ARE OPEN (Landlock needs Linux 5.13 and to be on)"
+            if self.blocks_files
+            else "OTHER FILES ARE OPEN (Landlock needs Linux 5.13 and must be enabled)"
         )
-        return f"media children: {network}, {files}"
+        return f"FFmpeg processes: {network}, {files}"
 
 
-def isolation_here() -> Isolation:
-    """Try it: a child that wants more than it may."""
+def check_sandbox() -> SandboxStatus:
+    """Run a process that tries to leave the sandbox, and return what was blocked."""
     with tempfile.TemporaryDirectory() as name:
         inside, outside = Path(name) / "inside", Path(name) / "outside"
         inside.touch()
         outside.touch()
         python = Path(sys.executable)
-        rules = [f"r{path}" for path in (*SYSTEM, *_programs_own(python), sys.base_prefix, inside)]
-        command = [str(python), "-I", "-S", "-c", TRY, str(inside), str(outside)]
-        done = subprocess.run(
-            launched(command, rules), capture_output=True, text=True, timeout=30, check=False
+        rules = [f"r{path}" for path in (*SYSTEM_PATHS, *_library_dirs(python), sys.base_prefix, inside)]
+        command = [str(python), "-I", "-S", "-c", CHECK_SCRIPT, str(inside), str(outside)]
+        completed = subprocess.run(
+            sandboxed(command, rules), capture_output=True, text=True, timeout=30, check=False
         )
     try:
-        could = json.loads(done.stdout)
+        report = json.loads(completed.stdout)
     except ValueError:
-        return Isolation(no_network=False, only_own_files=False)
-    return Isolation(
-        no_network=not could["sockets"],
-        only_own_files=could["inside"] and not could["outside"] and not could["written"],
+        return SandboxStatus(blocks_network=False, blocks_files=False)
+    return SandboxStatus(
+        blocks_network=not report["opens_sockets"],
+        blocks_files=report["reads_inside"] and not report["reads_outside"] and not report["writes_outside"],
     )

@@ -1,8 +1,8 @@
-"""One decoded picture as the planes that the decoder gave, and the way from a region to RGB and back.
+"""Planar YUV frames, and the conversion of a region to RGB and back.
 
-The pipeline never converts a whole frame: only the face region becomes RGB, and only what a change in RGB
-means is added to the planes, so everything else reaches the encoder bit for bit.
-Pure: no I/O. It knows neither files nor faces.
+The pipeline never converts a whole frame. Only the face region becomes RGB, and only its difference is added
+to the planes, so all other samples reach the encoder bit for bit.
+Pure: no I/O.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ FloatArray = npt.NDArray[np.float32]
 
 
 class Matrix(StrEnum):
-    """How luma and chroma were made from R'G'B'."""
+    """Matrix from R'G'B' to luma and chroma."""
 
     BT601 = "bt601"
     BT709 = "bt709"
@@ -31,7 +31,7 @@ class Matrix(StrEnum):
 
 
 class Chroma(StrEnum):
-    """How often colour is sampled."""
+    """Chroma subsampling."""
 
     C420 = "420"
     C422 = "422"
@@ -48,12 +48,12 @@ _KR_KB = {
 
 @dataclass(frozen=True, slots=True)
 class FrameFormat:
-    """Size and sample format of a planar YUV picture.
+    """Size and sample format of a planar YUV frame.
 
     Attributes:
         width, height: luma pixels, as displayed.
         bit_depth: 8 or 10; above 8 samples are 16-bit little-endian.
-        matrix, full_range: what the sample values mean.
+        matrix, full_range: meaning of the sample values.
     """
 
     width: int
@@ -65,7 +65,7 @@ class FrameFormat:
 
     @property
     def pix_fmt(self) -> str:
-        """FFmpeg's name of the pixel format."""
+        """Name of the pixel format in FFmpeg."""
         return f"yuv{self.chroma}p" + ("" if self.bit_depth == 8 else f"{self.bit_depth}le")
 
     @property
@@ -75,7 +75,7 @@ class FrameFormat:
 
     @property
     def plane_shapes(self) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:
-        """(rows, columns) of Y, U and V; chroma of odd sizes is rounded up."""
+        """Rows and columns of Y, U and V; chroma of odd sizes is rounded up."""
         step_x, step_y = self.steps
         chroma = (-(-self.height // step_y), -(-self.width // step_x))
         return (self.height, self.width), chroma, chroma
@@ -91,7 +91,7 @@ class FrameFormat:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Frame:
-    """One picture. The planes are not to be written to; a change makes a new `Frame`."""
+    """A decoded frame. The planes must not be written to; a change creates a new `Frame`."""
 
     format: FrameFormat
     y: Plane
@@ -100,7 +100,7 @@ class Frame:
 
     @classmethod
     def from_bytes(cls, format: FrameFormat, buffer: bytes | bytearray | memoryview | Plane) -> Frame:
-        """Planes over `buffer` without a copy: Y, U, V one after the other, rows without padding.
+        """Create a frame over `buffer` without a copy: Y, U, V one after the other, rows without padding.
 
         Raises:
             ValueError: the buffer has another size than `format.frame_bytes`.
@@ -119,67 +119,69 @@ class Frame:
         return self.y, self.u, self.v
 
     def to_bytes(self) -> bytes:
-        """The layout that `from_bytes` reads."""
+        """Serialise to the layout that `from_bytes` reads."""
         return b"".join(plane.tobytes() for plane in self.planes())
 
 
 def region_to_rgb(frame: Frame, box: Box) -> FloatArray:
-    """The pixels of `box` as R'G'B'.
+    """Convert the pixels of `box` to R'G'B'.
 
     Chroma is interpolated bilinearly; horizontally its samples sit on the even luma columns, vertically
-    halfway between two rows for 4:2:0 (the siting that video codecs assume when nothing else is said).
+    halfway between two rows for 4:2:0 (the siting that video codecs assume by default).
 
     Args:
-        box: inside the picture.
+        box: inside the frame.
 
     Returns:
         float32 (h, w, 3), clipped to 0..255 whatever the bit depth.
     """
     x0, y0, x1, y1 = box
     luma = frame.y[y0:y1, x0:x1].astype(np.float32)
-    rgb = cv2.transform(cv2.merge([luma, _upsampled(frame, box)]), _to_rgb(frame.format))
+    rgb = cv2.transform(cv2.merge([luma, _upsample_chroma(frame, box)]), _yuv_to_rgb(frame.format))
     return cast(FloatArray, np.clip(rgb, 0.0, 255.0, out=rgb))
 
 
 def blend_region(frame: Frame, box: Box, rgb: FloatArray, weight: FloatArray) -> Frame:
-    """Mix `rgb` into `box`: own * (1 - weight) + rgb * weight.
+    """Blend `rgb` into `box`: source * (1 - weight) + rgb * weight.
 
     Only the difference to the region's own RGB is converted, averaged down to the chroma grid and added.
-    So samples keep their exact value where `weight` is 0 or `rgb` equals `region_to_rgb(frame, box)`.
+    Therefore samples keep their exact value where `weight` is 0 or `rgb` equals `region_to_rgb(frame, box)`.
 
     Args:
         frame: not modified.
-        box: inside the picture.
+        box: inside the frame.
         rgb: (h, w, 3), 0..255.
         weight: (h, w), 0..1.
     """
     if not weight.any():
         return frame
     x0, y0 = box[:2]
-    form = frame.format
-    step_x, step_y = form.steps
-    _, luma_unit, _, chroma_unit = _levels(form)
-    kr, kb = _KR_KB[form.matrix]
-    change = (rgb - region_to_rgb(frame, box)) * weight[..., None]
-    luma = change @ np.array([kr, 1 - kr - kb, kb], dtype=np.float32)
-    blue = (change[..., 2] - luma) * np.float32(chroma_unit / (2 * (1 - kb)))
-    red = (change[..., 0] - luma) * np.float32(chroma_unit / (2 * (1 - kr)))
+    fmt = frame.format
+    step_x, step_y = fmt.steps
+    _, luma_unit, _, chroma_unit = _sample_levels(fmt)
+    kr, kb = _KR_KB[fmt.matrix]
+    difference = (rgb - region_to_rgb(frame, box)) * weight[..., None]
+    luma = difference @ np.array([kr, 1 - kr - kb, kb], dtype=np.float32)
+    blue = (difference[..., 2] - luma) * np.float32(chroma_unit / (2 * (1 - kb)))
+    red = (difference[..., 0] - luma) * np.float32(chroma_unit / (2 * (1 - kr)))
 
-    y = _added(frame.y, luma * np.float32(luma_unit), x0, y0, form.bit_depth)
-    blue, red = (_on_even_pixels(delta, box, form) for delta in (blue, red))
+    y = _add_clipped(frame.y, luma * np.float32(luma_unit), x0, y0, fmt.bit_depth)
+    blue, red = (_pad_to_chroma(delta, box, fmt) for delta in (blue, red))
     u, v = (
-        _added(plane, _downsampled(delta, step_x, step_y), x0 // step_x, y0 // step_y, form.bit_depth)
+        _add_clipped(
+            plane, _downsample_chroma(delta, step_x, step_y), x0 // step_x, y0 // step_y, fmt.bit_depth
+        )
         for plane, delta in ((frame.u, blue), (frame.v, red))
     )
-    return Frame(form, y, u, v)
+    return Frame(fmt, y, u, v)
 
 
-def _on_even_pixels(delta: FloatArray, box: Box, form: FrameFormat) -> FloatArray:
-    """Extend to whole chroma samples: nothing changes outside the box, the picture's edge repeats."""
+def _pad_to_chroma(delta: FloatArray, box: Box, fmt: FrameFormat) -> FloatArray:
+    """Pad to whole chroma samples: with 0 outside the box, with the edge at the frame's border."""
     x0, y0, x1, y1 = box
-    step_x, step_y = form.steps
+    step_x, step_y = fmt.steps
     missing_x, missing_y = -x1 % step_x, -y1 % step_y
-    at_edge = ((0, missing_y if y1 == form.height else 0), (0, missing_x if x1 == form.width else 0))
+    at_edge = ((0, missing_y if y1 == fmt.height else 0), (0, missing_x if x1 == fmt.width else 0))
     inside = (
         (y0 % step_y, missing_y - at_edge[0][1]),
         (x0 % step_x, missing_x - at_edge[1][1]),
@@ -187,10 +189,13 @@ def _on_even_pixels(delta: FloatArray, box: Box, form: FrameFormat) -> FloatArra
     return np.pad(np.pad(delta, at_edge, mode="edge"), inside)
 
 
-def _to_rgb(form: FrameFormat) -> npt.NDArray[np.float64]:
-    """(3, 4): samples Y, Cb, Cr, 1 → R', G', B' in 0..255; luma is kr R' + kb B' + the rest of G'."""
-    kr, kb = _KR_KB[form.matrix]
-    luma_zero, luma_unit, chroma_zero, chroma_unit = _levels(form)
+def _yuv_to_rgb(fmt: FrameFormat) -> npt.NDArray[np.float64]:
+    """Return the (3, 4) matrix from samples (Y, Cb, Cr, 1) to R', G', B' in 0..255.
+
+    Luma is kr R' + kb B' + (1 - kr - kb) G'.
+    """
+    kr, kb = _KR_KB[fmt.matrix]
+    luma_zero, luma_unit, chroma_zero, chroma_unit = _sample_levels(fmt)
     blue, red = 2 * (1 - kb), 2 * (1 - kr)
     rest = 1 - kr - kb
     linear = np.array([[1, 0, red], [1, -kb * blue / rest, -kr * red / rest], [1, blue, 0]])
@@ -198,21 +203,21 @@ def _to_rgb(form: FrameFormat) -> npt.NDArray[np.float64]:
     return np.column_stack([linear, -linear @ (luma_zero, chroma_zero, chroma_zero)])
 
 
-def _levels(form: FrameFormat) -> tuple[float, float, float, float]:
-    """Sample value of black, samples per RGB level, sample value of no colour, samples per level of colour.
+def _sample_levels(fmt: FrameFormat) -> tuple[float, float, float, float]:
+    """Return the luma of black, luma steps per RGB level, the neutral chroma, chroma steps per RGB level.
 
-    RGB levels are 1/255 of the whole. Limited range puts 219 (luma) and 224 (chroma) steps of an 8-bit sample
-    on it (BT.709-6 table 4); deeper samples have more steps per 8-bit one.
+    An RGB level is 1/255 of the full scale. Limited range maps the scale to 219 (luma) and 224 (chroma) steps
+    of an 8-bit sample (BT.709-6 table 4); deeper samples have more steps per 8-bit one.
     """
-    steps = 2.0 ** (form.bit_depth - 8)
-    if form.full_range:
-        unit = (2**form.bit_depth - 1) / 255
+    steps = 2.0 ** (fmt.bit_depth - 8)
+    if fmt.full_range:
+        unit = (2**fmt.bit_depth - 1) / 255
         return 0.0, unit, 128 * steps, unit
     return 16 * steps, 219 * steps / 255, 128 * steps, 224 * steps / 255
 
 
-def _upsampled(frame: Frame, box: Box) -> FloatArray:
-    """(h, w, 2): both planes of chroma at the luma positions of `box`; only samples around it are read."""
+def _upsample_chroma(frame: Frame, box: Box) -> FloatArray:
+    """Interpolate both chroma planes at the luma positions of `box`: (h, w, 2)."""
     x0, y0, x1, y1 = box
     step_x, step_y = frame.format.steps
     offset_y = 0.5 if step_y == 2 else 0.0
@@ -235,8 +240,8 @@ def _upsampled(frame: Frame, box: Box) -> FloatArray:
     )
 
 
-def _downsampled(delta: FloatArray, step_x: int, step_y: int) -> FloatArray:
-    """Averages at the chroma samples' places: 1-2-1 across columns, 1-1 across rows; edges repeat."""
+def _downsample_chroma(delta: FloatArray, step_x: int, step_y: int) -> FloatArray:
+    """Average at the positions of the chroma samples: 1-2-1 across columns, 1-1 across rows; edges repeat."""
     if step_y == 2:
         delta = (delta[0::2] + delta[1::2]) * np.float32(0.5)
     if step_x == 2:
@@ -245,10 +250,10 @@ def _downsampled(delta: FloatArray, step_x: int, step_y: int) -> FloatArray:
     return delta
 
 
-def _added(plane: Plane, delta: FloatArray, x0: int, y0: int, bit_depth: int) -> Plane:
-    """A copy of `plane` with `delta` added at (x0, y0); rows and columns beyond the plane are dropped."""
-    changed = plane.copy()
-    part = changed[y0 : y0 + delta.shape[0], x0 : x0 + delta.shape[1]]
-    moved = np.rint(part + delta[: part.shape[0], : part.shape[1]])
-    part[...] = np.clip(moved, 0, 2**bit_depth - 1)
-    return changed
+def _add_clipped(plane: Plane, delta: FloatArray, x0: int, y0: int, bit_depth: int) -> Plane:
+    """Return a copy of `plane` with `delta` added at (x0, y0); what lies beyond the plane is dropped."""
+    result = plane.copy()
+    part = result[y0 : y0 + delta.shape[0], x0 : x0 + delta.shape[1]]
+    total = np.rint(part + delta[: part.shape[0], : part.shape[1]])
+    part[...] = np.clip(total, 0, 2**bit_depth - 1)
+    return result

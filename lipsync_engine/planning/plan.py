@@ -358,7 +358,7 @@ class _Planner:
         gate = np.ones(weight.shape, dtype=np.float32)
         if params.voice_gate:
             times_s = np.arange(len(order)) / float(fps)
-            gate = np.stack([vad.activity(mel, times_s) for mel in self._mels])
+            gate = np.stack([vad.voice_activity(mel, times_s) for mel in self._mels])
         header = PlanHeader(video, params, self._model.info, fps, self._n_audio, cached, self._matte)
         arrays = PlanArrays(
             pts_s=tracks.pts_s,
@@ -390,7 +390,7 @@ def _hear(
         for chunk in samples:
             writer.add(chunk)
     mel = writer.finish()
-    steps = audio_features.encode(
+    steps = audio_features.encode_mel(
         mel, model.audio_encoder, _features_path(folder, speaker), reference=params.reference_numerics
     )
     meter: Meter | None = None

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from lipsync_engine import media
 from lipsync_engine.errors import ParameterError
-from lipsync_engine.media import AudioInfo, PlacedSound
+from lipsync_engine.media import AudioClip, AudioInfo
 from lipsync_engine.params import FaceChoice, Order, Speaker
 
 MAX_SPEAKERS = 8
@@ -83,8 +83,8 @@ class Cast:
         return track
 
 
-def _placed(speaker: Speaker) -> PlacedSound:
-    return PlacedSound(speaker.audio, speaker.start_s, speaker.length_s)
+def _placed(speaker: Speaker) -> AudioClip:
+    return AudioClip(speaker.audio, speaker.start_s, speaker.length_s)
 
 
 def _stop_s(speaker: Speaker) -> float:

@@ -59,7 +59,7 @@ def animate(
     height, width = picture.shape[:2]
     fps = Fraction(animation.FPS)
     if how is Motion.STILL:
-        with media.PictureWriter(film, width, height, fps) as writer:
+        with media.RgbVideoWriter(film, width, height, fps) as writer:
             writer.write(picture)
         return
     tracker = faces.FaceTracker(detector, width, height)
@@ -84,7 +84,7 @@ def animate(
             eyes = [animation.photographed_eyes(picture, head) for head in heads]
         pictures = animation.animated(picture, heads, does, eyes)
     meter = Meter(Stage.MOTION, n)
-    with media.PictureWriter(film, width, height, fps) as writer:
+    with media.RgbVideoWriter(film, width, height, fps) as writer:
         for done, moved in enumerate(pictures, start=1):
             writer.write(moved)
             yield meter.at(done)
@@ -188,7 +188,7 @@ def keep_clip(path: Path, frames: Sequence[Picture]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     height, width = frames[0].shape[:2]
     part = path.with_suffix(f".{os.getpid()}.part")
-    with media.PictureWriter(part, width, height, Fraction(animation.FPS)) as writer:
+    with media.RgbVideoWriter(part, width, height, Fraction(animation.FPS)) as writer:
         for frame in frames:
             writer.write(frame)
     part.replace(path)

@@ -101,7 +101,7 @@ class ContentGuard:
             return ContentFinding()
         if self._classifier is None:
             return ContentFinding(warning=UNCHECKED)
-        scores = self._classifier.scores(media.sample_pictures(video, SAMPLES, MAX_SIDE))
+        scores = self._classifier.scores(media.sample_frames(video, SAMPLES, MAX_SIDE))
         is_nsfw = max(scores) > self._threshold
         if is_nsfw and self._policy is ContentPolicy.REFUSE:
             raise InputError(

@@ -226,7 +226,7 @@ class _Windows:
         header, model = self._plan.header, self._model
         stacked = np.stack([self._crops[n] for n in window.frames]).transpose(0, 3, 1, 2)
         frames = np.asarray(window.frames)
-        heard = audio_features.conditioned_windows(
+        heard = audio_features.gated_windows(
             self._features,
             frames / float(header.fps),
             self._plan.arrays.gate[self._speaker, frames] if header.params.voice_gate else None,

@@ -76,6 +76,6 @@ def _limited(*arguments: str) -> list[str]:
     engine = importlib.util.find_spec("lipsync_engine")
     if engine is None or engine.origin is None:
         raise NotVerifiedError
-    launcher = str(Path(engine.origin).parent / "media" / "launch.py")
+    launcher = str(Path(engine.origin).parent / "media" / "sandbox_exec.py")
     limits = [str(number) for number in (os.getpid(), MEMORY_BYTES, CPU_S, 0)]  # 0: files are not fenced
     return [sys.executable, "-I", "-S", launcher, *limits, sys.executable, *arguments]

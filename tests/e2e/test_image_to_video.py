@@ -342,7 +342,7 @@ def test_a_kept_clip_is_played_to_and_fro_and_speaks(
     """A clip of known frames in the model's place: ten of the presenter, smaller than the picture."""
     ffmpeg("-i", DEMO / "presenter.mp4", "-vf", "scale=96:96", "-frames:v", 10, tmp_path / "ten.mp4")
     frames = [frame for _, frame in media.scan_frames(media.probe_video(tmp_path / "ten.mp4"), 96)]
-    params, still = quick(), media.read_picture(face, 128)
+    params, still = quick(), media.read_image(face, 128)
     clips = Clips.find(None, None, store, cache_dir / "motion", CPU)
     keep_clip(clips.path(still, params), frames)
 

@@ -86,7 +86,7 @@ def test_movements_are_smooth_and_follow_the_voice() -> None:
 
 
 def test_a_closed_lid_hides_the_eye(face: Path) -> None:
-    picture = media.read_picture(face)
+    picture = media.read_image(face)
     points = np.array([[165.4, 144.0], [231.4, 141.7], [203.2, 202.5]], dtype=np.float32)
     still = animation.Moves(
         *(np.zeros(shape, np.float32) for shape in ((2, 2), 2, 2)), np.array([0, 1], np.float32)
@@ -185,7 +185,7 @@ KINDS = [
 def test_pictures_of_any_kind(kind: str, tmp_path: Path) -> None:
     y, x = np.mgrid[:31, :49]
     base = Image.fromarray(np.stack([5 * x, 8 * y, 255 - 4 * x], axis=-1).astype(np.uint8))
-    read = media.read_picture(made_picture(kind, tmp_path, base))
+    read = media.read_image(made_picture(kind, tmp_path, base))
     assert read.shape in ((30, 48, 3), (32, 50, 3), (32, 48, 3), (30, 50, 3))
     small = Image.fromarray(read).resize((49, 31))
     wanted = np.asarray(base.convert("L").convert("RGB") if kind in KINDS[2:4] else base).astype(int)
@@ -201,7 +201,7 @@ def test_what_is_no_picture_is_refused(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "face.png"
     path.write_bytes(content)
     with pytest.raises(LipSyncError) as refused:
-        media.read_picture(path)
+        media.read_image(path)
     assert refused.value.code.startswith(("media_", "input_"))
 
 

@@ -15,12 +15,12 @@ from pathlib import Path
 
 from lipsync_engine import media
 from lipsync_engine.errors import ErrorCode, LipSyncError
-from lipsync_engine.media.process import LIMITS
+from lipsync_engine.media.process import DEFAULT_LIMITS
 from tests.fuzz.campaign.mutations import AUDIO, IMAGE, VIDEO, Case, cases
 from tests.fuzz.campaign.report import Part, resident_bytes
 from tests.support.live_server import ROOT
 
-LONGEST_S = 3 * LIMITS.probe_wall_s
+LONGEST_S = 3 * DEFAULT_LIMITS.probe_wall_s
 """A file is looked at by up to three children, each of which has its own limit."""
 
 NOT_THE_FILES_FAULT = {ErrorCode.FFMPEG_MISSING, ErrorCode.DISK_FULL, ErrorCode.OUTPUT_NOT_WRITABLE}
@@ -83,7 +83,7 @@ def strike(case: Case, folder: Path) -> tuple[str, float, str | None]:
     began = time.monotonic()
     wrong = None
     try:
-        {VIDEO: _watch, AUDIO: _listen, IMAGE: media.read_picture}[case.use](path)
+        {VIDEO: _watch, AUDIO: _listen, IMAGE: media.read_image}[case.use](path)
         code = "taken"
         if case.is_trap:
             wrong = "a file that names another was taken"

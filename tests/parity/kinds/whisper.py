@@ -42,7 +42,7 @@ def listen(
     for part in np.array_split(samples(pack / wav), 7):
         writer.add(part)
     mel = writer.finish()
-    steps = audio_features.encode(mel, encoder, folder / "features", reference=True)
+    steps = audio_features.encode_mel(mel, encoder, folder / "features", reference=True)
     for _ in steps:
         pass
     return mel, audio_features.AudioFeatures.open(folder / "features")

@@ -1,4 +1,4 @@
-"""Hidden states: whisper's own, over seams, and the tokens of each frame."""
+"""Hidden states equal Whisper's, also across chunk borders; the tokens of each frame."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 from whisper.model import AudioEncoder
 
 from lipsync_engine.audio import features as audio_features
-from lipsync_engine.audio.features import BLEND_STEPS, PIECE_STEPS, STRIDE_STEPS, AudioFeatures, Mel
+from lipsync_engine.audio.features import BLEND_STEPS, CHUNK_STEPS, STRIDE_STEPS, AudioFeatures, Mel
 
 torch.set_num_threads(1)
 
@@ -41,7 +41,7 @@ def mel_of(samples: np.ndarray, path: Path) -> Mel:
 
 
 def run(mel: Mel, encoder: AudioEncoder, path: Path, *, reference: bool = False) -> AudioFeatures:
-    progress = list(audio_features.encode(mel, encoder, path, reference=reference))
+    progress = list(audio_features.encode_mel(mel, encoder, path, reference=reference))
     assert progress == [(k + 1, len(progress)) for k in range(len(progress))]
     return AudioFeatures.open(path)
 
@@ -59,8 +59,8 @@ def states_of(encoder: AudioEncoder, piece: np.ndarray) -> np.ndarray:
 
 
 def filled(mel: Mel, first_step: int, value: float) -> np.ndarray:
-    piece = mel.read(2 * first_step, 2 * (first_step + PIECE_STEPS))
-    return np.pad(piece, ((0, 0), (0, 2 * PIECE_STEPS - piece.shape[1])), constant_values=value)
+    piece = mel.read(2 * first_step, 2 * (first_step + CHUNK_STEPS))
+    return np.pad(piece, ((0, 0), (0, 2 * CHUNK_STEPS - piece.shape[1])), constant_values=value)
 
 
 def cosine(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -71,7 +71,7 @@ def cosine(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 @pytest.fixture(scope="module")
 def encoder() -> AudioEncoder:
     torch.manual_seed(0)
-    return AudioEncoder(80, PIECE_STEPS, 32, 4, 3).eval()
+    return AudioEncoder(80, CHUNK_STEPS, 32, 4, 3).eval()
 
 
 @pytest.fixture(scope="module")
@@ -94,10 +94,10 @@ def theirs(long_mel: Mel, encoder: AudioEncoder, folder: Path) -> AudioFeatures:
     return run(long_mel, encoder, folder / "theirs", reference=True)
 
 
-# --- pieces ---
+# --- chunks ---
 
 
-def test_reference_pieces_are_independent(
+def test_reference_chunks_are_independent(
     theirs: AudioFeatures, long_mel: Mel, encoder: AudioEncoder
 ) -> None:
     expected = [states_of(encoder, filled(long_mel, start, 0.0)) for start in (0, 1500, 3000)]
@@ -115,7 +115,7 @@ def test_no_final_norm_and_n_layer_plus_one_states(
     assert (theirs.layers, theirs.dim) == (4, 32)
 
 
-def test_up_to_30_s_ours_is_one_piece_that_ends_in_silence(encoder: AudioEncoder, tmp_path: Path) -> None:
+def test_up_to_30_s_is_one_chunk_padded_with_silence(encoder: AudioEncoder, tmp_path: Path) -> None:
     mel = mel_of(sound(12, seed=1), tmp_path / "mel")
     features = run(mel, encoder, tmp_path / "f")
     expected = states_of(encoder, filled(mel, 0, mel.silence))[: features.length]
@@ -131,11 +131,11 @@ def test_up_to_30_s_ours_is_one_piece_that_ends_in_silence(encoder: AudioEncoder
     assert np.abs(ours - same).max() < 0.2 * np.abs(ours - reference).max()
 
 
-def test_exactly_30_s_is_one_piece(encoder: AudioEncoder, tmp_path: Path) -> None:
+def test_exactly_30_s_is_one_chunk(encoder: AudioEncoder, tmp_path: Path) -> None:
     mel = mel_of(sound(30, seed=2), tmp_path / "mel")
-    assert list(audio_features.encode(mel, encoder, tmp_path / "f")) == [(1, 1)]
+    assert list(audio_features.encode_mel(mel, encoder, tmp_path / "f")) == [(1, 1)]
     longer = mel_of(sound(30.02, seed=2), tmp_path / "mel")
-    assert list(audio_features.encode(longer, encoder, tmp_path / "f")) == [(1, 2), (2, 2)]
+    assert list(audio_features.encode_mel(longer, encoder, tmp_path / "f")) == [(1, 2), (2, 2)]
 
 
 def frozen_fade(encoder: AudioEncoder, mel: Mel, piece: int) -> tuple[np.ndarray, np.ndarray]:
@@ -150,7 +150,7 @@ def frozen_fade(encoder: AudioEncoder, mel: Mel, piece: int) -> tuple[np.ndarray
 
 
 @pytest.mark.parametrize("piece", [1, 2])
-def test_seam(
+def test_no_jump_across_a_cross_fade(
     piece: int, ours: AudioFeatures, theirs: AudioFeatures, long_mel: Mel, encoder: AudioEncoder
 ) -> None:
     """Across our seams no step turns by more than it would inside a piece; the reference's hard cut does."""
@@ -169,32 +169,30 @@ def test_seam(
     inside = np.minimum(cosine(early[1:], early[:-1]), cosine(late[1:], late[:-1]))
     assert np.all(cosine(rows[1:], rows[:-1]) > inside - 0.01)
 
-    cut = piece * PIECE_STEPS
+    cut = piece * CHUNK_STEPS
     if cut < theirs.length:  # the reference, for comparison, at its own cut
         hard = cosine(theirs.rows(cut, cut + 1), theirs.rows(cut - 1, cut))[0]
         around = cosine(ours.rows(cut, cut + 1), ours.rows(cut - 1, cut))[0]
         assert hard < around - 0.03
 
 
-def test_the_30_s_mark_lies_inside_one_piece(
-    ours: AudioFeatures, long_mel: Mel, encoder: AudioEncoder
-) -> None:
+def test_30_s_mark_lies_inside_one_chunk(ours: AudioFeatures, long_mel: Mel, encoder: AudioEncoder) -> None:
     expected = states_of(encoder, filled(long_mel, STRIDE_STEPS, long_mel.silence))
     rows = ours.rows(1500 - 100, 1500 + 100)
     assert cosine(rows, expected[400:600]).min() > 0.9999
 
 
-def test_every_step_has_true_sound_around_it() -> None:
-    """At least 4 s on both sides, unless the file ends there."""
+def test_every_step_has_4_s_of_true_audio_around_it() -> None:
+    """Unless the file ends there."""
     for length in (1501, 1999, 2500, 2501, 3750, 10000):
-        pieces = audio_features._Pieces(length, reference=False)
+        layout = audio_features._ChunkLayout(length, reference=False)
         steps = np.arange(length)
-        newest, weight = pieces.newest(steps)
-        for used, piece in ((weight > 0, newest), (weight < 1, newest - 1)):
-            first = piece[used] * STRIDE_STEPS
+        chunk, weight = layout.blend_weights(steps)
+        for used, source in ((weight > 0, chunk), (weight < 1, chunk - 1)):
+            first = source[used] * STRIDE_STEPS
             assert np.all((steps[used] - first >= 200) | (first == 0))
-            assert np.all((first + PIECE_STEPS - 1 - steps[used] >= 200) | (first + PIECE_STEPS >= length))
-            assert np.all((piece[used] >= 0) & (steps[used] < first + PIECE_STEPS))
+            assert np.all((first + CHUNK_STEPS - 1 - steps[used] >= 200) | (first + CHUNK_STEPS >= length))
+            assert np.all((source[used] >= 0) & (steps[used] < first + CHUNK_STEPS))
 
 
 @pytest.mark.parametrize("reference", [False, True])
@@ -218,7 +216,7 @@ def test_half_precision(encoder: AudioEncoder, tmp_path: Path) -> None:
     assert 0 < np.abs(rows - full).max() < 0.05
 
 
-def test_short_sounds(encoder: AudioEncoder, tmp_path: Path) -> None:
+def test_short_audio(encoder: AudioEncoder, tmp_path: Path) -> None:
     for n_samples in (1, 300, 320, 700):
         mel = mel_of(sound(1)[:n_samples], tmp_path / "mel")
         features = run(mel, encoder, tmp_path / "f")
@@ -226,7 +224,7 @@ def test_short_sounds(encoder: AudioEncoder, tmp_path: Path) -> None:
         assert torch.isfinite(audio_features.frame_windows(features, [0.0, 0.04])).all()
 
 
-def test_another_process_reads_the_same(ours: AudioFeatures) -> None:
+def test_another_process_reads_the_same_states(ours: AudioFeatures) -> None:
     code = (
         "import sys; from pathlib import Path; from lipsync_engine.audio.features import AudioFeatures\n"
         "f = AudioFeatures.open(Path(sys.argv[1]))\n"
@@ -238,7 +236,7 @@ def test_another_process_reads_the_same(ours: AudioFeatures) -> None:
     assert ours.duration_s == SECONDS
 
 
-# --- what a frame hears ---
+# --- tokens of a frame ---
 
 
 def test_windows_at_25_fps(ours: AudioFeatures) -> None:
@@ -266,18 +264,18 @@ def test_gate_fades_to_silence(ours: AudioFeatures) -> None:
     heard = audio_features.frame_windows(ours, times)
     silent = torch.from_numpy(np.stack([ours.silent_rows(2 * i - 4, 2 * i + 6) for i in range(610, 640)]))
     silent = silent.flatten(1, 2)
-    assert torch.equal(audio_features.conditioned_windows(ours, times, None), heard)
-    assert torch.equal(audio_features.conditioned_windows(ours, times, np.ones(30, np.float32)), heard)
+    assert torch.equal(audio_features.gated_windows(ours, times, None), heard)
+    assert torch.equal(audio_features.gated_windows(ours, times, np.ones(30, np.float32)), heard)
     gate = np.linspace(0, 1, 30, dtype=np.float32)
-    mixed = audio_features.conditioned_windows(ours, times, gate)
+    mixed = audio_features.gated_windows(ours, times, gate)
     assert torch.equal(mixed[0], silent[0])
     share = torch.from_numpy(gate)[:, None, None]
     assert (mixed - (silent + share * (heard - silent))).abs().max() < 1e-5
     assert (heard - silent).abs().max() > 0.1
 
 
-def test_leaves_a_header_only_when_done(encoder: AudioEncoder, long_mel: Mel, tmp_path: Path) -> None:
-    steps = audio_features.encode(long_mel, encoder, tmp_path / "f")
+def test_header_is_written_last(encoder: AudioEncoder, long_mel: Mel, tmp_path: Path) -> None:
+    steps = audio_features.encode_mel(long_mel, encoder, tmp_path / "f")
     next(steps)
     steps.close()
     with pytest.raises(FileNotFoundError):

@@ -1,4 +1,4 @@
-"""Log-mel: what openai-whisper computes from a whole file at once, from chunks and in bounded memory."""
+"""Log-mel equals openai-whisper's, from chunks and in bounded memory."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ import resource, sys
 from pathlib import Path
 import numpy as np, torch
 from whisper.model import AudioEncoder
-from lipsync_engine import audio, speech
+from lipsync_engine.audio import features as audio, vad
 torch.set_num_threads(1)
 torch.manual_seed(0)
 folder, seconds = Path(sys.argv[1]), int(sys.argv[2])
@@ -147,13 +147,13 @@ writer = audio.MelWriter(folder / "mel")
 for second in range(seconds):
     writer.add(noise if second % 3 else noise // 50)
 mel = writer.finish()
-for _ in audio.encode(mel, encoder, folder / "features"):
+for _ in audio.encode_mel(mel, encoder, folder / "features"):
     pass
 features = audio.AudioFeatures.open(folder / "features")
 assert features.duration_s == seconds
-gate = speech.activity(mel, np.arange(25 * seconds) / 25)
+gate = vad.voice_activity(mel, np.arange(25 * seconds) / 25)
 for frame in range(0, 25 * seconds, 400):
-    audio.conditioned_windows(features, np.arange(frame, frame + 16) / 25, np.full(16, 0.5, np.float32))
+    audio.gated_windows(features, np.arange(frame, frame + 16) / 25, np.full(16, 0.5, np.float32))
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 """
 

@@ -1,4 +1,4 @@
-"""The voice gate: closed in silence, open in words without a dip, smooth, early, and deaf to steady noise."""
+"""Voice gate: closed in silence, open in words without a dip, smooth, early, closed in steady noise."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch
 
 from lipsync_engine.audio import vad
 from lipsync_engine.audio.features import MelWriter
+from tests.support.paths import SHARED
 from tests.support.paths import SHARED
 
 torch.set_num_threads(1)
@@ -62,7 +63,7 @@ def noises(n_samples: int, power: float, rng: np.random.Generator) -> dict[str, 
 def gate_of(sound: np.ndarray, path: Path, times_s: np.ndarray) -> np.ndarray:
     writer = MelWriter(path)
     writer.add(np.clip(np.round(sound * 32768), -32768, 32767).astype(np.int16))
-    return vad.activity(writer.finish(), times_s)
+    return vad.voice_activity(writer.finish(), times_s)
 
 
 def inside(spans: Spans, margin_s: float = 0.0) -> np.ndarray:

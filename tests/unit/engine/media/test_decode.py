@@ -1,4 +1,4 @@
-"""Every frame once and in order; any frame again, exactly; samples level with the picture."""
+"""Decoding: every frame once and in order, any frame again exactly, audio aligned with the video."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ import pytest
 
 from lipsync_engine import media
 from lipsync_engine.errors import ErrorCode, LipSyncError
-from lipsync_engine.media import decode
 
 Ffmpeg = Callable[..., None]
 FloatArray = npt.NDArray[np.float64]
@@ -107,7 +106,7 @@ KINDS = [
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_any_frame_is_exactly_the_one_of_a_straight_decode(kind: str, tmp_path: Path, ffmpeg: Ffmpeg) -> None:
+def test_random_access_equals_sequential_decode(kind: str, tmp_path: Path, ffmpeg: Ffmpeg) -> None:
     path = make(kind, tmp_path, ffmpeg)
     info = media.probe_video(path)
     straight = decoded_straight(path, info.format.pix_fmt, info.format.frame_bytes)
@@ -136,7 +135,7 @@ def test_any_frame_is_exactly_the_one_of_a_straight_decode(kind: str, tmp_path: 
     assert read(info, pts_s, order) == [straight[k] for k in order]
 
 
-def test_times_are_the_files_own(tmp_path: Path, ffmpeg: Ffmpeg) -> None:
+def test_times_are_those_of_the_file(tmp_path: Path, ffmpeg: Ffmpeg) -> None:
     late = media.probe_video(make("picture starts late", tmp_path, ffmpeg))
     assert np.allclose(times(late), 0.73 + np.arange(100) / 25, atol=1e-3)
     varying = tmp_path / "vfr"
@@ -157,9 +156,7 @@ def starts(tmp_path: Path, replace_ffmpeg: Callable[[Path], None]) -> Callable[[
     return lambda: len(log.read_text().splitlines())
 
 
-def test_reading_on_goes_on_with_the_same_decoder(
-    tmp_path: Path, ffmpeg: Ffmpeg, starts: Callable[[], int], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_consecutive_reads_use_one_decoder(tmp_path: Path, ffmpeg: Ffmpeg, starts: Callable[[], int]) -> None:
     path = make("h264 b-frames", tmp_path, ffmpeg)
     info = media.probe_video(path)
     pts_s = times(info)
@@ -173,26 +170,23 @@ def test_reading_on_goes_on_with_the_same_decoder(
         assert starts() == before + 1
         list(reader.read([99]))  # far ahead
         assert starts() == before + 2
-        # Backward in three pieces, each decoded forward.
-        monkeypatch.setattr(decode, "BACKWARD_BYTES", 20 * info.format.frame_bytes)
+    # Backward in three blocks, each decoded forward.
+    with media.FrameReader(info, pts_s, backward_bytes=20 * info.format.frame_bytes) as reader:
         list(reader.read(range(59, -1, -1)))
         assert starts() == before + 5
 
 
-def test_going_backward_holds_few_frames(
-    tmp_path: Path, ffmpeg: Ffmpeg, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_backward_read_in_small_blocks_is_exact(tmp_path: Path, ffmpeg: Ffmpeg) -> None:
     path = make("h264 b-frames", tmp_path, ffmpeg)
     info = media.probe_video(path)
     pts_s = times(info)
     straight = decoded_straight(path, info.format.pix_fmt, info.format.frame_bytes)
-    monkeypatch.setattr(decode, "BACKWARD_BYTES", 1)
-    with media.FrameReader(info, pts_s) as reader:
-        found = [frame.to_bytes() for frame in reader.read(range(99, -1, -1))]
-    assert found == straight[::-1]
+    with media.FrameReader(info, pts_s, backward_bytes=1) as reader:
+        frames = [frame.to_bytes() for frame in reader.read(range(99, -1, -1))]
+    assert frames == straight[::-1]
 
 
-def test_numbers_outside_the_video(tmp_path: Path, ffmpeg: Ffmpeg) -> None:
+def test_indices_outside_the_video_are_refused(tmp_path: Path, ffmpeg: Ffmpeg) -> None:
     info = media.probe_video(make("h264 b-frames", tmp_path, ffmpeg))
     with media.FrameReader(info, np.arange(100) / 25) as reader:
         for indices in ([100], [-1], [3, 200]):
@@ -201,7 +195,7 @@ def test_numbers_outside_the_video(tmp_path: Path, ffmpeg: Ffmpeg) -> None:
         assert list(reader.read([])) == []
 
 
-def test_times_of_another_file_are_noticed(tmp_path: Path, ffmpeg: Ffmpeg) -> None:
+def test_wrong_times_do_not_give_wrong_frames(tmp_path: Path, ffmpeg: Ffmpeg) -> None:
     """Wrong times lead to a read from the start, not to wrong frames."""
     path = make("h264 b-frames", tmp_path, ffmpeg)
     info = media.probe_video(path)
@@ -210,7 +204,7 @@ def test_times_of_another_file_are_noticed(tmp_path: Path, ffmpeg: Ffmpeg) -> No
     assert read(info, shifted, [70, 71]) == straight[70:72]
 
 
-# --- pictures ---
+# --- frames ---
 
 
 @pytest.mark.parametrize(
@@ -225,7 +219,7 @@ def test_times_of_another_file_are_noticed(tmp_path: Path, ffmpeg: Ffmpeg) -> No
         ("ffv1", "yuv420p"),
     ],
 )
-def test_planes_are_the_decoders_own(codec: str, pixels: str, tmp_path: Path, ffmpeg: Ffmpeg) -> None:
+def test_planes_equal_the_decoder_output(codec: str, pixels: str, tmp_path: Path, ffmpeg: Ffmpeg) -> None:
     path = tmp_path / "clip.mkv"
     noise = f"{MOVING},noise=alls=60:allf=t"
     ffmpeg("-f", "lavfi", "-i", noise, "-frames:v", 3, "-c:v", codec, "-pix_fmt", pixels, path)
@@ -269,7 +263,7 @@ def test_colours_of_the_scan_and_of_the_frames_agree(pixels: str, tmp_path: Path
         assert np.abs(region_to_rgb(frame, (0, 0, 64, 64)) - rgb).max() <= 4
 
 
-def test_a_size_that_changes_keeps_the_first(tmp_path: Path, ffmpeg: Ffmpeg) -> None:
+def test_video_whose_size_changes_keeps_the_first_size(tmp_path: Path, ffmpeg: Ffmpeg) -> None:
     raw = tmp_path / "both.h264"
     for number, size in enumerate(("96x64", "128x96")):
         source = ("-f", "lavfi", "-i", f"testsrc2=s={size}:r=25", "-frames:v", 20)
@@ -283,7 +277,7 @@ def test_a_size_that_changes_keeps_the_first(tmp_path: Path, ffmpeg: Ffmpeg) -> 
     assert len(read(info, pts_s, [5, 25, 39])) == 3
 
 
-def test_scan_scales_down_never_up(tmp_path: Path, ffmpeg: Ffmpeg) -> None:
+def test_scan_scales_down_but_never_up(tmp_path: Path, ffmpeg: Ffmpeg) -> None:
     path = make("rotated", tmp_path, ffmpeg)
     info = media.probe_video(path)
     assert next(iter(media.scan_frames(info, 48)))[1].shape == (48, 32, 3)
@@ -300,20 +294,20 @@ def test_one_frame(tmp_path: Path, ffmpeg: Ffmpeg) -> None:
 
 
 @pytest.mark.parametrize("suffix", ["mp4", "mkv"])
-def test_a_file_cut_in_the_middle(suffix: str, tmp_path: Path, ffmpeg: Ffmpeg) -> None:
+def test_truncated_file_is_refused(suffix: str, tmp_path: Path, ffmpeg: Ffmpeg) -> None:
     whole, cut = tmp_path / f"whole.{suffix}", tmp_path / f"cut.{suffix}"
     ffmpeg("-f", "lavfi", "-i", f"{MOVING},noise=alls=20:allf=t", "-t", 4, "-movflags", "+faststart", whole)
     data = whole.read_bytes()
     cut.write_bytes(data[: len(data) // 2])
     seen: list[float] = []
-    with pytest.raises(LipSyncError, match="breaks off") as caught:
+    with pytest.raises(LipSyncError, match="ends after") as caught:
         seen.extend(pts_s for pts_s, _ in media.scan_frames(media.probe_video(cut), 32))
     assert caught.value.code is ErrorCode.MEDIA_TRUNCATED
     assert 10 < len(seen) < 90
     assert len(times(media.probe_video(whole))) == 100
 
 
-def test_sound_longer_than_the_picture_is_not_a_cut(tmp_path: Path, ffmpeg: Ffmpeg) -> None:
+def test_audio_longer_than_video_is_not_a_truncation(tmp_path: Path, ffmpeg: Ffmpeg) -> None:
     path = tmp_path / "long_sound.mp4"
     ffmpeg("-f", "lavfi", "-i", f"{MOVING}:d=1", "-f", "lavfi", "-i", "sine=d=6", path)
     info = media.probe_video(path)
@@ -321,7 +315,7 @@ def test_sound_longer_than_the_picture_is_not_a_cut(tmp_path: Path, ffmpeg: Ffmp
     assert len(times(info)) == 25
 
 
-# --- sound ---
+# --- audio ---
 
 
 def samples(path: Path, rate: int = 16000) -> npt.NDArray[np.int16]:
@@ -335,7 +329,7 @@ def tone(path: Path, ffmpeg: Ffmpeg, *options: object, seconds: float = 2.0, rat
     return path
 
 
-def test_plain_samples_come_as_they_are(tmp_path: Path, ffmpeg: Ffmpeg) -> None:
+def test_pcm_samples_are_unchanged(tmp_path: Path, ffmpeg: Ffmpeg) -> None:
     import wave
 
     path = tone(tmp_path / "a.wav", ffmpeg, seconds=11.7)
@@ -345,7 +339,7 @@ def test_plain_samples_come_as_they_are(tmp_path: Path, ffmpeg: Ffmpeg) -> None:
 
 
 @pytest.mark.parametrize("name", ["a.mp3", "a.m4a", "a.flac", "a.opus", "a.mka", "a.aac"])
-def test_any_kind_rate_and_channels_become_the_same_mono(name: str, tmp_path: Path, ffmpeg: Ffmpeg) -> None:
+def test_any_codec_rate_and_channels_become_the_same_mono(name: str, tmp_path: Path, ffmpeg: Ffmpeg) -> None:
     wanted = samples(tone(tmp_path / "a.wav", ffmpeg)).astype(float)
     path = tone(tmp_path / name, ffmpeg, "-ac", 2, "-ar", 48000, "-b:a", "192k", rate=48000)
     found = samples(path).astype(float)
@@ -360,7 +354,7 @@ def test_any_kind_rate_and_channels_become_the_same_mono(name: str, tmp_path: Pa
     assert abs(shift) < 0.07 * 16000
 
 
-def test_a_late_track_and_a_gap_become_silence(tmp_path: Path, ffmpeg: Ffmpeg) -> None:
+def test_late_audio_track_begins_with_silence(tmp_path: Path, ffmpeg: Ffmpeg) -> None:
     sound, clip = tone(tmp_path / "a.m4a", ffmpeg, rate=44100), tmp_path / "late.mkv"
     ffmpeg("-f", "lavfi", "-i", f"{MOVING}:d=3", "-itsoffset", 0.8, "-i", sound, "-c:a", "copy", clip)
     found = samples(clip)
@@ -369,7 +363,7 @@ def test_a_late_track_and_a_gap_become_silence(tmp_path: Path, ffmpeg: Ffmpeg) -
     assert np.abs(found[int(0.9 * 16000) :]).max() > 5000
 
 
-def test_sound_that_does_not_decode(tmp_path: Path, ffmpeg: Ffmpeg) -> None:
+def test_audio_that_does_not_decode_is_refused(tmp_path: Path, ffmpeg: Ffmpeg) -> None:
     empty = tmp_path / "empty.wav"
     ffmpeg("-f", "lavfi", "-i", "anullsrc=r=16000", "-t", 0, empty)
     with pytest.raises(LipSyncError) as caught:
@@ -377,11 +371,11 @@ def test_sound_that_does_not_decode(tmp_path: Path, ffmpeg: Ffmpeg) -> None:
     assert caught.value.code is ErrorCode.MEDIA_NO_AUDIO
 
 
-# --- masks ---
+# --- images ---
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "bmp"])
-def test_masks(suffix: str, tmp_path: Path, ffmpeg: Ffmpeg) -> None:
+def test_mask_is_scaled_to_the_frame(suffix: str, tmp_path: Path, ffmpeg: Ffmpeg) -> None:
     path = tmp_path / f"mask.{suffix}"
     ffmpeg("-f", "lavfi", "-i", "color=black:s=80x40,format=rgb24,drawbox=0:0:40:40:white:fill",
            "-frames:v", 1, "-q:v", 2, path)  # fmt: skip
@@ -395,18 +389,18 @@ def test_masks(suffix: str, tmp_path: Path, ffmpeg: Ffmpeg) -> None:
 @pytest.mark.parametrize(
     "name", ["face.jpg", "face.jpeg", "face.png", "face.webp", "face.bmp", "face", "face.mp4"]
 )
-def test_a_picture_is_what_its_bytes_say_whatever_its_name(name: str, tmp_path: Path, ffmpeg: Ffmpeg) -> None:
+def test_image_format_follows_its_bytes_whatever_its_name(name: str, tmp_path: Path, ffmpeg: Ffmpeg) -> None:
     """Of a camera's size: small ones FFmpeg would tell by itself."""
     suffix = name.partition(".")[2]
     drawn = tmp_path / f"drawn.{suffix if suffix in ('jpg', 'png', 'webp', 'bmp') else 'jpg'}"
     ffmpeg("-f", "lavfi", "-i", "testsrc2=s=640x480", "-frames:v", 1, drawn)
     assert drawn.stat().st_size > 4096
     drawn.rename(tmp_path / name)
-    assert media.read_picture(tmp_path / name).shape == (480, 640, 3)
+    assert media.read_image(tmp_path / name).shape == (480, 640, 3)
     assert media.read_mask(tmp_path / name, 64, 48).std() > 10
 
 
-def test_what_is_no_mask(tmp_path: Path, ffmpeg: Ffmpeg) -> None:
+def test_files_that_are_no_image_are_refused(tmp_path: Path, ffmpeg: Ffmpeg) -> None:
     text, video, script = tmp_path / "a.png", tmp_path / "b.png", tmp_path / "c.png"
     text.write_text("no image at all")
     ffmpeg("-f", "lavfi", "-i", MOVING, "-frames:v", 2, tmp_path / "clip.mp4")

@@ -1,4 +1,4 @@
-"""What goes into a file comes out of it: pixels, tags, times and the user's own sound."""
+"""Encoding and joining keep pixels, tags, times and the user's own audio."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def listing(path: Path) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60).stderr
 
 
-def raw_sound(path: Path, *options: str) -> bytes:
+def raw_audio(path: Path, *options: str) -> bytes:
     command = [str(media.find_ffmpeg()), "-v", "error", "-i", str(path), "-map", "0:a:0", *options]
     return subprocess.run([*command, "-f", "s32le", "-"], capture_output=True, check=True, timeout=60).stdout
 
@@ -126,7 +126,7 @@ def test_odd_sizes_keep_their_size(size: str, tmp_path: Path, ffmpeg: Ffmpeg) ->
     ("size", "limit", "wanted"),
     [("96x64", 40, "60x40"), ("97x65", 64, "96x64"), ("64x96", 48, "48x72"), ("96x64", 64, "96x64")],
 )
-def test_a_larger_picture_is_scaled_down_to_a_short_side(
+def test_larger_video_is_scaled_down_to_a_short_side(
     size: str, limit: int, wanted: str, tmp_path: Path, ffmpeg: Ffmpeg
 ) -> None:
     path = source(tmp_path, ffmpeg, size=size)
@@ -163,7 +163,7 @@ def test_tags_are_kept(tmp_path: Path, ffmpeg: Ffmpeg) -> None:
     assert b"colr" in joined.read_bytes()
 
 
-def test_same_frames_same_bytes_whatever_the_machine(
+def test_same_frames_give_same_bytes_on_any_machine(
     tmp_path: Path, ffmpeg: Ffmpeg, replace_ffmpeg: Callable[[Path], None]
 ) -> None:
     path = source(tmp_path, ffmpeg, n=60)
@@ -222,7 +222,7 @@ def test_joined_frames_and_times_are_exact(rate: str, suffix: str, tmp_path: Pat
         assert media.probe_video(output).frame_rate == fps
 
 
-def test_a_segment_that_is_missing_or_broken_is_noticed(tmp_path: Path, ffmpeg: Ffmpeg) -> None:
+def test_missing_or_broken_segment_fails_the_join(tmp_path: Path, ffmpeg: Ffmpeg) -> None:
     path = source(tmp_path, ffmpeg, n=30)
     info, frames = media.probe_video(path), frames_of(path)
     parts = [
@@ -270,7 +270,7 @@ COPIES = {
 @pytest.mark.parametrize(
     ("suffix", "kind"), [(suffix, kind) for suffix, kinds in COPIES.items() for kind in kinds]
 )
-def test_sound_is_copied_packet_for_packet(
+def test_audio_is_copied_packet_for_packet(
     suffix: str, kind: str, segment: tuple[Path, media.VideoInfo], tmp_path: Path, ffmpeg: Ffmpeg
 ) -> None:
     ending, codec = kind.split(":")
@@ -285,7 +285,7 @@ def test_sound_is_copied_packet_for_packet(
     marks = [mark for _, _, _, mark in packets(sound, "a")]
     found = [mark for _, _, _, mark in packets(output, "a")]
     if codec.startswith("pcm"):  # containers cut raw samples into packets as they like
-        assert raw_sound(output) == raw_sound(sound)
+        assert raw_audio(output) == raw_audio(sound)
     else:
         assert found == marks
     assert len(times(media.probe_video(output))) == 25  # and the picture is not drawn out
@@ -301,7 +301,7 @@ def test_sound_is_copied_packet_for_packet(
         (("-c:a", "pcm_s16le"), 18900, 1, 22050),
     ],
 )
-def test_other_sound_becomes_aac_of_the_same_rate_and_channels(
+def test_other_audio_becomes_aac_of_the_same_rate_and_channels(
     options: tuple[str, ...],
     rate: int,
     channels: int,
@@ -318,17 +318,17 @@ def test_other_sound_becomes_aac_of_the_same_rate_and_channels(
 
 
 @pytest.mark.parametrize(("suffix", "codec"), [("mp4", "alac"), ("mov", "pcm_s16le"), ("mkv", "pcm_s16le")])
-def test_lossless_sound(
+def test_lossless_keeps_audio_samples(
     suffix: str, codec: str, segment: tuple[Path, media.VideoInfo], tmp_path: Path, ffmpeg: Ffmpeg
 ) -> None:
     sound = tmp_path / "voice.wav"
     ffmpeg("-f", "lavfi", "-i", "anoisesrc=r=44100:d=1.2:a=0.2", "-ac", 2, sound)
     output = joined(segment, tmp_path / f"out.{suffix}", sound, Quality.LOSSLESS)
     assert media.probe_audio(output).codec == codec
-    assert raw_sound(output) == raw_sound(sound)
+    assert raw_audio(output) == raw_audio(sound)
 
 
-def test_sound_of_a_video_that_starts_late_stays_late(
+def test_audio_that_starts_late_stays_late(
     segment: tuple[Path, media.VideoInfo], tmp_path: Path, ffmpeg: Ffmpeg
 ) -> None:
     sound, clip = tmp_path / "a.m4a", tmp_path / "late.mp4"
@@ -342,7 +342,7 @@ def test_sound_of_a_video_that_starts_late_stays_late(
     assert np.array_equal(before, after)
 
 
-def test_nothing_private_is_taken_over(
+def test_source_metadata_is_not_copied(
     segment: tuple[Path, media.VideoInfo], tmp_path: Path, ffmpeg: Ffmpeg
 ) -> None:
     sound = tmp_path / "voice.m4a"
@@ -357,14 +357,12 @@ def test_nothing_private_is_taken_over(
         assert b"+48.1" not in data
 
 
-def test_playback_can_start_before_the_download_ends(
-    segment: tuple[Path, media.VideoInfo], tmp_path: Path
-) -> None:
+def test_index_precedes_the_data(segment: tuple[Path, media.VideoInfo], tmp_path: Path) -> None:
     data = joined(segment, tmp_path / "out.mp4", None).read_bytes()
     assert data.index(b"moov") < data.index(b"mdat")
 
 
-def test_same_job_same_bytes(segment: tuple[Path, media.VideoInfo], tmp_path: Path, ffmpeg: Ffmpeg) -> None:
+def test_join_is_deterministic(segment: tuple[Path, media.VideoInfo], tmp_path: Path, ffmpeg: Ffmpeg) -> None:
     sound = tmp_path / "voice.wav"
     ffmpeg("-f", "lavfi", "-i", "sine=d=1", sound)
     digests = {
@@ -391,10 +389,10 @@ def test_inputs_are_never_overwritten(
     assert sound.read_bytes() == before
 
 
-# --- where it cannot be written ---
+# --- write errors ---
 
 
-def test_a_folder_that_is_not_writable(
+def test_unwritable_folder_is_reported(
     segment: tuple[Path, media.VideoInfo], tmp_path: Path, ffmpeg: Ffmpeg
 ) -> None:
     for output in (tmp_path / "none" / "out.mp4", Path("/proc/out.mp4")):
@@ -421,11 +419,11 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run([unmount, str(folder)], timeout=10, check=True)
 
 
-def test_a_full_disk(small_disk: Path, tmp_path: Path, ffmpeg: Ffmpeg) -> None:
+def test_full_disk_is_reported(small_disk: Path, tmp_path: Path, ffmpeg: Ffmpeg) -> None:
     check_full_disk(small_disk, tmp_path, ffmpeg)
 
 
-def test_a_file_size_limit_is_a_full_disk(
+def test_file_size_limit_is_reported_as_full_disk(
     tmp_path: Path, ffmpeg: Ffmpeg, replace_ffmpeg: Callable[[Path], None]
 ) -> None:
     program = tmp_path / "limited-ffmpeg"
@@ -457,11 +455,11 @@ def check_full_disk(
 # --- comparison ---
 
 
-def test_side_by_side(tmp_path: Path, ffmpeg: Ffmpeg) -> None:
+def test_comparison_shows_source_and_result(tmp_path: Path, ffmpeg: Ffmpeg) -> None:
     before, after, both = (tmp_path / f"{name}.mp4" for name in ("before", "after", "both"))
     ffmpeg("-f", "lavfi", "-i", "color=red:s=1000x400:r=25:d=0.4", before)
     ffmpeg("-f", "lavfi", "-i", "color=blue:s=1000x400:r=25:d=2", "-f", "lavfi", "-i", "sine=d=2", after)
-    media.side_by_side(before, after, both, 50)
+    media.write_comparison(before, after, both, 50)
     info = media.probe_video(both)
     assert (info.format.width, info.format.height) == (1280, 254)
     assert info.frame_rate == 25
@@ -474,14 +472,14 @@ def test_side_by_side(tmp_path: Path, ffmpeg: Ffmpeg) -> None:
         assert image[100, 980, 2] > 200
         assert image[100, 980, 0] < 60
     with pytest.raises(LipSyncError):
-        media.side_by_side(before, after, after, 50)
+        media.write_comparison(before, after, after, 50)
 
 
-def test_side_by_side_of_small_silent_videos(tmp_path: Path, ffmpeg: Ffmpeg) -> None:
+def test_comparison_of_small_silent_videos(tmp_path: Path, ffmpeg: Ffmpeg) -> None:
     before, after, both = tmp_path / "before.mkv", tmp_path / "after.mp4", tmp_path / "both.mov"
     ffmpeg("-f", "lavfi", "-i", "testsrc2=s=96x66:r=10:d=1", before)
     ffmpeg("-f", "lavfi", "-i", "testsrc2=s=96x66:r=25:d=1", after)
-    media.side_by_side(before, after, both, 25)
+    media.write_comparison(before, after, both, 25)
     info = media.probe_video(both)
     assert (info.format.width, info.format.height, info.audio) == (200, 66, None)
     assert len(times(info)) == 25

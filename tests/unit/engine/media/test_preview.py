@@ -1,4 +1,4 @@
-"""What is watched before the end: the same pictures, the right stretch of sound, both from zero."""
+"""Previews: frames unchanged, the right part of the audio, both starting at 0."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def loudness(path: Path) -> np.ndarray:
     return np.sqrt(np.mean(samples[: len(samples) // 160 * 160].reshape(-1, 160) ** 2, axis=1))
 
 
-def test_pictures_are_copied_and_begin_at_zero(segment: Path, sound: Path, tmp_path: Path) -> None:
+def test_video_is_copied_and_begins_at_zero(segment: Path, sound: Path, tmp_path: Path) -> None:
     made = tmp_path / "fragment.mp4"
     media.write_fragment(segment, sound, 0.0, LENGTH_S, made)
     before, after = pictures(segment), pictures(made)
@@ -68,7 +68,7 @@ def test_pictures_are_copied_and_begin_at_zero(segment: Path, sound: Path, tmp_p
     assert after[1] == pytest.approx([number / FPS for number in range(N_FRAMES)])
 
 
-def test_the_right_stretch_is_heard(segment: Path, sound: Path, tmp_path: Path) -> None:
+def test_audio_slice_matches_the_segment(segment: Path, sound: Path, tmp_path: Path) -> None:
     made = tmp_path / "fragment.mp4"
     media.write_fragment(segment, sound, 2.2, 2.2 + LENGTH_S, made)
     heard = loudness(made)
@@ -79,7 +79,7 @@ def test_the_right_stretch_is_heard(segment: Path, sound: Path, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("start_s", [3.6, 4.96, 5.0, 60.0])
-def test_silence_follows_the_end_of_the_sound(
+def test_silence_follows_the_end_of_the_audio(
     start_s: float, segment: Path, sound: Path, tmp_path: Path
 ) -> None:
     made = tmp_path / "fragment.mp4"
@@ -89,7 +89,7 @@ def test_silence_follows_the_end_of_the_sound(
     assert len(heard) == pytest.approx(100 * LENGTH_S, abs=3)
 
 
-def test_it_is_what_a_media_source_takes(segment: Path, sound: Path, tmp_path: Path) -> None:
+def test_fragment_has_the_layout_of_media_sources(segment: Path, sound: Path, tmp_path: Path) -> None:
     """A header, then whole fragments; one edit at most, so that pictures begin at zero there, too."""
     made = tmp_path / "fragment.mp4"
     media.write_fragment(segment, sound, 0.0, LENGTH_S, made)
@@ -104,14 +104,14 @@ def test_it_is_what_a_media_source_takes(segment: Path, sound: Path, tmp_path: P
     assert all(int.from_bytes(edit[4:8], "big") == 1 for edit in edits)
 
 
-def test_a_still_is_a_small_jpeg(segment: Path, tmp_path: Path) -> None:
+def test_still_is_a_small_jpeg(segment: Path, tmp_path: Path) -> None:
     still = tmp_path / "still.jpg"
     media.write_still(segment, 1.0, still)
     assert still.read_bytes()[:3] == b"\xff\xd8\xff"
-    assert media.read_picture(still, None).shape[1] <= 480
+    assert media.read_image(still, None).shape[1] <= 480
 
 
-def test_a_broken_segment_leaves_nothing(sound: Path, tmp_path: Path) -> None:
+def test_broken_segment_leaves_no_file(sound: Path, tmp_path: Path) -> None:
     broken, made = tmp_path / "broken.mp4", tmp_path / "fragment.mp4"
     broken.write_bytes(b"no film")
     with pytest.raises(LipSyncError):
@@ -120,7 +120,7 @@ def test_a_broken_segment_leaves_nothing(sound: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_every_segment_is_announced_also_those_of_an_interrupted_run(
+def test_segments_of_an_interrupted_run_are_announced_again(
     clip: Path, voice: Path, tmp_path: Path, ffmpeg: Ffmpeg
 ) -> None:
     """In order, without a gap, while it is there; a run that goes on announces finished ones again."""

@@ -1,8 +1,7 @@
-"""Children are limited, watched and never left behind: real processes, real signals."""
+"""FFmpeg processes: resource limits, stall detection, no orphans. Real processes, real signals."""
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import signal
 import subprocess
@@ -37,8 +36,8 @@ def clip(tmp_path: Path, ffmpeg: Ffmpeg) -> Path:
 
 
 def children_of(text: Path) -> list[int]:
-    """Running FFmpeg processes whose command line has `text`."""
-    found = []
+    """Return the running FFmpeg processes whose command line contains `text`."""
+    pids = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit() and int(entry.name) != os.getpid():
             try:
@@ -47,14 +46,14 @@ def children_of(text: Path) -> list[int]:
             except OSError:
                 continue
             if str(text).encode() in command and b"ffmpeg" in command.split(b"\0")[0] and not zombie:
-                found.append(int(entry.name))
-    return found
+                pids.append(int(entry.name))
+    return pids
 
 
-def wait_until(what: Callable[[], bool], limit_s: float = 10.0) -> None:
+def wait_until(condition: Callable[[], bool], limit_s: float = 10.0) -> None:
     limit = time.monotonic() + limit_s
-    while not what():
-        assert time.monotonic() < limit, "it never happened"
+    while not condition():
+        assert time.monotonic() < limit, f"condition not met within {limit_s} s"
         os.sched_yield()
 
 
@@ -71,10 +70,10 @@ def fake_ffmpeg(tmp_path: Path, replace_ffmpeg: Callable[[Path], None]) -> Calla
     return fake
 
 
-# --- nobody is left behind ---
+# --- no orphans ---
 
 
-def test_closing_ends_the_decoder(clip: Path, tmp_path: Path) -> None:
+def test_close_ends_the_decoder(clip: Path, tmp_path: Path) -> None:
     info = media.probe_video(clip)
     scan = media.scan_frames(info, 320)
     next(scan)
@@ -86,7 +85,7 @@ def test_closing_ends_the_decoder(clip: Path, tmp_path: Path) -> None:
         frames = reader.read(range(100))
         next(frames)
         frames.close()
-        assert len(children_of(tmp_path)) == 1  # it may be asked to go on
+        assert len(children_of(tmp_path)) == 1  # kept for a later read
     assert children_of(tmp_path) == []
 
     def interrupted() -> None:
@@ -99,7 +98,7 @@ def test_closing_ends_the_decoder(clip: Path, tmp_path: Path) -> None:
     assert children_of(tmp_path) == []
 
 
-def test_an_error_ends_the_encoder_and_removes_its_file(clip: Path, tmp_path: Path) -> None:
+def test_exception_ends_the_encoder_and_removes_its_file(clip: Path, tmp_path: Path) -> None:
     info = media.probe_video(clip)
     path = tmp_path / "segment.mp4"
     frame = Frame.from_bytes(info.format, bytes(info.format.frame_bytes))
@@ -122,21 +121,21 @@ signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job inh
 from fractions import Fraction
 from pathlib import Path
 from lipsync_engine import media
-from lipsync_engine.frames import Frame
-from lipsync_engine.media import run
+from lipsync_engine.media.yuv import Frame
+from lipsync_engine.media import process
 from lipsync_engine.params import Quality
-clip, folder, what = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
+clip, folder, role = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
 info = media.probe_video(clip)
-if what == "decoder":
+if role == "decoder":
     frames = media.FrameReader(info, np.arange(100) / 25).read(range(100))
     next(frames)
-elif what == "encoder":
+elif role == "encoder":
     writer = media.SegmentWriter(folder / "segment.mp4", info, Fraction(25), Quality.DEFAULT)
     writer.write(Frame.from_bytes(info.format, bytes(info.format.frame_bytes)))
-else:  # reads and writes files only: no pipe tells it that nobody is there any more
+else:  # reads and writes files only: no pipe closes when the parent dies
     endless = ffmpeg.input("testsrc2=s=320x240:r=25", format="lavfi", re=None)
-    stream = ffmpeg.output(endless, run.file_url(folder / "long.mp4"), t=600)
-    threading.Thread(target=run.write_file, args=(stream, folder / "long.mp4", ""), daemon=True).start()
+    stream = ffmpeg.output(endless, process.file_url(folder / "long.mp4"), t=600)
+    threading.Thread(target=process.write_file, args=(stream, folder / "long.mp4", ""), daemon=True).start()
     while not (folder / "long.mp4").exists():
         pass
 print("ready", flush=True)
@@ -144,12 +143,12 @@ sys.stdin.read()
 """
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the kernel's help is Linux's")
-@pytest.mark.parametrize("what", ["decoder", "encoder", "file to file"])
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="PR_SET_PDEATHSIG exists on Linux only")
+@pytest.mark.parametrize("role", ["decoder", "encoder", "file to file"])
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
-def test_no_child_outlives_its_parent(what: str, number: signal.Signals, clip: Path, tmp_path: Path) -> None:
+def test_ffmpeg_dies_with_its_parent(role: str, number: signal.Signals, clip: Path, tmp_path: Path) -> None:
     parent = subprocess.Popen(
-        [sys.executable, "-c", PARENT, str(clip), str(tmp_path), what],
+        [sys.executable, "-c", PARENT, str(clip), str(tmp_path), role],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
@@ -164,7 +163,7 @@ def test_no_child_outlives_its_parent(what: str, number: signal.Signals, clip: P
         wait_until(lambda: children_of(tmp_path) == [])
 
 
-def test_a_child_outlives_the_thread_that_asked_for_it(clip: Path) -> None:
+def test_ffmpeg_outlives_the_thread_that_started_it(clip: Path) -> None:
     """Linux ends children with the thread that started them: that must not be the caller's."""
     frames = media.scan_frames(media.probe_video(clip), 320)
     thread = threading.Thread(target=next, args=(frames,))
@@ -176,10 +175,10 @@ def test_a_child_outlives_the_thread_that_asked_for_it(clip: Path) -> None:
 # --- limits ---
 
 
-def test_limits_hold_in_the_child(clip: Path) -> None:
-    stream = process.untrusted(clip, process.VIDEO_FORMATS)["V:0"]
+def test_resource_limits_apply_to_ffmpeg(clip: Path) -> None:
+    stream = process.untrusted_input(clip, process.VIDEO_FORMATS)["V:0"]
     raw = builder.output(stream, "pipe:1", format="rawvideo")
-    with process.Child(raw, reads=True, memory_bytes=3 << 30, cpu_s=77) as child:
+    with process.FfmpegProcess(raw, pipe_stdout=True, memory_bytes=3 << 30, cpu_s=77) as child:
         child.read(100)
         limits = Path(f"/proc/{child._process.pid}/limits").read_text()
         assert os.getsid(child._process.pid) == child._process.pid
@@ -189,7 +188,7 @@ def test_limits_hold_in_the_child(clip: Path) -> None:
     assert rows["Max core file size"] == ["0", "0"]
 
 
-def test_whitelists_stand_before_every_input_from_outside(
+def test_every_untrusted_input_has_whitelists(
     clip: Path, tmp_path: Path, fake_ffmpeg: Callable[[str], None]
 ) -> None:
     """All commands of a whole job, as the child sees them."""
@@ -205,7 +204,7 @@ def test_whitelists_stand_before_every_input_from_outside(
         for frame in reader.read(range(10, 14)):
             writer.write(frame)
     media.assemble([part], tmp_path / "out.mp4", info, Fraction(25), Quality.DEFAULT, audio=None)
-    media.side_by_side(clip, tmp_path / "out.mp4", tmp_path / "both.mp4", 4)
+    media.write_comparison(clip, tmp_path / "out.mp4", tmp_path / "both.mp4", 4)
     commands = [text.split("\n") for text in log.read_text().split("\nEND\n")[:-1]]
     inputs = 0
     for words in commands:
@@ -218,45 +217,38 @@ def test_whitelists_stand_before_every_input_from_outside(
                 allowed = options[options.index("-format_whitelist") + 1].split(",")
                 assert set(allowed) <= {*process.AUDIO_FORMATS.split(","), "concat"}
                 if "concat" not in allowed:
-                    assert options[options.index("-max_pixels") + 1] == str(process.LIMITS.max_pixels)
+                    assert options[options.index("-max_pixels") + 1] == str(process.DEFAULT_LIMITS.max_pixels)
                 inputs += 1
             if word == "-i":
                 start = position + 2
     assert inputs >= 7
 
 
-def test_a_child_that_stands_still_is_ended(
-    clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fake_ffmpeg: Callable[[str], None]
-) -> None:
-    info = media.probe_video(clip)
-    monkeypatch.setattr(process, "LIMITS", dataclasses.replace(process.LIMITS, stall_s=0.3))
+@pytest.mark.parametrize("operation", ["read", "write", "finish"])
+def test_stalled_ffmpeg_is_killed(operation: str, tmp_path: Path, fake_ffmpeg: Callable[[str], None]) -> None:
     fake_ffmpeg(f"# {tmp_path}\nexec sleep 60")
-    frame = Frame.from_bytes(info.format, bytes(info.format.frame_bytes))
-
-    def encode() -> None:
-        with media.SegmentWriter(tmp_path / "a.mp4", info, Fraction(25), Quality.DEFAULT) as writer:
-            for _ in range(100):
-                writer.write(frame)
-
-    def join() -> None:
-        process.write_file(
-            builder.output(builder.input("x"), process.file_url(tmp_path / "b.mp4")),
-            tmp_path / "b.mp4",
-            "{reason}",
-        )
-
-    for work in (lambda: next(media.scan_frames(info, 64)), encode, join):
+    output = tmp_path / "output.mp4"
+    stream = builder.output(builder.input("x"), process.file_url(output))
+    limits = process.MediaLimits(stall_s=0.3)
+    pipes = {"pipe_stdout": operation == "read", "pipe_stdin": operation == "write"}
+    with process.FfmpegProcess(stream, **pipes, limits=limits) as child:
+        call = {
+            "read": lambda: child.read(1),
+            "write": lambda: child.write(memoryview(bytes(1 << 22))),
+            "finish": lambda: child.finish(watch=output),
+        }[operation]
         with pytest.raises(LipSyncError) as caught:
-            work()
-        assert caught.value.code is ErrorCode.MEDIA_TIMEOUT
+            call()
+    assert caught.value.code is ErrorCode.MEDIA_TIMEOUT
+    assert children_of(tmp_path) == []
 
 
-def test_endless_messages_are_held_in_bounds(clip: Path, fake_ffmpeg: Callable[[str], None]) -> None:
+def test_endless_stderr_takes_bounded_memory(clip: Path, fake_ffmpeg: Callable[[str], None]) -> None:
     line = 'echo "[error] line $i of many, all of them long enough" >&2'
     chatter = f"i=0; while [ $i -lt 3000 ]; do {line}; i=$((i+1)); done"
     fake_ffmpeg(f"{chatter}\nhead -c 300000 /dev/zero | tr '\\0' x >&2\nexit 3")
-    with process.Child(builder.output(builder.input("x"), "-", format="null")) as child:
-        error = child.failure(child.finish(), "It failed ({reason}).")
+    with process.FfmpegProcess(builder.output(builder.input("x"), "-", format="null")) as child:
+        error = child.to_error(child.finish(), "It failed ({reason}).")
         assert len(child.messages) < 200_000
     assert error is not None
     assert error.code is ErrorCode.MEDIA_FAILED
@@ -276,7 +268,7 @@ def test_endless_messages_are_held_in_bounds(clip: Path, fake_ffmpeg: Callable[[
         ("exit 1", ErrorCode.MEDIA_FAILED),
     ],
 )
-def test_what_an_end_means(
+def test_exit_status_maps_to_error_code(
     body: str, code: ErrorCode, tmp_path: Path, fake_ffmpeg: Callable[[str], None]
 ) -> None:
     fake_ffmpeg(body)
@@ -290,7 +282,9 @@ def test_what_an_end_means(
     assert not output.exists()
 
 
-def test_a_program_that_cannot_run(clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_broken_ffmpeg_is_reported_as_missing(
+    clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     broken = tmp_path / "broken-ffmpeg"
     broken.write_bytes(b"\x7fELF and no more")
     broken.chmod(0o755)
@@ -304,7 +298,7 @@ def test_a_program_that_cannot_run(clip: Path, tmp_path: Path, monkeypatch: pyte
     assert caught.value.code is ErrorCode.FFMPEG_MISSING
 
 
-def test_finding_ffmpeg(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_find_ffmpeg_prefers_setting_then_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = media.find_ffmpeg()
     (tmp_path / "ffmpeg").symlink_to(real)
     monkeypatch.delenv("LIPSYNC_FFMPEG", raising=False)

@@ -1,4 +1,4 @@
-"""A media child reaches no network, no other file, no other process: real children that try."""
+"""The sandbox of FFmpeg: no network, no other files, no other processes. Real processes that try."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ import pytest
 
 from lipsync_engine import media
 from lipsync_engine.media import process
-from lipsync_engine.media.sandbox import SYSTEM, fence, launched
+from lipsync_engine.media.sandbox import SYSTEM_PATHS, file_rules, sandboxed
 
 Ffmpeg = Callable[..., None]
 
-HOLDS = media.isolation_here()
-needs_files = pytest.mark.skipif(not HOLDS.only_own_files, reason=HOLDS.describe())
-needs_network = pytest.mark.skipif(not HOLDS.no_network, reason=HOLDS.describe())
+STATUS = media.check_sandbox()
+needs_files = pytest.mark.skipif(not STATUS.blocks_files, reason=STATUS.describe())
+needs_network = pytest.mark.skipif(not STATUS.blocks_network, reason=STATUS.describe())
 
-BURGLAR = """
+ESCAPE_SCRIPT = """
 import ctypes, json, os, socket, sys
 inside, writable, outside, victim = sys.argv[1:]
-def fails(what):
+def fails(action):
     try:
-        what()
+        action()
     except OSError as error:
         return error.errno
     return None
@@ -57,27 +57,34 @@ print(json.dumps({
 
 
 @pytest.fixture(scope="module")
-def burgled(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What a child that tries everything was refused: the error's number, None where it got through."""
-    folder = tmp_path_factory.mktemp("house")
+def escape_errors(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Return the errno of each attempt of a process to leave the sandbox; None where it succeeded."""
+    folder = tmp_path_factory.mktemp("sandbox")
     inside, writable, outside = folder / "inside", folder / "writable", folder / "outside"
     inside.write_text("own")
     outside.write_text("another's")
     outside.chmod(0o755)
     rules = [
-        *(f"r{path}" for path in (*SYSTEM, sys.base_prefix, sys.prefix, "/proc", inside)),
+        *(f"r{path}" for path in (*SYSTEM_PATHS, sys.base_prefix, sys.prefix, "/proc", inside)),
         f"w{writable}",
     ]
-    command = [sys.executable, "-I", "-S", "-c", BURGLAR, *map(str, (inside, writable, outside, os.getpid()))]
-    done = subprocess.run(launched(command, rules), capture_output=True, text=True, timeout=30, check=False)
+    command = [
+        sys.executable,
+        "-I",
+        "-S",
+        "-c",
+        ESCAPE_SCRIPT,
+        *map(str, (inside, writable, outside, os.getpid())),
+    ]
+    done = subprocess.run(sandboxed(command, rules), capture_output=True, text=True, timeout=30, check=False)
     assert done.returncode == 0, done.stderr
     assert outside.read_text() == "another's"
     return dict(json.loads(done.stdout))
 
 
 @needs_files
-def test_a_child_reads_its_inputs_and_writes_its_output_and_no_other_file(burgled: dict[str, Any]) -> None:
-    assert (burgled["read inside"], burgled["write output"]) == (None, None)
+def test_process_opens_only_its_inputs_and_output(escape_errors: dict[str, Any]) -> None:
+    assert (escape_errors["read inside"], escape_errors["write output"]) == (None, None)
     refused = (
         "write inside",
         "read outside",
@@ -87,46 +94,46 @@ def test_a_child_reads_its_inputs_and_writes_its_output_and_no_other_file(burgle
         "delete",
         "run a program",
     )
-    assert {name: burgled[name] for name in refused} == dict.fromkeys(refused, 13)
+    assert {name: escape_errors[name] for name in refused} == dict.fromkeys(refused, 13)
 
 
 @needs_network
-def test_a_child_opens_no_sockets_and_gains_no_privileges(burgled: dict[str, Any]) -> None:
+def test_process_opens_no_sockets_and_gains_no_privileges(escape_errors: dict[str, Any]) -> None:
     refused = "inet", "inet6", "unix", "pair", "netlink", "io_uring", "namespace"
-    assert {name: burgled[name] for name in refused} == dict.fromkeys(refused, 13)
-    assert (burgled["no new privileges"], burgled["filter"]) == ("1", "2")
+    assert {name: escape_errors[name] for name in refused} == dict.fromkeys(refused, 13)
+    assert (escape_errors["no new privileges"], escape_errors["filter"]) == ("1", "2")
 
 
 @needs_files
-def test_a_child_signals_nobody_outside(burgled: dict[str, Any]) -> None:
-    if burgled["signal"] is None:
-        pytest.skip("this kernel's Landlock knows no signals (Linux 6.12)")
-    assert burgled["signal"] == 1
+def test_process_cannot_signal_others(escape_errors: dict[str, Any]) -> None:
+    if escape_errors["signal"] is None:
+        pytest.skip("this kernel's Landlock does not scope signals (Linux 6.12 does)")
+    assert escape_errors["signal"] == 1
 
 
-def words(stream: Any, **more: Any) -> tuple[int, str]:
-    with process.Child(stream, **more) as child:
+def run_ffmpeg(stream: Any) -> tuple[int, str]:
+    with process.FfmpegProcess(stream) as child:
         return child.finish(20), child.messages
 
 
 @needs_files
-def test_ffmpeg_opens_no_other_film(clip: Path, tmp_path: Path) -> None:
-    """As a hostile file may make it try: here a filter does."""
+def test_ffmpeg_opens_no_other_file(clip: Path, tmp_path: Path) -> None:
+    """A filter opens it, as a hostile file could."""
     inner = builder.output(builder.input(f"movie={clip}", format="lavfi"), "-", format="null")
-    status, messages = words(inner)
+    status, messages = run_ffmpeg(inner)
     assert status != 0
     assert "Permission denied" in messages
-    own = builder.output(process.untrusted(clip, process.VIDEO_FORMATS)["V:0"], "-", format="null")
-    assert words(own) == (0, "")
+    own = builder.output(process.untrusted_input(clip, process.VIDEO_FORMATS)["V:0"], "-", format="null")
+    assert run_ffmpeg(own) == (0, "")
 
 
 @needs_files
 def test_ffmpeg_writes_no_other_file(clip: Path, tmp_path: Path) -> None:
-    source = process.untrusted(clip, process.VIDEO_FORMATS)["V:0"]
+    source = process.untrusted_input(clip, process.VIDEO_FORMATS)["V:0"]
     named, other = tmp_path / "named.mp4", tmp_path / "other.mp4"
-    assert words(builder.output(source, process.file_url(named), c="copy"))[0] == 0
+    assert run_ffmpeg(builder.output(source, process.file_url(named), c="copy"))[0] == 0
     assert media.probe_video(named)
-    status, messages = words(builder.output(source, str(other), c="copy"))
+    status, messages = run_ffmpeg(builder.output(source, str(other), c="copy"))
     assert status != 0
     assert "Permission denied" in messages
     assert not other.exists()
@@ -136,7 +143,7 @@ def test_ffmpeg_writes_no_other_file(clip: Path, tmp_path: Path) -> None:
 def test_ffmpeg_reaches_no_server() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listening:
         url = f"tcp://127.0.0.1:{listening.getsockname()[1]}"
-        status, messages = words(builder.output(builder.input(url, format="mpegts"), "-", format="null"))
+        status, messages = run_ffmpeg(builder.output(builder.input(url, format="mpegts"), "-", format="null"))
         assert status != 0
         assert "Permission denied" in messages
         listening.settimeout(0.2)
@@ -144,11 +151,11 @@ def test_ffmpeg_reaches_no_server() -> None:
             listening.accept()
 
 
-def test_the_fence_has_what_a_command_names(tmp_path: Path) -> None:
+def test_file_rules_contain_the_files_of_a_command(tmp_path: Path) -> None:
     listing = tmp_path / "list"
     listing.mkdir()
     (listing / "0.mp4").symlink_to("/elsewhere/a.mp4")
-    given = [
+    command = [
         "/usr/bin/ffmpeg",
         "-f",
         "concat",
@@ -159,15 +166,15 @@ def test_the_fence_has_what_a_command_names(tmp_path: Path) -> None:
         "-i",
         "file:/in/b.mp4",
     ]
-    found = fence([*given, "-c", "copy", "file:/out/c.mp4"])
-    own = [rule for rule in found if rule[1:] not in SYSTEM]
+    rules = file_rules([*command, "-c", "copy", "file:/out/c.mp4"])
+    own = [rule for rule in rules if rule[1:] not in SYSTEM_PATHS]
     assert {f"r{listing}/0.mp4", "r/in/b.mp4", "w/out/c.mp4"} <= set(own)
     assert not {f"r{listing}", "r/in", "w/out", "w/in/b.mp4", "r/"} & set(own)
 
 
-def test_a_verifying_child_opens_no_sockets() -> None:
-    if not HOLDS.no_network:
-        pytest.skip(HOLDS.describe())
+def test_verification_process_opens_no_sockets() -> None:
+    if not STATUS.blocks_network:
+        pytest.skip(STATUS.describe())
     from server.workers.verification import _limited
 
     done = subprocess.run(
