@@ -12,7 +12,6 @@ import torch
 from lipsync_engine.audio import vad
 from lipsync_engine.audio.features import MelWriter
 from tests.support.paths import SHARED
-from tests.support.paths import SHARED
 
 torch.set_num_threads(1)
 
