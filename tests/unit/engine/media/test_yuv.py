@@ -43,25 +43,27 @@ def whole(form: FrameFormat) -> Box:
     return (0, 0, form.width, form.height)
 
 
-@pytest.mark.parametrize("form", FORMATS, ids=str)
-def test_bytes_round_trip(form: FrameFormat) -> None:
-    frame = noise(form)
-    data = frame.to_bytes()
-    assert len(data) == form.frame_bytes
-    assert same(Frame.from_bytes(form, data), frame)
-    with pytest.raises(ValueError, match="bytes"):
-        Frame.from_bytes(form, data[:-2])
+def test_bytes_round_trip(subtests: pytest.Subtests) -> None:
+    for form in FORMATS:
+        with subtests.test(form=form):
+            frame = noise(form)
+            data = frame.to_bytes()
+            assert len(data) == form.frame_bytes
+            assert same(Frame.from_bytes(form, data), frame)
+            with pytest.raises(ValueError, match="bytes"):
+                Frame.from_bytes(form, data[:-2])
 
 
-@pytest.mark.parametrize("form", FORMATS, ids=str)
-@pytest.mark.parametrize("box", [(0, 0, 47, 32), (3, 5, 20, 22), (8, 6, 40, 30)])
-def test_own_pixels_or_no_weight_change_nothing(form: FrameFormat, box: Box) -> None:
-    frame = noise(form)
-    x0, y0, x1, y1 = box
-    rgb = region_to_rgb(frame, box)
-    assert rgb.shape == (y1 - y0, x1 - x0, 3)
-    assert same(blend_region(frame, box, rgb, np.ones(rgb.shape[:2], np.float32)), frame)
-    assert same(blend_region(frame, box, 255 - rgb, np.zeros(rgb.shape[:2], np.float32)), frame)
+def test_own_pixels_or_no_weight_change_nothing(subtests: pytest.Subtests) -> None:
+    for form in FORMATS:
+        for box in [(0, 0, 47, 32), (3, 5, 20, 22), (8, 6, 40, 30)]:
+            with subtests.test(form=form, box=box):
+                frame = noise(form)
+                x0, y0, x1, y1 = box
+                rgb = region_to_rgb(frame, box)
+                assert rgb.shape == (y1 - y0, x1 - x0, 3)
+                assert same(blend_region(frame, box, rgb, np.ones(rgb.shape[:2], np.float32)), frame)
+                assert same(blend_region(frame, box, 255 - rgb, np.zeros(rgb.shape[:2], np.float32)), frame)
 
 
 @given(
@@ -91,9 +93,8 @@ def test_only_the_box_changes_and_the_input_never(
         assert np.array_equal(before[~inside], after[~inside])
 
 
-@pytest.mark.parametrize(
-    ("matrix", "full", "yuv", "rgb"),
-    [
+def test_known_colours(subtests: pytest.Subtests) -> None:
+    for matrix, full, yuv, rgb in [
         # Pure red, green, blue and white by the standards' own numbers.
         (Matrix.BT601, False, (81, 90, 240), (255, 0, 0)),
         (Matrix.BT601, False, (145, 54, 34), (0, 255, 0)),
@@ -104,34 +105,35 @@ def test_only_the_box_changes_and_the_input_never(
         (Matrix.BT709, False, (235, 128, 128), (255, 255, 255)),
         (Matrix.BT709, True, (255, 128, 128), (255, 255, 255)),
         (Matrix.BT709, False, (16, 128, 128), (0, 0, 0)),
-    ],
-)
-@pytest.mark.parametrize("chroma", Chroma)
-def test_known_colours(
-    matrix: Matrix, full: bool, yuv: tuple[int, int, int], rgb: tuple[int, int, int], chroma: Chroma
-) -> None:
-    form = FrameFormat(16, 16, chroma, 8, matrix, full)
-    assert np.abs(region_to_rgb(flat(form, *yuv), (2, 2, 14, 14)) - rgb).max() < 2.0
-    # And back: painting that colour on grey gives those sample values.
-    ones = np.ones((16, 16), np.float32)
-    painted = blend_region(
-        flat(form, 120, 128, 128), whole(form), np.broadcast_to(np.array(rgb, np.float32), (16, 16, 3)), ones
-    )
-    for plane, level in zip((painted.y, painted.u, painted.v), yuv, strict=True):
-        assert np.abs(plane.astype(int) - level).max() <= 1
+    ]:
+        for chroma in Chroma:
+            with subtests.test(matrix=matrix, full=full, yuv=yuv, rgb=rgb, chroma=chroma):
+                form = FrameFormat(16, 16, chroma, 8, matrix, full)
+                assert np.abs(region_to_rgb(flat(form, *yuv), (2, 2, 14, 14)) - rgb).max() < 2.0
+                # And back: painting that colour on grey gives those sample values.
+                ones = np.ones((16, 16), np.float32)
+                painted = blend_region(
+                    flat(form, 120, 128, 128),
+                    whole(form),
+                    np.broadcast_to(np.array(rgb, np.float32), (16, 16, 3)),
+                    ones,
+                )
+                for plane, level in zip((painted.y, painted.u, painted.v), yuv, strict=True):
+                    assert np.abs(plane.astype(int) - level).max() <= 1
 
 
-@pytest.mark.parametrize("form", FORMATS, ids=str)
-def test_ten_bits_and_all_layouts_agree_on_smooth_pictures(form: FrameFormat) -> None:
+def test_ten_bits_and_all_layouts_agree_on_smooth_pictures(subtests: pytest.Subtests) -> None:
     """A slow colour gradient: what is painted is read back within rounding."""
-    ramp_x = np.linspace(60, 190, form.width, dtype=np.float32)
-    ramp_y = np.linspace(80, 170, form.height, dtype=np.float32)
-    wanted = np.stack(np.broadcast_arrays(ramp_x[None, :], ramp_y[:, None], np.float32(120)), axis=-1)
-    weight = np.ones((form.height, form.width), np.float32)
-    painted = blend_region(flat(form, 120, 128, 128), whole(form), wanted, weight)
-    error = np.abs(region_to_rgb(painted, whole(form)) - wanted)
-    assert error[2:-2, 2:-2].max() < (2.5 if form.bit_depth == 8 else 1.0)
-    assert error.max() < 6.0
+    for form in FORMATS:
+        with subtests.test(form=form):
+            ramp_x = np.linspace(60, 190, form.width, dtype=np.float32)
+            ramp_y = np.linspace(80, 170, form.height, dtype=np.float32)
+            wanted = np.stack(np.broadcast_arrays(ramp_x[None, :], ramp_y[:, None], np.float32(120)), axis=-1)
+            weight = np.ones((form.height, form.width), np.float32)
+            painted = blend_region(flat(form, 120, 128, 128), whole(form), wanted, weight)
+            error = np.abs(region_to_rgb(painted, whole(form)) - wanted)
+            assert error[2:-2, 2:-2].max() < (2.5 if form.bit_depth == 8 else 1.0)
+            assert error.max() < 6.0
 
 
 def test_chroma_sits_on_the_even_columns_and_between_rows() -> None:
