@@ -96,7 +96,7 @@ def choose_device(
     return _with_dtype(device, why, dtype, hardware)
 
 
-def choose_compiling(requested: bool | None) -> bool:
+def choose_compile(requested: bool | None) -> bool:
     """Whether networks are compiled: as asked, else as LIPSYNC_COMPILE says, else not.
 
     Raises:

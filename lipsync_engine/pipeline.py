@@ -23,7 +23,7 @@ from pydantic import TypeAdapter
 
 from lipsync_engine import faces, media
 from lipsync_engine.cache import default_cache_dir
-from lipsync_engine.device import choose_compiling, choose_device, choose_fp8
+from lipsync_engine.device import choose_compile, choose_device, choose_fp8
 from lipsync_engine.errors import FaceError
 from lipsync_engine.faces.registry import load_detector
 from lipsync_engine.models import LipSyncModel, load_model
@@ -124,7 +124,7 @@ class LipSyncPipeline:
         model = load_model(name, device=chosen.device, dtype=chosen.dtype, store=store)
         if choose_fp8(fp8, chosen.device):
             model.to_float8()
-        if choose_compiling(compiled):
+        if choose_compile(compiled):
             model.compile((cache_dir or default_cache_dir()) / "compiled")
         found_by = detector or store.entry(name).detector
         finder = load_detector(found_by, store)

@@ -46,7 +46,7 @@ def in_threads(works: list[Callable[[], None]], clock: Callable[[], float] = tim
 
 def windows_per_s(model: LatentSync, jobs: int, most: int, steps: int) -> float:
     """Of `jobs` threads that make `WINDOWS` between them, `most` windows in one run."""
-    model._network.most = most
+    model.denoiser.max_windows = most
 
     def work(number: int) -> None:
         window = Window.random(model, seed=number)
@@ -62,8 +62,8 @@ def differences(model: LatentSync, jobs: int, steps: int) -> dict[str, float]:
     windows = [Window.random(model, seed=number) for number in range(jobs)]
     alone = [window.denoised(model, steps) for window in windows]
     found: dict[int, torch.Tensor] = {}
-    model._network.most = jobs
-    model._network.runs.clear()
+    model.denoiser.max_windows = jobs
+    model.denoiser.batch_sizes.clear()
 
     def work(number: int) -> None:
         found[number] = windows[number].denoised(model, steps)
@@ -73,7 +73,7 @@ def differences(model: LatentSync, jobs: int, steps: int) -> dict[str, float]:
     return {
         "largest": max(float((one - other).abs().max()) for one, other in pairs),
         "relative": max(distance(one, other) for one, other in pairs),
-        "windows_per_run": round(statistics.fmean(model._network.runs.elements()), 2),
+        "windows_per_run": round(statistics.fmean(model.denoiser.batch_sizes.elements()), 2),
     }
 
 

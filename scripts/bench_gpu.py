@@ -39,10 +39,10 @@ from lipsync_engine.faces import FaceDetector
 from lipsync_engine.faces.drawn import DrawnFaceDetector
 from lipsync_engine.models import ModelInfo
 from lipsync_engine.models.latentsync.config import RunConfig, UNetConfig
-from lipsync_engine.models.latentsync.fp8 import LEAST_WORK, to_float8
-from lipsync_engine.models.latentsync.memory import DEFAULT_PLAN, PLANS, MemoryPlan, Thrift, plan_memory
-from lipsync_engine.models.latentsync.model import LatentSync, needs
-from lipsync_engine.models.latentsync.offload import offload
+from lipsync_engine.models.latentsync.fp8 import MIN_FLOP_PER_BYTE, to_float8
+from lipsync_engine.models.latentsync.memory import DEFAULT_PLAN, PLANS, MemoryMode, MemoryPlan, plan_memory
+from lipsync_engine.models.latentsync.model import LatentSync, estimate_memory
+from lipsync_engine.models.latentsync.offload import enable_cpu_offload
 from lipsync_engine.models.latentsync.unet import LatentSyncUNet
 from lipsync_engine.params import EXACT, PRESETS, Shortcuts
 from lipsync_engine.weights import WeightsStore
@@ -70,12 +70,18 @@ class Size:
     frame: tuple[int, int]
     clip_s: float
     matmul: int
-    least_work: float
+    min_flop_per_byte: float
     """See `to_float8`."""
 
 
 FULL = Size(
-    UNetConfig(), flops.VAE, {"latentsync-1.5": 256, "latentsync-1.6": 512}, (1920, 1080), 6, 8192, LEAST_WORK
+    UNetConfig(),
+    flops.VAE,
+    {"latentsync-1.5": 256, "latentsync-1.6": 512},
+    (1920, 1080),
+    6,
+    8192,
+    MIN_FLOP_PER_BYTE,
 )
 SMALL = Size(
     UNetConfig(block_out_channels=(32, 64, 64, 64), layers_per_block=1),
@@ -146,7 +152,7 @@ class Bench:
     def _plan(self, info: ModelInfo, unet: LatentSyncUNet, vae: AutoencoderKL) -> MemoryPlan:
         if self.device.type != "cuda":
             return DEFAULT_PLAN
-        need = needs(info, unet, vae, self.dtype)
+        need = estimate_memory(info, unet, vae, self.dtype)
         free = torch.cuda.mem_get_info(self.device)[0] + need.weights_bytes  # the weights are there already
         return plan_memory(free, need) or PLANS[-1]
 
@@ -239,7 +245,7 @@ def lean_distance(model: LatentSync) -> float:
     """How far the leanest plan that cuts no tiles is from the one in use; rounding alone."""
     window = Window.random(model)
     wanted = window.denoised(model, 2)
-    plan, model.memory = model.memory, MemoryPlan(Thrift.SINGLE, 1)
+    plan, model.memory = model.memory, MemoryPlan(MemoryMode.SEQUENTIAL, 1)
     found = window.denoised(model, 2)
     model.memory = plan
     return distance(found, wanted)
@@ -249,7 +255,7 @@ def card_report(bench: Bench, model: LatentSync) -> Iterator[Report]:
     """Plans of smaller cards, each under the allocator's limit: speed, peak, distance to this card's plan."""
     window, total = Window.random(model), torch.cuda.get_device_properties(bench.device).total_memory
     wanted, steps = window.denoised(model, 2), 2
-    need = needs(model.info, model.unet, model._vae, bench.dtype)
+    need = estimate_memory(model.info, model.unet, model.vae, bench.dtype)
     report: Report = {}
     for card_gb in CARDS_GB:  # from the largest, for weights that wait on the host stay there
         limit = int(card_gb * GIGA) - CONTEXT_BYTES
@@ -258,8 +264,8 @@ def card_report(bench: Bench, model: LatentSync) -> Iterator[Report]:
             continue
         torch.cuda.empty_cache()
         torch.cuda.set_per_process_memory_fraction(limit / total, bench.device)
-        if chosen.thrift is Thrift.OFFLOADED:
-            offload(model.unet, bench.device)
+        if chosen.mode is MemoryMode.OFFLOAD:
+            enable_cpu_offload(model.unet, bench.device)
         model.memory = chosen
         found = window.denoised(model, steps)
         took = bench.seconds(lambda: window.denoised(model, steps), 1)
@@ -299,7 +305,7 @@ def fp8_report(bench: Bench, model: LatentSync, cache_dir: Path) -> Iterator[Rep
             return
     window = Window.random(model)
     wanted = {name: window.denoised(model, steps, cuts) for name, (steps, cuts) in chosen_modes().items()}
-    report: Report = {"layers": len(to_float8(model.unet, bench.size.least_work))}
+    report: Report = {"layers": len(to_float8(model.unet, bench.size.min_flop_per_byte))}
     for report["eager"] in changed_modes(bench, model, wanted):
         yield report
     if bench.device.type == "cuda":

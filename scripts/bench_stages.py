@@ -37,7 +37,7 @@ from lipsync_engine import faces, media
 from lipsync_engine.faces.align import crop_size
 from lipsync_engine.faces.compositor import SoftCompositor
 from lipsync_engine.media.yuv import Frame, region_to_rgb
-from lipsync_engine.models.latentsync.mask import fixed_mask
+from lipsync_engine.models.latentsync.mask import load_fixed_mask
 from lipsync_engine.params import Quality
 from lipsync_engine.planning.plan import ANALYSIS_MAX_SIDE
 from scripts.reference_detector import ReferenceDetector
@@ -102,7 +102,7 @@ def picture(frame: Frame) -> np.ndarray:
 def face_stages(frame: Frame, folder: Path, resolution: int, repeats: int) -> dict[str, dict[str, float]]:
     """Crop a face out of a frame, and paste a generated one back."""
     theirs = reference_restorer(folder, resolution)
-    compositor = SoftCompositor(fixed_mask(resolution).astype(np.float32), Fraction(1))
+    compositor = SoftCompositor(load_fixed_mask(resolution).astype(np.float32), Fraction(1))
     matrix = compositor.matrices(FACE)[0]
     rgb, points = picture(frame), np.rint(FACE[0])
 

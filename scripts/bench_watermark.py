@@ -26,7 +26,7 @@ from lipsync_engine import LipSyncPipeline, SyncParams, media
 from lipsync_engine.faces import FaceDetector, FaceTracker, YuNetDetector, choose_speaker
 from lipsync_engine.faces.compositor import SoftCompositor
 from lipsync_engine.faces.registry import load_detector
-from lipsync_engine.models.latentsync.mask import fixed_mask
+from lipsync_engine.models.latentsync.mask import load_fixed_mask
 from lipsync_engine.params import FaceChoice, Quality
 from lipsync_engine.provenance.watermark import marked
 from lipsync_engine.provenance.watermark.pattern import THRESHOLD
@@ -78,7 +78,7 @@ def mark(source: Path, detector: FaceDetector, plain: Path, path: Path) -> None:
             tracker.add(pts_s, picture)
             times.append(pts_s)
     points = choose_speaker(tracker.snapshot(is_complete=True), FaceChoice(), 60.0).points
-    compositor = SoftCompositor(fixed_mask(RESOLUTION).astype(np.float32), info.sample_aspect_ratio)
+    compositor = SoftCompositor(load_fixed_mask(RESOLUTION).astype(np.float32), info.sample_aspect_ratio)
     matrices = compositor.matrices(points)
     with (
         media.SegmentWriter(plain, info, info.frame_rate, Quality.DEFAULT, None) as unmarked,

@@ -38,7 +38,7 @@ from lipsync_engine import media
 from lipsync_engine.faces import align
 from lipsync_engine.faces.drawn import STRIDE, FaceNet
 from lipsync_engine.models.latentsync.config import UNetConfig
-from lipsync_engine.models.latentsync.mask import fixed_mask, latent_mask
+from lipsync_engine.models.latentsync.mask import downsample_mask, load_fixed_mask
 from lipsync_engine.models.latentsync.unet import LatentSyncUNet
 from tests.support import presenter, speech
 
@@ -415,7 +415,7 @@ def clips(work: Path, heard: list[dict[str, Tensor]]) -> dict[str, Tensor]:
 
 def regions() -> tuple[Tensor, Tensor]:
     """bool (R, R): what is generated, and the part of it where the mouth lies."""
-    generated = torch.from_numpy(fixed_mask(RESOLUTION)) < 0.5
+    generated = torch.from_numpy(load_fixed_mask(RESOLUTION)) < 0.5
     mouth = torch.zeros_like(generated)
     rows, columns = (
         slice(*(int(share * RESOLUTION) for share in span)) for span in ((0.52, 0.84), (0.3, 0.7))
@@ -429,7 +429,7 @@ def regions() -> tuple[Tensor, Tensor]:
 
 def train_vae(vae: AutoencoderKL, clock: Clock, seen: dict[str, Tensor]) -> Iterator[str]:
     faces = seen["faces"].flatten(0, 1)
-    mask = torch.from_numpy(fixed_mask(RESOLUTION)).float()
+    mask = torch.from_numpy(load_fixed_mask(RESOLUTION)).float()
     generated, mouth = regions()
     weight = 1 + generated.float() + 6 * mouth.float()
     vae.to(memory_format=torch.channels_last)
@@ -466,7 +466,7 @@ class Latents:
 def encoded(
     seen: dict[str, Tensor], heard: list[dict[str, Tensor]], listener: Listener, vae: AutoencoderKL
 ) -> Latents:
-    mask = torch.from_numpy(fixed_mask(RESOLUTION)).float()
+    mask = torch.from_numpy(load_fixed_mask(RESOLUTION)).float()
     states = [listener.states(row["mel"][None].float())[0] for row in heard]  # (layers, 1500, D) each
     steps = [
         states[k][:, 2 * a : 2 * (a + CLIP_FRAMES)].transpose(0, 1)
@@ -492,7 +492,7 @@ def train_unet(unet: LatentSyncUNet, clock: Clock, data: Latents) -> Iterator[st
     generated, mouth = (functional.avg_pool2d(area[None, None].float(), FACTOR)[0, 0] for area in regions())
     weight = 0.3 + generated + 4 * mouth
     weight = (weight / weight.mean())[None, None, None]
-    kept = torch.from_numpy(latent_mask(fixed_mask(RESOLUTION), FACTOR)).float()
+    kept = torch.from_numpy(downsample_mask(load_fixed_mask(RESOLUTION), FACTOR)).float()
     learner = copy.deepcopy(unet)
     chosen = Optimiser(learner, 1.5e-3, clock)
     average, step = None, 0

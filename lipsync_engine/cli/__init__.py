@@ -245,7 +245,7 @@ def doctor(
     from lipsync_engine import media
     from lipsync_engine.cache import default_cache_dir
     from lipsync_engine.cli.memory import plans
-    from lipsync_engine.device import choose_compiling, choose_device, choose_fp8
+    from lipsync_engine.device import choose_compile, choose_device, choose_fp8
     from lipsync_engine.provenance import Marker
     from lipsync_engine.weights import WeightsStore
 
@@ -255,7 +255,7 @@ def doctor(
         table.add_row(library, version(library))
     chosen = choose_device(None, None)
     table.add_row("device", f"{chosen.device} {str(chosen.dtype).removeprefix('torch.')} ({chosen.reason})")
-    compiling = "on" if choose_compiling(None) else "off"
+    compiling = "on" if choose_compile(None) else "off"
     table.add_row("compiled", f"{compiling} (LIPSYNC_COMPILE)")
     try:
         fp8 = "on" if choose_fp8(None, chosen.device) else "off"

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import torch
 
-from lipsync_engine.models.latentsync.memory import plan_memory, published_needs
+from lipsync_engine.models.latentsync.memory import estimate_published, plan_memory
 from lipsync_engine.weights import WeightsStore
 
 GIGA = 10**9
@@ -31,10 +31,10 @@ def plans(
     for entry in store.entries():
         if entry.family != "latentsync" or any(file.role == "unet_config" for file in entry.files):
             continue
-        needs = published_needs(entry.resolution, dtype.itemsize)
-        plan = plan_memory(free, needs)
+        estimate = estimate_published(entry.resolution, dtype.itemsize)
+        plan = plan_memory(free, estimate)
         if plan is None:
             yield entry.name, f"does not fit into the {free / GIGA:.1f} GB that are free"
         else:
-            peak = needs.peak_bytes(plan) / GIGA
+            peak = estimate.peak_bytes(plan) / GIGA
             yield entry.name, f"{plan.describe()}: {peak:.1f} of {free / GIGA:.1f} GB"

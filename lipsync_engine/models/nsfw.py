@@ -1,6 +1,7 @@
-"""A classifier of pictures that says how likely one is not safe for work, as transformers runs it.
+"""Image classifier that returns the probability of content that is not safe for work (NSFW).
 
-Any image classifier of transformers with a label `nsfw` will do; the manifest names one. It knows no videos.
+Any image classifier of transformers with a label `nsfw` works; the manifest names one. This module does not
+know videos.
 """
 
 from __future__ import annotations
@@ -20,11 +21,11 @@ from lipsync_engine.errors import ErrorCode, WeightsError
 LABEL = "nsfw"
 
 
-class ContentClassifier:
-    """A loaded classifier.
+class NsfwClassifier:
+    """A loaded NSFW classifier.
 
     Args:
-        folder: config.json, model.safetensors and preprocessor_config.json, as transformers writes them.
+        folder: with config.json, model.safetensors and preprocessor_config.json in transformers' format.
         device: where it runs.
 
     Raises:
@@ -43,19 +44,18 @@ class ContentClassifier:
                 f"The content classifier in {folder} cannot be loaded ({str(error).splitlines()[0]}): get "
                 "the files that `lipsync weights list` names.",
             ) from error
-        places = [at for label, at in model.config.label2id.items() if label.lower() == LABEL]
-        if not places:
+        class_ids = [class_id for label, class_id in model.config.label2id.items() if label.lower() == LABEL]
+        if not class_ids:
             raise WeightsError(
                 ErrorCode.WEIGHTS_ARCHITECTURE,
-                f"The content classifier in {folder} knows no label {LABEL!r}, only "
-                f"{', '.join(model.config.label2id)}: it is another model.",
+                f"The content classifier in {folder} has no label {LABEL!r}, only "
+                f"{', '.join(model.config.label2id)}: get the files that `lipsync weights list` names.",
             )
-        self._model, self._place, self._device = model.eval().to(device), places[0], device
+        self._model, self._class_id, self._device = model.eval().to(device), class_ids[0], device
 
     @torch.inference_mode()
-    def scores(self, pictures: Sequence[npt.NDArray[np.uint8]]) -> list[float]:
-        """Of each picture, uint8 (H, W, 3) RGB, the probability 0..1 that it is not safe for work."""
-        images = [Image.fromarray(picture) for picture in pictures]
-        seen = self._processor(images=images, return_tensors="pt")["pixel_values"].to(self._device)
-        likely = self._model(pixel_values=seen).logits.float().softmax(dim=-1)
-        return [float(one) for one in likely[:, self._place]]
+    def classify(self, images: Sequence[npt.NDArray[np.uint8]]) -> list[float]:
+        """Return the probability 0..1 of NSFW content for each image, uint8 (H, W, 3) RGB."""
+        inputs = self._processor(images=[Image.fromarray(image) for image in images], return_tensors="pt")
+        logits = self._model(pixel_values=inputs["pixel_values"].to(self._device)).logits
+        return [float(probability) for probability in logits.float().softmax(dim=-1)[:, self._class_id]]

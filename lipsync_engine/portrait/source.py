@@ -19,7 +19,7 @@ from lipsync_engine import faces, media
 from lipsync_engine.audio import vad
 from lipsync_engine.cache import drop_oldest
 from lipsync_engine.errors import InputError
-from lipsync_engine.models import image_to_video_entry
+from lipsync_engine.models import find_image_to_video_entry
 from lipsync_engine.params import FaceChoice, Motion, SyncParams
 from lipsync_engine.portrait import animation
 from lipsync_engine.progress import Meter, Progress, Stage
@@ -123,7 +123,7 @@ class Clips:
         Raises:
             WeightsError: unknown, missing or damaged; the message names the command that helps.
         """
-        name = image_to_video_entry(model, store).name
+        name = find_image_to_video_entry(model, store).name
         folder = store.files(name)["model_index"].parent
         return cls(name, folder, store.weights_sha256(name), prompt, root, device)
 
@@ -162,8 +162,8 @@ class Clips:
 
         model = image_to_video.load(self.folder, self.device)
         try:
-            prompt = image_to_video.whole_prompt(self.prompt)
-            steps = model.clip(picture, prompt, params.seed, enlarge=params.max_short_side is None)
+            prompt = image_to_video.build_prompt(self.prompt)
+            steps = model.generate_clip(picture, prompt, params.seed, enlarge=params.max_short_side is None)
             meter: Meter | None = None
             with closing(steps):
                 while True:
@@ -175,7 +175,7 @@ class Clips:
                     meter = meter or Meter(Stage.MOTION, total)
                     yield meter.at(done)
         finally:
-            model.free()
+            model.release()
         keep_clip(path, frames)
 
 

@@ -18,7 +18,7 @@ import torch
 
 from lipsync_engine import media
 from lipsync_engine.errors import ErrorCode, InputError, ParameterError
-from lipsync_engine.models.nsfw import ContentClassifier
+from lipsync_engine.models.nsfw import NsfwClassifier
 from lipsync_engine.weights import FileState, WeightsStore
 
 CLASSIFIER = "nsfw-image-detection"
@@ -61,7 +61,7 @@ class ContentGuard:
     """
 
     def __init__(
-        self, policy: ContentPolicy, classifier: ContentClassifier | None, threshold: float = THRESHOLD
+        self, policy: ContentPolicy, classifier: NsfwClassifier | None, threshold: float = THRESHOLD
     ) -> None:
         self._policy, self._classifier, self._threshold = policy, classifier, threshold
 
@@ -88,7 +88,7 @@ class ContentGuard:
         if policy is ContentPolicy.FLAG and not is_here:
             return cls(policy, None)
         folder = store.files(CLASSIFIER)["content_config"].parent
-        return cls(policy, ContentClassifier(folder, device), threshold)
+        return cls(policy, NsfwClassifier(folder, device), threshold)
 
     def look(self, video: media.VideoInfo) -> ContentFinding:
         """Look at a source.
@@ -101,7 +101,7 @@ class ContentGuard:
             return ContentFinding()
         if self._classifier is None:
             return ContentFinding(warning=UNCHECKED)
-        scores = self._classifier.scores(media.sample_frames(video, SAMPLES, MAX_SIDE))
+        scores = self._classifier.classify(media.sample_frames(video, SAMPLES, MAX_SIDE))
         is_nsfw = max(scores) > self._threshold
         if is_nsfw and self._policy is ContentPolicy.REFUSE:
             raise InputError(

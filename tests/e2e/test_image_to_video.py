@@ -145,8 +145,8 @@ def noise_picture(width: int, height: int) -> np.ndarray:
 # --- the model ---
 
 
-def loaded(folder: Path, recipe: image_to_video.Recipe = SHORT) -> image_to_video.ImageToVideo:
-    return image_to_video.ImageToVideo(image_to_video.load(folder, CPU).pipeline, recipe)
+def loaded(folder: Path, settings: image_to_video.GenerationSettings = SHORT) -> image_to_video.ImageToVideo:
+    return image_to_video.ImageToVideo(image_to_video.load(folder, CPU).pipeline, settings)
 
 
 def test_a_clip_follows_the_seed_and_the_prompt(folder: Path) -> None:
@@ -154,7 +154,7 @@ def test_a_clip_follows_the_seed_and_the_prompt(folder: Path) -> None:
     picture = noise_picture(96, 64)
 
     def clip(prompt: str, seed: int) -> tuple[list[tuple[int, int]], np.ndarray]:
-        steps, frames = outcome(model.clip(picture, prompt, seed, enlarge=False))
+        steps, frames = outcome(model.generate_clip(picture, prompt, seed, enlarge=False))
         return steps, np.stack(frames)
 
     steps, frames = clip("he", 1)
@@ -163,13 +163,13 @@ def test_a_clip_follows_the_seed_and_the_prompt(folder: Path) -> None:
     assert np.array_equal(frames, clip("he", 1)[1])
     assert not np.array_equal(frames, clip("he", 2)[1])
     assert not np.array_equal(frames, clip("e e e", 1)[1])
-    model.free()
+    model.release()
 
 
 def test_the_first_frame_is_the_picture(folder: Path) -> None:
     """As the autoencoder renders it, which is all that one with random weights can show."""
     model, picture = loaded(folder), noise_picture(64, 64)
-    _, frames = outcome(model.clip(picture, "e", 1, enlarge=False))
+    _, frames = outcome(model.generate_clip(picture, "e", 1, enlarge=False))
     given = torch.from_numpy(picture).permute(2, 0, 1)[None, :, None].float() / 127.5 - 1
     with torch.no_grad():
         latents = model.pipeline.vae.encode(given).latent_dist.mode()
@@ -183,7 +183,7 @@ def test_closing_stops_within_a_step_and_leaves_no_thread(folder: Path) -> None:
     model = loaded(folder, dataclasses.replace(SHORT, num_inference_steps=100))
     calls: list[int] = []
     model.pipeline.transformer.register_forward_hook(lambda *_: calls.append(1))
-    steps = model.clip(noise_picture(64, 64), "e", 1, enlarge=False)
+    steps = model.generate_clip(noise_picture(64, 64), "e", 1, enlarge=False)
     while next(steps)[0] < 2:
         pass
     before = len(calls)
@@ -197,7 +197,7 @@ def test_what_is_no_picture_is_refused(folder: Path) -> None:
     with torch.no_grad():
         model.pipeline.transformer.proj_out.bias.fill_(torch.nan)
     with pytest.raises(OutputError) as refused:
-        outcome(model.clip(noise_picture(64, 64), "e", 1, enlarge=False))
+        outcome(model.generate_clip(noise_picture(64, 64), "e", 1, enlarge=False))
     assert refused.value.code is ErrorCode.OUTPUT_NOT_FINITE
 
 
@@ -254,14 +254,14 @@ def test_parts_that_do_not_fit_are_refused(
     ],
 )
 def test_the_size_keeps_the_aspect(picture: tuple[int, int], enlarge: bool, size: tuple[int, int]) -> None:
-    assert image_to_video.clip_size(*picture, area=1280 * 704, multiple=32, enlarge=enlarge) == size
+    assert image_to_video.fit_clip_size(*picture, area=1280 * 704, multiple=32, enlarge=enlarge) == size
 
 
 def test_the_prompt_always_asks_for_closed_lips() -> None:
-    idle = image_to_video.whole_prompt(None)
-    assert image_to_video.whole_prompt("  ") == idle
+    idle = image_to_video.build_prompt(None)
+    assert image_to_video.build_prompt("  ") == idle
     assert "closed lips" in idle
-    assert image_to_video.whole_prompt(" She sings. ") == f"She sings. {idle}"
+    assert image_to_video.build_prompt(" She sings. ") == f"She sings. {idle}"
 
 
 # --- to and fro ---

@@ -179,7 +179,7 @@ def made_pack(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "ref_latents": inputs.reference_latents,
         "audio": inputs.audio,
         "timesteps": torch.tensor([step.timestep for step in loop]),
-        "guided_eps_per_step": torch.stack([step.predicted for step in loop]),
+        "guided_eps_per_step": torch.stack([step.noise_pred for step in loop]),
         "latents_per_step": torch.stack([step.latents for step in loop]),
         "final_latents": loop[-1].latents,
     }

@@ -13,7 +13,7 @@ import torch
 from torch.nn import functional
 
 from lipsync_engine.models import LipSyncModel, load_model
-from lipsync_engine.models.latentsync.mask import fixed_mask
+from lipsync_engine.models.latentsync.mask import load_fixed_mask
 from lipsync_engine.weights import WeightsStore
 
 RESOLUTION = 256
@@ -29,7 +29,7 @@ class StandIn:
         self.info = dataclasses.replace(real.info, name="stand-in", resolution=RESOLUTION)
         self.device, self.dtype = real.device, real.dtype
         self.audio_encoder = real.audio_encoder
-        self.keep_mask = fixed_mask(RESOLUTION).astype(np.float32)
+        self.keep_mask = load_fixed_mask(RESOLUTION).astype(np.float32)
 
     def initial_noise(self, seed: int) -> torch.Tensor:
         return torch.zeros(1, 4, 1, 32, 32)

@@ -1,12 +1,12 @@
-"""One network for several jobs at once: what their windows ask of it at the same time is one run.
+"""Cross-job batching: denoising steps of several jobs run as one forward pass of the network.
 
-Each job samples in a thread of its own, with its own noise and schedule; only runs of the network meet here.
-A round begins when every window that is being sampled waits for its next step, so nobody waits for a clock,
-and a new window joins at the next step. Steps may differ in noise level, number and guidance: what shares a
-run is equal in shape. It knows neither sampling nor jobs.
+Each job samples in its own thread with its own noise and schedule. Only the forward passes are shared. A
+batch starts when every active sampling session waits for its next step, so no timer is involved, and a new
+window joins at the next step (continuous batching). Steps may differ in noise level, step count and guidance
+scale; steps of one batch have equal shapes. This module knows neither schedules nor jobs.
 
-A window's numbers do not depend on its company, for no operation of the network mixes windows; but libraries
-may round differently in batches of other sizes (docs/speed.md has what was measured).
+No operation of the network mixes windows, so a window's result does not depend on the others in its batch,
+except that libraries may round differently in larger batches (docs/speed.md has the measured differences).
 """
 
 from __future__ import annotations
@@ -16,156 +16,168 @@ import logging
 import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import Final
 
 import torch
 from torch import Tensor
 
-from lipsync_engine.models.latentsync.sampling import Network
-from lipsync_engine.models.latentsync.unet import Heard, Sound
+from lipsync_engine.models.latentsync.sampling import Denoiser
+from lipsync_engine.models.latentsync.unet import AudioContext, AudioKV, Prediction
 
 log = logging.getLogger("lipsync.model")
 
-Predicted = tuple[Tensor, Tensor]
-AGAIN: Final = "the device's memory does not hold %d windows at once: %d from now on"
 
+class _PendingStep:
+    """One step of a window that waits for its forward pass, and then its result or error."""
 
-class _Asked:
-    """A window's next step: what is given, and what comes back, a result or an error."""
-
-    def __init__(self, sample: Tensor, timestep: Tensor, heard: Heard, deep: Tensor | None) -> None:
-        self.sample, self.timestep, self.heard, self.deep = sample, timestep, heard, deep
-        self.result: Predicted | Exception | None = None
+    def __init__(
+        self, sample: Tensor, timestep: Tensor, audio_context: AudioContext, cached_features: Tensor | None
+    ) -> None:
+        self.sample, self.timestep = sample, timestep
+        self.audio_context, self.cached_features = audio_context, cached_features
+        self.result: Prediction | Exception | None = None
 
     @property
-    def kind(self) -> tuple[object, ...]:
-        """Equal for steps that may share a run."""
-        first = self.heard[0][0]
-        deep = None if self.deep is None else self.deep.shape
-        return self.sample.shape, first.key.shape, first.silent, deep
+    def batch_key(self) -> tuple[object, ...]:
+        """Equal for steps that can share a forward pass."""
+        audio_kv = self.audio_context[0][0]
+        features_shape = None if self.cached_features is None else self.cached_features.shape
+        return self.sample.shape, audio_kv.key.shape, audio_kv.num_unconditional, features_shape
 
 
-class SharedNetwork:
-    """Says what `network` says, to several threads at once.
+class BatchedDenoiser:
+    """Batches the denoising steps of several threads into single forward passes of `denoiser`.
 
     Args:
-        network: runs in whichever thread arrives last.
-        most: windows in one run; halved when memory does not hold so many.
+        denoiser: runs in the thread whose step completes the batch.
+        max_windows: windows per forward pass; halved when device memory does not suffice.
     """
 
-    def __init__(self, network: Network, most: int) -> None:
-        self.network, self.most = network, most
+    def __init__(self, denoiser: Denoiser, max_windows: int) -> None:
+        self.denoiser, self.max_windows = denoiser, max_windows
         self._changed = threading.Condition()
-        self._sampling = 0
-        self._waiting: list[_Asked] = []
-        self.runs: Counter[int] = Counter()
-        """How many runs were of how many windows."""
+        self._sessions = 0
+        self._pending: list[_PendingStep] = []
+        self.batch_sizes: Counter[int] = Counter()
+        """Number of forward passes by number of windows."""
 
     @contextlib.contextmanager
-    def window(self) -> Iterator[None]:
-        """Around the sampling of one window."""
+    def sampling_session(self) -> Iterator[None]:
+        """Register the calling thread as one that samples a window; `predict` needs it."""
         with self._changed:
-            self._sampling += 1
+            self._sessions += 1
         try:
             yield
         finally:
             with self._changed:
-                self._sampling -= 1
-                self._changed.notify_all()  # nobody waits for this one any more
+                self._sessions -= 1
+                self._changed.notify_all()  # the others no longer wait for this session
 
     @contextlib.contextmanager
-    def still(self) -> Iterator[None]:
-        """While nothing runs: for changes of the network itself."""
+    def exclusive(self) -> Iterator[None]:
+        """Hold off all forward passes, for example while the network itself is changed."""
         with self._changed:
             yield
 
-    def listen(self, audio: Tensor, silent: int = 0) -> Heard:
-        return self.network.listen(audio, silent)
+    def precompute_audio_kv(self, audio: Tensor, num_unconditional: int = 0) -> AudioContext:
+        return self.denoiser.precompute_audio_kv(audio, num_unconditional)
 
     def predict(
-        self, sample: Tensor, timestep: Tensor, heard: Heard, deep: Tensor | None = None
-    ) -> Predicted:
-        """See `LatentSyncUNet.predict`; inside of `window`, with one item."""
-        asked = _Asked(sample, timestep, heard, deep)
+        self,
+        sample: Tensor,
+        timestep: Tensor,
+        audio_context: AudioContext,
+        cached_features: Tensor | None = None,
+    ) -> Prediction:
+        """Predict as `LatentSyncUNet.predict` does, for one window inside a `sampling_session`."""
+        step = _PendingStep(sample, timestep, audio_context, cached_features)
         with self._changed:
-            self._waiting.append(asked)
-            while asked.result is None:
-                if len(self._waiting) >= self._sampling:
-                    self._round()
+            self._pending.append(step)
+            while step.result is None:
+                if len(self._pending) >= self._sessions:
+                    self._run_pending()
                     self._changed.notify_all()
                 else:
                     self._changed.wait()
-        if isinstance(asked.result, Exception):
-            raise asked.result
-        return asked.result
+        if isinstance(step.result, Exception):
+            raise step.result
+        return step.result
 
-    def _round(self) -> None:
-        """One step of every window that waits. The lock is held: a newcomer's turn is the next round."""
-        kinds: dict[tuple[object, ...], list[_Asked]] = {}
-        for asked in self._waiting:
-            kinds.setdefault(asked.kind, []).append(asked)
-        self._waiting = []
-        for same in kinds.values():
-            while same:
-                taken, same = same[: self.most], same[self.most :]
-                self._answer(taken)
+    def _run_pending(self) -> None:
+        """Run all pending steps. The caller holds the lock, so later steps wait for the next call."""
+        groups: dict[tuple[object, ...], list[_PendingStep]] = {}
+        for step in self._pending:
+            groups.setdefault(step.batch_key, []).append(step)
+        self._pending = []
+        for steps in groups.values():
+            while steps:
+                batch, steps = steps[: self.max_windows], steps[self.max_windows :]
+                self._resolve(batch)
 
-    def _answer(self, taken: Sequence[_Asked]) -> None:
-        """Run together; where that fails, each alone, so that an error reaches only whose it is."""
+    def _resolve(self, batch: Sequence[_PendingStep]) -> None:
+        """Run a batch; if it fails, run each step alone, so that only the job at fault gets the error."""
         try:
-            results = self._run(taken)
-        except Exception as error:  # noqa: BLE001  (a thread boundary: raised again in the window's own)
-            if len(taken) == 1:
-                taken[0].result = error
+            results = self._run_batch(batch)
+        except Exception as error:  # noqa: BLE001  (a thread boundary: raised again in the window's thread)
+            if len(batch) == 1:
+                batch[0].result = error
                 return
             if isinstance(error, torch.OutOfMemoryError):
-                self.most = max(1, len(taken) // 2)
-                log.warning(AGAIN, len(taken), self.most)
+                self.max_windows = max(1, len(batch) // 2)
+                log.warning(
+                    "out of device memory with %d windows per batch; continuing with at most %d",
+                    len(batch),
+                    self.max_windows,
+                )
         else:
-            for asked, result in zip(taken, results, strict=True):
-                asked.result = result
+            for step, result in zip(batch, results, strict=True):
+                step.result = result
             return
-        for asked in taken:  # outside of the except block: the exception keeps the failed run's tensors alive
-            self._answer([asked])
+        for step in batch:  # outside the except block: the exception keeps the failed pass's tensors alive
+            self._resolve([step])
 
-    def _run(self, taken: Sequence[_Asked]) -> list[Predicted]:
-        self.runs[len(taken)] += 1
-        first = taken[0]
-        if len(taken) == 1:
-            return [self.network.predict(first.sample, first.timestep, first.heard, first.deep)]
-        predicted, deep = self.network.predict(
-            torch.cat([asked.sample for asked in taken]),
-            torch.stack([asked.timestep for asked in taken]),
-            _together([asked.heard for asked in taken]),
-            None
-            if first.deep is None
-            else _by_sound([asked.deep for asked in taken if asked.deep is not None]),
+    def _run_batch(self, batch: Sequence[_PendingStep]) -> list[Prediction]:
+        self.batch_sizes[len(batch)] += 1
+        first = batch[0]
+        if len(batch) == 1:
+            return [
+                self.denoiser.predict(
+                    first.sample, first.timestep, first.audio_context, first.cached_features
+                )
+            ]
+        caches = [step.cached_features for step in batch if step.cached_features is not None]
+        noise_pred, features = self.denoiser.predict(
+            torch.cat([step.sample for step in batch]),
+            torch.stack([step.timestep for step in batch]),
+            _concat_contexts([step.audio_context for step in batch]),
+            _interleave_items(caches) if caches else None,
         )
-        return list(zip(_apart(predicted, len(taken)), _apart(deep, len(taken)), strict=True))
+        return list(
+            zip(_split_windows(noise_pred, len(batch)), _split_windows(features, len(batch)), strict=True)
+        )
 
 
-def _together(heard: Sequence[Heard]) -> Heard:
-    """What several windows hear; those that hear follow all the silent ones."""
+def _concat_contexts(contexts: Sequence[AudioContext]) -> AudioContext:
+    """Concatenate the audio contexts of several windows; all unconditional rows come first."""
     return tuple(
         tuple(
-            Sound(
-                torch.cat([sound.key for sound in same]),
-                torch.cat([sound.value for sound in same]),
-                sum(sound.silent for sound in same),
+            AudioKV(
+                torch.cat([kv.key for kv in layer_kvs]),
+                torch.cat([kv.value for kv in layer_kvs]),
+                sum(kv.num_unconditional for kv in layer_kvs),
             )
-            for same in zip(*blocks, strict=True)
+            for layer_kvs in zip(*block_kvs, strict=True)
         )
-        for blocks in zip(*heard, strict=True)
+        for block_kvs in zip(*contexts, strict=True)
     )
 
 
-def _by_sound(parts: Sequence[Tensor]) -> Tensor:
-    """Each window's items, silent before heard, in one batch: all silent ones, then all that hear."""
+def _interleave_items(windows: Sequence[Tensor]) -> Tensor:
+    """Concatenate windows of (unconditional, conditional) items: all unconditional items come first."""
     return torch.cat(
-        [item for items in zip(*(part.split(1) for part in parts), strict=True) for item in items]
+        [item for items in zip(*(window.split(1) for window in windows), strict=True) for item in items]
     )
 
 
-def _apart(batch: Tensor, windows: int) -> list[Tensor]:
-    """The reverse: of every window its items."""
-    return [batch[number::windows] for number in range(windows)]
+def _split_windows(batch: Tensor, count: int) -> list[Tensor]:
+    """Invert `_interleave_items`: return the items of each window."""
+    return [batch[number::count] for number in range(count)]

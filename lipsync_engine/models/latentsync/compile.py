@@ -1,9 +1,10 @@
-"""The U-Net made faster for windows of one length: layers compiled, and whole runs recorded as CUDA graphs.
+"""Compiled layers and CUDA graphs for windows of the model's full length.
 
-A layer (residual block, attention, motion) is compiled once for each shape that it has in a full window;
-layers of equal shape share their code. What has another shape, such as the window of a very short clip, runs
-as it is and never starts a compiler. A recorded run costs one launch instead of one per kernel; its inputs
-and results lie at fixed places. It knows neither schedules nor guidance nor files of weights.
+A layer (residual block, attention, motion module) is compiled once for each shape that it has in a full
+window; layers of equal shape share their code. Other shapes, such as the window of a very short clip, run
+uncompiled and never start a compiler. A CUDA graph replays a whole forward pass with one launch instead of
+one per kernel; its inputs and results stay at fixed addresses. This module does not know schedules, guidance
+or weight files.
 """
 
 from __future__ import annotations
@@ -19,56 +20,61 @@ from torch import Tensor
 from torch._dynamo.exc import TorchDynamoException
 
 from lipsync_engine.models.latentsync.unet import (
-    Heard,
+    AudioContext,
     LatentSyncUNet,
     MotionModule,
+    Prediction,
     ResnetBlock,
     SpatialTransformer,
 )
 
 log = logging.getLogger("lipsync.model")
 
-LAYERS = (ResnetBlock, SpatialTransformer, MotionModule)
+COMPILED_LAYERS = (ResnetBlock, SpatialTransformer, MotionModule)
 
-PIECES_OF_CODE = 64
-"""More than torch's own limit of 8 shapes for one function: every width and kind of step has its own."""
+RECOMPILE_LIMIT = 64
+"""Shapes per compiled function; torch's default is 8. Every width and kind of step needs its own code."""
 
-Predicted = tuple[Tensor, Tensor]
-Work = Callable[[], Predicted]
-Record = Callable[[Work], tuple[Predicted, Callable[[], None]]]
-"""From work whose inputs lie at fixed places to its results and a function that does it again into them."""
+Forward = Callable[[], Prediction]
+Capture = Callable[[Forward], tuple[Prediction, Callable[[], None]]]
+"""Captures a forward pass whose inputs stay at fixed addresses. Returns its results and a function that
+replays the pass into the same results."""
 
 
 class CompiledUNet:
-    """Says what `LatentSyncUNet.predict` says, up to rounding; made by `LatentSync.compile`.
+    """A U-Net that predicts as `LatentSyncUNet` does, up to rounding; built by `LatentSync.compile`.
 
     Args:
-        unet: the network; its layers are compiled in place.
-        frames: of a full window.
-        cache_dir: compiled code lies there for the next process, named by everything that it depends on.
-        record: keeps whole runs; None: they are launched piece by piece.
+        unet: its layers are compiled in place.
+        frames: length of a full window.
+        cache_dir: compiled code is stored here for later processes.
+        capture: captures CUDA graphs; None: every kernel is launched separately.
     """
 
     def __init__(
-        self, unet: LatentSyncUNet, frames: int, cache_dir: Path, record: Record | None = None
+        self, unet: LatentSyncUNet, frames: int, cache_dir: Path, capture: Capture | None = None
     ) -> None:
         self._unet, self._frames = unet, frames
-        self._runs = None if record is None else RecordedRuns(unet.predict, record)
+        self._graphs = None if capture is None else CudaGraphs(unet.predict, capture)
         self._stance = "force_eager"
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_dir))
-        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, PIECES_OF_CODE)
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, RECOMPILE_LIMIT)
         for module in unet.modules():
-            if isinstance(module, LAYERS):
+            if isinstance(module, COMPILED_LAYERS):
                 module.compile(dynamic=False)
 
-    def compile(self, every_kind_of_step: Callable[[], object]) -> bool:
-        """Compile what `every_kind_of_step` runs, and nothing from then on; False: it could not be done."""
+    def compile(self, run_all_step_kinds: Callable[[], object]) -> bool:
+        """Compile every shape that `run_all_step_kinds` uses, and none afterwards.
+
+        Returns:
+            False if compilation failed; the network then runs uncompiled.
+        """
         self._stance = "default"
         try:
-            every_kind_of_step()
+            run_all_step_kinds()
         except TorchDynamoException as error:
             log.warning(
-                "the network cannot be compiled and runs as it is: %s. It needs a C++ compiler (g++).",
+                "U-Net cannot be compiled and runs uncompiled: %s. Install a C++ compiler (g++).",
                 str(error).strip().splitlines()[0],
             )
             self._stance = "force_eager"
@@ -76,108 +82,124 @@ class CompiledUNet:
         self._stance = "eager_on_recompile"
         return True
 
-    def listen(self, audio: Tensor, silent: int = 0) -> Heard:
-        return self._unet.listen(audio, silent)
+    def precompute_audio_kv(self, audio: Tensor, num_unconditional: int = 0) -> AudioContext:
+        return self._unet.precompute_audio_kv(audio, num_unconditional)
 
     def predict(
-        self, sample: Tensor, timestep: Tensor, heard: Heard, deep: Tensor | None = None
-    ) -> Predicted:
+        self,
+        sample: Tensor,
+        timestep: Tensor,
+        audio_context: AudioContext,
+        cached_features: Tensor | None = None,
+    ) -> Prediction:
         """See `LatentSyncUNet.predict`."""
         is_full = sample.shape[2] == self._frames
-        predict = self._runs if self._runs is not None and is_full else self._unet.predict
+        predict = self._graphs if self._graphs is not None and is_full else self._unet.predict
         with torch.compiler.set_stance(self._stance if is_full else "force_eager"):
-            return predict(sample, timestep, heard, deep)
+            return predict(sample, timestep, audio_context, cached_features)
 
-    def forget_runs(self) -> bool:
-        """Give back the memory that recorded runs hold; False where there are none."""
-        had, self._runs = self._runs is not None, None
-        return had
-
-
-# --- recorded runs ---
+    def release_graphs(self) -> bool:
+        """Release the memory of the CUDA graphs; return False if there were none."""
+        had_graphs, self._graphs = self._graphs is not None, None
+        return had_graphs
 
 
-class _Given(NamedTuple):
-    """What a run is given, at places that stay."""
+# --- CUDA graphs ---
+
+
+class _GraphInputs(NamedTuple):
+    """Inputs of a graph, at fixed addresses."""
 
     sample: Tensor
     timestep: Tensor
-    heard: Heard
-    deep: Tensor | None
+    audio_context: AudioContext
+    cached_features: Tensor | None
 
 
-class _Run:
-    """One kind of run."""
+class _Graph:
+    """A captured forward pass of one shape."""
 
-    def __init__(self, given: _Given, results: Predicted, again: Callable[[], None], heard: Heard) -> None:
-        self.given, self.results, self.again = given, results, again
-        self.copied = heard  # the same object at every step of a window
+    def __init__(
+        self,
+        inputs: _GraphInputs,
+        results: Prediction,
+        replay: Callable[[], None],
+        audio_context: AudioContext,
+    ) -> None:
+        self.inputs, self.results, self.replay = inputs, results, replay
+        self.copied_context = audio_context  # the same object at every step of a window
 
 
-class RecordedRuns:
-    """Records a run of each kind the first time, and does it again from then on.
+class CudaGraphs:
+    """Captures a forward pass at the first use of each shape and replays it from then on.
 
     Args:
-        predict: `LatentSyncUNet.predict`; windows of one size only.
-        record: see `Record`; `cuda_graphs` on CUDA.
+        predict: `LatentSyncUNet.predict`; windows of one length only.
+        capture: see `Capture`; `cuda_graph_capture` on CUDA.
     """
 
-    def __init__(self, predict: Callable[..., Predicted], record: Record) -> None:
-        self._predict, self._record = predict, record
-        self._runs: dict[tuple[object, ...], _Run] = {}
+    def __init__(self, predict: Callable[..., Prediction], capture: Capture) -> None:
+        self._predict, self._capture = predict, capture
+        self._graphs: dict[tuple[object, ...], _Graph] = {}
 
-    def __call__(self, sample: Tensor, timestep: Tensor, heard: Heard, deep: Tensor | None) -> Predicted:
-        first = heard[0][0]
-        kind = (sample.shape, first.silent, len(first.key), None if deep is None else deep.shape)
-        run = self._runs.get(kind)
-        if run is None:
-            given = _Given(
-                sample.clone(), timestep.clone(), _copy(heard), None if deep is None else deep.clone()
+    def __call__(
+        self, sample: Tensor, timestep: Tensor, audio_context: AudioContext, cached_features: Tensor | None
+    ) -> Prediction:
+        audio_kv = audio_context[0][0]
+        features_shape = None if cached_features is None else cached_features.shape
+        key = (sample.shape, audio_kv.num_unconditional, len(audio_kv.key), features_shape)
+        graph = self._graphs.get(key)
+        if graph is None:
+            inputs = _GraphInputs(
+                sample.clone(),
+                timestep.clone(),
+                _clone_context(audio_context),
+                None if cached_features is None else cached_features.clone(),
             )
-            results, again = self._record(lambda: self._predict(*given))
-            run = self._runs[kind] = _Run(given, results, again, heard)
-        run.given.sample.copy_(sample)
-        run.given.timestep.copy_(timestep)
-        if deep is not None and run.given.deep is not None:
-            run.given.deep.copy_(deep)
-        if run.copied is not heard:
-            _copy_into(run.given.heard, heard)
-            run.copied = heard
-        run.again()
-        predicted, said = run.results
-        return predicted.clone(), said.clone()  # the next run of this kind writes over them
+            results, replay = self._capture(lambda: self._predict(*inputs))
+            graph = self._graphs[key] = _Graph(inputs, results, replay, audio_context)
+        graph.inputs.sample.copy_(sample)
+        graph.inputs.timestep.copy_(timestep)
+        if cached_features is not None and graph.inputs.cached_features is not None:
+            graph.inputs.cached_features.copy_(cached_features)
+        if graph.copied_context is not audio_context:
+            _copy_context(audio_context, graph.inputs.audio_context)
+            graph.copied_context = audio_context
+        graph.replay()
+        noise_pred, features = graph.results
+        return noise_pred.clone(), features.clone()  # the next replay overwrites the results
 
 
-def _copy(heard: Heard) -> Heard:
+def _clone_context(audio_context: AudioContext) -> AudioContext:
     return tuple(
-        tuple(sound._replace(key=sound.key.clone(), value=sound.value.clone()) for sound in block)
-        for block in heard
+        tuple(kv._replace(key=kv.key.clone(), value=kv.value.clone()) for kv in block_kvs)
+        for block_kvs in audio_context
     )
 
 
-def _copy_into(places: Heard, heard: Heard) -> None:
-    for block, said in zip(places, heard, strict=True):
-        for place, sound in zip(block, said, strict=True):
-            place.key.copy_(sound.key)
-            place.value.copy_(sound.value)
+def _copy_context(source: AudioContext, target: AudioContext) -> None:
+    for source_block, target_block in zip(source, target, strict=True):
+        for source_kv, target_kv in zip(source_block, target_block, strict=True):
+            target_kv.key.copy_(source_kv.key)
+            target_kv.value.copy_(source_kv.value)
 
 
-def cuda_graphs(device: torch.device) -> Record:
-    """Records as CUDA graphs, which share their memory: they never run at the same time."""
+def cuda_graph_capture(device: torch.device) -> Capture:
+    """Return a `Capture` for CUDA graphs that share one memory pool, since they never run concurrently."""
     pool = torch.cuda.graph_pool_handle()
 
-    def record(work: Work) -> tuple[Predicted, Callable[[], None]]:
-        # Libraries choose and load kernels at their first uses, which cannot be recorded.
+    def capture(forward: Forward) -> tuple[Prediction, Callable[[], None]]:
+        # Libraries choose and load kernels at their first use, which cannot be captured.
         with torch.cuda.device(device):
             stream = torch.cuda.Stream()
             stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(stream):
                 for _ in range(2):
-                    work()
+                    forward()
             torch.cuda.current_stream().wait_stream(stream)
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
-                results = work()
+                results = forward()
         return results, graph.replay
 
-    return record
+    return capture

@@ -1,7 +1,7 @@
-"""What a set of LatentSync weights says about itself: dimensions of the U-Net and settings of a run.
+"""Configuration that belongs to a set of LatentSync weights: U-Net dimensions and run settings.
 
-The published configuration names many fields that the released weights leave at one value; those are checked
-and not carried. It does not know tensors or files.
+The published configuration has many fields with only one value in all released weights. Those are checked and
+dropped. This module does not know tensors or files.
 """
 
 from __future__ import annotations
@@ -16,27 +16,27 @@ from pydantic.dataclasses import dataclass
 from lipsync_engine.errors import ErrorCode, WeightsError
 
 MOTION_NORM_GROUPS = 32
-"""Groups of the motion modules' norm, whatever `norm_num_groups` says (parity pack 2.3)."""
+"""Groups of the motion modules' norm; `norm_num_groups` does not apply to them (parity pack 2.3)."""
 
 _STRICT = ConfigDict(extra="forbid")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class UNetConfig:
-    """Dimensions of `LatentSyncUNet`; the defaults are LatentSync 1.5's and 1.6's (parity pack section 1).
+    """Dimensions of `LatentSyncUNet`; the defaults are LatentSync 1.5's and 1.6's (parity pack, section 1).
 
     Attributes:
         in_channels, out_channels: latent channels in (noise 4, mask 1, masked 4, reference 4) and out.
         block_out_channels: widths from fine to coarse.
         layers_per_block: residual blocks of a down block; up blocks have one more.
-        attention_head_dim: number of heads (so named in the published file).
+        attention_head_dim: number of heads; the name is the published file's.
         cross_attention_dim: width of an audio token: 384 for whisper-tiny, 768 for whisper-small.
         norm_num_groups, norm_eps: of the residual blocks' group norms.
-        motion_in_encoder, motion_in_decoder: where motion modules stand.
-        motion_heads, motion_max_frames: of the motion modules; a window cannot hold more frames.
+        motion_in_encoder, motion_in_decoder: which half of the U-Net has motion modules.
+        motion_heads, motion_max_frames: of the motion modules; a window cannot have more frames.
 
     Raises:
-        WeightsError: the widths cannot be split into those groups or heads.
+        WeightsError: the widths cannot be split into these groups or heads.
     """
 
     in_channels: int = 13
@@ -53,12 +53,12 @@ class UNetConfig:
     motion_max_frames: int = 24
 
     def __post_init__(self) -> None:
-        parts = {"attention_head_dim": self.attention_head_dim, "norm_num_groups": self.norm_num_groups}
+        divisors = {"attention_head_dim": self.attention_head_dim, "norm_num_groups": self.norm_num_groups}
         if self.motion_in_encoder or self.motion_in_decoder:
-            parts |= {"motion heads": self.motion_heads, "motion norm groups": MOTION_NORM_GROUPS}
-        for name, count in parts.items():
-            if uneven := [width for width in self.block_out_channels if width % count]:
-                raise _unsupported(f"widths {uneven} cannot be split into {count} parts ({name})")
+            divisors |= {"motion_heads": self.motion_heads, "motion_norm_groups": MOTION_NORM_GROUPS}
+        for name, count in divisors.items():
+            if indivisible := [width for width in self.block_out_channels if width % count]:
+                raise _unsupported_config(f"widths {indivisible} are not divisible by {name}={count}")
 
     @property
     def time_embed_dim(self) -> int:
@@ -66,25 +66,25 @@ class UNetConfig:
 
     @classmethod
     def from_published(cls, fields: Mapping[str, Any]) -> UNetConfig:
-        """Read the published form: the `model` part of LatentSync's own configuration files.
+        """Convert the `model` section of LatentSync's published configuration files.
 
-        Fields that this network does not know may be there when they are off (None or False).
+        Unknown fields are accepted if they are off (None or False).
 
         Raises:
             WeightsError: a field is missing, unknown, or has a value that this network does not implement.
         """
-        known = {field.name for field in dataclasses.fields(_Published)}
-        told = {
+        known = {field.name for field in dataclasses.fields(_PublishedConfig)}
+        active = {
             name: value
             for name, value in fields.items()
             if name in known or not (name.startswith("_") or value is None or value is False)
         }
-        if not told.get("use_motion_module"):
-            told = {name: value for name, value in told.items() if not name.startswith("motion_module")}
+        if not active.get("use_motion_module"):
+            active = {name: value for name, value in active.items() if not name.startswith("motion_module")}
         try:
-            published = TypeAdapter(_Published).validate_python(told)
+            published = TypeAdapter(_PublishedConfig).validate_python(active)
         except ValidationError as error:
-            raise _unsupported(_first_problem(error)) from error
+            raise _unsupported_config(_describe_first_error(error)) from error
         published.check_layout()
         return cls(
             in_channels=published.in_channels,
@@ -104,7 +104,7 @@ class UNetConfig:
 
 @dataclass(frozen=True, slots=True, config=_STRICT)
 class SchedulerConfig:
-    """Arguments of diffusers' DDIMScheduler; the defaults are LatentSync's (parity pack section 3)."""
+    """Arguments of diffusers' DDIMScheduler; the defaults are LatentSync's (parity pack, section 3)."""
 
     num_train_timesteps: int = Field(default=1000, ge=1)
     beta_start: float = 0.00085
@@ -120,14 +120,15 @@ class SchedulerConfig:
 
 @dataclass(frozen=True, slots=True, config=_STRICT)
 class RunConfig:
-    """Settings that belong to a set of weights; the defaults are LatentSync 1.5's and 1.6's.
+    """Run settings that belong to a set of weights; the defaults are LatentSync 1.5's and 1.6's.
 
     Attributes:
-        window_frames: frames that the network sees together.
-        audio_context: steps of 40 ms before and after a frame that it hears.
-        num_inference_steps, guidance_scale: used where the caller does not choose.
-        vae_scaling_factor: of the VAE's latents, whatever the VAE's own file says (parity pack section 4).
-        scheduler: of the denoising loop.
+        window_frames: frames that are denoised together.
+        audio_context: steps of 40 ms before and after a frame whose audio conditions it.
+        num_inference_steps, guidance_scale: defaults.
+        vae_scaling_factor: of the latents; the value in the VAE's own file does not apply (parity pack,
+            section 4).
+        scheduler: of the sampling loop.
     """
 
     window_frames: int = Field(default=16, ge=1)
@@ -139,15 +140,15 @@ class RunConfig:
 
     @classmethod
     def parse(cls, fields: Mapping[str, Any]) -> RunConfig:
-        """Read the content of a `model_config` file.
+        """Validate the content of a `model_config` file.
 
         Raises:
-            WeightsError: a field is unknown or has a value that cannot be used.
+            WeightsError: a field is unknown or has an unsupported value.
         """
         try:
             return TypeAdapter(cls).validate_python(fields)
         except ValidationError as error:
-            raise _unsupported(_first_problem(error)) from error
+            raise _unsupported_config(_describe_first_error(error)) from error
 
 
 # --- the published form ---
@@ -164,12 +165,12 @@ class _MotionKwargs:
     temporal_position_encoding: Literal[True] = True
     temporal_position_encoding_max_len: int = Field(default=24, ge=1)
     temporal_attention_dim_div: Literal[1] = 1
-    zero_initialize: bool = True  # how a training starts; nothing for those who load weights
+    zero_initialize: bool = True  # only for training
 
 
 @dataclass(frozen=True, slots=True, config=_STRICT)
-class _Published:
-    """Field by field what the network implements: a Literal is the only value there is."""
+class _PublishedConfig:
+    """The published fields; a Literal is the only supported value."""
 
     in_channels: int = Field(ge=1)
     out_channels: int = Field(ge=1)
@@ -189,7 +190,7 @@ class _Published:
     flip_sin_to_cos: Literal[True] = True
     freq_shift: Literal[0] = 0
     resnet_time_scale_shift: Literal["default"] = "default"
-    sample_size: Any = None  # not used by the maths
+    sample_size: Any = None  # has no effect
     use_motion_module: bool = False
     motion_module_type: Literal["Vanilla"] = "Vanilla"
     motion_module_decoder_only: bool = False
@@ -197,31 +198,33 @@ class _Published:
     motion_module_kwargs: _MotionKwargs = _MotionKwargs()
 
     def check_layout(self) -> None:
-        """Attention everywhere but at the coarsest level, motion modules at every level."""
+        """Check that all levels but the coarsest have attention, and that every level has motion modules."""
         levels = len(self.block_out_channels)
-        implemented = {
+        supported = {
             "down_block_types": ("CrossAttnDownBlock3D",) * (levels - 1) + ("DownBlock3D",),
             "up_block_types": ("UpBlock3D",) + ("CrossAttnUpBlock3D",) * (levels - 1),
             "motion_module_resolutions": tuple(2**level for level in range(levels)),
         }
-        for name, only in implemented.items():
-            if getattr(self, name) not in (None, only):
-                raise _unsupported(f"{name}={list(getattr(self, name))} where {list(only)} is expected")
+        for name, expected in supported.items():
+            if getattr(self, name) not in (None, expected):
+                raise _unsupported_config(
+                    f"{name}={list(getattr(self, name))} where {list(expected)} is expected"
+                )
 
 
-def _first_problem(error: ValidationError) -> str:
+def _describe_first_error(error: ValidationError) -> str:
     problem = error.errors()[0]
     name = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "missing":
         return f"{name} is missing"
     if problem["type"] == "unexpected_keyword_argument":
-        return f"{name}={problem['input']!r} is not known"
+        return f"{name}={problem['input']!r} is unknown"
     return f"{name}={problem['input']!r}: {problem['msg']}"
 
 
-def _unsupported(problem: str) -> WeightsError:
+def _unsupported_config(problem: str) -> WeightsError:
     return WeightsError(
         ErrorCode.WEIGHTS_ARCHITECTURE,
-        f"The model's configuration cannot be used: {problem}. Use the weights and configuration of one "
-        "published LatentSync version together.",
+        f"The model's configuration is not supported: {problem}. Use weights and configuration of the same "
+        "published LatentSync version.",
     )

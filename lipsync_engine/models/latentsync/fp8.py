@@ -1,7 +1,7 @@
 """Linear layers in eight-bit floating point, for GPUs that multiply it at twice the rate of half precision.
 
-Weights are rounded once, inputs at every run; each row has a scale of its own, so what a window says does not
-depend on which others share its run. It knows neither devices nor whether anybody wants it.
+Weights are quantized once, inputs at every forward pass. Each row has its own scale, so a window's result
+does not depend on the other windows of its batch. This module knows neither devices nor settings.
 """
 
 from __future__ import annotations
@@ -10,44 +10,45 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lipsync_engine.models.latentsync.unet import AudioAttention, MotionModule, SpatialTransformer
+from lipsync_engine.models.latentsync.unet import AudioCrossAttention, MotionModule, SpatialTransformer
 
 FLOAT8 = torch.float8_e4m3fn
-LARGEST = torch.finfo(FLOAT8).max
-SMALLEST_SCALE = torch.finfo(torch.float32).tiny
-"""A row of zeros stays zeros."""
+FLOAT8_MAX = torch.finfo(FLOAT8).max
+MIN_SCALE = torch.finfo(torch.float32).tiny
+"""Keeps rows of zeros at zero."""
 
-LEAST_WORK = 300
-"""FLOP of a layer per byte of inputs and results in half precision, which is what its sides decide. With less
-it waits for memory (an H100 does 295 in the time of one byte), and eight bits would only add a pass."""
+MIN_FLOP_PER_BYTE = 300
+"""Arithmetic intensity from which a layer is quantized: FLOP per byte of inputs and results in half
+precision, which follows from its sides. Below it the layer is memory bound (an H100 does 295 FLOP per byte),
+and quantizing the inputs only adds a pass."""
 
-SIDES = 16
-"""What a GPU's eight-bit product needs both sides of the weights to be a multiple of."""
+SIDE_MULTIPLE = 16
+"""Both sides of the weights must be a multiple of this for eight-bit matrix products on a GPU."""
 
 
 class Float8Linear(nn.Module):
-    """Says what `linear` says within about 4 %: (..., K) → (..., N), in the input's dtype.
+    """Linear layer that equals `linear` within about 4 %: (..., K) → (..., N), in the input's dtype.
 
-    Products are summed in float32 and come in bfloat16, the one dtype that every such GPU and version of
-    torch gives for scales by row.
+    Products are summed in float32 and returned in bfloat16, the only dtype that all such GPUs and torch
+    versions support for row-wise scales.
     """
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
-        weight, scale = rounded(linear.weight)
+        weight, scale = quantize_rows(linear.weight)
         self.weight, self.scale = (nn.Parameter(part, requires_grad=False) for part in (weight, scale))
         self.bias = linear.bias
 
     def forward(self, x: Tensor) -> Tensor:
-        rows, scale = rounded(x.flatten(0, -2))
-        by_row = F.ScalingType.RowWise
+        rows, scale = quantize_rows(x.flatten(0, -2))
+        row_wise = F.ScalingType.RowWise
         y: Tensor = F.scaled_mm(
             rows,
             self.weight.t(),
             scale,
-            by_row,
+            row_wise,
             self.scale.t(),
-            by_row,
+            row_wise,
             bias=None if self.bias is None else self.bias.to(torch.bfloat16),
             output_dtype=torch.bfloat16,
             use_fast_accum=True,
@@ -55,39 +56,41 @@ class Float8Linear(nn.Module):
         return y.to(x.dtype).view(*x.shape[:-1], len(self.weight))
 
 
-def rounded(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows (R, K) as float8, each as large as float8 can be, and their scales, float32 (R, 1)."""
-    scale = (rows.abs().amax(-1, keepdim=True).float() / LARGEST).clamp(min=SMALLEST_SCALE)
-    return (rows.float() / scale).clamp(-LARGEST, LARGEST).to(FLOAT8), scale
+def quantize_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Quantize rows (R, K) to float8 over its full range; return them and float32 (R, 1) scales."""
+    scale = (rows.abs().amax(-1, keepdim=True).float() / FLOAT8_MAX).clamp(min=MIN_SCALE)
+    return (rows.float() / scale).clamp(-FLOAT8_MAX, FLOAT8_MAX).to(FLOAT8), scale
 
 
-def to_float8(unet: nn.Module, least_work: float = LEAST_WORK) -> list[str]:
-    """Turn layers of attention and feed-forward into `Float8Linear`, in place.
+def to_float8(unet: nn.Module, min_flop_per_byte: float = MIN_FLOP_PER_BYTE) -> list[str]:
+    """Replace linear layers of attention and feed-forward by `Float8Linear`, in place.
 
     Args:
         unet: `LatentSyncUNet`.
-        least_work: see `LEAST_WORK`.
+        min_flop_per_byte: see `MIN_FLOP_PER_BYTE`.
 
     Returns:
-        Their names.
+        Names of the replaced layers.
     """
-    turned = []
-    once = {  # per window, of a few rows: nothing to gain
+    replaced = []
+    audio_projections = {  # run once per window on a few rows: nothing to gain
         layer
         for module in unet.modules()
-        if isinstance(module, AudioAttention)
+        if isinstance(module, AudioCrossAttention)
         for layer in (module.to_k, module.to_v)
     }
-    for outer_name, outer in unet.named_modules():
-        if not isinstance(outer, (SpatialTransformer, MotionModule)):
+    for parent_name, parent in unet.named_modules():
+        if not isinstance(parent, (SpatialTransformer, MotionModule)):
             continue
-        for name, layer in list(outer.named_modules()):
-            if isinstance(layer, nn.Linear) and layer not in once and _pays(layer, least_work):
-                outer.set_submodule(name, Float8Linear(layer))
-                turned.append(f"{outer_name}.{name}")
-    return turned
+        for name, layer in list(parent.named_modules()):
+            if not isinstance(layer, nn.Linear) or layer in audio_projections:
+                continue
+            if _is_compute_bound(layer, min_flop_per_byte):
+                parent.set_submodule(name, Float8Linear(layer))
+                replaced.append(f"{parent_name}.{name}")
+    return replaced
 
 
-def _pays(layer: nn.Linear, least_work: float) -> bool:
-    inner, outer = layer.in_features, layer.out_features
-    return inner % SIDES == outer % SIDES == 0 and inner * outer / (inner + outer) >= least_work
+def _is_compute_bound(layer: nn.Linear, min_flop_per_byte: float) -> bool:
+    k, n = layer.in_features, layer.out_features
+    return k % SIDE_MULTIPLE == n % SIDE_MULTIPLE == 0 and k * n / (k + n) >= min_flop_per_byte

@@ -1,8 +1,8 @@
-"""Foreign checkpoints at the door: pure functions from what the files hold to our own key names.
+"""Conversion of published checkpoints to this package's key names; pure functions.
 
-U-Net    `{"state_dict": …, "global_step": …}`, or the bare state
-VAE      the old names of the two mid-block attentions
-Whisper  `{"dims": …, "model_state_dict": …}`, of which only the encoder is kept
+U-Net    `{"state_dict": …, "global_step": …}`, or a bare state dict
+VAE      old or new names of the two mid-block attentions
+Whisper  `{"dims": …, "model_state_dict": …}`, of which only the encoder is used
 """
 
 from __future__ import annotations
@@ -15,27 +15,27 @@ from whisper.model import ModelDimensions
 
 from lipsync_engine.errors import ErrorCode, WeightsError
 
-_OLD_ATTENTION_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+_OLD_ATTENTION_KEYS = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
 
-def unet(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
-    """State of `LatentSyncUNet` from `latentsync_unet.pt` or a bare state dict."""
-    return _tensors(checkpoint.get("state_dict", checkpoint), "U-Net")
+def convert_unet(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Return the state of `LatentSyncUNet` from `latentsync_unet.pt` or a bare state dict."""
+    return _require_tensors(checkpoint.get("state_dict", checkpoint), "U-Net")
 
 
-def vae(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
-    """State of diffusers' AutoencoderKL; the published file may use the old attention names."""
+def convert_vae(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Return the state of diffusers' AutoencoderKL; the published file may use the old attention names."""
     renamed: dict[str, Any] = {}
     for name, value in checkpoint.items():
         parts = name.split(".")
-        if "attentions" in parts and len(parts) >= 2 and parts[-2] in _OLD_ATTENTION_NAMES:
-            parts[-2] = _OLD_ATTENTION_NAMES[parts[-2]]
+        if "attentions" in parts and len(parts) >= 2 and parts[-2] in _OLD_ATTENTION_KEYS:
+            parts[-2] = _OLD_ATTENTION_KEYS[parts[-2]]
         renamed[".".join(parts)] = value
-    return _tensors(renamed, "VAE")
+    return _require_tensors(renamed, "VAE")
 
 
-def whisper_dims(checkpoint: Mapping[str, Any], config: Mapping[str, Any] | None) -> ModelDimensions:
-    """Dimensions from the checkpoint itself, or from a config next to a bare state dict."""
+def parse_whisper_dims(checkpoint: Mapping[str, Any], config: Mapping[str, Any] | None) -> ModelDimensions:
+    """Read the dimensions from the checkpoint itself, or from the config of a bare state dict."""
     fields = config if config is not None else checkpoint.get("dims")
     if not isinstance(fields, Mapping):
         raise WeightsError(
@@ -47,20 +47,20 @@ def whisper_dims(checkpoint: Mapping[str, Any], config: Mapping[str, Any] | None
     except TypeError as error:
         raise WeightsError(
             ErrorCode.WEIGHTS_ARCHITECTURE,
-            f"The Whisper file's `dims` are not understood ({error}): use OpenAI's own tiny.pt.",
+            f"The Whisper file has unknown `dims` ({error}): use OpenAI's own tiny.pt.",
         ) from error
 
 
-def whisper_encoder(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
-    """State of openai-whisper's AudioEncoder; the decoder is left out."""
-    state = _tensors(checkpoint.get("model_state_dict", checkpoint), "Whisper")
+def convert_whisper_encoder(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Return the state of openai-whisper's AudioEncoder, without the decoder."""
+    state = _require_tensors(checkpoint.get("model_state_dict", checkpoint), "Whisper")
     return {name.removeprefix("encoder."): t for name, t in state.items() if name.startswith("encoder.")}
 
 
-def _tensors(state: Any, what: str) -> dict[str, Tensor]:
+def _require_tensors(state: Any, file_kind: str) -> dict[str, Tensor]:
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
         raise WeightsError(
             ErrorCode.WEIGHTS_ARCHITECTURE,
-            f"The {what} file does not hold a state dict of tensors: it is another kind of file.",
+            f"The {file_kind} file does not contain a state dict of tensors: get the published file.",
         )
     return dict(state)

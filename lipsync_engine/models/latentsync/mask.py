@@ -1,4 +1,4 @@
-"""The fixed mask that LatentSync's weights expect: which part of a face crop is kept, which is generated."""
+"""LatentSync's fixed mask: which part of a face crop is kept and which is generated."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 
-def fixed_mask(resolution: int) -> npt.NDArray[np.float64]:
-    """(R, R), 1 = keep, 0 = generate; soft in between where 256 had to be resized (parity pack section 7)."""
+def load_fixed_mask(resolution: int) -> npt.NDArray[np.float64]:
+    """Load the mask (R, R): 1 = keep, 0 = generate, soft edges if R is not 256 (parity pack, section 7)."""
     mask = cv2.imread(str(Path(__file__).with_name("mask_256.png")), cv2.IMREAD_GRAYSCALE)
     if mask is None:
         raise FileNotFoundError("mask_256.png is missing from the installation: install the package again.")
@@ -19,6 +19,6 @@ def fixed_mask(resolution: int) -> npt.NDArray[np.float64]:
     return cast("npt.NDArray[np.float64]", resized.astype(np.float64) / 255.0)
 
 
-def latent_mask(mask: npt.NDArray[np.float64], factor: int) -> npt.NDArray[np.float64]:
-    """The mask at latent size, nearest neighbour: (R, R) → (R // factor, R // factor)."""
+def downsample_mask(mask: npt.NDArray[np.float64], factor: int) -> npt.NDArray[np.float64]:
+    """Downsample the mask to latent size by nearest neighbour: (R, R) → (R // factor, R // factor)."""
     return mask[::factor, ::factor]

@@ -1,8 +1,8 @@
-"""How much is done at once, by what a device's memory holds: computed before the first window, not by trying.
+"""Memory planning: how much of a window is processed at once, computed before the first window.
 
-Figures are values alive at the same time in the published networks, counted on their operations, with
-attention that keeps no matrix of weights (this module's test counts them again); all grow with the
-picture's area, the frames and the width. It knows neither tensors nor devices.
+The constants are peak activations of the published networks, counted on their operations, with attention that
+stores no attention matrix (their unit test counts them again). They grow with the image area, the frames and
+the width. This module does not know tensors or devices.
 """
 
 from __future__ import annotations
@@ -10,57 +10,63 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import IntEnum
 
-UNET_VALUES = 10_600
-"""Per latent pixel, frame and batch item."""
+UNET_ACTIVATIONS = 10_600
+"""Values per latent pixel, frame and batch item."""
 
-ENCODER_VALUES = 650
-"""Per pixel of one picture."""
+ENCODER_ACTIVATIONS = 650
+"""Values per pixel of one image."""
 
-DECODER_VALUES = 780
-"""Per pixel of one picture."""
+DECODER_ACTIVATIONS = 780
+"""Values per pixel of one image."""
 
 UNET_WIDTH, VAE_WIDTH = 320, 128
-"""Finest widths of the networks that the figures belong to."""
+"""Widths of the finest level of the published networks, to which the constants above apply."""
 
-PUBLISHED_VALUES, PUBLISHED_STREAMED, PUBLISHED_LARGEST_BLOCK = 1_351_598_507, 1_230_621_440, 350_813_440
-"""Of LatentSync's networks: all weights; the U-Net's that can wait in the host's memory; of one block."""
+PUBLISHED_PARAMETERS = 1_351_598_507
+"""Of LatentSync's U-Net and VAE."""
 
-USABLE = 0.85
-"""Share of the free memory that is planned with: workspaces of convolutions and gaps take the rest."""
+PUBLISHED_OFFLOADABLE = 1_230_621_440
+"""Parameters of the U-Net that can be offloaded."""
 
-MOST_WINDOWS = 8
-"""Of several jobs in one run of the U-Net; with more each would wait longer for hardly more speed."""
+PUBLISHED_LARGEST_BLOCK = 350_813_440
+"""Offloadable parameters of the largest block."""
+
+USABLE_FRACTION = 0.85
+"""Of the free memory. Convolution workspaces and fragmentation take the rest."""
+
+MAX_BATCHED_WINDOWS = 8
+"""Windows of several jobs in one forward pass. With more, each waits longer for little more throughput."""
 
 DEFAULT_VAE_BATCH = 4
 VAE_BATCHES = (32, 16, 8, DEFAULT_VAE_BATCH)
 
 
-class Thrift(IntEnum):
-    """How little device memory is used at once; each step costs speed and nothing else."""
+class MemoryMode(IntEnum):
+    """How device memory is traded for speed; the results are the same up to rounding."""
 
-    NONE = 0
-    SINGLE = 1
-    """The VAE takes one picture at a time, the U-Net the two halves of guidance one after the other."""
-    OFFLOADED = 2
-    """The U-Net's weights also wait in the host's memory, and come to the device block by block."""
+    FULL = 0
+    SEQUENTIAL = 1
+    """The VAE takes one image at a time, and the two passes of guidance run one after the other."""
+    OFFLOAD = 2
+    """Also CPU offload: the U-Net's blocks stay in host memory and are copied to the device one at a time."""
 
 
 @dataclass(frozen=True, slots=True)
-class Needs:
-    """What a window takes.
+class MemoryEstimate:
+    """Memory model of a set of networks.
 
     Attributes:
         weights_bytes: of all networks.
-        streamed_bytes, largest_block_bytes: of the U-Net's blocks, all and the largest, as far as they can
-            wait in the host's memory.
-        value_bytes: of one value, 2 or 4.
+        offloadable_bytes, largest_block_bytes: U-Net weights that can be offloaded, in all blocks and in the
+            largest one.
+        value_bytes: size of one value, 2 or 4.
         pixels, latent_pixels: of one face.
         frames: of a window.
-        unet_width, vae_width: finest widths.
+        unet_width, vae_width: widths of the finest level.
     """
 
     weights_bytes: int
-    streamed_bytes: int
+    offloadable_bytes: int
     largest_block_bytes: int
     value_bytes: int
     pixels: int
@@ -70,65 +76,65 @@ class Needs:
     vae_width: int = VAE_WIDTH
 
     def peak_bytes(self, plan: MemoryPlan) -> int:
-        """Most bytes alive at once under `plan`."""
-        items = 2 if plan.thrift is Thrift.NONE else 1
-        unet = UNET_VALUES * self.latent_pixels * self.frames * items * self.unet_width / UNET_WIDTH
-        vae = max(ENCODER_VALUES, DECODER_VALUES) * self.pixels * plan.vae_batch * self.vae_width / VAE_WIDTH
+        """Estimate the peak memory under `plan`."""
+        batch = 2 if plan.mode is MemoryMode.FULL else 1
+        unet = UNET_ACTIVATIONS * self.latent_pixels * self.frames * batch * self.unet_width / UNET_WIDTH
+        vae_activations = max(ENCODER_ACTIVATIONS, DECODER_ACTIVATIONS)
+        vae = vae_activations * self.pixels * plan.vae_batch * self.vae_width / VAE_WIDTH
         weights = self.weights_bytes
-        if plan.thrift is Thrift.OFFLOADED:
-            weights += self.largest_block_bytes - self.streamed_bytes
+        if plan.mode is MemoryMode.OFFLOAD:
+            weights += self.largest_block_bytes - self.offloadable_bytes
         return weights + int(max(unet, vae) * self.value_bytes)
 
 
 @dataclass(frozen=True, slots=True)
 class MemoryPlan:
-    """What to do at once.
+    """How much is processed at once.
 
     Attributes:
-        thrift: how the work is cut.
-        vae_batch: pictures that the VAE takes at once.
+        mode: how the U-Net runs.
+        vae_batch: images per VAE forward pass.
     """
 
-    thrift: Thrift = Thrift.NONE
+    mode: MemoryMode = MemoryMode.FULL
     vae_batch: int = DEFAULT_VAE_BATCH
 
     def describe(self) -> str:
-        guidance = "both halves of guidance at once" if self.thrift is Thrift.NONE else "guidance in halves"
-        pictures = "1 picture" if self.vae_batch == 1 else f"{self.vae_batch} pictures"
-        weights = ", weights wait in the host's memory" if self.thrift is Thrift.OFFLOADED else ""
-        return f"{guidance}, VAE {pictures} at a time{weights}"
+        guidance = "batched guidance" if self.mode is MemoryMode.FULL else "sequential guidance"
+        offload = ", CPU offload" if self.mode is MemoryMode.OFFLOAD else ""
+        return f"{guidance}, VAE batch {self.vae_batch}{offload}"
 
 
 PLANS = (
-    *(MemoryPlan(Thrift.NONE, batch) for batch in VAE_BATCHES),
-    *(MemoryPlan(thrift, 1) for thrift in (Thrift.SINGLE, Thrift.OFFLOADED)),
+    *(MemoryPlan(MemoryMode.FULL, batch) for batch in VAE_BATCHES),
+    *(MemoryPlan(mode, 1) for mode in (MemoryMode.SEQUENTIAL, MemoryMode.OFFLOAD)),
 )
-"""From the fastest to the leanest."""
+"""All plans, from the fastest to the one with the smallest peak."""
 
 DEFAULT_PLAN = MemoryPlan()
-"""Where nothing is known of the memory."""
+"""Used where the free memory is unknown."""
 
 
-def plan_memory(free_bytes: int, needs: Needs) -> MemoryPlan | None:
-    """The fastest plan that fits into what is free on the device; None: not even the leanest does."""
-    usable = USABLE * free_bytes
-    return next((plan for plan in PLANS if needs.peak_bytes(plan) <= usable), None)
+def plan_memory(free_bytes: int, estimate: MemoryEstimate) -> MemoryPlan | None:
+    """Return the fastest plan that fits into the free device memory; None if no plan fits."""
+    usable = USABLE_FRACTION * free_bytes
+    return next((plan for plan in PLANS if estimate.peak_bytes(plan) <= usable), None)
 
 
-def windows_at_once(free_bytes: int, needs: Needs, plan: MemoryPlan) -> int:
-    """How many windows of different jobs fit into one run of the U-Net, 1 to `MOST_WINDOWS`."""
-    if plan.thrift is not Thrift.NONE:
+def count_batched_windows(free_bytes: int, estimate: MemoryEstimate, plan: MemoryPlan) -> int:
+    """Return how many windows of different jobs fit into one forward pass, 1 to `MAX_BATCHED_WINDOWS`."""
+    if plan.mode is not MemoryMode.FULL:
         return 1
-    each = needs.peak_bytes(MemoryPlan(Thrift.NONE, vae_batch=0)) - needs.weights_bytes
-    room = USABLE * free_bytes - needs.weights_bytes
-    return max(1, min(MOST_WINDOWS, int(room // each)))
+    window_bytes = estimate.peak_bytes(MemoryPlan(MemoryMode.FULL, vae_batch=0)) - estimate.weights_bytes
+    available = USABLE_FRACTION * free_bytes - estimate.weights_bytes
+    return max(1, min(MAX_BATCHED_WINDOWS, int(available // window_bytes)))
 
 
-def published_needs(resolution: int, value_bytes: int) -> Needs:
-    """Of LatentSync's published networks, without building them."""
-    return Needs(
-        weights_bytes=PUBLISHED_VALUES * value_bytes,
-        streamed_bytes=PUBLISHED_STREAMED * value_bytes,
+def estimate_published(resolution: int, value_bytes: int) -> MemoryEstimate:
+    """Estimate the memory of LatentSync's published networks without building them."""
+    return MemoryEstimate(
+        weights_bytes=PUBLISHED_PARAMETERS * value_bytes,
+        offloadable_bytes=PUBLISHED_OFFLOADABLE * value_bytes,
         largest_block_bytes=PUBLISHED_LARGEST_BLOCK * value_bytes,
         value_bytes=value_bytes,
         pixels=resolution**2,

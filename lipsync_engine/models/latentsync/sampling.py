@@ -1,6 +1,6 @@
-"""The sampling loop: from noise to a window's clean latents, step by step (parity pack section 3).
+"""The sampling loop: from noise to the clean latents of a window (parity pack, section 3).
 
-Tensors in, tensors out; it does not know pictures, sound, or how the network is run.
+The functions take and return tensors. They do not know images, audio files, or how the denoiser is run.
 """
 
 from __future__ import annotations
@@ -15,25 +15,29 @@ from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, UniPCMultistep
 from torch import Tensor
 
 from lipsync_engine.models.latentsync.config import RunConfig, SchedulerConfig
-from lipsync_engine.models.latentsync.unet import Heard
+from lipsync_engine.models.latentsync.unet import AudioContext, Prediction
 from lipsync_engine.params import EXACT, Shortcuts, Solver
 
 
-class Network(Protocol):
-    """`LatentSyncUNet`, or what says the same faster."""
+class Denoiser(Protocol):
+    """`LatentSyncUNet`, or a faster implementation with the same results."""
 
-    def listen(self, audio: Tensor, silent: int = 0) -> Heard:
-        """See `LatentSyncUNet`."""
+    def precompute_audio_kv(self, audio: Tensor, num_unconditional: int = 0) -> AudioContext:
+        """See `LatentSyncUNet.precompute_audio_kv`."""
 
     def predict(
-        self, sample: Tensor, timestep: Tensor, heard: Heard, deep: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """See `LatentSyncUNet`."""
+        self,
+        sample: Tensor,
+        timestep: Tensor,
+        audio_context: AudioContext,
+        cached_features: Tensor | None = None,
+    ) -> Prediction:
+        """See `LatentSyncUNet.predict`."""
 
 
 @dataclass(frozen=True, slots=True)
 class DenoiseInputs:
-    """What a window is generated from; latents are (1, C, F, h, w).
+    """Conditions of one window; latents are (1, C, F, h, w).
 
     Attributes:
         mask: (1, 1, F, h, w), 1 = keep.
@@ -52,110 +56,136 @@ class Step:
     """One step of the sampling loop.
 
     Attributes:
-        timestep: of the noise level that it starts from.
-        predicted: what the network said, after guidance; (1, C, F, h, w).
-        latents: the result, (1, C, F, h, w).
+        timestep: where the step starts.
+        noise_pred: predicted noise after guidance, (1, C, F, h, w).
+        latents: result of the step, (1, C, F, h, w).
     """
 
     timestep: int
-    predicted: Tensor
+    noise_pred: Tensor
     latents: Tensor
 
 
 @torch.inference_mode()
 def sampling_steps(
-    unet: Network,
-    run: RunConfig,
+    denoiser: Denoiser,
+    run_config: RunConfig,
     inputs: DenoiseInputs,
     *,
     noise: Tensor,
     num_inference_steps: int,
     guidance_scale: float,
-    in_halves: bool = False,
+    sequential_cfg: bool = False,
     shortcuts: Shortcuts = EXACT,
 ) -> Iterator[Step]:
-    """From one noise (1, C, 1, h, w), the same for every frame, step by step to clean latents.
+    """Denoise a window, one step at a time.
 
-    Guidance above 1 lets the network see the same picture without sound, then with it (parity pack section
-    3), in one run until memory forces two (`in_halves`). Nothing is read back from the device, so that it
-    never waits for the host.
+    With `guidance_scale` above 1, classifier-free guidance adds an unconditional pass without audio (parity
+    pack, section 3). Nothing is read back from the device, so the device never waits for the host.
+
+    Args:
+        noise: (1, C, 1, h, w), the same for every frame.
+        sequential_cfg: run the unconditional and the conditional pass one after the other, which halves the
+            activations in memory. Otherwise they are one batch.
+        shortcuts: solver, feature cache and guidance interval.
     """
-    # 1. What does not change over the steps.
-    fixed = torch.cat([inputs.mask, inputs.masked_latents, inputs.reference_latents], dim=1)
-    frames = fixed.shape[2]
-    heard = [unet.listen(inputs.audio)]
-    both = [unet.listen(inputs.audio, silent=frames)]
-    if in_halves:
-        both = [unet.listen(inputs.audio[:0], silent=frames), *heard]
+    # 1. Conditions that are the same at every step.
+    condition = torch.cat([inputs.mask, inputs.masked_latents, inputs.reference_latents], dim=1)
+    frames = condition.shape[2]
+    conditional = [denoiser.precompute_audio_kv(inputs.audio)]
+    if sequential_cfg:
+        guided_passes = [
+            denoiser.precompute_audio_kv(inputs.audio[:0], num_unconditional=frames),
+            *conditional,
+        ]
+    else:
+        guided_passes = [denoiser.precompute_audio_kv(inputs.audio, num_unconditional=frames)]
 
-    # 2. The steps. The scheduler counts on the host: reading its place back from a GPU would wait each time.
-    scheduler = _scheduler(run.scheduler, shortcuts.solver)
+    # 2. The steps. The scheduler keeps its timesteps on the host: reading them from a GPU would block.
+    scheduler = build_scheduler(run_config.scheduler, shortcuts.solver)
     scheduler.set_timesteps(num_inference_steps)
-    timesteps = sent(scheduler.timesteps, noise.device)
+    device_timesteps = to_device_async(scheduler.timesteps, noise.device)
     latents: Tensor = noise.expand(-1, -1, frames, -1, -1) * scheduler.init_noise_sigma
     if shortcuts.solver is Solver.UNIPC and not scheduler.config.thresholding:
-        scheduler = _Sums(scheduler, latents)
-    deep: Tensor | None = None
+        scheduler = LinearScheduler(scheduler, latents)
+    cached_features: Tensor | None = None
     guidance: Tensor | float = 0.0
     schedule = shortcuts.schedule(_signal_levels(scheduler), guided=guidance_scale > 1.0)
-    for (guided, whole), timestep, on_device in zip(schedule, scheduler.timesteps, timesteps, strict=True):
-        sample = torch.cat([latents, fixed], dim=1)
-        reused = None if whole or deep is None else deep[-1:]  # with sound
-        predicted, said = _predict(unet, sample, on_device, both if guided else heard, reused)
-        deep = said if whole else deep
+    for (guided, whole), timestep, device_timestep in zip(
+        schedule, scheduler.timesteps, device_timesteps, strict=True
+    ):
+        sample = torch.cat([latents, condition], dim=1)
+        # The last item is the conditional one; a step that reuses features is never guided.
+        reused = None if whole or cached_features is None else cached_features[-1:]
+        passes = guided_passes if guided else conditional
+        noise_pred, features = _predict_noise(denoiser, sample, device_timestep, passes, reused)
+        cached_features = features if whole else cached_features
         if guided:
-            silent, predicted = predicted.chunk(2)
-            guidance = (guidance_scale - 1.0) * (predicted - silent)
-        predicted = predicted + guidance
-        latents = scheduler.step(predicted, timestep, latents, return_dict=False)[0]
-        yield Step(int(timestep), predicted, latents)
+            unconditional_pred, noise_pred = noise_pred.chunk(2)
+            guidance = (guidance_scale - 1.0) * (noise_pred - unconditional_pred)
+        noise_pred = noise_pred + guidance
+        latents = scheduler.step(noise_pred, timestep, latents, return_dict=False)[0]
+        yield Step(int(timestep), noise_pred, latents)
 
 
-def sent(tensor: Tensor, device: torch.device) -> Tensor:
-    """A host's tensor on `device`; a GPU takes it when its turn comes, and the host goes on."""
+def to_device_async(tensor: Tensor, device: torch.device) -> Tensor:
+    """Copy a host tensor to `device`; on CUDA from pinned memory and without blocking the host."""
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
-class _Sums:
-    """A scheduler's steps as sums of what the network has said, weighted on the host.
+class LinearScheduler:
+    """A scheduler whose updates are precomputed linear combinations of the network's predictions.
 
-    diffusers' UniPC sends numbers to the device and solves equations there, and waits for both at each step.
-    What it does to latents is linear, so its own steps, taken with unit vectors, give the weights.
+    diffusers' UniPC copies scalars to the device and solves linear systems there, and the host waits for both
+    at every step. Its update of the latents is linear. Running the scheduler once on unit vectors therefore
+    gives the weights of every step.
+
+    Args:
+        scheduler: with timesteps set; it is stepped through by the constructor.
+        latents: initial latents.
     """
 
     def __init__(self, scheduler: Any, latents: Tensor) -> None:
         self.timesteps, self.alphas_cumprod = scheduler.timesteps, scheduler.alphas_cumprod
-        self._known = [latents.float()]
+        self._terms = [latents.float()]
         units = torch.eye(len(self.timesteps) + 1, dtype=torch.float64)
         self._weights, row = [], units[:1]
-        for said, timestep in zip(units[1:], self.timesteps, strict=True):
-            (row,) = scheduler.step(said[None], timestep, row, return_dict=False)
+        for unit, timestep in zip(units[1:], self.timesteps, strict=True):
+            (row,) = scheduler.step(unit[None], timestep, row, return_dict=False)
             self._weights.append(row[0].tolist())
 
-    def step(self, predicted: Tensor, _: Tensor, latents: Tensor, *, return_dict: bool) -> tuple[Tensor]:
-        """The same as diffusers', but for rounding."""
-        weights = self._weights[len(self._known) - 1]
-        self._known.append(predicted.float())
-        total = torch.zeros_like(self._known[0])
-        for weight, part in zip(weights, self._known, strict=False):
-            total.add_(part, alpha=weight)
+    def step(self, noise_pred: Tensor, _: Tensor, latents: Tensor, *, return_dict: bool) -> tuple[Tensor]:
+        """Compute the same as the scheduler's own `step`, up to rounding."""
+        weights = self._weights[len(self._terms) - 1]
+        self._terms.append(noise_pred.float())
+        total = torch.zeros_like(self._terms[0])
+        for weight, term in zip(weights, self._terms, strict=False):
+            total.add_(term, alpha=weight)
         return (total.to(latents.dtype),)
 
 
-def _predict(
-    unet: Network, sample: Tensor, timestep: Tensor, runs: Sequence[Heard], deep: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """One run of the network for each of `runs`, results one after the other on the batch axis."""
-    kept = [None] * len(runs) if deep is None else deep.chunk(len(runs))
-    said = [unet.predict(sample, timestep, heard, before) for heard, before in zip(runs, kept, strict=True)]
-    if len(said) == 1:
-        return said[0]
-    return torch.cat([predicted for predicted, _ in said]), torch.cat([deep for _, deep in said])
+def _predict_noise(
+    denoiser: Denoiser,
+    sample: Tensor,
+    timestep: Tensor,
+    passes: Sequence[AudioContext],
+    cached_features: Tensor | None,
+) -> Prediction:
+    """Run the denoiser once per audio context and concatenate the results on the batch axis."""
+    caches = [None] * len(passes) if cached_features is None else cached_features.chunk(len(passes))
+    predictions = [
+        denoiser.predict(sample, timestep, audio_context, cache)
+        for audio_context, cache in zip(passes, caches, strict=True)
+    ]
+    if len(predictions) == 1:
+        return predictions[0]
+    noises, features = zip(*predictions, strict=True)
+    return torch.cat(noises), torch.cat(features)
 
 
 def signal_levels(config: SchedulerConfig, solver: Solver, steps: int) -> list[float]:
-    """Of each step: the share of signal in the latents that it starts from, 0 is noise, 1 is clean."""
-    scheduler = _scheduler(config, solver)
+    """Return the signal level of the latents at the start of each step: 0 is noise, 1 is clean."""
+    scheduler = build_scheduler(config, solver)
     scheduler.set_timesteps(steps)
     return _signal_levels(scheduler)
 
@@ -165,8 +195,8 @@ def _signal_levels(scheduler: Any) -> list[float]:
     return levels
 
 
-def _scheduler(config: SchedulerConfig, solver: Solver) -> Any:
-    """diffusers' scheduler; eta is 0 for all, the last step ends where the model's own would."""
+def build_scheduler(config: SchedulerConfig, solver: Solver) -> Any:
+    """Build the diffusers scheduler of a solver; eta is 0, and the last step ends as the model's own does."""
     common = dataclasses.asdict(config)
     if solver is Solver.DDIM:
         return DDIMScheduler(**common)

@@ -34,7 +34,7 @@ def check(pack: Path, spec: Mapping[str, Any]) -> list[Measure]:
     measures = [Measure(name, difference(ours, io[name]).max(), 0.0) for name, ours in exact.items()]
     # The pack's limit speaks of the end; on the way values are larger, so differences count by their size.
     on_the_way = {
-        "guided_eps_per_step": torch.stack([step.predicted for step in steps]),
+        "guided_eps_per_step": torch.stack([step.noise_pred for step in steps]),
         "latents_per_step": torch.stack([step.latents for step in steps]),
     }
     for name, ours in on_the_way.items():

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from lipsync_engine.models.latentsync.mask import fixed_mask, latent_mask
+from lipsync_engine.models.latentsync.mask import downsample_mask, load_fixed_mask
 from tests.parity.harness import Measure, difference
 
 
@@ -20,7 +20,7 @@ def check(pack: Path, spec: Mapping[str, Any]) -> list[Measure]:
         sizes = sorted(int(m[1]) for name in io.files if (m := re.fullmatch(r"mask_(\d+)_u8", name)))
         latent_sizes = [int(m[1]) for name in io.files if (m := re.fullmatch(r"latent_mask_(\d+)", name))]
         for size in sizes:
-            mask = fixed_mask(size)
+            mask = load_fixed_mask(size)
             measures.append(
                 Measure(f"mask {size}", difference(mask * 255, io[f"mask_{size}_u8"]).max(), limit * 255)
             )
@@ -35,7 +35,7 @@ def check(pack: Path, spec: Mapping[str, Any]) -> list[Measure]:
                     measures.append(Measure(name, difference(masked[..., rows, :], io[name]).max(), limit))
             for latent in latent_sizes:
                 if size == 8 * latent:
-                    ours = latent_mask(mask, 8)[None, None]
+                    ours = downsample_mask(mask, 8)[None, None]
                     worst = difference(ours, io[f"latent_mask_{latent}"]).max()
                     measures.append(Measure(f"latent mask {latent}", worst, limit))
     return measures

@@ -18,7 +18,7 @@ from tests.parity.harness import Measure, difference, tensors
 def load(pack: Path, name: str) -> AutoencoderKL:
     with torch.device("meta"):
         vae = AutoencoderKL.from_config(json.loads((pack / f"{name}.json").read_text()))
-    load_strict(vae, keys.vae(tensors(pack, f"{name}.safetensors")))
+    load_strict(vae, keys.convert_vae(tensors(pack, f"{name}.safetensors")))
     return vae.eval()
 
 

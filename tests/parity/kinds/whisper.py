@@ -21,12 +21,12 @@ from tests.parity.harness import Measure, difference, tensors
 
 def load(pack: Path, name: str) -> AudioEncoder:
     state = tensors(pack, f"{name}.safetensors")
-    dims = keys.whisper_dims(state, json.loads((pack / f"{name}.json").read_text()))
+    dims = keys.parse_whisper_dims(state, json.loads((pack / f"{name}.json").read_text()))
     with torch.device("meta"):
         encoder = AudioEncoder(
             dims.n_mels, dims.n_audio_ctx, dims.n_audio_state, dims.n_audio_head, dims.n_audio_layer
         )
-    load_strict(encoder, keys.whisper_encoder(state))
+    load_strict(encoder, keys.convert_whisper_encoder(state))
     return encoder.eval()
 
 
@@ -35,7 +35,7 @@ def samples(path: Path) -> np.ndarray:
         return np.frombuffer(file.readframes(file.getnframes()), np.int16)
 
 
-def listen(
+def extract_features(
     pack: Path, wav: str, encoder: AudioEncoder, folder: Path
 ) -> tuple[audio_features.Mel, audio_features.AudioFeatures]:
     writer = audio_features.MelWriter(folder / "mel", encoder.conv1.weight.shape[1])
@@ -55,7 +55,7 @@ def check(pack: Path, spec: Mapping[str, Any]) -> list[Measure]:
     measures = []
     for case, wav in spec["wav"].items():
         with TemporaryDirectory() as folder:
-            mel, features = listen(pack, wav, encoder, Path(folder))
+            mel, features = extract_features(pack, wav, encoder, Path(folder))
             n_windows = summary[case]["num_windows"]
             states = features.rows(0, features.length)
             windows = audio_features.frame_windows(features, np.arange(n_windows) / 25.0).numpy()

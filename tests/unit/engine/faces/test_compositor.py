@@ -9,11 +9,11 @@ import pytest
 
 from lipsync_engine.faces.compositor import Compositor, ReferenceCompositor, SoftCompositor
 from lipsync_engine.media.yuv import Chroma, Frame, FrameFormat, Matrix
-from lipsync_engine.models.latentsync.mask import fixed_mask
+from lipsync_engine.models.latentsync.mask import load_fixed_mask
 
 FORM = FrameFormat(320, 240, Chroma.C420, 8, Matrix.BT709, full_range=False)
 POINTS = np.array([[[130, 90], [190, 92], [160, 125]]], dtype=np.float32)
-MASK = fixed_mask(128).astype(np.float32)
+MASK = load_fixed_mask(128).astype(np.float32)
 
 
 def frame() -> Frame:

@@ -12,7 +12,7 @@ import transformers
 
 from lipsync_engine import LipSyncPipeline, SyncParams, media
 from lipsync_engine.errors import ErrorCode, InputError, ParameterError, WeightsError
-from lipsync_engine.models.nsfw import ContentClassifier
+from lipsync_engine.models.nsfw import NsfwClassifier
 from lipsync_engine.provenance.content_filter import CLASSIFIER, UNCHECKED, ContentFinding, ContentGuard
 from lipsync_engine.weights import WeightsStore
 from tests.support import presenter
@@ -103,10 +103,10 @@ def test_another_classifier_is_refused(weights: Path, tmp_path: Path) -> None:
     config = folder / "config.json"
     config.write_text(config.read_text().replace('"nsfw"', '"cat"'))
     with pytest.raises(WeightsError, match="knows no label 'nsfw'"):
-        ContentClassifier(folder, CPU)
+        NsfwClassifier(folder, CPU)
     (folder / "model.safetensors").write_bytes(b"cut")
     with pytest.raises(WeightsError, match="cannot be loaded"):
-        ContentClassifier(folder, CPU)
+        NsfwClassifier(folder, CPU)
 
 
 def test_a_result_says_what_was_found(

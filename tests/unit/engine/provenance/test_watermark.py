@@ -8,7 +8,7 @@ import numpy.typing as npt
 import pytest
 
 from lipsync_engine.faces import compositor
-from lipsync_engine.models.latentsync.mask import fixed_mask
+from lipsync_engine.models.latentsync.mask import load_fixed_mask
 from lipsync_engine.provenance.watermark import WatermarkReader, marked
 from lipsync_engine.provenance.watermark.pattern import SIDE, THRESHOLD
 
@@ -61,8 +61,8 @@ def test_without_faces_nothing_is_found() -> None:
 
 
 def test_it_lies_in_what_is_generated_and_is_weak() -> None:
-    kept = compositor.soft_mask(fixed_mask(256).astype(np.float32)) == 0
-    generated = fixed_mask(256) < 0.5
+    kept = compositor.soft_mask(load_fixed_mask(256).astype(np.float32)) == 0
+    generated = load_fixed_mask(256) < 0.5
     for seed in range(3):
         face = faces(seed)[2]
         added = marked(face) - face

@@ -1,4 +1,4 @@
-"""Windows of different jobs in one run of the network: the same numbers, and nobody pays for another."""
+"""Tests of cross-job batching: results equal those of each window alone, and faults stay separate."""
 
 from __future__ import annotations
 
@@ -12,19 +12,24 @@ import pytest
 import torch
 from torch import Tensor
 
-from lipsync_engine.models.latentsync.batching import SharedNetwork
+from lipsync_engine.models.latentsync.batching import BatchedDenoiser
 from lipsync_engine.models.latentsync.config import RunConfig
-from lipsync_engine.models.latentsync.memory import MOST_WINDOWS, MemoryPlan, Thrift, windows_at_once
-from lipsync_engine.models.latentsync.memory import published_needs as published
+from lipsync_engine.models.latentsync.memory import (
+    MAX_BATCHED_WINDOWS,
+    MemoryMode,
+    MemoryPlan,
+    count_batched_windows,
+    estimate_published,
+)
 from lipsync_engine.models.latentsync.model import LatentSync, load
-from lipsync_engine.models.latentsync.sampling import DenoiseInputs, Network, sampling_steps
-from lipsync_engine.models.latentsync.unet import Heard
+from lipsync_engine.models.latentsync.sampling import DenoiseInputs, Denoiser, sampling_steps
+from lipsync_engine.models.latentsync.unet import AudioContext, Prediction
 from lipsync_engine.params import EXACT, Shortcuts, Solver
 from lipsync_engine.weights import WeightsStore
 from tests.support.paths import ROOT
 
 SIDE, TOKENS = 8, 6
-RUN = RunConfig.parse(json.loads((ROOT / "weights/tiny/model_config.json").read_text()))
+RUN_CONFIG = RunConfig.parse(json.loads((ROOT / "weights/tiny/model_config.json").read_text()))
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +40,7 @@ def model() -> LatentSync:
 
 @dataclass(frozen=True)
 class Window:
-    """A window of a job of its own."""
+    """A window of one job, with its own noise, steps and guidance."""
 
     seed: int
     steps: int = 3
@@ -43,19 +48,19 @@ class Window:
     shortcuts: Shortcuts = EXACT
     frames: int = 4
 
-    def sampled(self, network: Network, stop_after: int = 99) -> Tensor:
+    def sample(self, denoiser: Denoiser, stop_after: int = 99) -> Tensor:
         draw = torch.Generator().manual_seed(self.seed)
-        seen = torch.randn(2, 1, 4, self.frames, SIDE, SIDE, generator=draw)
-        given = DenoiseInputs(
+        encoded = torch.randn(2, 1, 4, self.frames, SIDE, SIDE, generator=draw)
+        inputs = DenoiseInputs(
             torch.ones(1, 1, self.frames, SIDE, SIDE),
-            seen[0],
-            seen[1],
+            encoded[0],
+            encoded[1],
             torch.randn(self.frames, TOKENS, 96, generator=draw),
         )
         steps = sampling_steps(
-            network,
-            RUN,
-            given,
+            denoiser,
+            RUN_CONFIG,
+            inputs,
             noise=torch.randn(1, 4, 1, SIDE, SIDE, generator=draw),
             num_inference_steps=self.steps,
             guidance_scale=self.guidance,
@@ -66,48 +71,48 @@ class Window:
         return latents
 
 
-def together(works: list[Callable[[], Tensor]]) -> list[Tensor | Exception]:
-    """What each gives, or raises, in a thread of its own."""
-    found: dict[int, Tensor | Exception] = {}
+def run_in_threads(calls: list[Callable[[], Tensor]]) -> list[Tensor | Exception]:
+    """Run each call in its own thread and return the results or exceptions."""
+    results: dict[int, Tensor | Exception] = {}
 
-    def work(number: int) -> None:
+    def run(number: int) -> None:
         try:
-            found[number] = works[number]()
-        except Exception as error:  # noqa: BLE001  (looked at by the test)
-            found[number] = error
+            results[number] = calls[number]()
+        except Exception as error:  # noqa: BLE001  (the test checks it)
+            results[number] = error
 
-    threads = [threading.Thread(target=work, args=(number,)) for number in range(len(works))]
+    threads = [threading.Thread(target=run, args=(number,)) for number in range(len(calls))]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(60)
-    assert not any(thread.is_alive() for thread in threads), "somebody waits for ever"
-    return [found[number] for number in range(len(works))]
+    assert not any(thread.is_alive() for thread in threads), "a thread waits forever"
+    return [results[number] for number in range(len(calls))]
 
 
-def in_window(network: SharedNetwork, window: Window, stop_after: int = 99) -> Tensor:
-    with network.window():
-        return window.sampled(network, stop_after)
+def sample_in_session(denoiser: BatchedDenoiser, window: Window, stop_after: int = 99) -> Tensor:
+    with denoiser.sampling_session():
+        return window.sample(denoiser, stop_after)
 
 
-def all_at_once(network: SharedNetwork, windows: list[Window]) -> list[Tensor | Exception]:
-    """Sampled by threads of which none begins before all are there."""
-    there = threading.Barrier(len(windows))
+def sample_together(denoiser: BatchedDenoiser, windows: list[Window]) -> list[Tensor | Exception]:
+    """Sample each window in its own thread; all sessions are open before the first step."""
+    all_open = threading.Barrier(len(windows))
 
-    def work(window: Window) -> Tensor:
-        with network.window():
-            there.wait(30)
-            return window.sampled(network)
+    def sample(window: Window) -> Tensor:
+        with denoiser.sampling_session():
+            all_open.wait(30)
+            return window.sample(denoiser)
 
-    return together([lambda w=window: work(w) for window in windows])  # type: ignore[misc]
+    return run_in_threads([lambda w=window: sample(w) for window in windows])  # type: ignore[misc]
 
 
 ROUNDING = 1e-3
-"""What is left after all steps of what libraries may round otherwise in batches of other sizes, relative."""
+"""Relative rounding difference between batch sizes after all steps."""
 
 
-def same(found: Tensor | Exception, wanted: Tensor) -> bool:
-    return isinstance(found, Tensor) and bool((found - wanted).norm() < ROUNDING * wanted.norm())
+def is_close(result: Tensor | Exception, expected: Tensor) -> bool:
+    return isinstance(result, Tensor) and bool((result - expected).norm() < ROUNDING * expected.norm())
 
 
 MIXED = [
@@ -121,100 +126,107 @@ MIXED = [
 ]
 
 
-def test_the_same_with_and_without_company(model: LatentSync) -> None:
-    alone = [window.sampled(model.unet) for window in MIXED]
-    network = SharedNetwork(model.unet, 3)
-    shared = all_at_once(network, MIXED)
-    for window, wanted, found in zip(MIXED, alone, shared, strict=True):
-        assert same(found, wanted), window
-    assert max(network.runs) == 3
-    alone_runs = sum(window.steps for window in MIXED)
-    assert network.runs.total() < 0.7 * alone_runs
+def test_batched_windows_equal_windows_alone(model: LatentSync) -> None:
+    alone = [window.sample(model.unet) for window in MIXED]
+    denoiser = BatchedDenoiser(model.unet, 3)
+    batched = sample_together(denoiser, MIXED)
+    for window, expected, result in zip(MIXED, alone, batched, strict=True):
+        assert is_close(result, expected), window
+    assert max(denoiser.batch_sizes) == 3
+    passes_alone = sum(window.steps for window in MIXED)
+    assert denoiser.batch_sizes.total() < 0.7 * passes_alone
 
 
-def test_on_a_cpu_threads_get_to_the_bit_what_each_gets_alone(model: LatentSync) -> None:
-    """There windows share the network and not its runs, which would gain nothing."""
+def test_cpu_threads_get_bit_identical_results(model: LatentSync) -> None:
+    """On a CPU windows share the network but not its forward passes, which would gain nothing."""
     draw = torch.Generator().manual_seed(3)
-    given = [
+    inputs = [
         (torch.rand(4, 3, 64, 64, generator=draw) * 2 - 1, torch.randn(4, TOKENS, 96, generator=draw))
         for _ in range(3)
     ]
 
-    def made(number: int) -> Tensor:
-        faces, audio = given[number]
+    def generate(number: int) -> Tensor:
+        faces, audio = inputs[number]
         noise = model.initial_noise(number)
         latents = model.denoise(faces, audio, noise=noise, num_inference_steps=2, guidance_scale=2.0)
         return model.decode(latents)
 
-    alone = [made(number) for number in range(3)]
-    for wanted, found in zip(alone, together([lambda n=n: made(n) for n in range(3)]), strict=True):  # type: ignore[misc]
-        assert isinstance(found, Tensor)
-        assert torch.equal(found, wanted)
+    alone = [generate(number) for number in range(3)]
+    threaded = run_in_threads([lambda n=number: generate(n) for number in range(3)])  # type: ignore[misc]
+    for expected, result in zip(alone, threaded, strict=True):
+        assert isinstance(result, Tensor)
+        assert torch.equal(result, expected)
 
 
-class Faulty:
-    """The network with a fault: `fails` is told each run's samples, and raises."""
+class FaultyDenoiser:
+    """A denoiser with a fault: `fail` receives the samples of each forward pass, and may raise."""
 
-    def __init__(self, network: Network, fails: Callable[[Tensor], None]) -> None:
-        self._network, self._fails = network, fails
+    def __init__(self, denoiser: Denoiser, fail: Callable[[Tensor], None]) -> None:
+        self._denoiser, self._fail = denoiser, fail
 
-    def listen(self, audio: Tensor, silent: int = 0) -> Heard:
-        return self._network.listen(audio, silent)
+    def precompute_audio_kv(self, audio: Tensor, num_unconditional: int = 0) -> AudioContext:
+        return self._denoiser.precompute_audio_kv(audio, num_unconditional)
 
     def predict(
-        self, sample: Tensor, timestep: Tensor, heard: Heard, deep: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        self._fails(sample)
-        return self._network.predict(sample, timestep, heard, deep)
+        self,
+        sample: Tensor,
+        timestep: Tensor,
+        audio_context: AudioContext,
+        cached_features: Tensor | None = None,
+    ) -> Prediction:
+        self._fail(sample)
+        return self._denoiser.predict(sample, timestep, audio_context, cached_features)
 
 
-def test_memory_that_holds_fewer_windows_costs_nobody_his_job(model: LatentSync) -> None:
-    def fails(sample: Tensor) -> None:
+def test_out_of_memory_halves_the_batch_and_fails_no_window(model: LatentSync) -> None:
+    def fail(sample: Tensor) -> None:
         if len(sample) > 2:
-            raise torch.OutOfMemoryError("no room")
+            raise torch.OutOfMemoryError("more than two windows")
 
-    network, windows = SharedNetwork(Faulty(model.unet, fails), 4), [Window(number) for number in range(4)]
-    for window, found in zip(windows, all_at_once(network, windows), strict=True):
-        assert same(found, window.sampled(model.unet))
-    assert network.most == 2
-    assert network.runs == {4: 1, 1: 4, 2: 4}
+    denoiser = BatchedDenoiser(FaultyDenoiser(model.unet, fail), 4)
+    windows = [Window(number) for number in range(4)]
+    for window, result in zip(windows, sample_together(denoiser, windows), strict=True):
+        assert is_close(result, window.sample(model.unet))
+    assert denoiser.max_windows == 2
+    assert denoiser.batch_sizes == {4: 1, 1: 4, 2: 4}
 
 
-def test_an_error_reaches_the_job_whose_it_is(model: LatentSync) -> None:
+def test_error_reaches_only_the_failing_window(model: LatentSync) -> None:
     bad = Window(1)
-    first = torch.randn(2, 1, 4, 4, SIDE, SIDE, generator=torch.Generator().manual_seed(bad.seed))
+    encoded = torch.randn(2, 1, 4, 4, SIDE, SIDE, generator=torch.Generator().manual_seed(bad.seed))
 
-    def fails(sample: Tensor) -> None:
-        if any(torch.equal(one[5:9], first[0][0]) for one in sample):
+    def fail(sample: Tensor) -> None:
+        if any(torch.equal(item[5:9], encoded[0][0]) for item in sample):
             raise torch.OutOfMemoryError("even alone")
 
-    network, windows = SharedNetwork(Faulty(model.unet, fails), 4), [Window(0), bad, Window(2)]
-    good, failed, other = all_at_once(network, windows)
+    denoiser = BatchedDenoiser(FaultyDenoiser(model.unet, fail), 4)
+    windows = [Window(0), bad, Window(2)]
+    good, failed, other = sample_together(denoiser, windows)
     assert isinstance(failed, torch.OutOfMemoryError)
-    for window, found in ((windows[0], good), (windows[2], other)):
-        assert same(found, window.sampled(model.unet))
+    for window, result in ((windows[0], good), (windows[2], other)):
+        assert is_close(result, window.sample(model.unet))
 
 
-def test_who_leaves_early_keeps_nobody_waiting(model: LatentSync) -> None:
-    network = SharedNetwork(model.unet, 4)
+def test_window_that_stops_early_blocks_no_other(model: LatentSync) -> None:
+    denoiser = BatchedDenoiser(model.unet, 4)
     long, other = Window(1, steps=4), Window(2, steps=4)
-    found = together(
+    results = run_in_threads(
         [
-            lambda: in_window(network, long),
-            lambda: in_window(network, other, stop_after=2),
-            lambda: in_window(network, Window(3, steps=1)),
+            lambda: sample_in_session(denoiser, long),
+            lambda: sample_in_session(denoiser, other, stop_after=2),
+            lambda: sample_in_session(denoiser, Window(3, steps=1)),
         ]
     )
-    assert same(found[0], long.sampled(model.unet))
+    assert is_close(results[0], long.sample(model.unet))
 
 
-def test_how_many_windows_share_a_run_follows_the_memory() -> None:
-    need = published(512, 2)
-    plan = MemoryPlan(Thrift.NONE, 32)
-    counts = [windows_at_once(gigabytes * 10**9, need, plan) for gigabytes in (12, 24, 80)]
+def test_batch_size_follows_the_free_memory() -> None:
+    estimate = estimate_published(512, 2)
+    plan = MemoryPlan(MemoryMode.FULL, 32)
+    counts = [count_batched_windows(gigabytes * 10**9, estimate, plan) for gigabytes in (12, 24, 80)]
     assert counts == sorted(counts)
-    assert counts[0] < counts[1] < counts[2] == MOST_WINDOWS
-    each = need.peak_bytes(MemoryPlan(Thrift.NONE, 0)) - need.weights_bytes
-    assert need.weights_bytes + counts[1] * each < 24e9
-    assert windows_at_once(80 * 10**9, need, MemoryPlan(Thrift.SINGLE, 1)) == 1
-    assert windows_at_once(10**9, need, plan) == 1
+    assert counts[0] < counts[1] < counts[2] == MAX_BATCHED_WINDOWS
+    window_bytes = estimate.peak_bytes(MemoryPlan(MemoryMode.FULL, 0)) - estimate.weights_bytes
+    assert estimate.weights_bytes + counts[1] * window_bytes < 24e9
+    assert count_batched_windows(80 * 10**9, estimate, MemoryPlan(MemoryMode.SEQUENTIAL, 1)) == 1
+    assert count_batched_windows(10**9, estimate, plan) == 1

@@ -1,4 +1,4 @@
-"""Compiled and recorded runs of full windows say what the plain network says; nothing else is touched."""
+"""Tests of compiled layers and CUDA graphs: full windows equal eager ones, other windows stay eager."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 from torch._dynamo.utils import counters
 
-from lipsync_engine.device import choose_compiling
+from lipsync_engine.device import choose_compile
 from lipsync_engine.errors import ParameterError
-from lipsync_engine.models.latentsync.compile import CompiledUNet, Predicted, RecordedRuns, Work
+from lipsync_engine.models.latentsync.compile import CompiledUNet, CudaGraphs, Forward, Prediction
 from lipsync_engine.models.latentsync.config import RunConfig, UNetConfig
-from lipsync_engine.models.latentsync.model import EVERY_KIND_OF_STEP, KINDS
-from lipsync_engine.models.latentsync.sampling import DenoiseInputs, Network, sampling_steps, signal_levels
+from lipsync_engine.models.latentsync.model import WARM_UP_SAMPLING, WARM_UP_STEPS
+from lipsync_engine.models.latentsync.sampling import DenoiseInputs, Denoiser, sampling_steps, signal_levels
 from lipsync_engine.models.latentsync.unet import LatentSyncUNet
 from lipsync_engine.params import EXACT, PRESETS, Shortcuts
 
@@ -30,14 +30,14 @@ def unet() -> LatentSyncUNet:
         UNetConfig(block_out_channels=(32, 32), layers_per_block=1, cross_attention_dim=WIDTH)
     )
     for name, parameter in network.named_parameters():
-        if "temporal_transformer.proj_out" in name:  # a fresh motion module is silent
+        if "temporal_transformer.proj_out" in name:  # a new motion module has no effect
             torch.nn.init.normal_(parameter, std=0.1)
     return network.eval().requires_grad_(False)
 
 
 @pytest.fixture
-def cold(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
-    """An empty folder for compiled code, and nothing compiled before or left after."""
+def compile_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
+    """An empty folder for compiled code; nothing is compiled before or afterwards."""
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     torch._dynamo.reset()
     counters.clear()
@@ -45,8 +45,8 @@ def cold(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
     torch._dynamo.reset()
 
 
-def sampled(
-    network: Network, shortcuts: Shortcuts = EXACT, *, frames: int = FRAMES, steps: int = 4, seed: int = 5
+def sample_window(
+    denoiser: Denoiser, shortcuts: Shortcuts = EXACT, *, frames: int = FRAMES, steps: int = 4, seed: int = 5
 ) -> Tensor:
     draw = torch.Generator().manual_seed(seed)
     latents = torch.randn(2, 1, 4, frames, SIDE, SIDE, generator=draw)
@@ -54,7 +54,7 @@ def sampled(
     inputs = DenoiseInputs(torch.ones(1, 1, frames, SIDE, SIDE), latents[0], latents[1], audio)
     noise = torch.randn(1, 4, 1, SIDE, SIDE, generator=draw)
     *_, last = sampling_steps(
-        network,
+        denoiser,
         RunConfig(),
         inputs,
         noise=noise,
@@ -69,105 +69,109 @@ MODES = [EXACT, *(preset["shortcuts"] for preset in PRESETS.values() if "shortcu
 
 
 @pytest.mark.slow
-def test_compiled_code_says_the_same_and_is_found_again(unet: LatentSyncUNet, cold: Path) -> None:
-    wanted = [sampled(unet, mode) for mode in MODES]
-    short = sampled(unet, frames=3)
-    network = CompiledUNet(unet, FRAMES, cold)
-    assert network.compile(lambda: sampled(network, KINDS, steps=EVERY_KIND_OF_STEP))
-    compiled = counters["inductor"]["fxgraph_cache_miss"]
-    assert compiled > 5
-    for mode, latents in zip(MODES, wanted, strict=True):
-        found = sampled(network, mode)
-        assert not torch.equal(found, latents)  # it was other code
-        assert (found - latents).norm() < 1e-5 * latents.norm()
-    assert torch.equal(sampled(network, frames=3), short)  # other windows run as before
-    assert counters["inductor"]["fxgraph_cache_miss"] == compiled  # and no job waits for a compiler
+def test_compiled_unet_equals_eager_and_reuses_its_cache(unet: LatentSyncUNet, compile_cache: Path) -> None:
+    eager = [sample_window(unet, mode) for mode in MODES]
+    eager_short = sample_window(unet, frames=3)
+    compiled = CompiledUNet(unet, FRAMES, compile_cache)
+    assert compiled.compile(lambda: sample_window(compiled, WARM_UP_SAMPLING, steps=WARM_UP_STEPS))
+    misses = counters["inductor"]["fxgraph_cache_miss"]
+    assert misses > 5
+    for mode, expected in zip(MODES, eager, strict=True):
+        latents = sample_window(compiled, mode)
+        assert not torch.equal(latents, expected)  # other code ran
+        assert (latents - expected).norm() < 1e-5 * expected.norm()
+    assert torch.equal(sample_window(compiled, frames=3), eager_short)  # other lengths stay eager
+    assert counters["inductor"]["fxgraph_cache_miss"] == misses  # and start no compiler
 
     torch._dynamo.reset()  # as in a new process
-    again = CompiledUNet(unet, FRAMES, cold)
-    assert again.compile(lambda: sampled(again, KINDS, steps=EVERY_KIND_OF_STEP))
-    assert counters["inductor"]["fxgraph_cache_miss"] == compiled
-    assert counters["inductor"]["fxgraph_cache_hit"] == compiled
+    reloaded = CompiledUNet(unet, FRAMES, compile_cache)
+    assert reloaded.compile(lambda: sample_window(reloaded, WARM_UP_SAMPLING, steps=WARM_UP_STEPS))
+    assert counters["inductor"]["fxgraph_cache_miss"] == misses
+    assert counters["inductor"]["fxgraph_cache_hit"] == misses
 
 
-def test_without_a_compiler_everything_runs_as_before(
-    unet: LatentSyncUNet, cold: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+def test_unet_runs_uncompiled_without_a_compiler(
+    unet: LatentSyncUNet,
+    compile_cache: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     import torch._inductor.config as inductor
 
     monkeypatch.setattr(inductor.cpp, "cxx", ("/no/such/compiler",))
-    wanted = sampled(unet)
-    network = CompiledUNet(unet, FRAMES, cold)
+    expected = sample_window(unet)
+    compiled = CompiledUNet(unet, FRAMES, compile_cache)
     with caplog.at_level(logging.WARNING):
-        assert not network.compile(lambda: sampled(network, KINDS, steps=EVERY_KIND_OF_STEP))
-    assert torch.equal(sampled(network), wanted)
+        assert not compiled.compile(lambda: sample_window(compiled, WARM_UP_SAMPLING, steps=WARM_UP_STEPS))
+    assert torch.equal(sample_window(compiled), expected)
     assert [line for line in caplog.messages if "cannot be compiled" in line and "g++" in line]
 
 
-# --- recorded runs ---
+# --- CUDA graphs ---
 
 
-class Recorder:
-    """Does the work itself again, into the first results: all that CUDA graphs do, but for their speed."""
+class FakeCapture:
+    """Replays by running the forward pass again into the first results, as a CUDA graph does on a GPU."""
 
     def __init__(self) -> None:
-        self.recorded = 0
+        self.captures = 0
 
-    def __call__(self, work: Work) -> tuple[Predicted, Callable[[], None]]:
-        self.recorded += 1
-        results = work()
+    def __call__(self, forward: Forward) -> tuple[Prediction, Callable[[], None]]:
+        self.captures += 1
+        results = forward()
 
-        def again() -> None:
-            for place, new in zip(results, work(), strict=True):
-                place.copy_(new)
+        def replay() -> None:
+            for result, update in zip(results, forward(), strict=True):
+                result.copy_(update)
 
-        return results, again
+        return results, replay
 
 
-class Recording:
-    """A network whose runs are all recorded."""
+class GraphedDenoiser:
+    """A denoiser whose forward passes are all captured."""
 
-    def __init__(self, unet: LatentSyncUNet, recorder: Recorder) -> None:
-        self.listen, self.predict = unet.listen, RecordedRuns(unet.predict, recorder)
+    def __init__(self, unet: LatentSyncUNet, capture: FakeCapture) -> None:
+        self.precompute_audio_kv = unet.precompute_audio_kv
+        self.predict = CudaGraphs(unet.predict, capture)
 
 
 @pytest.mark.parametrize("mode", [*MODES, Shortcuts(reuse_within=0.2)], ids=str)
-def test_recorded_runs_say_the_same_window_after_window(unet: LatentSyncUNet, mode: Shortcuts) -> None:
-    recorder = Recorder()
-    network = Recording(unet, recorder)
-    for seed in (5, 6):  # other faces and another sound at the same places
-        wanted = sampled(unet, mode, seed=seed, steps=6)
-        assert torch.equal(sampled(network, mode, seed=seed, steps=6), wanted)
+def test_graph_replay_equals_eager_for_consecutive_windows(unet: LatentSyncUNet, mode: Shortcuts) -> None:
+    capture = FakeCapture()
+    denoiser = GraphedDenoiser(unet, capture)
+    for seed in (5, 6):  # other faces and audio in the same buffers
+        expected = sample_window(unet, mode, seed=seed, steps=6)
+        assert torch.equal(sample_window(denoiser, mode, seed=seed, steps=6), expected)
     levels = signal_levels(RunConfig().scheduler, mode.solver, 6)
-    assert recorder.recorded == len(set(mode.schedule(levels, guided=True)))
+    assert capture.captures == len(set(mode.schedule(levels, guided=True)))
 
 
-def test_what_presets_run_is_compiled_at_the_start() -> None:
-    def kinds(shortcuts: Shortcuts, steps: int) -> set[tuple[bool, bool]]:
+def test_warm_up_covers_every_step_kind_of_the_presets() -> None:
+    def step_kinds(shortcuts: Shortcuts, steps: int) -> set[tuple[bool, bool]]:
         levels = signal_levels(RunConfig().scheduler, shortcuts.solver, steps)
         return set(shortcuts.schedule(levels, guided=True))
 
-    ready = kinds(KINDS, EVERY_KIND_OF_STEP)
+    warm = step_kinds(WARM_UP_SAMPLING, WARM_UP_STEPS)
     for preset in PRESETS.values():
         steps = preset.get("num_inference_steps", 20)
-        assert kinds(preset.get("shortcuts", EXACT), steps) <= ready
+        assert step_kinds(preset.get("shortcuts", EXACT), steps) <= warm
 
 
-# --- whether ---
+# --- the setting ---
 
 
 @pytest.mark.parametrize(
-    ("asked", "variable", "wanted"),
+    ("argument", "variable", "expected"),
     [(None, "", False), (None, "true", True), (None, "0", False), (False, "true", False), (True, "", True)],
 )
-def test_compiling_is_chosen_by_the_caller_then_by_the_environment(
-    asked: bool | None, variable: str, wanted: bool, monkeypatch: pytest.MonkeyPatch
+def test_argument_overrides_compile_setting(
+    argument: bool | None, variable: str, expected: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LIPSYNC_COMPILE", variable)
-    assert choose_compiling(asked) is wanted
+    assert choose_compile(argument) is expected
 
 
-def test_a_variable_that_is_not_understood_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_invalid_compile_setting_is_named_in_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LIPSYNC_COMPILE", "perhaps")
     with pytest.raises(ParameterError, match="LIPSYNC_COMPILE='perhaps'"):
-        choose_compiling(None)
+        choose_compile(None)

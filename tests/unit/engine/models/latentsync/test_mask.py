@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from lipsync_engine.faces import compositor
-from lipsync_engine.models.latentsync.mask import fixed_mask, latent_mask
+from lipsync_engine.models.latentsync.mask import downsample_mask, load_fixed_mask
 from lipsync_engine.rendering.output_check import MouthJudge
 
 
 def test_the_mask_is_the_published_one() -> None:
-    mask = fixed_mask(256)
+    mask = load_fixed_mask(256)
     assert mask.dtype == np.float64
     assert set(np.unique(mask)) == {0.0, 1.0}
     generated = mask == 0
@@ -24,7 +24,7 @@ def test_the_mask_is_the_published_one() -> None:
 
 
 def test_other_sizes_are_softened_by_resizing() -> None:
-    mask = fixed_mask(512)
+    mask = load_fixed_mask(512)
     between = (mask > 0) & (mask < 1)
     assert 0.03 < between.mean() < 0.04
     assert mask.min() == 0
@@ -33,7 +33,7 @@ def test_other_sizes_are_softened_by_resizing() -> None:
 
 @pytest.mark.parametrize(("resolution", "zeros", "ones"), [(256, 422, 602), (512, 1604, 2359)])
 def test_the_latent_mask_counts(resolution: int, zeros: int, ones: int) -> None:
-    small = latent_mask(fixed_mask(resolution), 8)
+    small = downsample_mask(load_fixed_mask(resolution), 8)
     assert small.shape == (resolution // 8, resolution // 8)
     assert ((small == 0).sum(), (small == 1).sum()) == (zeros, ones)
 
@@ -41,7 +41,7 @@ def test_the_latent_mask_counts(resolution: int, zeros: int, ones: int) -> None:
 @pytest.mark.parametrize(("resolution", "highest"), [(64, 0.5), (128, 0.2), (256, 0.05), (512, 0.02)])
 def test_the_soft_edge_fades_out_before_the_crop_ends(resolution: int, highest: float) -> None:
     """The mask leaves a thirtieth of R beside the cheeks: next to the border little of the ramp is left."""
-    mask = fixed_mask(resolution).astype(np.float32)
+    mask = load_fixed_mask(resolution).astype(np.float32)
     weight = compositor.soft_mask(mask)
     assert (weight[mask < 0.5] == 1).all()
     edge = np.concatenate([weight[1], weight[-2], weight[:, 1], weight[:, -2]])
@@ -55,7 +55,7 @@ def test_the_mouth_check_has_places_to_look_at(resolution: int) -> None:
     rng = np.random.default_rng(0)
     blocks = rng.uniform(60, 220, (16, 16, 3)).astype(np.float32)
     source = np.kron(blocks, np.ones((resolution // 16, resolution // 16, 1), dtype=np.float32))
-    mask = fixed_mask(resolution).astype(np.float32)
+    mask = load_fixed_mask(resolution).astype(np.float32)
     judge = MouthJudge(mask)
     assert judge.verdict(source, source) is None
     assert (

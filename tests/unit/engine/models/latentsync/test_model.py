@@ -1,4 +1,4 @@
-"""Files of a model that are each sound but say something the code does not do, or do not belong together."""
+"""Tests of LatentSync's configuration: valid files with unsupported settings, or of different models."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def motion(**change: Any) -> Json:
 
 
 @pytest.mark.parametrize(
-    ("change", "named"),
+    ("change", "pattern"),
     [
         (motion(temporal_position_encoding=False), "temporal_position_encoding"),
         (motion(num_transformer_block=2), "num_transformer_block"),
@@ -46,19 +46,19 @@ def motion(**change: Any) -> Json:
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_network_settings_that_change_the_numbers_are_refused_by_name(change: Json, named: str) -> None:
-    with pytest.raises(WeightsError, match=named) as caught:
+def test_unsupported_unet_setting_is_named_in_error(change: Json, pattern: str) -> None:
+    with pytest.raises(WeightsError, match=pattern) as caught:
         UNetConfig.from_published({**TINY, **change})
     assert caught.value.code is ErrorCode.WEIGHTS_ARCHITECTURE
 
 
-def test_settings_of_training_alone_are_ignored() -> None:
-    given = {**TINY, **motion(zero_initialize=False), "sample_size": 64, "use_linear_projection": False}
-    assert UNetConfig.from_published(given) == UNetConfig.from_published(TINY)
+def test_training_settings_are_ignored() -> None:
+    fields = {**TINY, **motion(zero_initialize=False), "sample_size": 64, "use_linear_projection": False}
+    assert UNetConfig.from_published(fields) == UNetConfig.from_published(TINY)
 
 
 @pytest.mark.parametrize(
-    ("fields", "named"),
+    ("fields", "pattern"),
     [
         ({"scheduler": {"prediction_type": "flow"}}, "scheduler.prediction_type"),
         ({"scheduler": {"timestep_spacing": "karras"}}, "scheduler.timestep_spacing"),
@@ -74,8 +74,8 @@ def test_settings_of_training_alone_are_ignored() -> None:
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_run_settings_that_cannot_be_used_are_refused_by_name(fields: Json, named: str) -> None:
-    with pytest.raises(WeightsError, match=named) as caught:
+def test_invalid_run_setting_is_named_in_error(fields: Json, pattern: str) -> None:
+    with pytest.raises(WeightsError, match=pattern) as caught:
         RunConfig.parse(fields)
     assert caught.value.code is ErrorCode.WEIGHTS_ARCHITECTURE
 
@@ -90,7 +90,7 @@ def load_with(tmp_path: Path) -> Load:
     """Load the tiny model with a JSON file replaced: `load_with(vae_config={...changed fields})`."""
     store = WeightsStore()
 
-    def loaded(**changes: Json) -> LatentSync:
+    def load_changed(**changes: Json) -> LatentSync:
         files = dict(store.files("tiny"))
         for role, change in changes.items():
             content = {**json.loads(files[role].read_text()), **change}
@@ -98,18 +98,18 @@ def load_with(tmp_path: Path) -> Load:
             files[role].write_text(json.dumps(content))
         return load(store.entry("tiny"), files, "0" * 64, torch.device("cpu"), torch.float32)
 
-    return loaded
+    return load_changed
 
 
-def test_the_unchanged_files_load(load_with: Load) -> None:
+def test_unchanged_files_load(load_with: Load) -> None:
     assert load_with().info.name == "tiny"
 
 
 @pytest.mark.parametrize(
-    ("changes", "named"),
+    ("changes", "pattern"),
     [
         ({"unet_config": {"cross_attention_dim": 384}}, "384"),
-        ({"unet_config": {"in_channels": 9}}, "9 channels"),
+        ({"unet_config": {"in_channels": 9}}, "9 input"),
         ({"unet_config": {"block_out_channels": [64, 64, 64, 64]}}, "conv_in"),
         ({"model_config": {"window_frames": 25}}, "25 frames"),
         ({"vae_config": {"block_out_channels": [32, 32]}}, "vae_config"),
@@ -118,13 +118,13 @@ def test_the_unchanged_files_load(load_with: Load) -> None:
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_files_that_do_not_belong_together_are_refused(changes: Json, named: str, load_with: Load) -> None:
-    with pytest.raises(WeightsError, match=named) as caught:
+def test_files_of_different_models_are_rejected(changes: Json, pattern: str, load_with: Load) -> None:
+    with pytest.raises(WeightsError, match=pattern) as caught:
         load_with(**changes)
     assert caught.value.code is ErrorCode.WEIGHTS_ARCHITECTURE
 
 
-def test_a_settings_file_that_is_no_json_is_named(tmp_path: Path) -> None:
+def test_invalid_json_file_is_named_in_error(tmp_path: Path) -> None:
     store = WeightsStore()
     broken = tmp_path / "model_config.json"
     broken.write_text("{")

@@ -1,4 +1,4 @@
-"""The fast way equals the slow way, and a shortcut leaves out what it says and nothing else."""
+"""Tests of sampling speed: fast paths equal slow ones, and fast sampling skips only the documented work."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from lipsync_engine.models.latentsync.config import RunConfig, UNetConfig
 from lipsync_engine.models.latentsync.model import LatentSync, load
 from lipsync_engine.models.latentsync.sampling import (
     DenoiseInputs,
-    _scheduler,
-    _Sums,
+    LinearScheduler,
+    build_scheduler,
     sampling_steps,
     signal_levels,
 )
@@ -35,11 +35,11 @@ def model() -> LatentSync:
     return load(store.entry("tiny"), store.files("tiny"), "", torch.device("cpu"), torch.float32)
 
 
-def tiny_run() -> RunConfig:
+def load_tiny_run_config() -> RunConfig:
     return RunConfig.parse(json.loads((ROOT / "weights" / "tiny" / "model_config.json").read_text()))
 
 
-def inputs(device: str = "cpu", width: int = 96) -> DenoiseInputs:
+def make_inputs(device: str = "cpu", width: int = 96) -> DenoiseInputs:
     draw = torch.Generator().manual_seed(5)
     latents = torch.randn(2, 1, 4, FRAMES, SIDE, SIDE, generator=draw).to(device)
     mask = torch.ones(1, 1, FRAMES, SIDE, SIDE, device=device)
@@ -48,63 +48,63 @@ def inputs(device: str = "cpu", width: int = 96) -> DenoiseInputs:
     )
 
 
-def sampled(
-    unet: LatentSyncUNet, steps: int, shortcuts: Shortcuts = EXACT, *, in_halves: bool = False
+def sample_window(
+    unet: LatentSyncUNet, steps: int, shortcuts: Shortcuts = EXACT, *, sequential_cfg: bool = False
 ) -> Tensor:
     noise = torch.randn(1, 4, 1, SIDE, SIDE, generator=torch.Generator().manual_seed(6))
     *_, last = sampling_steps(
         unet,
-        tiny_run(),
-        inputs(),
+        load_tiny_run_config(),
+        make_inputs(),
         noise=noise,
         num_inference_steps=steps,
         guidance_scale=2.0,
-        in_halves=in_halves,
+        sequential_cfg=sequential_cfg,
         shortcuts=shortcuts,
     )
     return last.latents
 
 
 ROUNDING = 1.5e-4
-"""What batches of other sizes may round otherwise in float32: the parity packs' bound for the U-Net."""
+"""Float32 rounding differences between batch sizes: the parity pack's limit for the U-Net."""
 
 
-def rows_seen(module: nn.Module, into: list[int]) -> torch.utils.hooks.RemovableHandle:
-    return module.register_forward_pre_hook(lambda _, given: into.append(len(given[0])))
+def record_batch_sizes(module: nn.Module, into: list[int]) -> torch.utils.hooks.RemovableHandle:
+    return module.register_forward_pre_hook(lambda _, arguments: into.append(len(arguments[0])))
 
 
 @torch.inference_mode()
-def test_silence_and_sound_in_one_run_equal_the_plain_network_run_on_both(model: LatentSync) -> None:
-    unet, given = model.unet, inputs()
+def test_batched_guidance_equals_two_plain_passes(model: LatentSync) -> None:
+    unet, inputs = model.unet, make_inputs()
     sample = torch.cat(
-        [torch.randn_like(given.masked_latents), given.mask, *[given.masked_latents] * 2], dim=1
+        [torch.randn_like(inputs.masked_latents), inputs.mask, *[inputs.masked_latents] * 2], dim=1
     )
-    time = torch.tensor(501)
-    doubled = torch.cat([torch.zeros_like(given.audio), given.audio])
-    plain = unet(sample.expand(2, -1, -1, -1, -1), time, doubled)
-    shared, _ = unet.predict(sample, time, unet.listen(given.audio, silent=FRAMES))
-    silent, _ = unet.predict(sample, time, unet.listen(given.audio[:0], silent=FRAMES))
-    assert torch.allclose(shared, plain, atol=ROUNDING)
-    assert torch.allclose(silent, plain[:1], atol=ROUNDING)
+    timestep = torch.tensor(501)
+    both_audio = torch.cat([torch.zeros_like(inputs.audio), inputs.audio])
+    plain = unet(sample.expand(2, -1, -1, -1, -1), timestep, both_audio)
+    guided = unet.precompute_audio_kv(inputs.audio, num_unconditional=FRAMES)
+    unconditional = unet.precompute_audio_kv(inputs.audio[:0], num_unconditional=FRAMES)
+    assert torch.allclose(unet.predict(sample, timestep, guided)[0], plain, atol=ROUNDING)
+    assert torch.allclose(unet.predict(sample, timestep, unconditional)[0], plain[:1], atol=ROUNDING)
 
 
 @torch.inference_mode()
-def test_the_plain_network_takes_channels_in_any_order(model: LatentSync) -> None:
+def test_unet_accepts_any_memory_format(model: LatentSync) -> None:
     sample = torch.randn(2, 13, FRAMES, SIDE, SIDE)
     audio = torch.randn(2 * FRAMES, TOKENS, 96)
-    wanted = model.unet(sample, torch.tensor(7), audio)
-    last = sample.contiguous(memory_format=torch.channels_last_3d)
-    assert torch.equal(model.unet(last, torch.tensor(7), audio), wanted)
+    expected = model.unet(sample, torch.tensor(7), audio)
+    channels_last = sample.contiguous(memory_format=torch.channels_last_3d)
+    assert torch.equal(model.unet(channels_last, torch.tensor(7), audio), expected)
 
 
-def test_halves_one_after_the_other_give_the_same(model: LatentSync) -> None:
-    together = sampled(model.unet, 3)
-    assert torch.allclose(sampled(model.unet, 3, in_halves=True), together, atol=1e-4)
+def test_sequential_cfg_equals_batched_cfg(model: LatentSync) -> None:
+    batched = sample_window(model.unet, 3)
+    assert torch.allclose(sample_window(model.unet, 3, sequential_cfg=True), batched, atol=1e-4)
 
 
 @pytest.mark.parametrize("solver", Solver)
-def test_the_loop_never_waits_for_the_device(solver: Solver) -> None:
-    """On the meta device nothing can be read back: whatever tries fails."""
+def test_sampling_reads_nothing_back_from_the_device(solver: Solver) -> None:
+    """On the meta device any attempt to read a value fails."""
     with torch.device("meta"):
         unet = LatentSyncUNet(UNetConfig(block_out_channels=(32, 64), cross_attention_dim=96))
     shortcuts = Shortcuts(solver=solver, reuse_within=0.2, guide_every=2)
@@ -112,7 +112,7 @@ def test_the_loop_never_waits_for_the_device(solver: Solver) -> None:
     steps = sampling_steps(
         unet,
         RunConfig(),
-        inputs("meta"),
+        make_inputs("meta"),
         noise=noise,
         num_inference_steps=4,
         guidance_scale=1.5,
@@ -122,17 +122,18 @@ def test_the_loop_never_waits_for_the_device(solver: Solver) -> None:
 
 
 @torch.inference_mode()
-def test_a_later_step_may_use_what_the_coarse_layers_said(model: LatentSync) -> None:
-    unet, given = model.unet, inputs()
-    sample = torch.cat([given.mask.expand(1, 4, -1, -1, -1), given.mask, *[given.masked_latents] * 2], dim=1)
-    heard = unet.listen(given.audio)
-    whole, deep = unet.predict(sample, torch.tensor(501), heard)
-    runs: list[int] = []
-    handle = rows_seen(unet.mid_block, runs)
-    again, _ = unet.predict(sample, torch.tensor(501), heard, deep)
+def test_cached_features_skip_the_coarse_layers(model: LatentSync) -> None:
+    unet, inputs = model.unet, make_inputs()
+    mask = inputs.mask
+    sample = torch.cat([mask.expand(1, 4, -1, -1, -1), mask, *[inputs.masked_latents] * 2], dim=1)
+    audio_context = unet.precompute_audio_kv(inputs.audio)
+    whole, features = unet.predict(sample, torch.tensor(501), audio_context)
+    batch_sizes: list[int] = []
+    handle = record_batch_sizes(unet.mid_block, batch_sizes)
+    cached, _ = unet.predict(sample, torch.tensor(501), audio_context, features)
     handle.remove()
-    assert torch.equal(again, whole)
-    assert runs == []
+    assert torch.equal(cached, whole)
+    assert batch_sizes == []
 
 
 @pytest.mark.parametrize(
@@ -147,29 +148,29 @@ def test_a_later_step_may_use_what_the_coarse_layers_said(model: LatentSync) -> 
     ],
     ids=lambda value: str(value) if isinstance(value, Shortcuts) else "",
 )
-def test_what_is_left_out(
+def test_fast_sampling_skips_the_documented_work(
     model: LatentSync, shortcuts: Shortcuts, coarse: list[int], fine: list[int]
 ) -> None:
-    """Batch items, step by step, after silence and sound have parted."""
+    """Batch sizes of each step, after the unconditional and the conditional rows have parted."""
     unet = model.unet
-    found: tuple[list[int], list[int]] = ([], [])
-    handles = [rows_seen(unet.mid_block, found[0]), rows_seen(unet.conv_norm_out, found[1])]
-    sampled(unet, 4, shortcuts)
+    sizes: tuple[list[int], list[int]] = ([], [])
+    handles = [record_batch_sizes(unet.mid_block, sizes[0]), record_batch_sizes(unet.conv_norm_out, sizes[1])]
+    sample_window(unet, 4, shortcuts)
     for handle in handles:
         handle.remove()
-    assert found == (coarse, fine)
+    assert sizes == (coarse, fine)
 
 
 @pytest.mark.parametrize(
     ("within", "whole"), [(0.0, [0, 1, 2, 3, 4]), (0.2, [0, 2, 3, 4]), (0.5, [0, 3, 4]), (1.0, [0, 4])]
 )
-def test_coarse_layers_run_again_when_the_signal_has_moved(within: float, whole: list[int]) -> None:
+def test_feature_cache_is_refreshed_when_signal_level_changes(within: float, whole: list[int]) -> None:
     levels = [0.1, 0.3, 0.5, 0.8, 0.9]
     schedule = Shortcuts(reuse_within=within).schedule(levels, guided=False)
     assert [number for number, (_, is_whole) in enumerate(schedule) if is_whole] == whole
 
 
-def test_the_signal_grows_from_noise_to_clean() -> None:
+def test_signal_levels_increase_over_the_steps() -> None:
     for solver in Solver:
         levels = signal_levels(RunConfig().scheduler, solver, 8)
         assert levels == sorted(levels)
@@ -177,17 +178,16 @@ def test_the_signal_grows_from_noise_to_clean() -> None:
         assert levels[-1] > 0.9
 
 
-def test_solvers_end_at_the_same_picture(model: LatentSync) -> None:
-    """They follow the same curve, in longer strides."""
-    wanted, plain = sampled(model.unet, 24), sampled(model.unet, 8)
+def test_solvers_converge_to_the_same_latents(model: LatentSync) -> None:
+    exact, ddim = sample_window(model.unet, 24), sample_window(model.unet, 8)
     for solver in (Solver.DPM, Solver.UNIPC):
-        found = sampled(model.unet, 8, Shortcuts(solver=solver))
-        assert (found - plain).norm() > 0
-        assert (found - wanted).norm() < 0.15 * wanted.norm()
+        latents = sample_window(model.unet, 8, Shortcuts(solver=solver))
+        assert (latents - ddim).norm() > 0
+        assert (latents - exact).norm() < 0.15 * exact.norm()
 
 
 @pytest.mark.parametrize("name", [name for name, preset in PRESETS.items() if "shortcuts" in preset])
-def test_presets_are_as_close_to_exact_as_documented(name: str) -> None:
+def test_documented_preset_quality_matches_benchmark(name: str) -> None:
     row = json.loads((ROOT / "benchmarks" / "fast.json").read_text())["modes"][name]
     assert row["ssim"] >= 0.98
     text = (ROOT / "docs" / "speed.md").read_text()
@@ -195,22 +195,22 @@ def test_presets_are_as_close_to_exact_as_documented(name: str) -> None:
     assert f"| {row['ssim']:.3f} | {row['psnr_db']:.1f} |" in text
 
 
-def test_stages_around_the_model_are_as_fast_as_documented() -> None:
-    found = json.loads((ROOT / "benchmarks" / "stages.json").read_text())
+def test_documented_stage_speed_matches_benchmark() -> None:
+    report = json.loads((ROOT / "benchmarks" / "stages.json").read_text())
     text = (ROOT / "docs" / "speed.md").read_text()
     for stage in ("crop", "paste", "together"):
-        times = [found[resolution][stage]["times"] for resolution in ("256", "512")]
+        times = [report[resolution][stage]["times"] for resolution in ("256", "512")]
         assert min(times) > 3
         assert " | ".join(f"{value:.1f}" for value in times) in text
     for stage in ("detect", "encode"):
-        assert found[stage]["times"] > 3
-        assert " | ".join([f"{found[stage]['times']:.1f}"] * 2) in text
+        assert report[stage]["times"] > 3
+        assert " | ".join([f"{report[stage]['times']:.1f}"] * 2) in text
 
 
 # --- counted at full size ---
 
 
-def test_our_networks_cost_what_the_published_ones_do() -> None:
+def test_flops_match_the_published_networks() -> None:
     if not PARITY.is_dir():
         pytest.skip(f"no parity pack at {PARITY}")
     published = json.loads((PARITY / "flops.json").read_text())["256x256"]
@@ -221,8 +221,8 @@ def test_our_networks_cost_what_the_published_ones_do() -> None:
     assert flops.vae_decode(vae, 256) == pytest.approx(published["vae_decode_per_image_tflop"], rel=0.01)
 
 
-def test_guidance_costs_less_than_the_network_twice() -> None:
-    """Both halves part after the first attention, and silence needs no attention to sound."""
+def test_guidance_costs_less_than_two_passes() -> None:
+    """Both passes share the layers before the first cross-attention; the unconditional one needs no audio."""
     with torch.device("meta"):
         unet = LatentSyncUNet(UNetConfig(block_out_channels=(64, 128)))
     plain = flops.one_evaluation(unet, 256)
@@ -232,52 +232,50 @@ def test_guidance_costs_less_than_the_network_twice() -> None:
     assert every_other == pytest.approx(guided + plain, rel=0.01)
 
 
-class Waits(TorchDispatchMode):
-    """Operations that a GPU's host waits for: numbers sent there, equations solved there."""
+class BlockingOperations(TorchDispatchMode):
+    """Records operations that block the host on a GPU: copies to the device and linear solves there."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.found: list[str] = []
+        self.names: list[str] = []
 
-    def __torch_dispatch__(self, function: Any, _: Any, given: Any = (), options: Any = None) -> Any:
-        moved = (
-            "_to_copy" in str(function) and given[0].device.type == "cpu" and (options or {}).get("device")
-        )
-        if "linalg" in str(function) or (moved and torch.device(options["device"]).type == "meta"):
-            self.found.append(str(function))
-        return function(*given, **(options or {}))
+    def __torch_dispatch__(self, function: Any, _: Any, args: Any = (), kwargs: Any = None) -> Any:
+        copied = "_to_copy" in str(function) and args[0].device.type == "cpu" and (kwargs or {}).get("device")
+        if "linalg" in str(function) or (copied and torch.device(kwargs["device"]).type == "meta"):
+            self.names.append(str(function))
+        return function(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize("solver", Solver)
-def test_the_host_sends_nothing_to_the_device_between_steps(solver: Solver) -> None:
+def test_sampling_sends_nothing_to_the_device_between_steps(solver: Solver) -> None:
     with torch.device("meta"):
         unet = LatentSyncUNet(UNetConfig(block_out_channels=(32, 64), cross_attention_dim=96))
     steps = sampling_steps(
         unet,
         RunConfig(),
-        inputs("meta"),
+        make_inputs("meta"),
         noise=torch.empty(1, 4, 1, SIDE, SIDE, device="meta"),
         num_inference_steps=4,
         guidance_scale=1.5,
         shortcuts=Shortcuts(solver=solver, guide_every=2),
     )
     next(steps)
-    with Waits() as waits:
+    with BlockingOperations() as blocking:
         assert len(list(steps)) == 3
-    assert waits.found == []
+    assert blocking.names == []
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 8, 20])
-def test_unipc_summed_on_the_host_is_unipc(steps: int) -> None:
-    """The network is played by a function of the latents and a fixed draw."""
+def test_linear_scheduler_equals_unipc(steps: int) -> None:
+    """The predictions are a function of the latents and a fixed draw."""
     draw = torch.Generator().manual_seed(7)
     latents, noise = torch.randn(2, 1, 4, FRAMES, SIDE, SIDE, generator=draw)
-    plain, summed = (_scheduler(RunConfig().scheduler, Solver.UNIPC) for _ in range(2))
-    for scheduler in (plain, summed):
+    unipc, other = (build_scheduler(RunConfig().scheduler, Solver.UNIPC) for _ in range(2))
+    for scheduler in (unipc, other):
         scheduler.set_timesteps(steps)
-    sums, found, wanted = _Sums(summed, latents), latents, latents
-    for timestep in plain.timesteps:
-        said = 0.9 * wanted + 0.3 * noise.roll(int(timestep))
-        wanted = plain.step(said, timestep, wanted, return_dict=False)[0]
-        (found,) = sums.step(said, timestep, found, return_dict=False)
-        assert torch.allclose(found, wanted, atol=2e-5)
+    linear, ours, expected = LinearScheduler(other, latents), latents, latents
+    for timestep in unipc.timesteps:
+        noise_pred = 0.9 * expected + 0.3 * noise.roll(int(timestep))
+        expected = unipc.step(noise_pred, timestep, expected, return_dict=False)[0]
+        (ours,) = linear.step(noise_pred, timestep, ours, return_dict=False)
+        assert torch.allclose(ours, expected, atol=2e-5)

@@ -1,4 +1,4 @@
-"""The U-Net's key names and shapes, its variants as configurations, and what it refuses."""
+"""Tests of the U-Net: key names and shapes, configurations, audio cross-attention, precisions."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 from lipsync_engine.errors import ErrorCode, WeightsError
 from lipsync_engine.models.latentsync.config import UNetConfig
-from lipsync_engine.models.latentsync.unet import LatentSyncUNet, positional_table
+from lipsync_engine.models.latentsync.unet import LatentSyncUNet, sinusoidal_positions
 from lipsync_engine.weights import load_strict
 from tests.support.paths import ROOT, SHARED
 
@@ -18,18 +18,18 @@ PARITY = SHARED / "parity"
 TINY = json.loads((ROOT / "weights" / "tiny" / "unet_config.json").read_text())
 
 
-def on_meta(config: UNetConfig) -> LatentSyncUNet:
+def build_on_meta(config: UNetConfig) -> LatentSyncUNet:
     with torch.device("meta"):
         return LatentSyncUNet(config)
 
 
-def test_every_published_key_and_shape() -> None:
+def test_unet_has_every_published_key_and_shape() -> None:
     if not PARITY.is_dir():
         pytest.skip(f"no parity pack at {PARITY}")
     published = json.loads((PARITY / "unet_latentsync_keys.json").read_text())
     fields = json.loads((PARITY / "unet_latentsync_config.json").read_text())
     assert UNetConfig.from_published(fields) == UNetConfig()
-    ours = {name: list(tensor.shape) for name, tensor in on_meta(UNetConfig()).state_dict().items()}
+    ours = {name: list(tensor.shape) for name, tensor in build_on_meta(UNetConfig()).state_dict().items()}
     assert len(ours) == 1246
     assert ours == {name: shape for name, (shape, _) in published.items()}
 
@@ -43,9 +43,9 @@ def test_every_published_key_and_shape() -> None:
     ],
     ids=["no motion", "decoder only", "whisper-small"],
 )
-def test_variants_are_configurations(change: dict[str, Any], motion_in: set[str]) -> None:
+def test_config_selects_motion_modules_and_audio_width(change: dict[str, Any], motion_in: set[str]) -> None:
     config = UNetConfig.from_published({**TINY, **change})
-    state = on_meta(config).state_dict()
+    state = build_on_meta(config).state_dict()
     assert {name.split(".")[0] for name in state if "motion_modules" in name} == motion_in
     widths = {t.shape[1] for name, t in state.items() if name.endswith("attn2.to_k.weight")}
     assert widths == {config.cross_attention_dim}
@@ -61,42 +61,44 @@ def test_variants_are_configurations(change: dict[str, Any], motion_in: set[str]
     ],
     ids=lambda change: next(iter(change)),
 )
-def test_what_is_not_implemented_is_refused_by_name(change: dict[str, Any]) -> None:
+def test_config_error_names_unsupported_field(change: dict[str, Any]) -> None:
     with pytest.raises(WeightsError, match=next(iter(change))) as raised:
         UNetConfig.from_published({**TINY, **change})
     assert raised.value.code is ErrorCode.WEIGHTS_ARCHITECTURE
 
 
-def test_only_a_positional_table_may_be_missing() -> None:
+def test_load_strict_recomputes_only_positional_tables() -> None:
     torch.manual_seed(0)
     config = UNetConfig.from_published(TINY)
     state = LatentSyncUNet(config).state_dict()
-    tables = {k: positional_table(*v.shape[1:]) for k, v in state.items() if k.endswith("pos_encoder.pe")}
+    tables = {k: sinusoidal_positions(*v.shape[1:]) for k, v in state.items() if k.endswith("pos_encoder.pe")}
     without = {k: v for k, v in state.items() if k not in tables}
-    unet = on_meta(config)
+    unet = build_on_meta(config)
     load_strict(unet, without, recomputable=tables)
     name = next(iter(tables))
     assert torch.allclose(unet.state_dict()[name], state[name], atol=1e-6)
     with pytest.raises(WeightsError, match=r"conv_out\.weight"):
         load_strict(
-            on_meta(config), {k: v for k, v in without.items() if k != "conv_out.weight"}, recomputable=tables
+            build_on_meta(config),
+            {k: v for k, v in without.items() if k != "conv_out.weight"},
+            recomputable=tables,
         )
 
 
 @torch.inference_mode()
-def test_zero_audio_takes_the_audio_attention_out() -> None:
-    """With no bias on keys and values, silence leaves only the output's bias: guidance stands on that."""
+def test_zero_audio_yields_only_the_output_bias() -> None:
+    """Keys and values have no bias, so the unconditional pass of guidance can skip cross-attention."""
     torch.manual_seed(0)
     block = LatentSyncUNet(UNetConfig.from_published(TINY)).down_blocks[0].attentions[0].transformer_blocks[0]
     tokens = torch.randn(2, 9, block.norm2.normalized_shape[0])
-    heard = block.attn2.listen(torch.zeros(2, 50, TINY["cross_attention_dim"]), silent=0)
-    out = block.attn2(tokens, heard)
+    audio = torch.zeros(2, 50, TINY["cross_attention_dim"])
+    out = block.attn2(tokens, block.attn2.precompute_audio_kv(audio, num_unconditional=0))
     assert torch.equal(out, block.attn2.to_out[0].bias.expand_as(out))
 
 
 @torch.inference_mode()
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64], ids=str)
-def test_other_precisions_agree(dtype: torch.dtype) -> None:
+def test_unet_agrees_across_precisions(dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     unet = LatentSyncUNet(UNetConfig.from_published(TINY)).eval()
     sample, audio = torch.randn(1, 13, 3, 16, 16), torch.randn(3, 50, TINY["cross_attention_dim"])
