@@ -1,6 +1,7 @@
-"""What monitoring sees: counted as it happens, or looked up when it is asked for. Names: docs/operations.md.
+"""Prometheus metrics: events are counted as they happen, states are read at each scrape.
 
-Requests are counted by the route that answered them, never by their path: paths hold ids and signed links.
+Requests are counted by route, never by path: paths contain ids and signed links. The names are listed in
+docs/operations.md.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ METHODS = {"GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS"}
 
 
 class Metrics:
-    """Counters of one server."""
+    """The metrics of one server process."""
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
@@ -49,7 +50,7 @@ class Metrics:
         self._jobs = Gauge("lipsync_jobs", "Jobs in the database.", ["state"], registry=self._registry)
         self._oldest = Gauge(
             "lipsync_oldest_waiting_seconds",
-            "How long the oldest waiting job waits.",
+            "Age of the oldest waiting job.",
             registry=self._registry,
         )
         self._notices = Gauge("lipsync_webhooks", "Undelivered webhooks.", ["state"], registry=self._registry)
@@ -67,7 +68,7 @@ class Metrics:
         )
         self._busy = Gauge(
             "lipsync_worker_jobs",
-            "Jobs that the worker makes or helps with.",
+            "Jobs and shared segments that run on the worker.",
             ["device"],
             registry=self._registry,
         )
@@ -75,26 +76,28 @@ class Metrics:
             if state.is_final:
                 self._ended.labels(state)
 
-    def job_ended(self, job: Job) -> None:
+    def count_job(self, job: Job) -> None:
+        """Count a job that has ended."""
         self._ended.labels(job.state).inc()
         if job.output is not None:
             self._device_s.inc(job.output.device_s)
 
-    def request_answered(self, method: str, route: str, status: int, seconds: float) -> None:
+    def observe_request(self, method: str, route: str, status: int, seconds: float) -> None:
+        """Count a request and the time of its answer."""
         self._requests.labels(method, route, status).observe(seconds)
 
-    def text(
+    def render(
         self,
         store: Store,
         workers: Iterable[WorkerStatus],
-        everywhere: Mapping[Condition, int],
+        all_workers: Mapping[Condition, int],
         now: float,
     ) -> bytes:
-        """Everything in Prometheus' format.
+        """Return all metrics in Prometheus' text format.
 
         Args:
             workers: of this process.
-            everywhere: number of workers in each state, over all processes.
+            all_workers: number of workers in each state, over all processes.
         """
         for state in State:
             self._jobs.labels(state).set(store.count_in_state(state))
@@ -103,7 +106,7 @@ class Metrics:
         waiting, dead = store.count_notices()
         self._notices.labels("waiting").set(waiting)
         self._notices.labels("dead").set(dead)
-        for condition, count in everywhere.items():
+        for condition, count in all_workers.items():
             self._workers.labels(condition).set(count)
         for worker in workers:
             self._ready.labels(worker.device).set(worker.ready)
@@ -113,7 +116,7 @@ class Metrics:
 
 
 class MetricsMiddleware:
-    """ASGI middleware: counts and times requests; what changes something, or fails, is logged."""
+    """ASGI middleware that measures requests, and logs those that change something or fail."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self._app, self._metrics = app, metrics
@@ -122,20 +125,20 @@ class MetricsMiddleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        began, status = time.monotonic(), 500
+        start, status = time.monotonic(), 500
 
-        async def noting(message: Message) -> None:
+        async def send_and_record_status(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
             await send(message)
 
         try:
-            await self._app(scope, receive, noting)
+            await self._app(scope, receive, send_and_record_status)
         finally:
-            seconds = time.monotonic() - began
+            seconds = time.monotonic() - start
             route = getattr(scope.get("route"), "path", "none")
             method = scope["method"] if scope["method"] in METHODS else "other"
-            self._metrics.request_answered(method, route, status, seconds)
+            self._metrics.observe_request(method, route, status, seconds)
             level = logging.DEBUG if method in ("GET", "HEAD") and status < 500 else logging.INFO
             log.log(level, "%s %s %d, %.0f ms", method, route, status, 1000 * seconds)

@@ -92,7 +92,7 @@ def test_every_model_has_its_line() -> None:
         assert row[3:] == [entry["licence"], entry["commercial"]], name
         assert row[2] == str(entry.get("resolution", "")), name
     for name, model in MODELS.items():
-        assert described[name][1] == ", ".join(role.value for role in model.form.required), name
+        assert described[name][1] == ", ".join(role.value for role in model.schema.required), name
 
 
 PAGES = sorted(

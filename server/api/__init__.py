@@ -1,7 +1,8 @@
-"""Everything that knows HTTP: one file per API, and what they share.
+"""HTTP: one file per API, and what they share.
 
-context, auth, errors, schemas, submission   what every API uses
+context, auth, errors, schemas, submission   shared by every API
 wavespeed, wavespeed_models, studio           the vendors' dialects
-native, batches, uploads, playground          our own
+native, batches                               our own API
+uploads, playground, admin                    files and links, the web page, operations
 fast_poll, http_limits                        in front of the router
 """

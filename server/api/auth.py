@@ -1,7 +1,7 @@
-"""Who is calling, and links that need no key: API keys, scopes, request rates, signed names.
+"""API keys: authentication, scopes, rate limits.
 
-Keys are random, so their SHA-256 is as good as a slow hash and a look-up by it tells nothing by its time. The
-module knows no HTTP framework and no dialect; it reads no clock of its own.
+Keys are random, so an unsalted SHA-256 is as safe as a slow hash, and the time of a look-up by hash leaks
+nothing. This module depends on no HTTP framework and on no dialect. The time is an argument.
 """
 
 from __future__ import annotations
@@ -15,24 +15,24 @@ from enum import StrEnum
 
 from server.store import ApiKey, Store
 
-LAST_USED_EVERY_S = 60.0
-"""A key's last use is written down at most this often."""
+LAST_USED_INTERVAL_S = 60.0
+"""The last use of a key is stored at most this often."""
 
-BELIEVED_FOR_S = 1.0
-"""A key is looked up at most this often: clients poll, hundreds of them."""
+KEY_CACHE_S = 1.0
+"""A key is read from the database at most this often, because hundreds of clients poll."""
 
 SECRET_ALPHABET, SECRET_LENGTH = string.ascii_letters + string.digits, 40
-"""238 bits, and nothing that a shell, a URL or a double click would break."""
+"""238 bits of letters and digits: no shell, URL or double click splits the key."""
 
 
 class Scope(StrEnum):
     RUN = "run"  # submit, upload, cancel, delete
-    READ = "read"  # look at predictions, models, account
-    ADMIN = "admin"  # keys and the server itself
+    READ = "read"  # read predictions, models, account
+    ADMIN = "admin"  # manage keys and the server
 
 
 class AccessDeniedError(Exception):
-    """Not let in.
+    """A missing or invalid key, or a missing scope.
 
     Attributes:
         status: 401 or 403.
@@ -46,7 +46,7 @@ class AccessDeniedError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who calls, proved."""
+    """The authenticated owner of a key."""
 
     tenant: str
     key_id: str
@@ -54,8 +54,13 @@ class Caller:
     requests_per_minute: int | None = None
 
     def require(self, scope: Scope) -> None:
+        """Check a scope.
+
+        Raises:
+            AccessDeniedError: 403, the key lacks the scope.
+        """
         if scope not in self.scopes:
-            raise AccessDeniedError(403, f"This key may not do that: it lacks the scope {scope}.")
+            raise AccessDeniedError(403, f"This key lacks the scope {scope}: use a key that has it.")
 
 
 def create_key(
@@ -70,14 +75,18 @@ def create_key(
     max_active_jobs: int | None = None,
     max_jobs_per_day: int | None = None,
 ) -> tuple[str, ApiKey]:
-    """A new key: its text `sk_<id>_<secret>`, which nobody can see again, and what is stored."""
+    """Create and store a key.
+
+    Returns:
+        The key's text `sk_<id>_<secret>`, of which only a hash is stored, and the stored row.
+    """
     key_id = secrets.token_hex(8)
     text = f"sk_{key_id}_{''.join(secrets.choice(SECRET_ALPHABET) for _ in range(SECRET_LENGTH))}"
     key = ApiKey(
         id=key_id,
         tenant=tenant,
         name=name,
-        digest=_digest(text),
+        digest=_hash_key(text),
         scopes=" ".join(sorted(scopes)),
         webhook_secret="whsec_" + base64.b64encode(secrets.token_bytes(32)).decode(),
         created_at=now,
@@ -91,75 +100,79 @@ def create_key(
 
 
 class Authenticator:
-    """The keys as a running server knows them: one that was looked up is believed for a moment.
+    """Finds the owner of a key; keeps keys in memory for `KEY_CACHE_S`.
 
-    A key that another process revokes works for that moment longer.
+    A key that another process revokes works for that long.
     """
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._known: dict[str, tuple[ApiKey, float]] = {}
-        self._noted: dict[str, float] = {}
+        self._cache: dict[str, tuple[ApiKey, float]] = {}  # by hash: (key, read at)
+        self._last_recorded: dict[str, float] = {}  # by key id
 
-    def caller(self, authorization: str | None, now: float) -> Caller:
-        """Who is behind an Authorization header.
+    def authenticate(self, authorization: str | None, now: float) -> Caller:
+        """Return the owner of the key in an Authorization header.
 
         Raises:
-            AccessDeniedError: 401 with a sentence that does not tell whether such a key ever existed.
+            AccessDeniedError: 401; the sentence does not reveal whether the key ever existed.
         """
         scheme, _, text = (authorization or "").partition(" ")
         if scheme.lower() != "bearer" or not text.strip():
             raise AccessDeniedError(401, "Send your API key as the header `Authorization: Bearer <key>`.")
-        key = self._key(_digest(text.strip()), now)
-        ended = key is not None and key.expires_at is not None and key.expires_at <= now
-        if key is None or key.revoked_at is not None or ended:
+        key = self._find_key(_hash_key(text.strip()), now)
+        is_expired = key is not None and key.expires_at is not None and key.expires_at <= now
+        if key is None or key.revoked_at is not None or is_expired:
             raise AccessDeniedError(
                 401, "The API key is not valid: check it, or ask the operator for a new one."
             )
         scopes = frozenset(Scope(name) for name in key.scopes.split())
         return Caller(key.tenant, key.id, scopes, key.requests_per_minute)
 
-    def should_note(self, caller: Caller, now: float) -> bool:
-        """Whether a key's use is to be written down; the answer counts as done."""
-        if now - self._noted.get(caller.key_id, 0.0) < LAST_USED_EVERY_S:
+    def should_record_use(self, caller: Caller, now: float) -> bool:
+        """Return whether the use of a key is to be stored now, and assume that it is."""
+        if now - self._last_recorded.get(caller.key_id, 0.0) < LAST_USED_INTERVAL_S:
             return False
-        self._noted[caller.key_id] = now
+        self._last_recorded[caller.key_id] = now
         return True
 
-    def forget(self) -> None:
-        """Look all keys up again."""
-        self._known.clear()
+    def clear_cache(self) -> None:
+        """Read every key again at its next use."""
+        self._cache.clear()
 
-    def _key(self, digest: str, now: float) -> ApiKey | None:
-        key, since = self._known.get(digest, (None, 0.0))
-        if key is None or not 0 <= now - since < BELIEVED_FOR_S:
+    def _find_key(self, digest: str, now: float) -> ApiKey | None:
+        key, read_at = self._cache.get(digest, (None, 0.0))
+        if key is None or not 0 <= now - read_at < KEY_CACHE_S:
             key = self._store.key_by_digest(digest)
-            if key is None:  # nothing is kept of keys that do not exist: anybody can make those up
+            if key is None:  # unknown keys are not cached: a client could invent millions of them
                 return None
-            self._known[digest] = (key, now)
+            self._cache[digest] = (key, now)
         return key
 
 
-def _digest(text: str) -> str:
+def _hash_key(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 class RateLimiter:
-    """A bucket of tokens per key that fills evenly; a minute's worth may be used at once.
+    """A token bucket per key, which refills evenly and holds the requests of one minute.
 
     Args:
-        per_minute: requests of a key that has no rate of its own.
+        requests_per_minute: limit of keys that have none of their own.
     """
 
-    def __init__(self, per_minute: int) -> None:
-        self._per_minute = per_minute
-        self._buckets: dict[str, tuple[float, float]] = {}
+    def __init__(self, requests_per_minute: int) -> None:
+        self._requests_per_minute = requests_per_minute
+        self._buckets: dict[str, tuple[float, float]] = {}  # by key id: (tokens, refilled at)
 
-    def wait_s(self, key_id: str, now: float, per_minute: int | None = None) -> float:
-        """Take one token; 0 where there was one, else how long until the next."""
-        size = float(per_minute or self._per_minute)
-        tokens, then = self._buckets.get(key_id, (size, now))
-        tokens = min(size, tokens + (now - then) * size / 60)
+    def acquire(self, key_id: str, now: float, requests_per_minute: int | None = None) -> float:
+        """Take a token.
+
+        Returns:
+            0 where there was one, else the seconds until there is one.
+        """
+        size = float(requests_per_minute or self._requests_per_minute)
+        tokens, refilled_at = self._buckets.get(key_id, (size, now))
+        tokens = min(size, tokens + (now - refilled_at) * size / 60)
         if tokens < 1:
             self._buckets[key_id] = (tokens, now)
             return (1 - tokens) * 60 / size

@@ -1,4 +1,7 @@
-"""What all dialects share: who calls, the jobs, uploads and links to files. It speaks no dialect itself."""
+"""What the handlers of every API share: the job service, blobs, authentication, limits, links.
+
+It names no dialect.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,8 @@ from urllib.parse import quote, unquote, urlsplit
 
 from fastapi import Request as HttpRequest
 
-from server.api.auth import AccessDeniedError, Authenticator, Caller, RateLimiter, Scope
+from server.api.auth import Authenticator, Caller, RateLimiter, Scope
+from server.api.errors import RETRY_AFTER_S, BodyTooLargeError, BusyError, DiskFullError
 from server.jobs.request import Request
 from server.jobs.service import JobService
 from server.jobs.state import Batch, Job
@@ -22,10 +26,14 @@ from server.storage.blobs import Blobs, TooLargeError, preview_folder, still_blo
 from server.storage.links import Signer
 from server.store import QueueFullError, QuotaError, Record
 
-RETRY_AFTER_S = 5
-
 BATCH_PRIORITY = -1
-"""Somebody waits for a single job; those of a batch let the tenant's others go first."""
+"""Below single jobs, whose clients wait for them: a tenant's batch must not delay his other jobs."""
+
+CANCEL_WAIT_S = 20.0
+"""How long a delete request waits for a running job to stop."""
+
+UPLOAD_LINK_S = 3600.0
+"""How long a file can be sent to an upload link."""
 
 MEDIA_TYPES = {
     "mp4": "video/mp4", "mov": "video/quicktime", "webm": "video/webm", "mkv": "video/x-matroska",
@@ -35,32 +43,18 @@ MEDIA_TYPES = {
 }  # fmt: skip
 
 
-class BusyError(Exception):
-    """Too much is asked for at present.
-
-    Attributes:
-        wait_s: when to come again; 0: that will not help.
-    """
-
-    def __init__(self, message: str, wait_s: float) -> None:
-        super().__init__(message)
-        self.message = message
-        self.wait_s = wait_s
-
-
-class BodyTooLargeError(Exception):
-    """The request's body is larger than the server takes."""
-
-
-class DiskFullError(Exception):
-    """There is no room for more; the message says so."""
-
-
 @dataclass(frozen=True, slots=True)
 class Upload:
-    """A place for an upload. `name` is the blob's."""
+    """Links for one upload.
 
-    name: str
+    Attributes:
+        blob: name of the blob that the upload becomes.
+        put_url: accepts the file by PUT until `expires_at`, without a key.
+        download_url: of the uploaded file.
+        kind: video, audio, image or file.
+    """
+
+    blob: str
     put_url: str
     download_url: str
     kind: str
@@ -69,50 +63,56 @@ class Upload:
 
 @dataclass(frozen=True, slots=True)
 class ApiContext:
-    """The running server, as dialects see it."""
+    """The running server, as handlers use it."""
 
     settings: Settings
     jobs: JobService
     blobs: Blobs
     signer: Signer
-    keys: Authenticator
-    rates: RateLimiter
+    authenticator: Authenticator
+    rate_limiter: RateLimiter
 
     def authenticate(self, http: HttpRequest, scope: Scope) -> Caller:
-        """Who calls, allowed to.
+        """Return who sends the request, if the key has the scope.
 
         Raises:
-            AccessDeniedError: 401 or 403. BusyError: the key asks too often.
+            AccessDeniedError: 401 or 403.
+            BusyError: the key's rate limit is reached.
         """
         now = self.jobs.now()
-        caller = self.keys.caller(http.headers.get("authorization"), now)
-        if self.keys.should_note(caller, now):
+        caller = self.authenticator.authenticate(http.headers.get("authorization"), now)
+        if self.authenticator.should_record_use(caller, now):
             self.jobs.write_later(partial(self.jobs.store.key_used, caller.key_id, now))
-        if (wait_s := self.rates.wait_s(caller.key_id, now, caller.requests_per_minute)) > 0:
-            raise BusyError("This key sends too many requests: slow down.", wait_s)
+        wait_s = self.rate_limiter.acquire(caller.key_id, now, caller.requests_per_minute)
+        if wait_s > 0:
+            raise BusyError("This key sends too many requests: retry later.", wait_s)
         caller.require(scope)
         return caller
 
     def base_url(self, http: HttpRequest) -> str:
-        """How the client reaches us, without a slash at the end."""
+        """Return the URL by which the client reaches the server, without a slash at the end."""
         if self.settings.public_url is not None:
             return str(self.settings.public_url).rstrip("/")
         return f"{http.url.scheme}://{http.url.netloc}"
 
     def require_disk_space(self) -> None:
-        """Refuse what would fill the disk, while what is accepted can still be finished.
+        """Keep enough free disk space to finish the jobs that were accepted.
 
         Raises:
-            DiskFullError.
+            DiskFullError: less is free than `min_free_bytes`.
         """
         if shutil.disk_usage(self.settings.data_dir).free < self.settings.min_free_bytes:
-            raise DiskFullError("The disk of this server is full: try again later, or tell its operator.")
+            raise DiskFullError("The disk of this server is full: retry later, or ask its operator.")
 
     def require_queue_capacity(self, count: int = 1) -> None:
-        """Before a submission's body is read, and for so many jobs before their inputs are stored.
+        """Check limits before a submission's body is read, and before the inputs of its jobs are stored.
+
+        Args:
+            count: number of jobs to submit.
 
         Raises:
-            BusyError: the queue is full. DiskFullError: the disk is.
+            BusyError: the queue is full.
+            DiskFullError: the disk is.
         """
         if self.jobs.is_full(count):
             raise _queue_full()
@@ -120,29 +120,32 @@ class ApiContext:
 
     # --- jobs ---
 
-    async def submit(
+    async def submit_job(
         self, caller: Caller, job_id: str, request: Request, idempotency_key: str | None
     ) -> Record:
-        """A job, on disk when this returns.
+        """Store a job; it is on disk when this returns.
 
         Raises:
             BusyError: the queue is full, or the key's quota is used up.
         """
         job = Job(id=job_id, tenant=caller.tenant, created_at=self.jobs.now())
-        with _busy_when_refused():
+        with _store_limits_as_busy():
             record, _ = await self.jobs.submit(job, request, idempotency_key)
         return record
 
     async def submit_batch(
         self, batch: Batch, requests: Sequence[tuple[str, Request]], idempotency_key: str | None
     ) -> Batch:
-        """A batch with all its jobs, on disk when this returns; an earlier one where the key is known.
+        """Store a batch with all its jobs; they are on disk when this returns.
 
         Args:
             requests: (job id, request) of each row.
 
+        Returns:
+            The batch, or the earlier one with the same idempotency key.
+
         Raises:
-            BusyError: there is no room for all in the queue, or in the key's quota; none was taken.
+            BusyError: not all jobs fit into the queue or the key's quota; none was stored.
         """
         entries = [
             (
@@ -158,66 +161,71 @@ class ApiContext:
             )
             for row, (job_id, request) in enumerate(requests)
         ]
-        with _busy_when_refused():
+        with _store_limits_as_busy():
             stored, _ = await self.jobs.submit_batch(batch, entries, idempotency_key)
         return stored
 
-    def job(self, caller: Caller, job_id: str) -> Record | None:
-        """A job of the caller's; None for unknown and other tenants' alike."""
+    def find_job(self, caller: Caller, job_id: str) -> Record | None:
+        """Return a job of the caller's tenant; None for unknown jobs and for those of other tenants."""
         return self.jobs.store.get(job_id, caller.tenant)
 
-    async def delete(self, caller: Caller, ids: list[str]) -> int:
-        """Cancel what runs, then forget the caller's jobs and their files; how many there were."""
+    async def delete_jobs(self, caller: Caller, ids: list[str]) -> int:
+        """Cancel running jobs of the caller's tenant, then delete all with their files; return how many."""
         for job_id in ids:
-            if (record := self.job(caller, job_id)) is not None and not record.job.state.is_final:
+            record = self.find_job(caller, job_id)
+            if record is not None and not record.job.state.is_final:
                 await self.jobs.cancel(job_id)
-                await self.jobs.until_final(job_id, 20.0)
-        gone = await self.jobs.write(lambda: self.jobs.store.delete(ids, caller.tenant))
-        for record in gone:
-            await self.forget_files(record)
-        return len(gone)
+                await self.jobs.until_final(job_id, CANCEL_WAIT_S)
+        deleted = await self.jobs.write(lambda: self.jobs.store.delete(ids, caller.tenant))
+        for record in deleted:
+            await self.delete_files(record)
+        return len(deleted)
 
-    async def forget_files(self, record: Record) -> None:
-        """Delete the result, what could be seen of it before, and the inputs that belong to this job alone.
+    async def delete_files(self, record: Record) -> None:
+        """Delete the result, the previews, and the inputs that belong to this job alone.
 
         Raises:
-            StorageAwayError: what is left goes when it is older than the retention.
+            StorageAwayError: the remaining files are deleted when they are older than the retention.
         """
         names = [source.blob for source in record.request.sources if source.blob is not None]
         names.append(still_blob(record.job.id))
         if record.job.output is not None:
             names.append(record.job.output.blob)
         for name in names:
-            if not name.startswith("uploads/"):  # other jobs may use an upload
+            if not name.startswith("uploads/"):  # other jobs may use the upload
                 await self.blobs.delete(name)
         await self.blobs.delete_under(preview_folder(record.job.id))
 
     # --- files ---
 
     def file_url(self, base: str, name: str, since: float) -> str:
-        """A link to a blob that needs no key and lasts as long as the blob does."""
+        """Return a link to a blob that needs no key and is valid as long as the blob exists.
+
+        Args:
+            since: when the blob's retention began.
+        """
         token = self.signer.sign("read", name, since + self.settings.retention_s)
         return f"{base}/files/{token}/{quote(name)}"
 
-    def own_blob(self, url: str, base: str, caller: Caller) -> str | None:
-        """The blob behind one of our own links, where the caller may use it; None for any other URL."""
-        parts, ours = urlsplit(url), urlsplit(base)
-        if (parts.scheme, parts.netloc) != (ours.scheme, ours.netloc) or not parts.path.startswith("/files/"):
+    def resolve_own_link(self, url: str, base: str, caller: Caller) -> str | None:
+        """Return the blob of one of our own links, if the caller may use it; None for any other URL."""
+        parts, own = urlsplit(url), urlsplit(base)
+        if (parts.scheme, parts.netloc) != (own.scheme, own.netloc) or not parts.path.startswith("/files/"):
             return None
         token, _, name = parts.path.removeprefix("/files/").partition("/")
         name = unquote(name)
         if not self.signer.holds("read", name, token, self.jobs.now()):
             return None
         folder, _, rest = name.partition("/")
-        owner = name.startswith(f"uploads/{caller.tenant}/")
-        of_job = folder in ("results", "inputs") and self.job(caller, rest[:32]) is not None
-        return name if owner or of_job else None
+        is_own_upload = name.startswith(f"uploads/{caller.tenant}/")
+        is_of_own_job = folder in ("results", "inputs") and self.find_job(caller, rest[:32]) is not None
+        return name if is_own_upload or is_of_own_job else None
 
-    def upload_place(self, caller: Caller, base: str, filename: str, content_type: str | None) -> Upload:
-        """Where a file may be put once, by whoever has the link.
+    def create_upload(self, caller: Caller, base: str, filename: str, content_type: str | None) -> Upload:
+        """Create the links for one upload; its blob keeps the suffix of the file name.
 
         Raises:
-            DiskFullError.
+            DiskFullError: there is no room for it.
         """
         self.require_disk_space()
         suffix = filename.rpartition(".")[2].lower()
@@ -226,30 +234,31 @@ class ApiContext:
             suffix = guessed[1:] if guessed[1:] in MEDIA_TYPES else "bin"
         name = f"uploads/{caller.tenant}/{secrets.token_hex(16)}.{suffix}"
         now = self.jobs.now()
-        expires_at = now + 3600
+        expires_at = now + UPLOAD_LINK_S
         token = self.signer.sign("write", name, expires_at)
-        kind = MEDIA_TYPES.get(suffix, "file/").partition("/")[0]
         return Upload(
-            name, f"{base}/uploads/{token}/{quote(name)}", self.file_url(base, name, now), kind, expires_at
+            blob=name,
+            put_url=f"{base}/uploads/{token}/{quote(name)}",
+            download_url=self.file_url(base, name, now),
+            kind=MEDIA_TYPES.get(suffix, "file/").partition("/")[0],
+            expires_at=expires_at,
         )
 
     async def store_upload(self, name: str, chunks: AsyncIterator[bytes]) -> int:
-        """Bytes of an upload into its place; returns how many.
+        """Write an upload to its blob; return the number of bytes.
 
         Raises:
-            BodyTooLargeError, DiskFullError: nothing was kept.
+            BodyTooLargeError, DiskFullError: nothing was stored.
         """
         self.require_disk_space()
         try:
             return await self.blobs.write(name, chunks, self.settings.max_upload_bytes)
         except TooLargeError:
-            raise BodyTooLargeError(
-                f"A file may have at most {self.settings.max_upload_bytes / 1e6:.0f} MB here."
-            ) from None
+            raise file_too_large(self.settings.max_upload_bytes) from None
 
 
 @contextlib.contextmanager
-def _busy_when_refused() -> Iterator[None]:
+def _store_limits_as_busy() -> Iterator[None]:
     try:
         yield
     except QueueFullError:
@@ -259,34 +268,9 @@ def _busy_when_refused() -> Iterator[None]:
 
 
 def _queue_full() -> BusyError:
-    return BusyError("The queue of this server is full: submit again later.", RETRY_AFTER_S)
+    return BusyError("The queue of this server is full: retry later.", RETRY_AFTER_S)
 
 
-async def read_body(http: HttpRequest, max_bytes: int) -> bytes:
-    """The whole body.
-
-    Raises:
-        BodyTooLargeError: as soon as that is known.
-    """
-    sentence = f"The request may have at most {max_bytes / 1e6:.0f} MB: upload large files first."
-    announced = http.headers.get("content-length", "")
-    if announced.isascii() and announced.isdigit() and int(announced) > max_bytes:
-        raise BodyTooLargeError(sentence)
-    parts, size = [], 0
-    async for chunk in http.stream():
-        size += len(chunk)
-        if size > max_bytes:
-            raise BodyTooLargeError(sentence)
-        parts.append(chunk)
-    return b"".join(parts)
-
-
-__all__ = [
-    "AccessDeniedError",
-    "ApiContext",
-    "BodyTooLargeError",
-    "BusyError",
-    "DiskFullError",
-    "Upload",
-    "read_body",
-]
+def file_too_large(max_bytes: int) -> BodyTooLargeError:
+    """Return the error for a file of more than so many bytes."""
+    return BodyTooLargeError(f"A file may have at most {max_bytes / 1e6:.0f} MB here.")

@@ -1,33 +1,79 @@
-"""Known errors as answers: what every dialect says in its own words. It makes no answer itself."""
+"""HTTP errors: one error type, what the known exceptions become, and the handlers that send them.
+
+The body of an error is the dialect's: each API file has its own `error_response`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
-from server.api.context import RETRY_AFTER_S, AccessDeniedError, BodyTooLargeError, BusyError, DiskFullError
+from asgi_correlation_id import correlation_id
+from fastapi import FastAPI
+from fastapi import Request as HttpRequest
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import Response
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+
+from server.api.auth import AccessDeniedError
 from server.storage.blobs import StorageAwayError
 from server.store import DatabaseAwayError
 
+log = logging.getLogger("lipsync.server")
+
+RETRY_AFTER_S: Final = 5
+CLIENT_CLOSED_REQUEST: Final = 499
+
 
 class ApiError(Exception):
-    """An error answer: HTTP status, sentence, a word for programs, what is wrong with parts of a whole."""
+    """An error that is sent to the client.
+
+    Attributes:
+        status: HTTP status.
+        message: sentence for a person.
+        code: stable word for programs; None: the dialect has none for it.
+        retry_after_s: when a retry can succeed; 0: never.
+        problems: errors of single parts, where the request is a list.
+    """
 
     def __init__(
         self,
         status: int,
         message: str,
-        slug: str | None = None,
+        code: str | None = None,
         retry_after_s: float = 0,
         problems: Sequence[dict[str, Any]] = (),
     ) -> None:
         super().__init__(message)
-        self.status, self.message, self.slug, self.retry_after_s = status, message, slug, retry_after_s
+        self.status, self.message, self.code, self.retry_after_s = status, message, code, retry_after_s
         self.problems = problems
 
     @property
     def headers(self) -> dict[str, str] | None:
         return {"Retry-After": str(max(1, round(self.retry_after_s)))} if self.retry_after_s else None
+
+
+class BusyError(Exception):
+    """A limit of requests or jobs is reached.
+
+    Attributes:
+        retry_after_s: when a retry can succeed; 0: never.
+    """
+
+    def __init__(self, message: str, retry_after_s: float) -> None:
+        super().__init__(message)
+        self.message = message
+        self.retry_after_s = retry_after_s
+
+
+class BodyTooLargeError(Exception):
+    """The body of a request is larger than the server accepts."""
+
+
+class DiskFullError(Exception):
+    """The disk has less free space than the server requires."""
 
 
 KNOWN_ERRORS: Final = (
@@ -39,28 +85,78 @@ KNOWN_ERRORS: Final = (
     DatabaseAwayError,
     StorageAwayError,
 )
-"""What `to_api_error` makes an answer of."""
+"""Exceptions that `to_api_error` accepts."""
 
 
 def to_api_error(error: Exception) -> ApiError:
-    """A known error as an answer."""
+    """Convert a known exception.
+
+    Raises:
+        TypeError: the exception is none of `KNOWN_ERRORS`.
+    """
     match error:
         case ApiError():
             return error
         case AccessDeniedError():
-            slug = "unauthorized" if error.status == 401 else "forbidden"
-            return ApiError(error.status, error.message, slug)
+            code = "unauthorized" if error.status == 401 else "forbidden"
+            return ApiError(error.status, error.message, code)
         case BusyError():
-            return ApiError(429, error.message, "rate_limited", error.wait_s)
+            return ApiError(429, error.message, "rate_limited", error.retry_after_s)
         case DiskFullError():
             return ApiError(503, str(error), "storage_full", 60)
         case DatabaseAwayError():
-            sentence = "The database of this server is away for the moment: try again shortly."
+            sentence = "The database of this server is unavailable: try again shortly."
             return ApiError(503, sentence, "database_away", RETRY_AFTER_S)
         case StorageAwayError():
-            sentence = "The storage of this server is away for the moment: try again shortly."
+            sentence = "The storage of this server is unavailable: try again shortly."
             return ApiError(503, sentence, "storage_away", RETRY_AFTER_S)
         case BodyTooLargeError():
             return ApiError(413, str(error), "payload_too_large")
         case _:
-            raise TypeError(f"{error!r} is no known error")
+            raise TypeError(f"{error!r} is not one of KNOWN_ERRORS")
+
+
+ErrorResponse = Callable[[ApiError], Response]
+"""Renders an error in the words of one dialect."""
+
+
+def add_exception_handlers(
+    app: FastAPI, responses: Mapping[str, ErrorResponse], default: ErrorResponse
+) -> None:
+    """Answer every exception of a request in the dialect of its path.
+
+    Args:
+        responses: by the prefix of the path.
+        default: for all other paths.
+    """
+
+    def respond(http: HttpRequest, error: ApiError) -> Response:
+        for prefix, error_response in responses.items():
+            if http.url.path.startswith(f"{prefix}/"):
+                return error_response(error)
+        return default(error)
+
+    async def handle_known_error(http: HttpRequest, error: Exception) -> Response:
+        return respond(http, to_api_error(error))
+
+    async def handle_disconnect(http: HttpRequest, error: Exception) -> Response:
+        """Nobody receives this response; its status keeps disconnects apart from failures in the metrics."""
+        return Response(status_code=CLIENT_CLOSED_REQUEST)
+
+    async def handle_http_error(http: HttpRequest, error: Exception) -> Response:
+        status = error.status_code if isinstance(error, HTTPException) else 400
+        sentences = {404: "There is no such path.", 405: "This path does not accept that method."}
+        return respond(http, ApiError(status, sentences.get(status, "The request could not be parsed.")))
+
+    async def handle_failure(http: HttpRequest, error: Exception) -> Response:
+        log.error("request failed: %s", error, exc_info=error)
+        request_id = correlation_id.get() or "-"
+        sentence = f"Internal server error. See the server log, request id {request_id}."
+        return respond(http, ApiError(500, sentence))
+
+    for kind in KNOWN_ERRORS:
+        app.add_exception_handler(kind, handle_known_error)
+    app.add_exception_handler(ClientDisconnect, handle_disconnect)
+    app.add_exception_handler(HTTPException, handle_http_error)
+    app.add_exception_handler(RequestValidationError, handle_http_error)
+    app.add_exception_handler(Exception, handle_failure)

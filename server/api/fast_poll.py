@@ -1,7 +1,7 @@
-"""The shortest way for the most frequent request: a client that asks again how its job is.
+"""Shortcut for the most frequent request: a client that polls a prediction.
 
-Two hundred clients ask once a second each, on the machine that renders; what routing, validation and error
-handling cost them would be missing there. The answer is made where the router's is made.
+Two hundred clients poll once a second each, on the machine that renders. Routing, validation and error
+handling would take processor time from rendering. The handler is the router's.
 """
 
 from __future__ import annotations
@@ -22,25 +22,26 @@ PATH = re.compile(rf"(?:{'|'.join(wavespeed.PREFIXES)})/predictions/([0-9a-f]{{3
 
 @dataclass(frozen=True, slots=True)
 class _Route:
-    """What the measuring middleware wants to know of a route."""
+    """The attribute of a route that `MetricsMiddleware` reads."""
 
     path: str
 
 
 class FastPollMiddleware:
-    """ASGI middleware: answers polls itself, hands everything else on."""
+    """ASGI middleware that answers polls and passes every other request on."""
 
     def __init__(self, app: ASGIApp, context: ApiContext) -> None:
         self._app, self._context = app, context
 
     async def __call__(self, scope: AsgiScope, receive: Receive, send: Send) -> None:
         is_get = scope["type"] == "http" and scope["method"] == "GET"
-        if not is_get or not (found := PATH.fullmatch(scope["path"])):
+        match = PATH.fullmatch(scope["path"]) if is_get else None
+        if match is None:
             await self._app(scope, receive, send)
             return
-        scope["route"] = _Route(f"/predictions/{{job_id}}{found[2] or ''}")
+        scope["route"] = _Route(f"/predictions/{{job_id}}{match[2] or ''}")
         try:
-            response = await wavespeed.poll(self._context, HttpRequest(scope), found[1])
+            response = await wavespeed.poll_prediction(self._context, HttpRequest(scope), match[1])
         except KNOWN_ERRORS as error:
             response = wavespeed.error_response(to_api_error(error))
         await response(scope, receive, send)

@@ -1,7 +1,7 @@
 """Limits of HTTP connections: clients that send nothing, too slowly or without end are disconnected.
 
-uvicorn itself waits for ever for a request's head and body, keeps heads of any size in memory, and accepts
-until the process has no files left. It knows nothing of what is asked or answered.
+uvicorn itself waits without limit for a request's head and body, keeps heads of any size in memory, and
+accepts connections until the process has no file descriptors left.
 """
 
 from __future__ import annotations
@@ -14,195 +14,195 @@ from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
-BAD, TIMED_OUT, HEAD_TOO_LARGE = 400, 408, 431
-SENTENCES = {
-    BAD: "Invalid HTTP request received.",
-    TIMED_OUT: "The request came too slowly.",
+BAD_REQUEST, TIMED_OUT, HEAD_TOO_LARGE = 400, 408, 431
+MESSAGES = {
+    BAD_REQUEST: "Invalid HTTP request received.",
+    TIMED_OUT: "The request was sent too slowly.",
     HEAD_TOO_LARGE: "The request's head is too large.",
 }
-MOST_FILES = 65_536
-HEADER_COST = 32
-"""Bytes that a header counts besides its own, as in HTTP/2: it costs memory, however short it is."""
+MAX_FILES = 65_536
+HEADER_OVERHEAD_BYTES = 32
+"""Added to the size of each header, as in HTTP/2: a header takes memory, however short it is."""
 
 FILES_PER_CONNECTION = 2
-"""A connection is one file; the other is left for what the process opens besides."""
+"""One descriptor for the socket, one for the other files of the process."""
 
 
 @dataclass(frozen=True, slots=True)
 class ConnectionLimits:
-    """What is waited for, and how much is kept.
+    """Limits of one connection, and of their number.
 
     Attributes:
-        head_s: from the connection, or from a request's first byte, to the end of its head.
-        body_s, body_bytes: a body that is being read has to come on by that many bytes in that time.
-        answer_s: a client that takes nothing of its answer for that long is cut off.
-        head_bytes: URL and headers together.
-        connections: one more, and the longest idle one is closed.
+        head_timeout_s: from the connection, or from a request's first byte, to the end of its head.
+        body_interval_s, min_body_bytes: in every interval, a body must grow by at least that much.
+        write_timeout_s: a client that receives nothing of its answer for that long is disconnected.
+        max_head_bytes: URL and headers together.
+        max_connections: one more closes the one that has been idle longest.
     """
 
-    head_s: float = 20.0
-    body_s: float = 30.0
-    body_bytes: int = 30_000
-    answer_s: float = 120.0
-    head_bytes: int = 64 << 10
-    connections: int = 10_000
+    head_timeout_s: float = 20.0
+    body_interval_s: float = 30.0
+    min_body_bytes: int = 30_000
+    write_timeout_s: float = 120.0
+    max_head_bytes: int = 64 << 10
+    max_connections: int = 10_000
 
 
 @dataclass(slots=True)
 class ProtocolFactory:
-    """Makes uvicorn's protocols: pass it as `http` of its configuration.
+    """Creates the protocols of a uvicorn server: pass it as `http` of its configuration.
 
     Attributes:
-        idle: connections with no whole request, the longest idle first.
+        idle: connections without a complete request, the longest idle first.
     """
 
-    patience: ConnectionLimits = ConnectionLimits()
+    limits: ConnectionLimits = ConnectionLimits()
     idle: dict[LimitedHttpProtocol, None] = field(default_factory=dict)
 
-    def __call__(self, **given: Any) -> LimitedHttpProtocol:
-        return LimitedHttpProtocol(self, **given)
+    def __call__(self, **arguments: Any) -> LimitedHttpProtocol:
+        return LimitedHttpProtocol(self, **arguments)
 
 
 class LimitedHttpProtocol(HttpToolsProtocol):
-    """uvicorn's HTTP/1.1 with limits of time and size."""
+    """uvicorn's HTTP/1.1 protocol with limits of time and size."""
 
-    def __init__(self, all_: ProtocolFactory, **given: Any) -> None:
-        self._all, self._patience = all_, all_.patience
-        self._timer: asyncio.TimerHandle | None = None  # for what the client sends
-        self._answer_timer: asyncio.TimerHandle | None = None  # for what it takes
-        self._head_bytes = 0  # of this request
-        self._bare_bytes = 0  # since the last piece of a body
+    def __init__(self, factory: ProtocolFactory, **arguments: Any) -> None:
+        self._idle, self._limits = factory.idle, factory.limits
+        self._read_timer: asyncio.TimerHandle | None = None
+        self._write_timer: asyncio.TimerHandle | None = None
+        self._head_bytes = 0  # of the current request
+        self._framing_bytes = 0  # received since the last data of a body
         self._body_bytes = 0
-        self._body_seen = 0  # at the last look
-        self._refusal = BAD
-        super().__init__(**given)
+        self._checked_body_bytes = 0  # at the last check
+        self._error_status = BAD_REQUEST
+        super().__init__(**arguments)
 
     # --- a connection ---
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        if len(self.connections) > self._patience.connections and self._all.idle:
-            next(iter(self._all.idle)).transport.abort()
-        self._all.idle[self] = None
-        self._wait_for_head()
+        if len(self.connections) > self._limits.max_connections and self._idle:
+            next(iter(self._idle)).transport.abort()
+        self._idle[self] = None
+        self._await_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._all.idle.pop(self, None)
-        self._stop_waiting()
+        self._idle.pop(self, None)
+        self._cancel_read_timer()
         self.resume_writing()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         if self.transport.is_closing():
             return
-        self._bare_bytes += len(data)
+        self._framing_bytes += len(data)
         super().data_received(data)
-        if self._bare_bytes > self._patience.head_bytes:  # a head, a chunk's name or trailers without end
-            self._refuse(HEAD_TOO_LARGE)
-        elif self._timer is None and (self.cycle is None or self.cycle.response_complete):
-            self._wait_for_head()  # what came begins no request yet, and has stopped uvicorn's own timer
+        if self._framing_bytes > self._limits.max_head_bytes:  # an endless head, chunk extension or trailer
+            self._reject(HEAD_TOO_LARGE)
+        elif self._read_timer is None and (self.cycle is None or self.cycle.response_complete):
+            self._await_head()  # the data begins no request, but has stopped uvicorn's own timer
 
     def send_400_response(self, msg: str) -> None:
-        """uvicorn's only refusal: the status is ours."""
-        self._stop_waiting()
+        """Send an error; uvicorn calls this for every invalid request, the status is ours."""
+        self._cancel_read_timer()
         if self.cycle is not None and self.cycle.response_started and not self.cycle.response_complete:
-            self.transport.abort()  # in the middle of an answer there is no place for another
+            self.transport.abort()  # an error cannot be sent in the middle of an answer
             return
-        sentence = SENTENCES[self._refusal].encode()
+        message = MESSAGES[self._error_status].encode()
         head = b"content-type: text/plain; charset=utf-8\r\nconnection: close\r\n"
-        size = b"content-length: %d\r\n\r\n" % len(sentence)
-        self.transport.write(STATUS_LINE[self._refusal] + head + size + sentence)
+        size = b"content-length: %d\r\n\r\n" % len(message)
+        self.transport.write(STATUS_LINE[self._error_status] + head + size + message)
         self.transport.close()
 
-    def _refuse(self, status: int) -> None:
+    def _reject(self, status: int) -> None:
         if not self.transport.is_closing():
-            self._refusal = status
+            self._error_status = status
             self.send_400_response("")
 
     # --- a request ---
 
     def on_message_begin(self) -> None:
         self._head_bytes = 0
-        self._wait_for_head()
+        self._await_head()
         super().on_message_begin()
 
     def on_url(self, url: bytes) -> None:
-        self._count(len(url))
+        self._count_head_bytes(len(url))
         super().on_url(url)
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self._count(len(name) + len(value) + HEADER_COST)
+        self._count_head_bytes(len(name) + len(value) + HEADER_OVERHEAD_BYTES)
         super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
-        self._all.idle.pop(self, None)
-        self._body_seen = self._body_bytes = 0
-        self._wait(self._patience.body_s, self._look_at_body)
+        self._idle.pop(self, None)
+        self._checked_body_bytes = self._body_bytes = 0
+        self._start_read_timer(self._limits.body_interval_s, self._check_body_progress)
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
-        self._bare_bytes = 0
+        self._framing_bytes = 0
         self._body_bytes += len(body)
         super().on_body(body)
 
     def on_message_complete(self) -> None:
-        self._bare_bytes = 0
-        self._stop_waiting()
+        self._framing_bytes = 0
+        self._cancel_read_timer()
         super().on_message_complete()
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
-        if self.cycle.response_complete:  # none is waiting: uvicorn closes it soon, unless something comes
-            self._all.idle[self] = None
+        if self.cycle.response_complete:  # no request is pipelined: uvicorn closes the idle connection later
+            self._idle[self] = None
 
-    def _count(self, size: int) -> None:
+    def _count_head_bytes(self, size: int) -> None:
         self._head_bytes += size
-        if self._head_bytes > self._patience.head_bytes:
-            self._refusal = HEAD_TOO_LARGE
-            raise ValueError(SENTENCES[HEAD_TOO_LARGE])  # the parser stops, uvicorn refuses
+        if self._head_bytes > self._limits.max_head_bytes:
+            self._error_status = HEAD_TOO_LARGE
+            raise ValueError(MESSAGES[HEAD_TOO_LARGE])  # stops the parser, and uvicorn sends the error
 
-    def _wait_for_head(self) -> None:
-        self._wait(self._patience.head_s, self._too_slow)
+    def _await_head(self) -> None:
+        self._start_read_timer(self._limits.head_timeout_s, self._reject_slow_client)
 
-    def _look_at_body(self) -> None:
-        came = self._body_bytes - self._body_seen
-        if came < self._patience.body_bytes and not self.flow.read_paused:
-            self._too_slow()
+    def _check_body_progress(self) -> None:
+        growth = self._body_bytes - self._checked_body_bytes
+        if growth < self._limits.min_body_bytes and not self.flow.read_paused:
+            self._reject_slow_client()
             return
-        self._body_seen = self._body_bytes
-        self._wait(self._patience.body_s, self._look_at_body)
+        self._checked_body_bytes = self._body_bytes
+        self._start_read_timer(self._limits.body_interval_s, self._check_body_progress)
 
-    def _too_slow(self) -> None:
-        self._refuse(TIMED_OUT)
+    def _reject_slow_client(self) -> None:
+        self._reject(TIMED_OUT)
 
     # --- an answer ---
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        self._answer_timer = self.loop.call_later(self._patience.answer_s, self.transport.abort)
+        self._write_timer = self.loop.call_later(self._limits.write_timeout_s, self.transport.abort)
 
     def resume_writing(self) -> None:
-        if self._answer_timer is not None:
-            self._answer_timer.cancel()
-            self._answer_timer = None
+        if self._write_timer is not None:
+            self._write_timer.cancel()
+            self._write_timer = None
         super().resume_writing()
 
     # --- the timer ---
 
-    def _wait(self, seconds: float, then: Callable[[], None]) -> None:
-        self._stop_waiting()
-        self._timer = self.loop.call_later(seconds, then)
+    def _start_read_timer(self, seconds: float, callback: Callable[[], None]) -> None:
+        self._cancel_read_timer()
+        self._read_timer = self.loop.call_later(seconds, callback)
 
-    def _stop_waiting(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+    def _cancel_read_timer(self) -> None:
+        if self._read_timer is not None:
+            self._read_timer.cancel()
+            self._read_timer = None
 
 
 def raise_file_limit() -> int:
-    """Take as many open files as the system grants; returns how many connections they are enough for."""
+    """Raise the limit of open files as far as the system allows; return the connections it is enough for."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, MOST_FILES)
-    if soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-    return max(soft, wanted) // FILES_PER_CONNECTION
+    target = MAX_FILES if hard == resource.RLIM_INFINITY else min(hard, MAX_FILES)
+    if soft < target:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (target, hard))
+    return max(soft, target) // FILES_PER_CONNECTION

@@ -1,6 +1,6 @@
-"""The page at `/`: files of the folder `playground`, served as they are, and nothing else may be loaded.
+"""The web page at `/`: static files of the folder `playground`, under a strict content security policy.
 
-It is a client of the API like any other; this module knows neither jobs nor keys.
+The page is a client of the API like any other.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from fastapi.responses import PlainTextResponse, Response
 
 FOLDER: Final = Path(__file__).parents[1] / "playground"
 PREFIX: Final = "/playground"
-TYPES: Final = {
+MEDIA_TYPES: Final = {
     ".html": "text/html; charset=utf-8",
     ".css": "text/css; charset=utf-8",
     ".js": "text/javascript; charset=utf-8",
@@ -34,22 +34,22 @@ HEADERS: Final = {
 
 
 def mount(app: FastAPI) -> None:
-    """Serve the page; its files are read once, here."""
-    files = {path.name: path.read_bytes() for path in FOLDER.iterdir() if path.suffix in TYPES}
-    tags = {name: f'"{hashlib.sha256(content).hexdigest()[:32]}"' for name, content in files.items()}
+    """Serve the page from memory; its files are read once, here."""
+    files = {path.name: path.read_bytes() for path in FOLDER.iterdir() if path.suffix in MEDIA_TYPES}
+    etags = {name: f'"{hashlib.sha256(content).hexdigest()[:32]}"' for name, content in files.items()}
 
-    def answer(http: HttpRequest, name: str) -> Response:
+    def file_response(http: HttpRequest, name: str) -> Response:
         if name not in files:
             return PlainTextResponse("There is no such file.", 404)
-        headers = HEADERS | {"ETag": tags[name]}
-        if http.headers.get("if-none-match") == tags[name]:
+        headers = HEADERS | {"ETag": etags[name]}
+        if http.headers.get("if-none-match") == etags[name]:
             return Response(status_code=304, headers=headers)
-        return Response(files[name], media_type=TYPES[Path(name).suffix], headers=headers)
+        return Response(files[name], media_type=MEDIA_TYPES[Path(name).suffix], headers=headers)
 
     @app.get("/", include_in_schema=False)
-    async def index(http: HttpRequest) -> Response:
-        return answer(http, "index.html")
+    async def get_index(http: HttpRequest) -> Response:
+        return file_response(http, "index.html")
 
     @app.get(f"{PREFIX}/{{name}}", include_in_schema=False)
-    async def file(http: HttpRequest, name: str) -> Response:
-        return answer(http, name)
+    async def get_file(http: HttpRequest, name: str) -> Response:
+        return file_response(http, name)

@@ -1,12 +1,14 @@
-"""What a job's body may hold, in all dialects: inputs, options, who speaks when; described, and checked.
+"""Bodies of requests: JSON that can be stored, and the input of a job, described and validated.
 
-It touches no media, and decides nothing about jobs.
+The schemas are the same in every dialect. Media files are not opened here.
 """
 
 from __future__ import annotations
 
 import binascii
 import dataclasses
+import json
+import math
 import re
 import secrets
 from dataclasses import dataclass, field
@@ -15,18 +17,130 @@ from urllib.parse import urlsplit
 
 from fastapi import Request as HttpRequest
 
-from server.api.context import read_body
-from server.api.errors import ApiError
-from server.api.json_body import BodyError, read_json
+from server.api.errors import ApiError, BodyTooLargeError
 from server.jobs.request import InputSource, MediaLimits, Options, Role, Segment
+
+# --- JSON ---
+
+MAX_VALUES: Final = 10_000
+"""Most values of a body. An input in base64 is one value, however long."""
+
+MAX_DEPTH: Final = 32
+MAX_ECHOED_LENGTH: Final = 2048
+"""Longer texts of an input are base64; answers repeat only their first characters."""
+
+
+class BodyError(ValueError):
+    """The body is not JSON that can be stored; the message names the problem."""
+
+
+async def read_body(http: HttpRequest, max_bytes: int) -> bytes:
+    """Read the whole body.
+
+    Raises:
+        BodyTooLargeError: as soon as the size is known.
+    """
+    sentence = f"The request may have at most {max_bytes / 1e6:.0f} MB: upload large files first."
+    announced = http.headers.get("content-length", "")
+    if announced.isascii() and announced.isdigit() and int(announced) > max_bytes:
+        raise BodyTooLargeError(sentence)
+    parts, size = [], 0
+    async for chunk in http.stream():
+        size += len(chunk)
+        if size > max_bytes:
+            raise BodyTooLargeError(sentence)
+        parts.append(chunk)
+    return b"".join(parts)
+
+
+async def read_json_object(http: HttpRequest, max_bytes: int = 1 << 20) -> dict[str, Any]:
+    """Read the body as a JSON object; an empty body is an empty object."""
+    return parse_json_object(await read_body(http, max_bytes) or b"{}")
+
+
+def parse_json_object(body: bytes) -> dict[str, Any]:
+    """Parse a JSON object that can be stored.
+
+    Raises:
+        ApiError: 400, the body is something else.
+    """
+    try:
+        value = parse_json(body)
+    except BodyError as error:
+        raise ApiError(400, str(error), "invalid_json") from None
+    if not isinstance(value, dict):
+        raise ApiError(400, "The body must be a JSON object.", "invalid_json")
+    return value
+
+
+def parse_json(body: bytes) -> Any:
+    """Parse JSON in UTF-8 that can be stored and sent on.
+
+    Python's parser also accepts NaN, lone surrogates, hundreds of levels and a hundred megabytes of empty
+    lists. Each of them breaks something later, where the client can no longer be answered.
+
+    Raises:
+        BodyError: invalid JSON, more than MAX_VALUES values or MAX_DEPTH levels, a number that is not
+            finite, NUL or a lone surrogate.
+    """
+    if sum(body.count(token) for token in (b",", b"[", b"{")) > MAX_VALUES:  # before parsing takes memory
+        raise BodyError(f"The body has more than {MAX_VALUES} values.")
+    try:
+        value = json.loads(body.decode())
+    except (ValueError, RecursionError):
+        raise BodyError("The body is not JSON in UTF-8.") from None
+    _require_storable(value, 0)
+    return value
+
+
+def _require_storable(value: Any, depth: int) -> None:
+    if depth > MAX_DEPTH:
+        raise BodyError(f"The body is nested more than {MAX_DEPTH} levels deep.")
+    match value:
+        case dict():
+            for name, part in value.items():
+                _require_storable(name, depth + 1)
+                _require_storable(part, depth + 1)
+        case list():
+            for part in value:
+                _require_storable(part, depth + 1)
+        case str():
+            if "\0" in value or not _is_encodable(value):
+                raise BodyError("A text in the body has a character that cannot be stored.")
+        case float():
+            if not math.isfinite(value):
+                raise BodyError("A number in the body is not finite.")
+
+
+def _is_encodable(text: str) -> bool:
+    if text.isascii():
+        return True
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def truncate_texts(value: Any) -> Any:
+    """Return an input as answers repeat it: of base64 only the first characters."""
+    if isinstance(value, dict):
+        return {name: truncate_texts(part) for name, part in value.items()}
+    if isinstance(value, list):
+        return [truncate_texts(part) for part in value]
+    return value if not isinstance(value, str) or len(value) <= MAX_ECHOED_LENGTH else f"{value[:64]}…"
+
+
+# --- schemas ---
 
 OPTIONS: Final[dict[str, dict[str, Any]]] = {
     "guidance_scale": {
-        "type": "number", "minimum": 1, "maximum": 3, "description": "Weight of the voice."
+        "type": "number", "minimum": 1, "maximum": 3,
+        "description": "Classifier-free guidance: how strongly the audio drives the lips.",
     },
     "inference_steps": {"type": "integer", "minimum": 1, "maximum": 50, "description": "Denoising steps."},
     "num_inference_steps": {
-        "type": "integer", "minimum": 1, "maximum": 50, "description": "Another name of inference_steps.",
+        "type": "integer", "minimum": 1, "maximum": 50, "description": "Alias of inference_steps.",
         "x-alias-of": "inference_steps",
     },
     "seed": {
@@ -37,7 +151,10 @@ OPTIONS: Final[dict[str, dict[str, Any]]] = {
         "description": "When the audio is longer than the video: back and forth, or from the start again.",
     },
     "face": {"type": "string", "description": "Who speaks: largest, left, right, a number, or X,Y@SECONDS."},
-    "fps": {"type": "number", "minimum": 1, "maximum": 120, "description": "Frame rate; absent: as it is."},
+    "fps": {
+        "type": "number", "minimum": 1, "maximum": 120,
+        "description": "Frame rate of the result; absent: that of the source.",
+    },
     "resolution": {
         "type": "string", "enum": ["480p", "720p"],
         "description": "Largest short side of the result, never an upscale; absent: the source's size.",
@@ -48,21 +165,21 @@ OPTIONS: Final[dict[str, dict[str, Any]]] = {
     },
     "motion": {
         "type": "string", "enum": ["still", "natural", "generated"],
-        "description": "What a still head does besides speaking; absent: as the server is set.",
+        "description": "Head motion of a still image; absent: the server's default.",
     },
     "preset": {
         "type": "string", "enum": ["default", "fast", "fastest"],
-        "description": "What is left out for speed, nothing at default; absent: as the server is set.",
+        "description": "Trades fidelity for speed; absent: the server's default.",
     },
-    "prompt": {"type": "string", "maxLength": 2000, "description": "What a generated motion shows."},
+    "prompt": {"type": "string", "maxLength": 2000, "description": "Describes generated motion."},
 }  # fmt: skip
-"""Every option of every dialect; a `EndpointSchema` names those that it takes."""
+"""Every option of every dialect; an `EndpointSchema` names those that it accepts."""
 
 SEGMENTS: Final[dict[str, Any]] = {
     "type": "array",
     "minItems": 1,
     "maxItems": 64,
-    "description": "Instead of audio: who speaks when, each with an own voice.",
+    "description": "Instead of audio: who speaks when, each with an audio file of their own.",
     "items": {
         "type": "object",
         "properties": {
@@ -77,10 +194,11 @@ SEGMENTS: Final[dict[str, Any]] = {
 CONSENT: Final[dict[str, Any]] = {
     "type": "string",
     "maxLength": 200,
-    "description": "Reference to the consent of the person shown, for the record.",
+    "description": "Reference to the consent of the person shown, for the audit log.",
 }
 MEGABYTE: Final = 10**6
-MAX_LENGTH_S: Final = 6 * 3600.0
+MAX_TIME_S: Final = 6 * 3600.0
+MIN_SEGMENT_S: Final = 0.04
 ORDERS: Final = {"meanwhile": "together", "left_right": "left_right", "right_left": "right_left"}
 LIP_OPTIONS: Final = (
     "guidance_scale", "inference_steps", "num_inference_steps", "seed", "face", "resolution", "preset",
@@ -90,13 +208,13 @@ LIP_OPTIONS: Final = (
 
 @dataclass(frozen=True, slots=True)
 class EndpointSchema:
-    """What a kind of job takes.
+    """Input of one kind of job.
 
     Attributes:
-        required, optional: inputs, in the order in which a person gives them; named by their roles.
+        required, optional: input files by role, in the order of the vendor's page.
         options: names from `OPTIONS`.
-        limits: of single inputs, as a vendor documents them.
-        resolution: the vendor's, where none is asked for.
+        limits: of single inputs, as the vendor documents them.
+        resolution: the vendor's default; None: the source's size.
     """
 
     required: tuple[Role, ...] = (Role.VIDEO, Role.AUDIO)
@@ -106,10 +224,11 @@ class EndpointSchema:
     resolution: str | None = None
 
     @property
-    def takes_segments(self) -> bool:
+    def accepts_segments(self) -> bool:
         return Role.AUDIO in self.required
 
-    def limit(self, role: Role) -> MediaLimits:
+    def limits_of(self, role: Role) -> MediaLimits:
+        """Return the limits of an input; without any where the vendor documents none."""
         return dict(self.limits).get(role, MediaLimits())
 
 
@@ -118,32 +237,31 @@ TWO_VOICES: Final = (Role.IMAGE, Role.LEFT_AUDIO, Role.RIGHT_AUDIO)
 TWO_VOICES_OPTIONS: Final = (*(name for name in PORTRAIT_OPTIONS if name != "face"), "order")
 
 
-def properties(form: EndpointSchema) -> dict[str, Any]:
-    """JSON Schema of everything that a form takes."""
-    found: dict[str, Any] = {}
-    for role in (*form.required, *form.optional):
+def json_schema_properties(schema: EndpointSchema) -> dict[str, Any]:
+    """Return the JSON Schema of every field that an endpoint accepts, by name."""
+    fields: dict[str, Any] = {}
+    for role in (*schema.required, *schema.optional):
+        limits = schema.limits_of(role)
         kind = "image" if role is Role.MASK else role.value.rpartition("_")[2]
-        found[role.value] = {
+        fields[role.value] = {
             "type": "string",
             "title": role.value.capitalize().replace("_", " "),
-            "description": _role_text(role, form.limit(role)),
+            "description": _describe_input(role, limits),
             "x-ui-component": "uploader",
             "x-accept": f"{kind}/*",
-            "x-limits": {
-                name: value for name, value in dataclasses.asdict(form.limit(role)).items() if value
-            },
+            "x-limits": {name: value for name, value in dataclasses.asdict(limits).items() if value},
         }
-    if form.takes_segments:
-        found["segments"] = SEGMENTS
-    for name in form.options:
-        default = {"default": form.resolution} if name == "resolution" and form.resolution else {}
-        found[name] = OPTIONS[name] | default
-    return found | {"consent": CONSENT}
+    if schema.accepts_segments:
+        fields["segments"] = SEGMENTS
+    for name in schema.options:
+        default = {"default": schema.resolution} if name == "resolution" and schema.resolution else {}
+        fields[name] = OPTIONS[name] | default
+    return fields | {"consent": CONSENT}
 
 
-def _role_text(role: Role, limits: MediaLimits) -> str:
-    what = "An image, white where the picture may change" if role is Role.MASK else f"The {role.value}"
-    parts = [f"{what.replace('_', ' ')}: a URL, a data URI or base64."]
+def _describe_input(role: Role, limits: MediaLimits) -> str:
+    subject = "An image, white where the frame may change" if role is Role.MASK else f"The {role.value}"
+    parts = [f"{subject.replace('_', ' ')}: a URL, a data URI or base64."]
     if limits.formats:
         parts.append(f"Formats: {', '.join(limits.formats)}.")
     if limits.max_bytes:
@@ -155,36 +273,29 @@ def _role_text(role: Role, limits: MediaLimits) -> str:
     return " ".join(parts)
 
 
-async def read_object(http: HttpRequest, max_bytes: int = 1 << 20) -> dict[str, Any]:
-    """The body as a JSON object; an empty one is an empty object."""
-    return json_object(await read_body(http, max_bytes) or b"{}")
-
-
-def json_object(body: bytes) -> dict[str, Any]:
-    try:
-        given = read_json(body)
-    except BodyError as error:
-        raise ApiError(400, str(error), "invalid_json") from None
-    if not isinstance(given, dict):
-        raise ApiError(400, "The body must be a JSON object.", "invalid_json")
-    return given
+# --- the input of a job ---
 
 
 @dataclass(slots=True)
 class InputFiles:
-    """Input files of a submission; inline data is held as bytes until it is stored."""
+    """Input files of a job.
+
+    Attributes:
+        sources: where each file comes from.
+        inline: by name, the bytes of files in the body, until they are stored.
+    """
 
     sources: list[InputSource] = field(default_factory=list)
     inline: dict[str, bytes] = field(default_factory=dict)
 
     def add(self, name: str, role: Role, value: Any, limits: MediaLimits) -> None:
-        """An input given as URL, data URI or base64.
+        """Add a file from a URL, a data URI or base64.
 
         Args:
-            name: a word, unique in the job.
+            name: unique in the job.
 
         Raises:
-            ApiError: 400 that names it.
+            ApiError: 400 with the name of the input.
         """
         if value is None or value == "":
             raise ApiError(400, f"The parameter {name} is missing.", "missing_parameter")
@@ -193,11 +304,12 @@ class InputFiles:
         if is_url(value):
             self.sources.append(InputSource(name, role, url=value, limits=limits))
         else:
-            self.inline[name] = _inline(name, value)
+            self.inline[name] = _decode_inline(name, value)
             self.sources.append(InputSource(name, role, blob="", limits=limits))
 
 
 def is_url(value: str) -> bool:
+    """Return whether a text is an http or https URL with a host."""
     try:
         parts = urlsplit(value)
     except ValueError:
@@ -205,7 +317,7 @@ def is_url(value: str) -> bool:
     return parts.scheme in ("http", "https") and bool(parts.netloc)
 
 
-def _inline(name: str, value: str) -> bytes:
+def _decode_inline(name: str, value: str) -> bytes:
     text = value
     if value.startswith("data:"):
         head, comma, text = value.partition(",")
@@ -223,123 +335,115 @@ def _inline(name: str, value: str) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class JobInput:
-    """A checked form: everything of a job but who wants it."""
+    """The validated input of a job."""
 
-    inputs: InputFiles
+    files: InputFiles
     segments: tuple[Segment, ...]
     options: Options
     consent: str | None
 
 
-def validate_job_input(form: EndpointSchema, given: dict[str, Any], *, vendor_limits: bool) -> JobInput:
-    """Check what can be checked without touching media.
+def validate_job_input(schema: EndpointSchema, body: dict[str, Any], *, vendor_limits: bool) -> JobInput:
+    """Validate everything that can be validated without opening media.
 
     Args:
-        vendor_limits: whether the vendor's limits and defaults hold.
+        vendor_limits: whether the vendor's limits and defaults apply.
 
     Raises:
-        ApiError: 400 with the name of what is wrong.
+        ApiError: 400 with the name of the wrong field.
     """
-    inputs, segments = InputFiles(), tuple[Segment, ...]()
-    in_segments = form.takes_segments and given.get("segments") is not None
-    if in_segments and given.get("audio"):
+    files, segments = InputFiles(), tuple[Segment, ...]()
+    has_segments = schema.accepts_segments and body.get("segments") is not None
+    if has_segments and body.get("audio"):
         raise ApiError(400, "Give either audio or segments, not both.", "invalid_parameter")
-    for role in (*form.required, *form.optional):
-        wanted = role in form.required and not (role is Role.AUDIO and in_segments)
-        if wanted or given.get(role):
-            limits = form.limit(role) if vendor_limits else MediaLimits()
-            inputs.add(role.value, role, given.get(role), limits)
-    if in_segments:
-        segments = _segments(given["segments"], inputs, form.limit(Role.AUDIO) if vendor_limits else None)
-    if vendor_limits and form.resolution is not None:
-        given = {**given, "resolution": given.get("resolution") or form.resolution}
-    return JobInput(inputs, segments, _options(form, given), _consent(given.get("consent")))
+    for role in (*schema.required, *schema.optional):
+        is_required = role in schema.required and not (role is Role.AUDIO and has_segments)
+        if is_required or body.get(role):
+            limits = schema.limits_of(role) if vendor_limits else MediaLimits()
+            files.add(role.value, role, body.get(role), limits)
+    if has_segments:
+        limits = schema.limits_of(Role.AUDIO) if vendor_limits else MediaLimits()
+        segments = _validate_segments(body["segments"], files, limits)
+    if vendor_limits and schema.resolution is not None:
+        body = {**body, "resolution": body.get("resolution") or schema.resolution}
+    options, consent = _validate_options(schema, body), _validate_consent(body.get("consent"))
+    return JobInput(files, segments, options, consent)
 
 
-def _segments(given: Any, inputs: InputFiles, limits: MediaLimits | None) -> tuple[Segment, ...]:
-    if not isinstance(given, list) or not 1 <= len(given) <= SEGMENTS["maxItems"]:
-        raise ApiError(
-            400, f"segments must be a list of 1 to {SEGMENTS['maxItems']} objects.", "invalid_parameter"
-        )
-    found = []
-    for number, entry in enumerate(given):
-        where = f"segments[{number}]"
+def _validate_segments(entries: Any, files: InputFiles, limits: MediaLimits) -> tuple[Segment, ...]:
+    if not isinstance(entries, list) or not 1 <= len(entries) <= SEGMENTS["maxItems"]:
+        sentence = f"segments must be a list of 1 to {SEGMENTS['maxItems']} objects."
+        raise ApiError(400, sentence, "invalid_parameter")
+    segments = []
+    for number, entry in enumerate(entries):
+        path = f"segments[{number}]"
         if not isinstance(entry, dict):
-            raise ApiError(400, f"{where} must be an object with audio and face.", "invalid_parameter")
+            raise ApiError(400, f"{path} must be an object with audio and face.", "invalid_parameter")
         if not isinstance(face := entry.get("face"), str) or not face:
-            raise ApiError(400, f"{where}.face must say who speaks, such as left.", "missing_parameter")
+            raise ApiError(400, f"{path}.face must name who speaks, such as left.", "missing_parameter")
         start_s, end_s = entry.get("start") or 0, entry.get("end")
-        for value in (start_s, MAX_LENGTH_S if end_s is None else end_s):
+        for value in (start_s, MAX_TIME_S if end_s is None else end_s):
             is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-            if not is_number or not 0 <= value <= MAX_LENGTH_S:
-                sentence = f"{where}: start and end must be seconds from 0 to {MAX_LENGTH_S:g}."
+            if not is_number or not 0 <= value <= MAX_TIME_S:
+                sentence = f"{path}: start and end must be seconds from 0 to {MAX_TIME_S:g}."
                 raise ApiError(400, sentence, "invalid_parameter")
-        if end_s is not None and end_s < start_s + 0.04:
-            raise ApiError(400, f"{where} must end after it starts.", "invalid_parameter")
+        if end_s is not None and end_s < start_s + MIN_SEGMENT_S:
+            raise ApiError(400, f"{path} must end after it starts.", "invalid_parameter")
         name = f"segment_{number}"
         try:
-            inputs.add(name, Role.AUDIO, entry.get("audio"), limits or MediaLimits())
+            files.add(name, Role.AUDIO, entry.get("audio"), limits)
         except ApiError as error:
-            raise ApiError(400, error.message.replace(name, f"{where}.audio"), error.slug) from None
+            raise ApiError(400, error.message.replace(name, f"{path}.audio"), error.code) from None
         length_s = None if end_s is None else float(end_s - start_s)
-        found.append(Segment(name, face, float(start_s), length_s))
-    return tuple(found)
+        segments.append(Segment(name, face, float(start_s), length_s))
+    return tuple(segments)
 
 
-def _consent(given: Any) -> str | None:
-    if given is None or given == "":
+def _validate_consent(value: Any) -> str | None:
+    if value is None or value == "":
         return None
-    if not isinstance(given, str) or len(given) > CONSENT["maxLength"] or not given.isprintable():
+    if not isinstance(value, str) or len(value) > CONSENT["maxLength"] or not value.isprintable():
         sentence = f"consent must be a reference of at most {CONSENT['maxLength']} printable characters."
         raise ApiError(400, sentence, "invalid_parameter")
-    return given
+    return value
 
 
-def _options(form: EndpointSchema, given: dict[str, Any]) -> Options:
-    found: dict[str, Any] = {}
-    for name in form.options:
-        rule, value = OPTIONS[name], given.get(name)
+def _validate_options(schema: EndpointSchema, body: dict[str, Any]) -> Options:
+    values: dict[str, Any] = {}
+    for name in schema.options:
+        rule, value = OPTIONS[name], body.get(name)
         if value is None or value == "":
             continue
-        kinds = {"number": (int, float), "integer": (int,), "string": (str,)}[rule["type"]]
-        is_wrong = isinstance(value, bool) or not isinstance(value, kinds)
-        if is_wrong or not rule.get("minimum", value) <= value <= rule.get("maximum", value):
-            raise ApiError(400, f"{name} must be {_wanted(rule)}.", "invalid_parameter")
+        types = {"number": (int, float), "integer": (int,), "string": (str,)}[rule["type"]]
+        is_wrong_type = isinstance(value, bool) or not isinstance(value, types)
+        if is_wrong_type or not rule.get("minimum", value) <= value <= rule.get("maximum", value):
+            raise ApiError(400, f"{name} must be {_describe_rule(rule)}.", "invalid_parameter")
         if value not in rule.get("enum", (value,)):
             raise ApiError(400, f"{name} must be one of {', '.join(rule['enum'])}.", "invalid_parameter")
         if len(str(value)) > rule.get("maxLength", 200):
             raise ApiError(400, f"{name} is too long.", "invalid_parameter")
-        found[name] = value
-    fps, resolution = found.get("fps"), found.get("resolution")
+        values[name] = value
+    fps, resolution = values.get("fps"), values.get("resolution")
     return Options(
-        num_inference_steps=found.get("inference_steps", found.get("num_inference_steps")),
-        guidance_scale=found.get("guidance_scale"),
-        seed=_drawn_seed(found.get("seed", -1)),
+        num_inference_steps=values.get("inference_steps", values.get("num_inference_steps")),
+        guidance_scale=values.get("guidance_scale"),
+        seed=_draw_seed(values.get("seed", -1)),
         fps=None if fps is None else str(fps),
         max_short_side=None if resolution is None else int(resolution.removesuffix("p")),
-        loop_mode=found.get("loop_mode"),
-        face=found.get("face"),
-        order=ORDERS[found["order"]] if "order" in found else None,
-        motion=found.get("motion"),
-        preset=found.get("preset"),
-        prompt=found.get("prompt"),
+        loop_mode=values.get("loop_mode"),
+        face=values.get("face"),
+        order=ORDERS[values["order"]] if "order" in values else None,
+        motion=values.get("motion"),
+        preset=values.get("preset"),
+        prompt=values.get("prompt"),
     )
 
 
-def _wanted(rule: dict[str, Any]) -> str:
+def _describe_rule(rule: dict[str, Any]) -> str:
     kind = {"number": "a number", "integer": "an integer", "string": "a string"}[rule["type"]]
     return f"{kind} from {rule['minimum']} to {rule['maximum']}" if "minimum" in rule else kind
 
 
-def _drawn_seed(value: int) -> int:
-    """A random one is drawn here and kept, so that a retried job repeats itself."""
+def _draw_seed(value: int) -> int:
+    """Draw a random seed here and store it, so that a retry of the job repeats itself."""
     return secrets.randbelow(2**31) if value < 0 else value
-
-
-def shortened(value: Any) -> Any:
-    """What is said back of an input: long text, which is base64, without most of it."""
-    if isinstance(value, dict):
-        return {name: shortened(part) for name, part in value.items()}
-    if isinstance(value, list):
-        return [shortened(part) for part in value]
-    return value if not isinstance(value, str) or len(value) <= 2048 else f"{value[:64]}…"

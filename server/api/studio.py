@@ -1,7 +1,6 @@
-"""lipsync.studio's API: three endpoints and a job, without envelopes. Mounted under /api/v1.
+"""lipsync.studio's API: three endpoints and a job, without envelopes; mounted under /api/v1.
 
-Translates only. A job of this dialect is the same job in the other one: its id without dashes is the
-prediction's.
+Translates only. Jobs are the same in every dialect: without its dashes, the id is that of the prediction.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from fastapi import Request as HttpRequest
 from fastapi.responses import JSONResponse, Response
 
 from server.api.auth import Scope
-from server.api.context import ApiContext, read_body
+from server.api.context import ApiContext
 from server.api.errors import ApiError
 from server.api.schemas import (
     PORTRAIT_OPTIONS,
@@ -27,12 +26,13 @@ from server.api.schemas import (
     EndpointSchema,
     JobInput,
     is_url,
-    json_object,
-    properties,
-    shortened,
+    json_schema_properties,
+    parse_json_object,
+    read_body,
+    truncate_texts,
     validate_job_input,
 )
-from server.api.submission import error_text, require_job, submit
+from server.api.submission import failure_message, require_job, submit_job
 from server.jobs.request import Role
 from server.jobs.state import Failure, State
 from server.store import Record
@@ -53,65 +53,63 @@ ENDPOINTS: Final = {
         required=TWO_VOICES, optional=(), options=TWO_VOICES_OPTIONS, resolution="480p"
     ),
 }
-"""Each one's `formState`."""
+"""The schema of each endpoint's `formState`."""
 
 
-def body_schema(form: EndpointSchema) -> dict[str, Any]:
-    """OpenAPI of a submission."""
-    required = [role.value for role in form.required if role is not Role.AUDIO]  # or segments
-    state = {"type": "object", "properties": properties(form), "required": required}
+def openapi_body(schema: EndpointSchema) -> dict[str, Any]:
+    """Return the OpenAPI description of a submission."""
+    required = [role.value for role in schema.required if role is not Role.AUDIO]  # or segments
+    state = {"type": "object", "properties": json_schema_properties(schema), "required": required}
     webhook = {"type": "string", "description": "Called when the job has ended."}
-    schema = {
+    body = {
         "type": "object",
         "properties": {"webhook": webhook, "formState": state},
         "required": ["formState"],
     }
-    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": body}}}}
 
 
-def error_response(refusal: ApiError) -> JSONResponse:
-    """A refused request, as this dialect says it."""
-    return JSONResponse(
-        {"error": refusal.message, "message": refusal.message}, refusal.status, refusal.headers
-    )
+def error_response(error: ApiError) -> JSONResponse:
+    """Render an error in this dialect."""
+    return JSONResponse({"error": error.message, "message": error.message}, error.status, error.headers)
 
 
 @dataclass(frozen=True, slots=True)
 class Submission:
-    """A checked body."""
+    """A validated body."""
 
-    asked: JobInput
-    said_input: dict[str, Any]
+    job_input: JobInput
+    echoed_input: dict[str, Any]
     webhook_url: str | None
 
 
 def read_submission(
-    form: EndpointSchema,
-    given: dict[str, Any],
+    schema: EndpointSchema,
+    body: dict[str, Any],
     *,
     vendor_limits: bool = True,
     http_hosts: tuple[str, ...] = (),
 ) -> Submission:
-    """Check what can be checked without touching media.
+    """Validate a body without opening media.
 
     Args:
         vendor_limits: as in `validate_job_input`.
-        http_hosts: which webhooks may use http; others need https.
+        http_hosts: hosts that webhooks may call over http; all others need https.
 
     Raises:
-        ApiError: 400 with the name of what is wrong.
+        ApiError: 400 with the name of the wrong field.
     """
-    state = given.get("formState")
+    state = body.get("formState")
     if not isinstance(state, dict):
         raise ApiError(400, "The body must have an object formState with the inputs.")
-    webhook = given.get("webhook") or None
-    if webhook is not None and not _may_be_called(webhook, http_hosts):
+    webhook = body.get("webhook") or None
+    if webhook is not None and not _is_webhook_allowed(webhook, http_hosts):
         raise ApiError(400, "webhook must be an https URL.")
-    asked = validate_job_input(form, state, vendor_limits=vendor_limits)
-    return Submission(asked, {name: shortened(value) for name, value in state.items()}, webhook)
+    job_input = validate_job_input(schema, state, vendor_limits=vendor_limits)
+    return Submission(job_input, {name: truncate_texts(value) for name, value in state.items()}, webhook)
 
 
-def _may_be_called(webhook: object, http_hosts: tuple[str, ...]) -> bool:
+def _is_webhook_allowed(webhook: object, http_hosts: tuple[str, ...]) -> bool:
     if not isinstance(webhook, str) or not is_url(webhook):
         return False
     parts = urlsplit(webhook)
@@ -119,77 +117,78 @@ def _may_be_called(webhook: object, http_hosts: tuple[str, ...]) -> bool:
 
 
 def job_object(context: ApiContext, record: Record) -> dict[str, Any]:
-    """What is said of a job, to those who ask and to webhooks; nulls are literal here."""
-    job, said = record.job, json.loads(record.request.said)
-    done = job.state is State.SUCCEEDED and job.output is not None
-    shown: dict[str, Any] = {
+    """Build the job object of answers and webhooks; fields without a value are null in this dialect."""
+    job, dialect_state = record.job, json.loads(record.request.said)
+    is_done = job.state is State.SUCCEEDED and job.output is not None
+    fields: dict[str, Any] = {
         "id": str(uuid.UUID(job.id)),
-        "model": said["model"],
-        "status": "completed" if done else "failed" if job.state.is_final else "processing",
+        "model": dialect_state["model"],
+        "status": "completed" if is_done else "failed" if job.state.is_final else "processing",
         "output": None,
         "error": "",
         "executionTime": None,
         "timings": None,
     }
-    if done and job.output is not None:
-        shown["output"] = context.file_url(said["base"], job.output.blob, job.created_at)
-        shown["executionTime"] = round(((job.finished_at or 0.0) - (job.started_at or 0.0)) * 1000)
+    if is_done and job.output is not None:
+        fields["output"] = context.file_url(dialect_state["base"], job.output.blob, job.created_at)
+        fields["executionTime"] = round(((job.finished_at or 0.0) - (job.started_at or 0.0)) * 1000)
         if job.output.warnings:
-            shown["warnings"] = list(job.output.warnings)
+            fields["warnings"] = list(job.output.warnings)
     elif job.state is State.CANCELLED:
-        shown["error"] = "The task was cancelled."
+        fields["error"] = "The task was cancelled."
     elif job.failure is not None:
-        shown["error"] = _text(job.failure)
-    return shown
+        fields["error"] = _error_text(job.failure)
+    return fields
 
 
-def _text(failure: Failure) -> str:
+def _error_text(failure: Failure) -> str:
     is_audio = failure.code in UNREADABLE and "audio" in failure.message
-    return "Invalid audio format" if is_audio else error_text(failure)
+    return "Invalid audio format" if is_audio else failure_message(failure)
 
 
 def webhook_body(context: ApiContext, record: Record) -> bytes:
+    """Build the body of a webhook: the job object."""
     return json.dumps(job_object(context, record), separators=(",", ":")).encode()
 
 
-def router(context: ApiContext) -> APIRouter:
-    """All endpoints, to be mounted under `PREFIX`."""
-    routes = APIRouter()
+def create_router(context: ApiContext) -> APIRouter:
+    """Create all endpoints, to be mounted under `PREFIX`."""
+    router = APIRouter()
 
-    def add(name: str, form: EndpointSchema) -> None:
-        @routes.post(f"/{name}", openapi_extra=body_schema(form), name=name)
+    def add_endpoint(name: str, schema: EndpointSchema) -> None:
+        @router.post(f"/{name}", openapi_extra=openapi_body(schema), name=name)
         async def run(http: HttpRequest) -> Response:
             caller = context.authenticate(http, Scope.RUN)
             context.require_queue_capacity()
             body = await read_body(http, context.settings.max_body_bytes)
-            # In a thread: decoding a hundred megabytes of base64 would hold up everybody else's polls.
-            given = await asyncio.to_thread(json_object, body or b"{}")
+            # In a thread: decoding 100 MB of base64 would block all other requests.
+            fields = await asyncio.to_thread(parse_json_object, body or b"{}")
             submission = await asyncio.to_thread(
                 read_submission,
-                form,
-                given,
+                schema,
+                fields,
                 vendor_limits=context.settings.enforce_vendor_limits,
                 http_hosts=context.settings.allow_hosts,
             )
-            record = await submit(
+            record = await submit_job(
                 context,
                 caller,
                 http,
                 dialect=NAME,
-                label=name,
-                said={"model": name, "input": submission.said_input, "base64": False},
-                asked=submission.asked,
+                endpoint=name,
+                dialect_state={"model": name, "input": submission.echoed_input, "base64": False},
+                job_input=submission.job_input,
                 webhook_url=submission.webhook_url,
             )
-            job = str(uuid.UUID(record.job.id))
-            return JSONResponse({"id": job, "requestId": job, "status": "processing"})
+            job_id = str(uuid.UUID(record.job.id))
+            return JSONResponse({"id": job_id, "requestId": job_id, "status": "processing"})
 
-    for name, form in ENDPOINTS.items():
-        add(name, form)
+    for name, schema in ENDPOINTS.items():
+        add_endpoint(name, schema)
 
-    @routes.get("/jobs/{job_id}")
-    async def look(http: HttpRequest, job_id: str) -> Response:
+    @router.get("/jobs/{job_id}")
+    async def get_job(http: HttpRequest, job_id: str) -> Response:
         caller = context.authenticate(http, Scope.READ)
         return JSONResponse(job_object(context, require_job(context, caller, job_id.replace("-", ""))))
 
-    return routes
+    return router

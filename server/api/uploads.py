@@ -1,30 +1,87 @@
-"""Links that carry their own permission: files to download, in pieces too, and places to upload to.
+"""Uploads, downloads, and the signed links that need no key.
 
-Bytes go through the server, also where they lie in S3: so a link lasts as long as its file, is taken back
-with the signing secret, and clients need no way to the storage.
+All bytes pass through the server, also to and from S3: a link is valid as long as its file exists, ends with
+the signing secret, and clients need no access to the storage.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import AsyncIterator
+from typing import Any
 
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI, UploadFile
 from fastapi import Request as HttpRequest
 from fastapi.responses import PlainTextResponse, Response, StreamingResponse
 
-from server.api.context import MEDIA_TYPES, ApiContext
+from server.api.auth import Scope
+from server.api.context import MEDIA_TYPES, ApiContext, Upload, file_too_large
+from server.api.errors import ApiError
+from server.api.schemas import read_json_object
+from server.api.submission import format_time
+from server.api.wavespeed import JSON_BODY, read_int, success_response
 from server.storage.blobs import BlobInfo
 
 RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
-"""One piece; a request for several is answered with the whole, as HTTP allows."""
+"""One range; a request for several is answered with the whole file, as HTTP allows."""
+
+MAX_FILENAME_LENGTH = 255
+CHUNK_BYTES = 1 << 20
+
+
+def create_router(context: ApiContext) -> APIRouter:
+    """Create WaveSpeed's upload endpoints, to be mounted under its prefixes and before its model ids."""
+    router = APIRouter()
+
+    @router.post("/media/uploads", openapi_extra=JSON_BODY)
+    async def create_upload(http: HttpRequest) -> Response:
+        caller = context.authenticate(http, Scope.RUN)
+        fields = await read_json_object(http)
+        size = read_int(fields, "size", 0, 2**63)
+        if size > context.settings.max_upload_bytes:
+            raise file_too_large(context.settings.max_upload_bytes)
+        media_type = fields.get("content_type")
+        if not isinstance(media_type, str) or not re.fullmatch(r"[\w.+-]+/[\w.+-]+", media_type):
+            media_type = None
+        filename = _base_name(fields.get("filename"))
+        upload = context.create_upload(caller, context.base_url(http), filename, media_type)
+        return success_response(
+            _upload_object(upload, filename, size)
+            | {
+                "upload": {
+                    "method": "PUT",
+                    "url": upload.put_url,
+                    "headers": {"Content-Type": media_type} if media_type else {},
+                    "expires_at": format_time(upload.expires_at),
+                }
+            }
+        )
+
+    @router.post("/media/upload/binary")
+    @router.post("/upload")
+    async def upload_file(http: HttpRequest) -> Response:
+        caller = context.authenticate(http, Scope.RUN)
+        async with http.form(max_files=1, max_fields=8) as form:
+            file = form.get("file")
+            if not isinstance(file, UploadFile) and not hasattr(file, "read"):
+                raise ApiError(400, "Send the file as the multipart field `file`.", "missing_parameter")
+            filename = _base_name(getattr(file, "filename", None))
+            media_type = getattr(file, "content_type", None)
+            upload = context.create_upload(caller, context.base_url(http), filename, media_type)
+            size = await context.store_upload(upload.blob, _read_chunks(file))
+        return success_response(_upload_object(upload, filename, size) | {"url": upload.download_url})
+
+    return router
 
 
 def mount(app: FastAPI, context: ApiContext) -> None:
+    """Mount the signed links."""
+
     @app.head("/files/{token}/{name:path}", include_in_schema=False)
     @app.get("/files/{token}/{name:path}")
     async def download(http: HttpRequest, token: str, name: str) -> Response:
-        held = context.signer.holds("read", name, token, context.jobs.now())
-        info = await context.blobs.info(name) if held else None
+        is_valid = context.signer.holds("read", name, token, context.jobs.now())
+        info = await context.blobs.info(name) if is_valid else None
         if info is None:
             return PlainTextResponse("There is no such file, or the link has expired.", 404)
         etag = f'"{info.size:x}-{int(1000 * info.modified_at):x}"'
@@ -34,15 +91,15 @@ def mount(app: FastAPI, context: ApiContext) -> None:
             "ETag": etag,
             "X-Content-Type-Options": "nosniff",
         }
-        is_same = http.headers.get("if-range", etag) == etag
-        piece = _piece(http.headers.get("range", ""), info) if is_same else None
-        if piece == (0, 0):
+        is_unchanged = http.headers.get("if-range", etag) == etag
+        byte_range = _parse_range(http.headers.get("range", ""), info) if is_unchanged else None
+        if byte_range == (0, 0):
             return Response(status_code=416, headers={"Content-Range": f"bytes */{info.size}"})
-        start, stop = piece or (0, info.size)
+        start, stop = byte_range or (0, info.size)
         headers["Content-Length"] = str(stop - start)
-        if piece is not None:
+        if byte_range is not None:
             headers["Content-Range"] = f"bytes {start}-{stop - 1}/{info.size}"
-        status = 200 if piece is None else 206
+        status = 200 if byte_range is None else 206
         media_type = MEDIA_TYPES.get(name.rpartition(".")[2], "application/octet-stream")
         if http.method == "HEAD":
             return Response(status_code=status, media_type=media_type, headers=headers)
@@ -50,21 +107,39 @@ def mount(app: FastAPI, context: ApiContext) -> None:
         return StreamingResponse(content, status, headers, media_type)
 
     @app.put("/uploads/{token}/{name:path}")
-    async def put(http: HttpRequest, token: str, name: str) -> Response:
+    async def put_upload(http: HttpRequest, token: str, name: str) -> Response:
         if not context.signer.holds("write", name, token, context.jobs.now()):
-            return PlainTextResponse("This upload link is not valid, or has expired: ask for a new one.", 403)
+            sentence = "This upload link is not valid, or has expired: request a new one."
+            return PlainTextResponse(sentence, 403)
         await context.store_upload(name, http.stream())
         return Response(status_code=200)
 
 
-def _piece(asked: str, info: BlobInfo) -> tuple[int, int] | None:
-    """[start, stop) that a Range header asks for; None: the whole; (0, 0): nothing that there is."""
-    if not (found := RANGE.fullmatch(asked.strip())) or not (found[1] or found[2]):
+def _upload_object(upload: Upload, filename: str, size: int) -> dict[str, Any]:
+    return {"type": upload.kind, "download_url": upload.download_url, "filename": filename, "size": size}
+
+
+def _base_name(value: object) -> str:
+    """Return a client's file name without folders; it is repeated in answers and gives the suffix."""
+    return (
+        re.split(r"[/\\]", value)[-1][:MAX_FILENAME_LENGTH] if isinstance(value, str) and value else "upload"
+    )
+
+
+async def _read_chunks(file: Any) -> AsyncIterator[bytes]:
+    while chunk := await file.read(CHUNK_BYTES):
+        yield chunk
+
+
+def _parse_range(header: str, info: BlobInfo) -> tuple[int, int] | None:
+    """Parse a Range header: [start, stop); None: the whole file; (0, 0): outside of the file."""
+    match = RANGE.fullmatch(header.strip())
+    if not match or not (match[1] or match[2]):
         return None
-    if not found[1]:
-        start, stop = max(0, info.size - int(found[2])), info.size
+    if not match[1]:
+        start, stop = max(0, info.size - int(match[2])), info.size
     else:
-        start, stop = int(found[1]), min(info.size, int(found[2]) + 1 if found[2] else info.size)
-        if found[2] and int(found[2]) < start:
+        start, stop = int(match[1]), min(info.size, int(match[2]) + 1 if match[2] else info.size)
+        if match[2] and int(match[2]) < start:
             return None
     return (start, stop) if start < stop else (0, 0)

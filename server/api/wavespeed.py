@@ -1,7 +1,7 @@
-"""WaveSpeed's API: what its clients send and must be answered, field by field.
+"""WaveSpeed's API, translated field by field; mounted under /api/v3 and /api/v2.
 
-Translates only: a submission becomes a `Request`, a job becomes a prediction object. Facts and the rules that
-real clients depend on: docs/http.md. Mounted under /api/v3 and /api/v2.
+A submission becomes a `Request`, a job becomes a prediction object. docs/http.md lists the rules that real
+clients depend on. Uploads are in `uploads`.
 """
 
 from __future__ import annotations
@@ -9,29 +9,37 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
-import re
-from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
 from urllib.parse import parse_qs, unquote
 
-from fastapi import APIRouter, Query, UploadFile
+from fastapi import APIRouter, Query
 from fastapi import Request as HttpRequest
 from fastapi.responses import JSONResponse, Response
 
 from server.api.auth import Caller, Scope
-from server.api.context import ApiContext, BodyTooLargeError, Upload, read_body
+from server.api.context import ApiContext
 from server.api.errors import ApiError
-from server.api.schemas import JobInput, is_url, json_object, read_object, shortened, validate_job_input
-from server.api.submission import error_text, moment, require_job
-from server.api.submission import submit as submit_job
-from server.api.wavespeed_models import MODELS, Model, listed, require_model
+from server.api.schemas import (
+    JobInput,
+    is_url,
+    parse_json_object,
+    read_body,
+    read_json_object,
+    truncate_texts,
+    validate_job_input,
+)
+from server.api.submission import failure_message, format_time, require_job, submit_job
+from server.api.wavespeed_models import MODELS, Model, catalogue_entry, require_model
 from server.jobs.state import Failure, State
 from server.store import Record
 
 NAME: Final = "wavespeed"
 PREFIXES: Final = ("/api/v3", "/api/v2")
+
+CANCEL_WAIT_S: Final = 8.0
+"""How long a cancel request waits for the job to stop, so that its answer shows the end."""
 
 STATUS: Final = {
     State.WAITING: "created",
@@ -61,15 +69,20 @@ ALIASES: Final = {"video_url": "video", "audio_url": "audio", "image_url": "imag
 FLAGS: Final = ("enable_sync_mode", "enable_base64_output", "webhook_url", "webhook")
 
 
-# --- errors ---
+# --- answers ---
 
 
-def error_response(refusal: ApiError) -> JSONResponse:
-    """A refused request, as this dialect says it."""
-    body = {"code": refusal.status, "message": refusal.message, "error": refusal.message}
-    if refusal.slug is not None:
-        body["error_code"] = refusal.slug
-    return JSONResponse(body, refusal.status, refusal.headers)
+def error_response(error: ApiError) -> JSONResponse:
+    """Render an error in this dialect."""
+    body = {"code": error.status, "message": error.message, "error": error.message}
+    if error.code is not None:
+        body["error_code"] = error.code
+    return JSONResponse(body, error.status, error.headers)
+
+
+def success_response(data: Any) -> JSONResponse:
+    """Wrap an answer in the envelope of this dialect."""
+    return JSONResponse({"code": 200, "message": "success", "data": data})
 
 
 # --- a submission ---
@@ -77,55 +90,55 @@ def error_response(refusal: ApiError) -> JSONResponse:
 
 @dataclass(frozen=True, slots=True)
 class Submission:
-    """A checked body."""
+    """A validated body."""
 
-    asked: JobInput
-    said_input: dict[str, Any]
+    job_input: JobInput
+    echoed_input: dict[str, Any]
     webhook_url: str | None
     sync: bool
     base64: bool
 
 
 def read_submission(model: Model, body: bytes, raw_query: str, *, vendor_limits: bool) -> Submission:
-    """Check what can be checked without touching media.
+    """Validate a body without opening media.
 
     Raises:
-        ApiError: 400 with the name of what is wrong.
+        ApiError: 400 with the name of the wrong field.
     """
-    given = normalize_names(json_object(body))
-    webhook_url = _webhook(raw_query) or given.get("webhook_url") or None
-    flags = {name: _flag(given, name) for name in ("enable_sync_mode", "enable_base64_output")}
+    fields = resolve_aliases(parse_json_object(body))
+    webhook_url = _read_webhook(raw_query) or fields.get("webhook_url") or None
+    flags = {name: _read_flag(fields, name) for name in ("enable_sync_mode", "enable_base64_output")}
     if webhook_url is not None:
         if flags["enable_base64_output"]:
             raise ApiError(400, BASE64_AND_WEBHOOK, "invalid_parameter")
         if not isinstance(webhook_url, str) or not is_url(webhook_url):
             raise ApiError(400, "webhook must be an http or https URL.", "invalid_parameter")
     return Submission(
-        asked=validate_job_input(model.form, given, vendor_limits=vendor_limits),
-        said_input={name: shortened(value) for name, value in given.items() if name not in FLAGS},
+        job_input=validate_job_input(model.schema, fields, vendor_limits=vendor_limits),
+        echoed_input={name: truncate_texts(value) for name, value in fields.items() if name not in FLAGS},
         webhook_url=webhook_url,
         sync=flags["enable_sync_mode"],
         base64=flags["enable_base64_output"],
     )
 
 
-def normalize_names(given: dict[str, Any]) -> dict[str, Any]:
-    """A body with each input under one name."""
-    return {ALIASES.get(name, name): value for name, value in given.items()}
+def resolve_aliases(fields: dict[str, Any]) -> dict[str, Any]:
+    """Return a body in which each input has its first name."""
+    return {ALIASES.get(name, name): value for name, value in fields.items()}
 
 
-def _webhook(raw_query: str) -> str | None:
-    """The query's webhook; some clients do not encode it, and then it is all that follows."""
-    before, found, value = raw_query.partition("webhook=")
-    if not found or (before and not before.endswith("&")):
+def _read_webhook(raw_query: str) -> str | None:
+    """Read the query's webhook; some clients do not encode it, and then it is the rest of the query."""
+    before, separator, value = raw_query.partition("webhook=")
+    if not separator or (before and not before.endswith("&")):
         return None
     if "://" in value:
         return unquote(value)
     return parse_qs(raw_query).get("webhook", [None])[0]
 
 
-def _flag(given: dict[str, Any], name: str) -> bool:
-    value = given.get(name, False)
+def _read_flag(fields: dict[str, Any], name: str) -> bool:
+    value = fields.get(name, False)
     if value is None or isinstance(value, bool):
         return bool(value)
     raise ApiError(400, f"{name} must be true or false.", "invalid_parameter")
@@ -134,46 +147,47 @@ def _flag(given: dict[str, Any], name: str) -> bool:
 # --- a prediction ---
 
 
-def prediction(context: ApiContext, record: Record) -> dict[str, Any]:
-    """The prediction object; complete in every state, without nulls."""
-    job, said = record.job, json.loads(record.request.said)
-    began, ended = job.started_at, job.finished_at
-    done = job.state is State.SUCCEEDED and job.output is not None
-    outputs = [context.file_url(said["base"], job.output.blob, job.created_at)] if done and job.output else []
-    whole_s = ended - began if began is not None and ended is not None else 0.0
+def prediction_object(context: ApiContext, record: Record) -> dict[str, Any]:
+    """Build the prediction object; it is complete in every state and has no nulls."""
+    job, dialect_state = record.job, json.loads(record.request.said)
+    base = dialect_state["base"]
+    is_done = job.state is State.SUCCEEDED and job.output is not None
+    outputs = [context.file_url(base, job.output.blob, job.created_at)] if is_done and job.output else []
+    start, end = job.started_at, job.finished_at
+    total_s = end - start if start is not None and end is not None else 0.0
     device_s = job.output.device_s if job.output is not None else 0.0
-    shown: dict[str, Any] = {
+    prediction: dict[str, Any] = {
         "id": job.id,
-        "model": said["model"],
-        "input": said["input"],
+        "model": dialect_state["model"],
+        "input": dialect_state["input"],
         "outputs": outputs,
-        "urls": {"get": f"{said['base']}/api/v3/predictions/{job.id}/result"},
+        "urls": {"get": f"{base}/api/v3/predictions/{job.id}/result"},
         "has_nsfw_contents": [bool(job.output and job.output.is_nsfw)] * len(outputs),
         "status": STATUS[job.state],
-        "created_at": moment(job.created_at),
+        "created_at": format_time(job.created_at),
         "error": "",
-        "executionTime": round(whole_s * 1000),
+        "executionTime": round(total_s * 1000),
         "timings": {"inference": round(device_s * 1000)},
     }
     if job.state is State.RUNNING and job.progress is not None:
         progress = job.progress
-        shown["timings"] |= {
+        prediction["timings"] |= {
             "stage": progress.stage,
             "done": progress.done,
             "total": progress.total,
             "per_second": progress.per_s,
         }
     if job.state is State.WAITING and (turn := context.jobs.turn(job.id)) is not None:
-        shown["timings"] |= {"queue_position": turn.position}
+        prediction["timings"] |= {"queue_position": turn.position}
         if (wait_s := context.jobs.starts_in_s(turn)) is not None:
-            shown["timings"] |= {"estimated_start": moment(context.jobs.now() + wait_s)}
+            prediction["timings"] |= {"estimated_start": format_time(context.jobs.now() + wait_s)}
     if job.state is State.CANCELLED:
-        shown["error"] = "The task was cancelled."
+        prediction["error"] = "The task was cancelled."
     if job.output is not None and job.output.warnings:
-        shown["warnings"] = list(job.output.warnings)
+        prediction["warnings"] = list(job.output.warnings)
     if job.failure is not None:
-        shown["error"], shown["code"] = error_text(job.failure), _error_code(job.failure)
-    return shown
+        prediction["error"], prediction["code"] = failure_message(job.failure), _error_code(job.failure)
+    return prediction
 
 
 def _error_code(failure: Failure) -> int:
@@ -184,61 +198,54 @@ def _error_code(failure: Failure) -> int:
     return INVALID if failure.code.startswith(("media_", "input_")) else FAILED
 
 
-def answer(data: Any) -> JSONResponse:
-    return JSONResponse({"code": 200, "message": "success", "data": data})
-
-
-# --- webhooks ---
-
-
 def webhook_body(context: ApiContext, record: Record) -> bytes:
-    """The flat prediction object."""
-    return json.dumps(prediction(context, record), separators=(",", ":")).encode()
+    """Build the body of a webhook: the prediction object without an envelope."""
+    return json.dumps(prediction_object(context, record), separators=(",", ":")).encode()
 
 
 # --- routes ---
 
 
-def router(context: ApiContext) -> APIRouter:
-    """All endpoints, to be mounted under each of `PREFIXES`; the catch-all of model ids comes last."""
-    routes = APIRouter()
+def create_router(context: ApiContext) -> APIRouter:
+    """Create all endpoints, to be mounted under each of `PREFIXES`; the catch-all of model ids is last."""
+    router = APIRouter()
 
     # Predictions.
 
-    @routes.get("/predictions/{job_id}/result")
-    @routes.get("/predictions/{job_id}")
-    async def result(http: HttpRequest, job_id: str) -> Response:
-        return await poll(context, http, job_id)
+    @router.get("/predictions/{job_id}/result")
+    @router.get("/predictions/{job_id}")
+    async def get_prediction(http: HttpRequest, job_id: str) -> Response:
+        return await poll_prediction(context, http, job_id)
 
-    @routes.post("/predictions/{job_id}/cancel")
-    async def cancel(http: HttpRequest, job_id: str) -> Response:
+    @router.post("/predictions/{job_id}/cancel")
+    async def cancel_prediction(http: HttpRequest, job_id: str) -> Response:
         record = require_job(context, context.authenticate(http, Scope.RUN), job_id)
         if not record.job.state.is_final:
             await context.jobs.cancel(job_id)
-            record = await context.jobs.until_final(job_id, 8.0) or record
-        return answer(prediction(context, record))
+            record = await context.jobs.until_final(job_id, CANCEL_WAIT_S) or record
+        return success_response(prediction_object(context, record))
 
-    @routes.delete("/predictions/{job_id}")
-    async def delete(http: HttpRequest, job_id: str) -> Response:
+    @router.delete("/predictions/{job_id}")
+    async def delete_prediction(http: HttpRequest, job_id: str) -> Response:
         caller = context.authenticate(http, Scope.RUN)
         require_job(context, caller, job_id)
-        await context.delete(caller, [job_id])
-        return answer({"id": job_id, "status": "deleted"})
+        await context.delete_jobs(caller, [job_id])
+        return success_response({"id": job_id, "status": "deleted"})
 
-    @routes.post("/predictions/delete", openapi_extra=JSON_BODY)
-    async def delete_many(http: HttpRequest) -> Response:
+    @router.post("/predictions/delete", openapi_extra=JSON_BODY)
+    async def delete_predictions(http: HttpRequest) -> Response:
         caller = context.authenticate(http, Scope.RUN)
-        ids = (await read_object(http)).get("ids")
+        ids = (await read_json_object(http)).get("ids")
         if not isinstance(ids, list) or len(ids) > 1000 or not all(isinstance(name, str) for name in ids):
             raise ApiError(400, "ids must be a list of at most 1000 prediction ids.", "invalid_parameter")
-        return answer({"deleted_count": await context.delete(caller, ids)})
+        return success_response({"deleted_count": await context.delete_jobs(caller, ids)})
 
-    @routes.post("/predictions", openapi_extra=JSON_BODY)
-    async def history(http: HttpRequest) -> Response:
+    @router.post("/predictions", openapi_extra=JSON_BODY)
+    async def list_predictions(http: HttpRequest) -> Response:
         caller = context.authenticate(http, Scope.READ)
-        given = await read_object(http)
-        page, size = _number(given, "page", 1, 10**6), _number(given, "page_size", 1, 100)
-        status = given.get("status")
+        fields = await read_json_object(http)
+        page, size = read_int(fields, "page", 1, 10**6), read_int(fields, "page_size", 1, 100)
+        status = fields.get("status")
         states = [state for state, name in STATUS.items() if name == status]
         if status and not states:
             raise ApiError(400, f"status must be one of {', '.join(STATUS.values())}.", "invalid_parameter")
@@ -247,220 +254,183 @@ def router(context: ApiContext) -> APIRouter:
             offset=(page - 1) * size,
             limit=size,
             states=states,
-            label=_text(given, "model"),
-            created_from=_time(given, "created_after"),
-            created_to=_time(given, "created_before"),
+            label=_read_text(fields, "model"),
+            created_from=_read_time(fields, "created_after"),
+            created_to=_read_time(fields, "created_before"),
         )
-        return answer(
-            {"page": page, "total": total, "items": [prediction(context, record) for record in records]}
-        )
+        items = [prediction_object(context, record) for record in records]
+        return success_response({"page": page, "total": total, "items": items})
 
-    # Uploads.
+    # Catalogue and account: nothing costs anything here.
 
-    @routes.post("/media/uploads", openapi_extra=JSON_BODY)
-    async def ticket(http: HttpRequest) -> Response:
-        caller = context.authenticate(http, Scope.RUN)
-        given = await read_object(http)
-        size = _number(given, "size", 0, 2**63)
-        if size > context.settings.max_upload_bytes:
-            raise BodyTooLargeError(
-                f"A file may have at most {context.settings.max_upload_bytes / 1e6:.0f} MB here."
-            )
-        kind = given.get("content_type")
-        kind = kind if isinstance(kind, str) and re.fullmatch(r"[\w.+-]+/[\w.+-]+", kind) else None
-        place = context.upload_place(caller, context.base_url(http), _filename(given.get("filename")), kind)
-        return answer(
-            _uploaded(place, _filename(given.get("filename")), size)
-            | {
-                "upload": {
-                    "method": "PUT",
-                    "url": place.put_url,
-                    "headers": {"Content-Type": kind} if kind else {},
-                    "expires_at": moment(place.expires_at),
-                }
-            }
-        )
-
-    @routes.post("/media/upload/binary")
-    @routes.post("/upload")
-    async def upload(http: HttpRequest) -> Response:
-        caller = context.authenticate(http, Scope.RUN)
-        async with http.form(max_files=1, max_fields=8) as form:
-            file = form.get("file")
-            if not isinstance(file, UploadFile) and not hasattr(file, "read"):
-                raise ApiError(400, "Send the file as the multipart field `file`.", "missing_parameter")
-            name = _filename(getattr(file, "filename", None))
-            place = context.upload_place(
-                caller, context.base_url(http), name, getattr(file, "content_type", None)
-            )
-            size = await context.store_upload(place.name, _chunks(file))
-        return answer(_uploaded(place, name, size) | {"url": place.download_url})
-
-    # Catalogue and account: there is nothing to pay.
-
-    @routes.get("/models")
-    async def models(http: HttpRequest) -> Response:
+    @router.get("/models")
+    async def list_models(http: HttpRequest) -> Response:
         context.authenticate(http, Scope.READ)
         base = context.base_url(http)
-        return answer([listed(model, base, number) for number, model in enumerate(MODELS.values())])
+        entries = [catalogue_entry(model, base, number) for number, model in enumerate(MODELS.values())]
+        return success_response(entries)
 
-    @routes.get("/webhook/secret")
-    async def webhook_secret(http: HttpRequest) -> Response:
+    @router.get("/webhook/secret")
+    async def get_webhook_secret(http: HttpRequest) -> Response:
         key = context.jobs.store.key(context.authenticate(http, Scope.READ).key_id)
-        return answer({"secret": key.webhook_secret if key is not None else ""})
+        return success_response({"secret": key.webhook_secret if key is not None else ""})
 
-    @routes.get("/balance")
-    async def balance(http: HttpRequest) -> Response:
+    @router.get("/balance")
+    async def get_balance(http: HttpRequest) -> Response:
         context.authenticate(http, Scope.READ)
-        return answer({"balance": 1000.0})
+        return success_response({"balance": 1000.0})
 
-    @routes.get("/account/balance")
-    async def account_balance(http: HttpRequest) -> Response:
+    @router.get("/account/balance")
+    async def get_account_balance(http: HttpRequest) -> Response:
         context.authenticate(http, Scope.READ)
-        return answer({"balance": 1000.0, "currency": "USD"})
+        return success_response({"balance": 1000.0, "currency": "USD"})
 
-    @routes.get("/account/usage")
-    async def account_usage(http: HttpRequest, start_date: str = "", end_date: str = "") -> Response:
+    @router.get("/account/usage")
+    async def get_account_usage(http: HttpRequest, start_date: str = "", end_date: str = "") -> Response:
         caller = context.authenticate(http, Scope.READ)
-        total = _count(context, caller)
+        total = _count_jobs(context, caller)
         period = f"{start_date or 'start'} to {end_date or 'today'}"
-        return answer({"period": period, "total_requests": total, "total_cost": 0.0, "by_model": []})
+        return success_response(
+            {"period": period, "total_requests": total, "total_cost": 0.0, "by_model": []}
+        )
 
-    @routes.post("/user/usage_stats", openapi_extra=JSON_BODY)
-    async def usage_stats(http: HttpRequest) -> Response:
+    @router.post("/user/usage_stats", openapi_extra=JSON_BODY)
+    async def get_usage_stats(http: HttpRequest) -> Response:
         caller = context.authenticate(http, Scope.READ)
         summary = {
             "total_cost": 0.0,
-            "total_requests": _count(context, caller),
-            "success_requests": _count(context, caller, State.SUCCEEDED),
+            "total_requests": _count_jobs(context, caller),
+            "success_requests": _count_jobs(context, caller, State.SUCCEEDED),
         }
-        return answer({"per_model_usage": [], "daily_usage": [], "summary": summary})
+        return success_response({"per_model_usage": [], "daily_usage": [], "summary": summary})
 
-    @routes.post("/billings/search", openapi_extra=JSON_BODY)
-    async def billings(http: HttpRequest) -> Response:
+    @router.post("/billings/search", openapi_extra=JSON_BODY)
+    async def search_billings(http: HttpRequest) -> Response:
         context.authenticate(http, Scope.READ)
-        page = _number({"page": 1, **(await read_object(http))}, "page", 1, 10**6)
-        return answer({"page": page, "has_more": False, "items": []})
+        page = read_int({"page": 1, **(await read_json_object(http))}, "page", 1, 10**6)
+        return success_response({"page": page, "has_more": False, "items": []})
 
-    @routes.post("/model/pricing", openapi_extra=JSON_BODY)
-    async def pricing(http: HttpRequest) -> Response:
+    @router.post("/model/pricing", openapi_extra=JSON_BODY)
+    async def get_pricing(http: HttpRequest) -> Response:
         context.authenticate(http, Scope.READ)
-        model = require_model(str((await read_object(http)).get("model_id")))
-        return answer({"model_id": model.id, "unit_price": 0.0, "currency": "USD"})
+        model = require_model(str((await read_json_object(http)).get("model_id")))
+        return success_response({"model_id": model.id, "unit_price": 0.0, "currency": "USD"})
 
-    @routes.post("/model/price", openapi_extra=JSON_BODY)
-    async def price(http: HttpRequest) -> Response:
+    @router.post("/model/price", openapi_extra=JSON_BODY)
+    async def get_price(http: HttpRequest) -> Response:
         context.authenticate(http, Scope.READ)
-        model = require_model(str((await read_object(http)).get("model_id")))
+        model = require_model(str((await read_json_object(http)).get("model_id")))
         costs = {"price": 0.0, "discounted_price": 0.0, "discount_rate": 0.0}
-        return answer({"model_id": model.id, **costs, "currency": "USD"})
+        return success_response({"model_id": model.id, **costs, "currency": "USD"})
 
-    # Submissions: any other path of two or more segments is a model's id.
+    # Submissions: any other path of two or more segments is a model id.
 
-    @routes.post("/{vendor}/{name:path}", openapi_extra=JSON_BODY)
-    async def submit(
+    @router.post("/{vendor}/{name:path}", openapi_extra=JSON_BODY)
+    async def run_model(
         http: HttpRequest,
         vendor: str,
         name: str,
-        webhook: str | None = Query(None, description="URL to call."),
+        webhook: str | None = Query(None, description="URL to call when the job has ended."),
     ) -> Response:
         caller = context.authenticate(http, Scope.RUN)
         model = require_model(f"{vendor}/{name}")
         context.require_queue_capacity()
         body = await read_body(http, context.settings.max_body_bytes)
-        enforce = context.settings.enforce_vendor_limits
-        # In a thread: decoding a hundred megabytes of base64 would hold up everybody else's polls.
+        # In a thread: decoding 100 MB of base64 would block all other requests.
         submission = await asyncio.to_thread(
-            read_submission, model, body, http.url.query, vendor_limits=enforce
+            read_submission,
+            model,
+            body,
+            http.url.query,
+            vendor_limits=context.settings.enforce_vendor_limits,
         )
         record = await submit_job(
             context,
             caller,
             http,
             dialect=NAME,
-            label=model.id,
-            said={"model": model.id, "input": submission.said_input, "base64": submission.base64},
-            asked=submission.asked,
+            endpoint=model.id,
+            dialect_state={
+                "model": model.id,
+                "input": submission.echoed_input,
+                "base64": submission.base64,
+            },
+            job_input=submission.job_input,
             webhook_url=submission.webhook_url,
         )
         if not submission.sync:
-            return answer(prediction(context, record))
-        ended = await context.jobs.until_final(record.job.id, context.settings.sync_timeout_s) or record
-        if ended.job.state.is_final:
-            return answer(await _with_output(context, ended))
-        return answer(_still_working(context, ended))
+            return success_response(prediction_object(context, record))
+        latest = await context.jobs.until_final(record.job.id, context.settings.sync_timeout_s) or record
+        if latest.job.state.is_final:
+            return success_response(await _prediction_with_content(context, latest))
+        return success_response(_timed_out_prediction(context, latest))
 
-    return routes
+    return router
 
 
-async def poll(context: ApiContext, http: HttpRequest, job_id: str) -> Response:
-    """How a job is."""
+async def poll_prediction(context: ApiContext, http: HttpRequest, job_id: str) -> Response:
+    """Answer a poll; the router and `FastPollMiddleware` both call this."""
     record = require_job(context, context.authenticate(http, Scope.READ), job_id)
-    return answer(await _with_output(context, record))
+    return success_response(await _prediction_with_content(context, record))
 
 
-async def _with_output(context: ApiContext, record: Record) -> dict[str, Any]:
-    """The prediction, with the file's content where that was asked for."""
-    shown = prediction(context, record)
-    if shown["outputs"] and json.loads(record.request.said)["base64"] and record.job.output is not None:
+async def _prediction_with_content(context: ApiContext, record: Record) -> dict[str, Any]:
+    """Build the prediction; in base64 output mode the file's content replaces its link."""
+    prediction = prediction_object(context, record)
+    is_base64 = json.loads(record.request.said)["base64"]
+    if prediction["outputs"] and is_base64 and record.job.output is not None:
         name = record.job.output.blob
         info = await context.blobs.info(name)
         content = b"".join([part async for part in context.blobs.read(name, 0, info.size if info else 0)])
-        shown["outputs"] = [base64.b64encode(content).decode()]
-    return shown
+        prediction["outputs"] = [base64.b64encode(content).decode()]
+    return prediction
 
 
-def _still_working(context: ApiContext, record: Record) -> dict[str, Any]:
-    shown = prediction(context, record)
-    shown["status"], shown["code"] = "processing", TIMED_OUT
-    shown["error"] = (
+def _timed_out_prediction(context: ApiContext, record: Record) -> dict[str, Any]:
+    prediction = prediction_object(context, record)
+    prediction["status"], prediction["code"] = "processing", TIMED_OUT
+    prediction["error"] = (
         f"Sync mode timed out after {context.settings.sync_timeout_s:g} seconds. The prediction is still "
         f"processing asynchronously. Prediction ID: {record.job.id}. "
-        f"Query the result later at: {shown['urls']['get']}"
+        f"Query the result later at: {prediction['urls']['get']}"
     )
-    return shown
+    return prediction
 
 
-def _uploaded(place: Upload, filename: str, size: int) -> dict[str, Any]:
-    return {"type": place.kind, "download_url": place.download_url, "filename": filename, "size": size}
+# --- fields of a body ---
 
 
-def _filename(value: object) -> str:
-    """The last part of a given name; it is shown and its suffix looked at, nothing else."""
-    return re.split(r"[/\\]", value)[-1][:255] if isinstance(value, str) and value else "upload"
+def read_int(fields: dict[str, Any], name: str, low: int, high: int) -> int:
+    """Return an integer field.
 
-
-def _number(given: dict[str, Any], name: str, low: int, high: int) -> int:
-    value = given.get(name)
+    Raises:
+        ApiError: 400, it is missing or outside of [low, high].
+    """
+    value = fields.get(name)
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
         raise ApiError(400, f"{name} must be an integer from {low} to {high}.", "invalid_parameter")
     return value
 
 
-def _text(given: dict[str, Any], name: str) -> str | None:
-    value = given.get(name)
+def _read_text(fields: dict[str, Any], name: str) -> str | None:
+    value = fields.get(name)
     if value is not None and not isinstance(value, str):
         raise ApiError(400, f"{name} must be a string.", "invalid_parameter")
     return value or None
 
 
-def _time(given: dict[str, Any], name: str) -> float | None:
-    value = given.get(name)
+def _read_time(fields: dict[str, Any], name: str) -> float | None:
+    value = fields.get(name)
     if value is None or value == "":
         return None
     try:
-        moment = datetime.fromisoformat(value)
-        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+        time = datetime.fromisoformat(value)
+        return (time if time.tzinfo else time.replace(tzinfo=UTC)).timestamp()
     except (TypeError, ValueError, OverflowError):
         raise ApiError(
             400, f"{name} must be a time such as 2026-01-02T03:04:05Z.", "invalid_parameter"
         ) from None
 
 
-def _count(context: ApiContext, caller: Caller, *states: State) -> int:
+def _count_jobs(context: ApiContext, caller: Caller, *states: State) -> int:
     return context.jobs.store.page(caller.tenant, offset=0, limit=1, states=states)[1]
-
-
-async def _chunks(file: Any) -> AsyncIterator[bytes]:
-    while chunk := await file.read(1 << 20):
-        yield chunk

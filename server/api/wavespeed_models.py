@@ -1,4 +1,4 @@
-"""The model ids of WaveSpeed's that are known here, and what each takes."""
+"""WaveSpeed's model ids that this server serves, and the input of each."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from server.api.schemas import (
     TWO_VOICES,
     TWO_VOICES_OPTIONS,
     EndpointSchema,
-    properties,
+    json_schema_properties,
 )
 from server.jobs.request import MediaLimits, Role
 
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A model id and what its vendor's page says of it."""
+    """A model id with the description and input of its vendor's page."""
 
     id: str
-    about: str
-    form: EndpointSchema
+    description: str
+    schema: EndpointSchema
 
 
 LATENTSYNC: Final = EndpointSchema(
@@ -84,28 +84,33 @@ MODELS: Final = {
             "Lip-sync of a video to a voice.",
             EndpointSchema(limits=((Role.AUDIO, INFINITETALK_S),), resolution="480p"),
         ),
-        Model("wavespeed-ai/infinitetalk/multi", "A picture of two people who speak.", TWO_SPEAKERS),
-        Model("wavespeed-ai/infinitetalk-fast/multi", "A picture of two people who speak.", TWO_SPEAKERS),
+        Model("wavespeed-ai/infinitetalk/multi", "An image of two people who speak.", TWO_SPEAKERS),
+        Model("wavespeed-ai/infinitetalk-fast/multi", "An image of two people who speak.", TWO_SPEAKERS),
     )
 }
 
 
-def schema(model: Model) -> dict[str, Any]:
-    """JSON Schema of a model's body."""
+def request_schema(model: Model) -> dict[str, Any]:
+    """Return the JSON Schema of a model's body."""
     flag = {
         "type": "boolean",
         "default": False,
-        "description": "Give the result as base64 instead of a link.",
+        "description": "Return the result as base64 instead of a link.",
     }
     return {
         "type": "object",
-        "properties": properties(model.form) | {"enable_base64_output": flag},
-        "required": sorted(role.value for role in model.form.required),
-        "x-order-properties": [role.value for role in model.form.required],
+        "properties": json_schema_properties(model.schema) | {"enable_base64_output": flag},
+        "required": sorted(role.value for role in model.schema.required),
+        "x-order-properties": [role.value for role in model.schema.required],
     }
 
 
 def require_model(model_id: str) -> Model:
+    """Return a model by its id.
+
+    Raises:
+        ApiError: 404.
+    """
     model = MODELS.get(model_id)
     if model is None:
         raise ApiError(
@@ -114,20 +119,20 @@ def require_model(model_id: str) -> Model:
     return model
 
 
-def listed(model: Model, base: str, number: int) -> dict[str, Any]:
-    """An entry of the catalogue."""
+def catalogue_entry(model: Model, base: str, number: int) -> dict[str, Any]:
+    """Build the entry of a model in the list of models."""
     run = {
         "type": "model_run",
         "method": "POST",
         "server": base,
         "api_path": f"/api/v3/{model.id}",
-        "request_schema": schema(model),
+        "request_schema": request_schema(model),
     }
     return {
         "model_id": model.id,
         "name": model.id,
         "base_price": 0.0,
-        "description": model.about,
+        "description": model.description,
         "type": "digital-human",
         "sort_order": number,
         "formula": "",

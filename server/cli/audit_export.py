@@ -1,4 +1,4 @@
-"""`lipsync audit`: the audit log as JSON lines while no server runs; a running one has /admin/audit."""
+"""`lipsync audit`: export the audit log while no server runs; a running server has /admin/audit."""
 
 from __future__ import annotations
 
@@ -17,18 +17,20 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="lipsync audit", description=__doc__)
     actions = parser.add_subparsers(dest="action", required=True)
     export = actions.add_parser("export", help="print the log, one JSON object per line")
-    export.add_argument("--since", type=_moment, help="first moment, such as 2026-11-01 or 2026-11-01T08:00")
-    export.add_argument("--until", type=_moment, help="moment before which it ends; both are UTC")
-    export.add_argument("--output", "-o", type=Path, help="file to write instead of printing")
+    export.add_argument(
+        "--since", type=_parse_time, help="first time, such as 2026-11-01 or 2026-11-01T08:00"
+    )
+    export.add_argument("--until", type=_parse_time, help="time before which it ends; both are UTC")
+    export.add_argument("--output", "-o", type=Path, help="file to write; default: standard output")
     arguments = parser.parse_args()
     try:
-        store = Store(load_settings().database)
+        store = Store(load_settings().effective_database_url)
     except SettingsError as error:
-        return _stop(str(error))
+        return _fail(str(error))
     except DatabaseAwayError as error:
-        return _stop(f"the database cannot be opened: {error}")
+        return _fail(f"cannot open the database: {error}")
     except AlreadyOpenError:
-        return _stop("the server is running: use its /admin/audit (see docs/trust.md), or stop it first")
+        return _fail("the server is running: use its /admin/audit (see docs/trust.md), or stop it first")
     try:
         if arguments.output is None:
             _write(store.audit, arguments.since, arguments.until, sys.stdout)
@@ -36,7 +38,7 @@ def main() -> int:
             with arguments.output.open("w", encoding="utf-8") as file:
                 _write(store.audit, arguments.since, arguments.until, file)
     except OSError as error:
-        return _stop(f"{arguments.output or 'standard output'} cannot be written: {error.strerror}")
+        return _fail(f"cannot write {arguments.output or 'standard output'}: {error.strerror}")
     finally:
         store.close()
     return 0
@@ -49,12 +51,12 @@ def _write(log: AuditLog, since: float | None, until: float | None, file: IO[str
         after = entries[-1].id
 
 
-def _moment(text: str) -> float:
+def _parse_time(text: str) -> float:
     return datetime.fromisoformat(text).replace(tzinfo=UTC).timestamp()
 
 
-def _stop(sentence: str) -> int:
-    print(f"error: {sentence}", file=sys.stderr)  # noqa: T201  (a command line's answer)
+def _fail(message: str) -> int:
+    print(f"error: {message}", file=sys.stderr)  # noqa: T201  (a command line's answer)
     return 2
 
 

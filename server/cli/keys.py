@@ -1,4 +1,4 @@
-"""`lipsync keys`: make, list and revoke API keys while no server runs; a running one has /admin/keys."""
+"""`lipsync keys`: create, list and revoke API keys while no server runs; a running one has /admin/keys."""
 
 from __future__ import annotations
 
@@ -13,47 +13,51 @@ from server.settings import SettingsError, load_settings
 from server.store import AlreadyOpenError, DatabaseAwayError, Store
 
 LIMITS = {
-    "requests_per_minute": "more are answered with 429 [the server's setting]",
-    "max_active_jobs": "how many may wait or run at once [no limit]",
-    "max_jobs_per_day": "how many may be submitted in any 24 hours [no limit]",
+    "requests_per_minute": "more are answered with 429 [default: the server's setting]",
+    "max_active_jobs": "waiting and running jobs together [default: no limit]",
+    "max_jobs_per_day": "jobs submitted in any 24 hours [default: no limit]",
 }
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="lipsync keys", description=__doc__)
     actions = parser.add_subparsers(dest="action", required=True)
-    create = actions.add_parser("create", help="make a key; it is shown once")
-    create.add_argument("--tenant", default="default", help="whose jobs it sees")
-    create.add_argument("--name", default="", help="to tell keys apart")
-    create.add_argument("--scopes", default="run read", help="any of: run read admin")
-    create.add_argument("--days", type=float, help="how long it works; for ever unless given")
-    for name, what in LIMITS.items():
-        create.add_argument(f"--{name.replace('_', '-')}", type=_at_least_one, help=what)
-    actions.add_parser("list", help="what keys there are")
-    revoke = actions.add_parser("revoke", help="end a key")
+    create = actions.add_parser("create", help="create a key and print it once")
+    create.add_argument(
+        "--tenant", default="default", help="tenant whose jobs the key can use [default: default]"
+    )
+    create.add_argument("--name", default="", help="name shown in lists")
+    create.add_argument("--scopes", default="run read", help="any of run, read and admin [default: run read]")
+    create.add_argument("--days", type=float, help="days until it expires [default: never]")
+    for name, description in LIMITS.items():
+        create.add_argument(f"--{name.replace('_', '-')}", type=_positive_int, help=description)
+    actions.add_parser("list", help="list all keys")
+    revoke = actions.add_parser("revoke", help="revoke a key")
     revoke.add_argument("id")
     arguments = parser.parse_args()
     try:
         settings = load_settings()
         settings.data_dir.mkdir(parents=True, exist_ok=True)
-        store = Store(settings.database)
+        store = Store(settings.effective_database_url)
     except SettingsError as error:
-        return _stop(str(error))
+        return _fail(str(error))
     except DatabaseAwayError as error:
-        return _stop(f"the database cannot be opened: {error}")
+        return _fail(f"cannot open the database: {error}")
     except AlreadyOpenError:
-        return _stop("the server is running: use its /admin/keys (see docs/operations.md), or stop it first")
+        return _fail("the server is running: use its /admin/keys (see docs/operations.md), or stop it first")
     try:
-        return {"create": _create, "list": _list, "revoke": _revoke}[arguments.action](store, arguments)
+        return {"create": _create_key, "list": _list_keys, "revoke": _revoke_key}[arguments.action](
+            store, arguments
+        )
     finally:
         store.close()
 
 
-def _create(store: Store, arguments: argparse.Namespace) -> int:
+def _create_key(store: Store, arguments: argparse.Namespace) -> int:
     if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", arguments.tenant):
-        return _stop("a tenant is 1 to 64 letters, digits, - or _")
+        return _fail(f"tenant {arguments.tenant!r} is invalid: use 1 to 64 letters, digits, - or _")
     if unknown := set(arguments.scopes.split()) - set(Scope):
-        return _stop(f"there is no scope {min(unknown)!r}: use run, read, admin")
+        return _fail(f"scope {min(unknown)!r} is unknown: use run, read or admin")
     now = time.time()
     text, key = create_key(
         store,
@@ -64,45 +68,46 @@ def _create(store: Store, arguments: argparse.Namespace) -> int:
         expires_at=None if arguments.days is None else now + arguments.days * 86400,
         **{name: getattr(arguments, name) for name in LIMITS},
     )
-    _say(f"{key.id}  {text}")
+    _print(f"{key.id}  {text}")
     return 0
 
 
-def _list(store: Store, _: argparse.Namespace) -> int:
+def _list_keys(store: Store, _: argparse.Namespace) -> int:
     for key in store.all_keys():
-        state = (
-            "revoked" if key.revoked_at else f"until {_day(key.expires_at)}" if key.expires_at else "works"
-        )
-        used = _day(key.last_used_at) if key.last_used_at else "never"
+        state = "active"
+        if key.revoked_at:
+            state = "revoked"
+        elif key.expires_at:
+            state = f"expires {_format_date(key.expires_at)}"
+        last_used = _format_date(key.last_used_at) if key.last_used_at else "never"
+        columns = f"{key.id}  {key.tenant:<16} {key.name:<16} {key.scopes:<16}"
         limits = "".join(f", {name} {value}" for name in LIMITS if (value := getattr(key, name)) is not None)
-        _say(f"{key.id}  {key.tenant:<16} {key.name:<16} {key.scopes:<16} {state}, last used {used}{limits}")
+        _print(f"{columns} {state}, last used {last_used}{limits}")
     return 0
 
 
-def _revoke(store: Store, arguments: argparse.Namespace) -> int:
-    return (
-        0
-        if store.revoke_key(arguments.id, time.time())
-        else _stop(f"no working key is called {arguments.id!r}")
-    )
+def _revoke_key(store: Store, arguments: argparse.Namespace) -> int:
+    if store.revoke_key(arguments.id, time.time()):
+        return 0
+    return _fail(f"no active key has the id {arguments.id!r}: `lipsync keys list` shows all")
 
 
-def _at_least_one(text: str) -> int:
+def _positive_int(text: str) -> int:
     if (number := int(text)) < 1:
         raise ValueError
     return number
 
 
-def _day(seconds: float) -> str:
+def _format_date(seconds: float) -> str:
     return datetime.fromtimestamp(seconds, UTC).date().isoformat()
 
 
-def _say(text: str) -> None:
+def _print(text: str) -> None:
     print(text)  # noqa: T201  (a command line's answer)
 
 
-def _stop(sentence: str) -> int:
-    print(f"error: {sentence}", file=sys.stderr)  # noqa: T201
+def _fail(message: str) -> int:
+    print(f"error: {message}", file=sys.stderr)  # noqa: T201
     return 2
 
 

@@ -70,7 +70,7 @@ class Host:
     def __init__(self, name: str, given: dict[str, Any], device: str) -> None:
         self._name, self._device = name, device
         settings = Settings(**given)
-        logs.configure(settings.log_format)
+        logs.configure_logging(settings.log_format)
         self._server = Server(settings, (device,), quarantines=True)
         self._leaving = asyncio.Event()
         self._idle_since = time.monotonic()
@@ -80,7 +80,7 @@ class Host:
     async def run(self) -> None:
         """Work until told to drain; what runs then ends, or is handed back."""
         try:
-            async with self._server.running():
+            async with self._server.run():
                 await self._leaving.wait()
         except Exception as error:
             log.exception("%s: cannot go on", self._name)
@@ -119,14 +119,14 @@ class Pool:
 
     def __init__(self, given: dict[str, Any], resources: dict[str, float]) -> None:
         settings = Settings(**given)
-        logs.configure(settings.log_format)
+        logs.configure_logging(settings.log_format)
         self._given, self._resources = given, resources
         self._device = "cuda:0" if resources.get("num_gpus") else "cpu"
         self._limits = Limits(
             settings.cluster_min, settings.cluster_max, settings.cluster_backlog_s, settings.cluster_idle_s
         )
         self._jobs_per_worker = settings.jobs_per_worker
-        self._store = Store(settings.database)
+        self._store = Store(settings.effective_database_url)
         self._hosts = _hosts()  # those of a pool that was lost
         self._reports: dict[str, Report] = {}
         self._lost = 0

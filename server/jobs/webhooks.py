@@ -12,6 +12,7 @@ import contextlib
 import logging
 import random
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 
 from server.jobs.service import JobService
@@ -32,30 +33,39 @@ AT_ONCE = 8
 HOLD_S = 60.0
 """So long a notice belongs to the process that delivers it; a delivery takes a sixth of it at most."""
 
-Letter = Callable[[Record, str, float], tuple[bytes, dict[str, str]]]
-"""(job, webhook secret, now) → body and headers."""
 
-BatchLetter = Callable[[Batch, str, float], tuple[bytes, dict[str, str]]]
-"""(batch, webhook secret, now) → body and headers."""
+@dataclass(frozen=True, slots=True)
+class WebhookPayload:
+    """Body and headers of one delivery attempt."""
+
+    body: bytes
+    headers: dict[str, str]
+
+
+PayloadBuilder = Callable[[Record, str, float], WebhookPayload]
+"""(job, webhook secret, now) → payload."""
+
+BatchPayloadBuilder = Callable[[Batch, str, float], WebhookPayload]
+"""(batch, webhook secret, now) → payload."""
 
 
 class Webhooks:
     """Delivers notices until cancelled.
 
     Args:
-        letters: per dialect name, what is sent of a job.
-        batch_letter: what is sent of a batch.
+        payload_builders: by dialect name, for jobs.
+        batch_payload_builder: for batches.
     """
 
     def __init__(
         self,
         jobs: JobService,
         transport: Transport,
-        letters: dict[str, Letter],
-        batch_letter: BatchLetter,
+        payload_builders: dict[str, PayloadBuilder],
+        batch_payload_builder: BatchPayloadBuilder,
     ) -> None:
         self._jobs, self._transport = jobs, transport
-        self._letters, self._batch_letter = letters, batch_letter
+        self._payload_builders, self._batch_payload_builder = payload_builders, batch_payload_builder
 
     async def run(self) -> None:
         while True:
@@ -79,12 +89,12 @@ class Webhooks:
 
     async def _try(self, notice: Notice) -> None:
         store = self._jobs.store
-        if (letter := self._written(notice)) is None:
+        if (entry := self._build_payload(notice)) is None:
             await self._jobs.write(partial(store.not_delivered, notice.id, "the job was deleted", None))
             return
-        body, headers, tags = letter
+        payload, tags = entry
         try:
-            delivered = await self._transport.post_webhook(notice.url, body, headers)
+            delivered = await self._transport.post_webhook(notice.url, payload.body, payload.headers)
         except TransportError as error:
             problem: str | None = error.message
         else:
@@ -100,8 +110,8 @@ class Webhooks:
         sentence = "%s: webhook not delivered (%s), try %d"
         log.warning(sentence, notice.about, problem, notice.tries + 1, extra=tags)
 
-    def _written(self, notice: Notice) -> tuple[bytes, dict[str, str], dict[str, str]] | None:
-        """Body, headers, and what log lines carry; None where what it tells of was deleted."""
+    def _build_payload(self, notice: Notice) -> tuple[WebhookPayload, dict[str, str]] | None:
+        """Build the payload and the tags of log lines; None: the job or batch was deleted."""
         store, now = self._jobs.store, self._jobs.now()
         about = store.get(notice.job_id) if notice.job_id else store.batch(notice.batch_id or "")
         if about is None:
@@ -111,8 +121,9 @@ class Webhooks:
             return None
         if isinstance(about, Batch):
             tags = {"tenant": about.tenant, "request_id": about.request_id}
-            body, headers = self._batch_letter(about, key.webhook_secret, now)
+            payload = self._batch_payload_builder(about, key.webhook_secret, now)
         else:
             tags = about.tags
-            body, headers = self._letters[about.request.dialect](about, key.webhook_secret, now)
-        return body, headers | {"X-Request-Id": asked.request_id}, tags
+            payload = self._payload_builders[about.request.dialect](about, key.webhook_secret, now)
+        headers = payload.headers | {"X-Request-Id": asked.request_id}
+        return WebhookPayload(payload.body, headers), tags

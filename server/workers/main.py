@@ -368,7 +368,7 @@ def main() -> None:
     parser.add_argument("--label", action="store_true")
     parser.add_argument("--watermark", action="store_true")
     arguments = parser.parse_args()
-    logs.configure(arguments.log_format)
+    logs.configure_logging(arguments.log_format)
 
     # Standard output belongs to the protocol: whatever prints from now on prints to standard error.
     answers = os.fdopen(os.dup(1), "wb")

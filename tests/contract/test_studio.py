@@ -100,7 +100,7 @@ def test_an_order_is_one_of_three(order: object) -> None:
     with pytest.raises(ApiError, match="order"):
         studio.read_submission(MULTI, {"formState": {**form, "order": order}})
     given = studio.read_submission(MULTI, {"formState": {**form, "order": "right_left"}})
-    assert given.asked.options.order == "right_left"
+    assert given.job_input.options.order == "right_left"
 
 
 def test_the_vendors_resolution_where_none_is_asked_for() -> None:
@@ -110,7 +110,7 @@ def test_the_vendors_resolution_where_none_is_asked_for() -> None:
         ({}, False, None),
     ):
         given = studio.read_submission(VIDEO, {"formState": FORM | asked}, vendor_limits=limits)
-        assert given.asked.options.max_short_side == short_side
+        assert given.job_input.options.max_short_side == short_side
 
 
 def test_webhooks_over_http_where_the_operator_allows_them() -> None:

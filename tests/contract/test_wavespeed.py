@@ -14,9 +14,9 @@ import pytest
 from server.api import wavespeed
 from server.api.errors import ApiError
 from server.api.schemas import OPTIONS
-from server.api.submission import signed_headers
+from server.api.submission import webhook_headers
 from server.api.wavespeed import read_submission
-from server.api.wavespeed_models import MODELS, schema
+from server.api.wavespeed_models import MODELS, request_schema
 from server.jobs import state as job_state
 from server.jobs.request import Role, Segment
 from tests.contract.replay import GOLDEN, Replay, load_golden
@@ -230,7 +230,7 @@ def test_signature_vectors() -> None:
     assert len(vectors) >= 2
     for vector in vectors:
         body, now = vector["raw_body"].encode(), float(vector["webhook_timestamp"])
-        headers = signed_headers(vector["secret"], vector["webhook_id"], body, now)
+        headers = webhook_headers(vector["secret"], vector["webhook_id"], body, now)
         assert headers["webhook-signature"] == vector["webhook_signature"]
 
 
@@ -247,7 +247,7 @@ def test_webhook_bodies(end: str, api: Api) -> None:
     scene = replay(api, task=job)
     body = wavespeed.webhook_body(api.server.context, record)
     scene.match(golden["json"], json.loads(body), "")
-    scene.match(golden["headers"], signed_headers("whsec_x", job, body, 5.0), "headers")
+    scene.match(golden["headers"], webhook_headers("whsec_x", job, body, 5.0), "headers")
 
 
 # --- what a body may be ---
@@ -317,17 +317,14 @@ def test_options_and_aliases() -> None:
         "resolution": "720p",
     }
     given = read_submission(LATENTSYNC, json.dumps(body).encode(), "", vendor_limits=False)
-    assert (given.asked.options.num_inference_steps, given.asked.options.seed, given.asked.options.fps) == (
-        8,
-        5,
-        "29.97",
-    )
-    assert given.asked.options.max_short_side == 720
-    assert all(source.limits.formats == () for source in given.asked.inputs.sources)
+    options = given.job_input.options
+    assert (options.num_inference_steps, options.seed, options.fps) == (8, 5, "29.97")
+    assert options.max_short_side == 720
+    assert all(source.limits.formats == () for source in given.job_input.files.sources)
     random = read_submission(LATENTSYNC, json.dumps(body | {"seed": -1}).encode(), "", vendor_limits=True)
-    assert random.asked.options.seed is not None
-    assert random.asked.options.seed >= 0
-    assert random.asked.inputs.sources[0].limits.formats == ("mp4",)
+    assert random.job_input.options.seed is not None
+    assert random.job_input.options.seed >= 0
+    assert random.job_input.files.sources[0].limits.formats == ("mp4",)
 
 
 def test_segments_are_voices_with_a_face_and_a_time() -> None:
@@ -340,14 +337,14 @@ def test_segments_are_voices_with_a_face_and_a_time() -> None:
         ],
     }
     given = read_submission(LATENTSYNC, json.dumps(body).encode(), "", vendor_limits=True)
-    assert given.asked.segments == (
+    assert given.job_input.segments == (
         Segment("segment_0", "left", 0.0, 4.0),
         Segment("segment_1", "right", 2.5, None),
     )
-    assert [source.name for source in given.asked.inputs.sources] == ["video", "segment_0", "segment_1"]
-    assert given.asked.inputs.sources[1].limits.formats == ("mp3", "aac", "wav", "m4a")
-    assert given.asked.inputs.inline == {"segment_1": b"RIFF" * 1000}
-    assert len(json.dumps(given.said_input)) < 500
+    assert [source.name for source in given.job_input.files.sources] == ["video", "segment_0", "segment_1"]
+    assert given.job_input.files.sources[1].limits.formats == ("mp3", "aac", "wav", "m4a")
+    assert given.job_input.files.inline == {"segment_1": b"RIFF" * 1000}
+    assert len(json.dumps(given.echoed_input)) < 500
 
 
 def test_what_could_not_be_done_is_said(api: Api) -> None:
@@ -365,7 +362,7 @@ def test_what_could_not_be_done_is_said(api: Api) -> None:
 @pytest.mark.parametrize("name", sorted(MODELS))
 def test_every_model_takes_what_its_schema_says(name: str, api: Api) -> None:
     """Each option once, at a value that its own schema names."""
-    takes = schema(MODELS[name])
+    takes = request_schema(MODELS[name])
     body: dict[str, object] = {role: f"https://media.example/{role}" for role in takes["required"]}
     for option, rule in takes["properties"].items():
         if option in ("segments", *takes["required"]):

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from lipsync_engine import media
-from server.api.submission import signed_headers
+from server.api.submission import webhook_headers
 from tests.support.live_server import Live, descendants
 from tests.support.webhook_receiver import Receiver
 
@@ -154,7 +154,7 @@ def test_a_webhook_comes_again_until_it_is_taken(live: Live, uploads: tuple[str,
     for headers, body in receiver.got:
         assert headers["webhook-id"] == job
         stamp = float(headers["webhook-timestamp"])
-        wanted = signed_headers(secret, job, body, stamp)["webhook-signature"]
+        wanted = webhook_headers(secret, job, body, stamp)["webhook-signature"]
         assert headers["webhook-signature"] == wanted
         assert json.loads(body)["status"] == "completed"
     receiver.close()

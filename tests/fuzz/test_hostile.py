@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from server.api.json_body import MAX_DEPTH, MAX_VALUES, BodyError, read_json
+from server.api.schemas import MAX_DEPTH, MAX_VALUES, BodyError, parse_json
 from server.workers.process import WorkerDiedError, WorkerProcess
 from tests.support.application import Api
 
@@ -53,20 +53,20 @@ def test_no_url_holds_nul(api: Api, path: str) -> None:
 
 def test_what_is_usual_is_read() -> None:
     usual = {"text": "größer 😀 \r\n", "numbers": [1, 2.5, -1], "none": None, "deep": [[[{"a": []}]]]}
-    assert read_json(json.dumps(usual).encode()) == usual
-    assert read_json(json.dumps(usual, ensure_ascii=False).encode()) == usual
-    assert read_json(b"[" * MAX_DEPTH + b"]" * MAX_DEPTH)
+    assert parse_json(json.dumps(usual).encode()) == usual
+    assert parse_json(json.dumps(usual, ensure_ascii=False).encode()) == usual
+    assert parse_json(b"[" * MAX_DEPTH + b"]" * MAX_DEPTH)
     with pytest.raises(BodyError, match="levels"):
-        read_json(b"[" * (MAX_DEPTH + 2) + b"]" * (MAX_DEPTH + 2))
+        parse_json(b"[" * (MAX_DEPTH + 2) + b"]" * (MAX_DEPTH + 2))
     with pytest.raises(BodyError, match="UTF-8"):
-        read_json(json.dumps(usual).encode("utf-16"))
+        parse_json(json.dumps(usual).encode("utf-16"))
 
 
 def test_many_values_cost_no_memory() -> None:
     body = b"[" + b"{}," * (10 << 20)
     tracemalloc.start()
     with pytest.raises(BodyError, match="values"):
-        read_json(body)
+        parse_json(body)
     assert tracemalloc.get_traced_memory()[1] < 1 << 20
     tracemalloc.stop()
 

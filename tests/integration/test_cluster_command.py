@@ -55,7 +55,7 @@ def test_a_heads_port_that_is_taken(postgres_url: str, tmp_path: Path) -> None:
     given = {"LIPSYNC_DATABASE_URL": postgres_url, "LIPSYNC_DATA_DIR": str(tmp_path)}
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
-        assert said("up", "--port", port, **given).startswith(f"error: port {port} is taken")
+        assert said("up", "--port", port, **given).startswith(f"error: port {port} is in use")
 
 
 @pytest.mark.slow
@@ -72,7 +72,7 @@ def test_a_machine_joins_and_leaves(how: signal.Signals, monkeypatch: pytest.Mon
     )
     try:
         assert process.stdout is not None
-        assert process.stdout.readline().startswith("this machine works for the cluster at ")
+        assert process.stdout.readline().startswith("this machine has joined the cluster at ")
         until(lambda: ray.cluster_resources().get("CPU") == 3, "nobody has joined", 60, 0.2)
         if how is signal.SIGINT:  # as from a terminal
             os.killpg(process.pid, how)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from server.cli.cluster import parser
+from server.cli.cluster import create_parser
 from server.settings import PREFIX, Settings
 from tests.support.paths import ROOT
 
@@ -33,8 +33,8 @@ def test_what_it_gives_are_settings() -> None:
         name.removeprefix(PREFIX).lower(): value for name, value in GIVEN.items() if name.startswith(PREFIX)
     }
     settings = Settings(**ours)
-    assert settings.database.startswith("postgresql+psycopg://")
-    assert str(settings.blobs_place).startswith("s3://")
+    assert settings.effective_database_url.startswith("postgresql+psycopg://")
+    assert str(settings.blob_location).startswith("s3://")
     assert (settings.cluster_min, settings.cluster_max) == (GROUP["minReplicas"], GROUP["maxReplicas"])
     for pod in (HEAD, WORKER, API):
         (container,) = pod["containers"]
@@ -53,7 +53,7 @@ def test_what_it_gives_are_settings() -> None:
 def test_it_runs_what_there_is() -> None:
     program, command, *arguments = part("RayJob")["spec"]["entrypoint"].split()
     assert (program, command) == ("lipsync", "cluster")
-    assert parser().parse_args(arguments).address == "auto"
+    assert create_parser().parse_args(arguments).address == "auto"
     assert API["containers"][0]["command"] == ["lipsync", "serve"]
     assert API["containers"][0]["ports"] == [{"containerPort": Settings.model_fields["port"].default}]
     (port,) = part("Service")["spec"]["ports"]

@@ -86,7 +86,7 @@ def test_a_device_whose_workers_are_lost_again_and_again_rests(tmp_path: Path) -
     server = Server(settings, ("cpu",), quarantines=True)
 
     async def go() -> int:
-        async with server.running():
+        async with server.run():
             async with asyncio.timeout(180):
                 while server.supervisor.conditions[0][1] is not Condition.QUARANTINED:
                     await asyncio.sleep(0.1)

@@ -75,7 +75,7 @@ def submission(data: bytes) -> None:
         found = wavespeed.read_submission(
             next(iter(MODELS.values())), body, query.decode("latin-1"), vendor_limits=True
         )
-        _require_answerable(found.said_input)
+        _require_answerable(found.echoed_input)
     except ApiError as error:
         _require(400 <= error.status < 500, error)
 
@@ -84,13 +84,13 @@ def form_state(data: bytes) -> None:
     """A lipsync.studio body."""
     from server.api import studio
     from server.api.errors import ApiError
-    from server.api.schemas import json_object
+    from server.api.schemas import parse_json_object
 
     try:
         found = studio.read_submission(
-            studio.ENDPOINTS["lipsync-image-multi"], json_object(b'{"formState":' + _whole(data) + b"}")
+            studio.ENDPOINTS["lipsync-image-multi"], parse_json_object(b'{"formState":' + _whole(data) + b"}")
         )
-        _require_answerable(found.said_input)
+        _require_answerable(found.echoed_input)
     except ApiError as error:
         _require(400 <= error.status < 500, error)
 
@@ -98,11 +98,11 @@ def form_state(data: bytes) -> None:
 def inline(data: bytes) -> None:
     """A data URI, or base64."""
     from server.api.errors import ApiError
-    from server.api.schemas import Inputs
+    from server.api.schemas import InputFiles
     from server.jobs.request import MediaLimits, Role
 
     try:
-        Inputs().add("video", Role.VIDEO, data.decode("utf-8", "surrogateescape"), MediaLimits())
+        InputFiles().add("video", Role.VIDEO, data.decode("utf-8", "surrogateescape"), MediaLimits())
     except ApiError as error:
         _require(error.status == 400, error)
 

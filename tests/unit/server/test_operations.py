@@ -65,7 +65,7 @@ def test_a_request_keeps_its_id(api: Api, caplog: pytest.LogCaptureFixture) -> N
 
 def test_json_logs_are_objects_with_the_request(tmp_path: Path) -> None:
     code = (
-        "import logging; from server import logs; logs.configure('json');"
+        "import logging; from server import logs; logs.configure_logging('json');"
         "logging.getLogger('lipsync.x').info('job %s ends', 'a1', extra={'job': 'a1', 'request_id': 'r7'});"
         "logging.getLogger('lipsync.x').info('two\\nlines')"
     )
@@ -84,7 +84,7 @@ def test_no_secret_is_logged(tmp_path: Path) -> None:
 import json, sys
 from pathlib import Path
 from server import logs
-logs.configure("json")
+logs.configure_logging("json")
 from tests.support.application import Api, BASE
 from fastapi.testclient import TestClient
 from server.api import auth
@@ -208,7 +208,7 @@ def test_what_is_old_is_swept_away(make_api: Callable[..., Api]) -> None:
     os.utime(stored, (long_ago, long_ago))
 
     assert api.client.portal is not None
-    api.client.portal.call(api.server.sweep)
+    api.client.portal.call(api.server.delete_expired_data)
     assert api.server.store.get(old) is None
     assert not blob.exists()
     assert not stored.exists()

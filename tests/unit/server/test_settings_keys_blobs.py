@@ -14,7 +14,7 @@ import pytest
 
 from server.api import auth
 from server.api.auth import AccessDeniedError, Authenticator, RateLimiter, Scope
-from server.settings import Settings, SettingsError, documented, load_settings
+from server.settings import Settings, SettingsError, load_settings, settings_table
 from server.storage.blobs import Blobs, TooLargeError
 from server.storage.links import Signer
 from server.store import Store
@@ -71,7 +71,7 @@ def test_an_unknown_name_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_every_setting_is_documented() -> None:
     assert all(field.description for field in Settings.model_fields.values())
     table = (ROOT / "docs" / "operations.md").read_text()
-    assert documented() in table
+    assert settings_table() in table
 
 
 # --- keys ---
@@ -87,7 +87,7 @@ def store(tmp_path: Path) -> Iterator[Store]:
 def test_a_key_lets_in_until_it_ends(store: Store, tmp_path: Path) -> None:
     text, key = auth.create_key(store, 100.0, tenant="studio", name="ci", expires_at=200.0)
     keys = Authenticator(store)
-    caller = keys.caller(f"Bearer {text}", 150.0)
+    caller = keys.authenticate(f"Bearer {text}", 150.0)
     assert (caller.tenant, caller.key_id) == ("studio", key.id)
     caller.require(Scope.RUN)
     with pytest.raises(AccessDeniedError) as refused:
@@ -96,12 +96,12 @@ def test_a_key_lets_in_until_it_ends(store: Store, tmp_path: Path) -> None:
     for header, now in ((f"Bearer {text}", 200.0), (f"Bearer {text}x", 150.0), (text, 150.0), (None, 150.0),
                         ("Basic x", 150.0), ("Bearer ", 150.0)):  # fmt: skip
         with pytest.raises(AccessDeniedError) as refused:
-            keys.caller(header, now)
+            keys.authenticate(header, now)
         assert refused.value.status == 401
     assert store.revoke_key(key.id, 160.0)
     assert not store.revoke_key(key.id, 161.0)
     with pytest.raises(AccessDeniedError):
-        keys.caller(f"Bearer {text}", 170.0)
+        keys.authenticate(f"Bearer {text}", 170.0)
     store.close()
     assert text.encode() not in b"".join(path.read_bytes() for path in tmp_path.glob("keys.sqlite*"))
 
@@ -109,13 +109,13 @@ def test_a_key_lets_in_until_it_ends(store: Store, tmp_path: Path) -> None:
 def test_a_key_is_looked_up_once_a_second_and_noted_once_a_minute(store: Store) -> None:
     text, key = auth.create_key(store, 100.0)
     keys = Authenticator(store)
-    caller = keys.caller(f"Bearer {text}", 150.0)
+    caller = keys.authenticate(f"Bearer {text}", 150.0)
     store.revoke_key(key.id, 150.1)
-    assert keys.caller(f"Bearer {text}", 150.9) == caller
-    keys.forget()
+    assert keys.authenticate(f"Bearer {text}", 150.9) == caller
+    keys.clear_cache()
     with pytest.raises(AccessDeniedError):
-        keys.caller(f"Bearer {text}", 150.9)
-    assert [keys.should_note(caller, now) for now in (151.0, 152.0, 210.9, 211.0)] == [
+        keys.authenticate(f"Bearer {text}", 150.9)
+    assert [keys.should_record_use(caller, now) for now in (151.0, 152.0, 210.9, 211.0)] == [
         True,
         False,
         False,
@@ -125,12 +125,12 @@ def test_a_key_is_looked_up_once_a_second_and_noted_once_a_minute(store: Store) 
 
 def test_rates() -> None:
     rate = RateLimiter(60)
-    assert [rate.wait_s("a", 0.0) for _ in range(60)] == [0.0] * 60
-    assert rate.wait_s("a", 0.0) == pytest.approx(1.0)
-    assert rate.wait_s("b", 0.0) == 0.0
-    assert rate.wait_s("a", 1.0) == 0.0
-    assert rate.wait_s("a", 1.5) == pytest.approx(0.5)
-    assert [rate.wait_s("slow", 0.0, 2) for _ in range(3)] == [0.0, 0.0, pytest.approx(30.0)]
+    assert [rate.acquire("a", 0.0) for _ in range(60)] == [0.0] * 60
+    assert rate.acquire("a", 0.0) == pytest.approx(1.0)
+    assert rate.acquire("b", 0.0) == 0.0
+    assert rate.acquire("a", 1.0) == 0.0
+    assert rate.acquire("a", 1.5) == pytest.approx(0.5)
+    assert [rate.acquire("slow", 0.0, 2) for _ in range(3)] == [0.0, 0.0, pytest.approx(30.0)]
 
 
 def test_signed_names(tmp_path: Path) -> None:

@@ -132,7 +132,7 @@ def test_only_the_operators_retention_deletes(make_api: Make) -> None:
     for kept_s, left in ((None, 2), (3600.0, 1)):
         api = make_api(audit_retention_s=kept_s, retention_s=1.0)
         api.server.store.audit.add(Entry(time.time() - 7200, "server_started", {}))
-        api.client.portal.call(api.server.sweep)
+        api.client.portal.call(api.server.delete_expired_data)
         assert len(told(api)) == left
 
 
@@ -308,7 +308,7 @@ def test_who_may_verify_and_how_much(make_api: Make, signed: bytes) -> None:
 def test_the_engine_signs_as_the_settings_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("LIPSYNC_CREDENTIALS_DIR")
     settings = Settings(data_dir=tmp_path, marking="best_effort", trust_anchors=tmp_path / "roots.pem")
-    for name, value in settings.signing.items():
+    for name, value in settings.signing_environment.items():
         monkeypatch.setenv(name, value)
     marker = Marker.from_environment()
     assert (marker.policy, marker.folder) == (Policy.BEST_EFFORT, tmp_path / "credentials")

@@ -17,7 +17,7 @@ from alembic.config import Config
 
 from server.api import native
 from server.api.auth import create_key
-from server.api.submission import signed_headers
+from server.api.submission import webhook_headers
 from server.jobs import state as job_state
 from server.jobs.state import Batch, Job, Output, Progress, State
 from server.store import QueueFullError, QuotaError, Store, audit, metadata
@@ -405,7 +405,7 @@ def test_one_webhook_at_the_end_that_comes_until_it_is_taken(make_api: Make) -> 
     for headers, body in receiver.got:
         assert headers["webhook-id"] == made["id"]
         stamp = float(headers["webhook-timestamp"])
-        wanted = signed_headers(key.webhook_secret, made["id"], body, stamp)["webhook-signature"]
+        wanted = webhook_headers(key.webhook_secret, made["id"], body, stamp)["webhook-signature"]
         assert headers["webhook-signature"] == wanted
     told = json.loads(receiver.got[-1][1])
     assert (told["id"], told["state"], told["counts"]["succeeded"]) == (made["id"], "ended", 2)

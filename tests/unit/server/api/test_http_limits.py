@@ -17,7 +17,12 @@ from tests.support.live_server import until
 
 HEAD = b"POST / HTTP/1.1\r\nHost: a\r\n"
 LIMITS = ConnectionLimits(
-    head_s=0.4, body_s=0.4, body_bytes=1000, answer_s=0.4, head_bytes=8000, connections=4
+    head_timeout_s=0.4,
+    body_interval_s=0.4,
+    min_body_bytes=1000,
+    write_timeout_s=0.4,
+    max_head_bytes=8000,
+    max_connections=4,
 )
 ANSWER_BYTES = 50 << 20
 
@@ -172,7 +177,7 @@ def test_who_takes_nothing_of_an_answer_is_cut_off(
 
 def test_one_connection_too_many_ends_the_longest_idle_one(address: tuple[str, int]) -> None:
     with contextlib.ExitStack() as stack:
-        many = [stack.enter_context(connected(address)) for _ in range(LIMITS.connections)]
+        many = [stack.enter_context(connected(address)) for _ in range(LIMITS.max_connections)]
         newest = stack.enter_context(connected(address))
         newest.sendall(b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
         assert answer(newest).startswith(b"HTTP/1.1 200")

@@ -230,7 +230,7 @@ def read_events(api: Api, job: str, doing: Callable[[int], None], after: int = -
     found: list[tuple[str, Any]] = []
 
     async def read() -> None:
-        async for text in native.events(api.server.context, job, BASE, after):
+        async for text in native.stream_events(api.server.context, job, BASE, after):
             if text.startswith(":"):
                 continue
             fields = dict(line.split(": ", 1) for line in text.strip().splitlines())

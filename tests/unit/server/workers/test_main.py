@@ -42,5 +42,5 @@ def test_presets_that_change_speed_can_be_asked_for() -> None:
 
 @pytest.mark.parametrize("name", ["compile", "fp8"])
 def test_a_worker_is_told_how_to_run_the_model(name: str) -> None:
-    assert Settings().of_workers[f"LIPSYNC_{name.upper()}"] == "false"
-    assert Settings.model_validate({name: True}).of_workers[f"LIPSYNC_{name.upper()}"] == "true"
+    assert Settings().worker_environment[f"LIPSYNC_{name.upper()}"] == "false"
+    assert Settings.model_validate({name: True}).worker_environment[f"LIPSYNC_{name.upper()}"] == "true"
