@@ -20,7 +20,7 @@ demo: setup
 	mkdir -p demo_output
 	$(BIN)/lipsync sync demo/presenter.mp4 demo/voice.wav -o demo_output/result.mp4 \
 		--side-by-side demo_output/side_by_side.mp4
-	$(BIN)/python -m scripts.eval_sync video demo_output/result.mp4 --truth demo/truth.json
+	$(BIN)/python -m scripts.eval.sync video demo_output/result.mp4 --truth demo/truth.json
 
 test: setup lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not gpu" -n 2 --dist loadfile --no-loadscope-reorder
@@ -31,7 +31,7 @@ test-slow: setup
 
 soak: MINUTES ?= 3
 soak: setup
-	$(BIN)/python -m scripts.soak --minutes $(MINUTES) --seed 1
+	$(BIN)/python -m tests.faults.soak --minutes $(MINUTES) --seed 1
 
 # Hostile input of every kind, about half an hour; the suite has a small share of it.
 campaign: setup
@@ -53,11 +53,11 @@ lock: setup
 
 # Known weaknesses of what the locks name.
 audit: setup
-	$(BIN)/python scripts/audit.py requirements.lock requirements-dev.lock
+	$(BIN)/python scripts/release/audit.py requirements.lock requirements-dev.lock
 
 # What the installation consists of, libraries and weights, for whoever has to know (CycloneDX 1.6).
 sbom: setup
-	$(BIN)/python scripts/sbom.py build/sbom.json
+	$(BIN)/python scripts/release/sbom.py build/sbom.json
 
 clean:
 	rm -rf $(VENV) demo_output build *.egg-info

@@ -15,7 +15,7 @@ from tests.support.paths import ROOT
 
 SCRIPTS = ROOT / "scripts"
 
-PARTS = ["-m pytest", "scripts.bench_gpu --out", "scripts.bench_batching", "--parts compiled", "--parts fp8"]
+PARTS = ["-m pytest", "scripts.bench gpu --out", "scripts.bench batching", "--parts compiled", "--parts fp8"]
 
 HANGING = """#!/bin/sh
 echo "$*" >> "$TOLD"
@@ -25,7 +25,7 @@ exec sleep 100
 
 @pytest.mark.slow
 def test_a_miniature_runs_on_the_cpu_part_by_part(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "scripts.bench_gpu", "--device", "cpu", "--dtype", "fp32", "--small"]
+    command = [sys.executable, "-m", "scripts.bench", "gpu", "--device", "cpu", "--dtype", "fp32", "--small"]
     command += ["--repeats", "1", "--out", tmp_path]
     for parts in ([], ["--parts", "fp8"]):
         subprocess.run([*command, *parts], check=True, timeout=400)

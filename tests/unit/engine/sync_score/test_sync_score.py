@@ -195,7 +195,7 @@ def film(seed: int, path: Path) -> Path:
 def test_right_moved_and_wrong_sound_are_told_apart(
     tiny: SyncScorer, voice: tuple[np.ndarray, int], tmp_path: Path
 ) -> None:
-    """A few of the 200 trials of `scripts/eval_score.py`; their table is in docs/trust.md."""
+    """A few of the 200 trials of `scripts/eval/score.py`; their table is in docs/trust.md."""
     samples, rate = voice
     detector = load_detector("drawn", WeightsStore())
     for seed, late in enumerate((7, -5)):

@@ -1,6 +1,6 @@
 """What an installation consists of, as a CycloneDX bill of materials: libraries, and the manifest's weights.
 
-    python scripts/sbom.py build/sbom.json
+    python scripts/release/sbom.py build/sbom.json
 
 Libraries are those of the environment that runs this, by cyclonedx-py; weights are the manifest's, with their
 hashes and licences. The result is held against CycloneDX's schema before it is written.
@@ -23,7 +23,7 @@ from cyclonedx.validation.json import JsonStrictValidator
 
 from lipsync_engine.weights import WeightsStore
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def libraries() -> Bom:

@@ -1,6 +1,6 @@
 """What the API costs: submissions and polls beside a rendering worker, on this machine.
 
-    python -m scripts.bench_api --output benchmarks/api.json
+    python -m scripts.bench api --output benchmarks/api.json
 
 A real server with the tiny model: 1,000 jobs wait, 200 clients ask for one of them once a second each, and
 one worker renders. Submissions and polls are timed as clients see them; the same job is rendered with the
@@ -18,18 +18,15 @@ import json
 import os
 import random
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
-from operator import truediv
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from lipsync_engine import media
-from tests.support.live_server import ROOT, Live
+from scripts.bench.common import DEMO_VIDEO, DEMO_VOICE, paired_ratio, run_ffmpeg, write_report
+from tests.support.live_server import Live
 
 WAITING, POLLERS, PAIRS = 1000, 200, 10
 
@@ -168,7 +165,7 @@ async def measure(server: Live, mine: Live, clip: Path, voices: tuple[Path, Path
         "pollers": POLLERS,
         "answers": answers,
         "rendering_s": {"silent": silent_s, "polled": beside_s},
-        "rendering_ratio": round(statistics.median(map(truediv, beside_s, silent_s)), 3),
+        "rendering_ratio": paired_ratio(beside_s, silent_s),
     }
 
 
@@ -185,19 +182,17 @@ def start_s() -> float:
     return taken
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", type=Path)
-    arguments = parser.parse_args()
+
+
+def run(arguments: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory(prefix="lipsync-bench-") as name:
         folder = Path(name)
         clip, voices = folder / "clip.mp4", (folder / "short.wav", folder / "long.wav")
-        ffmpeg, demo = [str(media.find_ffmpeg()), "-v", "error"], ROOT / "demo"
-        cut = ["-t", "1", "-an", "-vf", "scale=256:-2"]
-        subprocess.run([*ffmpeg, "-i", str(demo / "presenter.mp4"), *cut, str(clip)], check=True)
+        run_ffmpeg("-i", DEMO_VIDEO, "-t", "1", "-an", "-vf", "scale=256:-2", clip)
         for voice, seconds in zip(voices, ("1", "1.5"), strict=True):
-            command = [*ffmpeg, "-i", str(demo / "voice.wav"), "-t", seconds, str(voice)]
-            subprocess.run(command, check=True)
+            run_ffmpeg("-i", DEMO_VOICE, "-t", seconds, voice)
         server = Live(folder / "data", max_waiting=2 * WAITING, requests_per_minute=10**6, drain_s=0)
         server.start()
         try:
@@ -215,9 +210,5 @@ def main() -> int:
     print(f"rendering, polled over silent: {found['rendering_ratio']}")
     print(f"first answer after {found['first_answer_s']} s")
     if arguments.output is not None:
-        arguments.output.write_text(json.dumps(found, indent=1) + "\n")
+        write_report(found, arguments.output)
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

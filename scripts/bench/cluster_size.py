@@ -1,7 +1,7 @@
 """Where would a large cluster saturate first? Costs measured here, then mean value analysis for up to 1,000
 workers.
 
-    python -m scripts.simulate_cluster --database postgresql+psycopg://…
+    python -m scripts.bench cluster-size --database postgresql+psycopg://…
 
 Measured: the processor time of PostgreSQL (which must run on this machine: it is read from /proc) and of its
 client for a segment, for a job, and for a line of news to one more process that listens; what a poll costs an
@@ -31,6 +31,7 @@ from typing import Any
 import psycopg
 import sqlalchemy as sa
 
+from scripts.bench.common import BENCHMARKS, new_plot, save_plot, write_report
 from server.jobs import state as job_state
 from server.jobs.request import Request
 from server.jobs.state import Job, Output, Policy, Progress
@@ -38,7 +39,6 @@ from server.store import Piece, SeenWorker, Store
 from server.store.notifications import CHANNEL
 from server.workers.main import REPORT_EVERY_S
 from server.workers.segment_sharing import BEAT_EVERY_S, TELL_EVERY_S
-from tests.support.live_server import ROOT
 
 RENDER_S, SEGMENTS_PER_JOB, POLL_EVERY_S = 4.0, 10, 2.0
 SEGMENT_BYTES, STORAGES_GBIT_S, DATABASE_CORES = 5e6, (10, 40), 8
@@ -180,13 +180,13 @@ def mean_values(demands: dict[str, float], think_s: float, workers: int) -> tupl
     return rate, {name: rate * demand for name, demand in demands.items()}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--database", required=True)
-    costs = measured(parser.parse_args().database)
-    answers = json.loads((ROOT / "benchmarks" / "api.json").read_text())["answers"]
+
+
+def run(arguments: argparse.Namespace) -> None:
+    costs = measured(arguments.database)
+    answers = json.loads((BENCHMARKS / "api.json").read_text())["answers"]
     (poll_s,) = [answer["p50_ms"] / 1000 for answer in answers if answer["what"] == "poll"]
     told = {
         name: {"database_ms": round(1e3 * cost.database_s, 4), "client_ms": round(1e3 * cost.client_s, 4)}
@@ -226,14 +226,12 @@ def main() -> None:
         },
         "rows": rows,
     }
-    (ROOT / "benchmarks" / "cluster_size.json").write_text(json.dumps(result, indent=1) + "\n")
+    write_report(result, BENCHMARKS / "cluster_size.json")
     _draw(rows)
 
 
 def _draw(rows: list[dict[str, Any]]) -> None:
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(7, 4))
+    figure, axes = new_plot(figsize=(7, 4))
     for storage_gbit_s, style in zip(STORAGES_GBIT_S, ("-", "--"), strict=True):
         of_it = [row for row in rows if row["storage_gbit_s"] == storage_gbit_s]
         workers = [row["workers"] for row in of_it]
@@ -242,9 +240,4 @@ def _draw(rows: list[dict[str, Any]]) -> None:
             axes.plot(workers, [row[name] for row in of_it], colour, linestyle=style, label=label)
     axes.set(xscale="log", xlabel="workers", ylim=(0, 1.05), title="What saturates first")
     axes.legend(fontsize="small")
-    figure.tight_layout()
-    figure.savefig(ROOT / "benchmarks" / "cluster_size.png", dpi=90)
-
-
-if __name__ == "__main__":
-    main()
+    save_plot(figure, BENCHMARKS / "cluster_size.png")

@@ -1,6 +1,6 @@
 """Is the watermark found after what films go through, is it not found where there is none, is it seen?
 
-    python -m scripts.bench_watermark --output benchmarks/watermark.json [--real CLIP --yunet MODEL]
+    python -m scripts.bench watermark --output benchmarks/watermark.json [--real CLIP --yunet MODEL]
 
 Marked are the demo, lip-synced by the tiny model, and drawn presenters and a real clip, whose own faces get
 the mark through the crop and the paste of a job, without a model. Clean are other drawn presenters. Of a
@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
-import subprocess
 import tempfile
 from contextlib import closing
 from pathlib import Path
@@ -32,10 +30,10 @@ from lipsync_engine.provenance.watermark import marked
 from lipsync_engine.provenance.watermark.pattern import THRESHOLD
 from lipsync_engine.provenance.watermark.video import averaged_faces
 from lipsync_engine.weights import WeightsStore
+from scripts.bench.common import DEMO_VIDEO, DEMO_VOICE, run_ffmpeg, write_report
 from tests.support import presenter
 from tests.support.presenter import Identity
 
-DEMO = Path(__file__).parents[1] / "demo"
 SIDE, FRAMES = 512, 75
 CLEAN_SIDE, CLEAN_FRAMES = 256, 15
 RESOLUTION = 256
@@ -53,11 +51,6 @@ ATTACKS = {
         *("-r", "30", "-crf", "28"),
     ],
 }
-
-
-def ffmpeg(*arguments: str | Path) -> None:
-    command = [str(media.find_ffmpeg()), "-v", "error", "-y", *map(str, arguments)]
-    subprocess.run(command, check=True, stdin=subprocess.DEVNULL)
 
 
 def drawn(seed: int, side: int, frames: int, path: Path) -> Path:
@@ -132,7 +125,7 @@ def attacked(plain: Path, path: Path, detector: FaceDetector, folder: Path) -> d
         film = path
         if how is not None:
             film = folder / "attacked.mp4"
-            ffmpeg("-i", path, *how, "-an", "-pix_fmt", "yuv420p", film)
+            run_ffmpeg("-i", path, *how, "-an", "-pix_fmt", "yuv420p", film)
         row[name] = score(film, detector)
     return row
 
@@ -161,21 +154,22 @@ def clean(count: int, detector: FaceDetector, folder: Path) -> dict[str, Any]:
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--presenters", type=int, default=5)
     parser.add_argument("--clean", type=int, default=200)
     parser.add_argument("--real", type=Path, help="a film of a person")
     parser.add_argument("--yunet", type=Path, help="the detector's file, for --real")
     parser.add_argument("--output", type=Path)
-    arguments = parser.parse_args()
+
+
+def run(arguments: argparse.Namespace) -> None:
     eyes = load_detector("drawn", WeightsStore())
     found: dict[str, Any] = {"threshold": THRESHOLD, "marked": {}}
 
     def keep(name: str, row: dict[str, Any]) -> None:
         print(name, row, flush=True)
         if arguments.output is not None:
-            arguments.output.write_text(json.dumps(found, indent=1) + "\n")
+            write_report(found, arguments.output)
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -184,7 +178,7 @@ def main() -> None:
             pipeline = LipSyncPipeline.from_pretrained("tiny", device="cpu", cache_dir=folder / "cache")
             for out, is_marked in ((plain, False), (path, True)):
                 params = SyncParams(num_inference_steps=4, watermark=is_marked)
-                pipeline(DEMO / "presenter.mp4", DEMO / "voice.wav", out, params)
+                pipeline(DEMO_VIDEO, DEMO_VOICE, out, params)
             found["marked"]["demo, tiny model"] = row = attacked(plain, path, eyes, folder)
             keep("demo", row)
         for number in range(arguments.presenters):
@@ -200,7 +194,3 @@ def main() -> None:
         if arguments.clean:
             found["clean"] = row = clean(arguments.clean, eyes, folder)
             keep("clean", row)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,9 +1,9 @@
 """LatentSync on this device: times per stage, end to end, memory, and how near the chip's limit it runs.
 
-    python -m scripts.bench_gpu                               # CUDA, full size, benchmarks/gpu.json and .png
-    python -m scripts.bench_gpu --device cpu --small --out X  # a miniature, to see that the script works
-    python -m scripts.bench_gpu --reference FOLDER            # the public implementation too
-    python -m scripts.bench_gpu --parts compiled fp8          # adds to the report that is there
+    python -m scripts.bench gpu                               # CUDA, full size, benchmarks/gpu.json and .png
+    python -m scripts.bench gpu --device cpu --small --out X  # a miniature, to see that the script works
+    python -m scripts.bench gpu --reference FOLDER            # the public implementation too
+    python -m scripts.bench gpu --parts compiled fp8          # adds to the report that is there
 
 The report is written after every number, so that whatever ends a run early, what was measured stays. FOLDER
 is a checkout of the public LatentSync repository; it is run as it is (`reference_job.py`), on the same clip,
@@ -27,7 +27,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 import torch
 from diffusers import AutoencoderKL
@@ -46,13 +45,10 @@ from lipsync_engine.models.latentsync.offload import enable_cpu_offload
 from lipsync_engine.models.latentsync.unet import LatentSyncUNet
 from lipsync_engine.params import EXACT, PRESETS, Shortcuts
 from lipsync_engine.weights import WeightsStore
-from scripts.gpu_jobs import FPS, Media, job_report, reference_report
+from scripts.bench.common import BENCHMARKS, Report, new_plot, save_plot, write_report
+from scripts.bench.gpu_jobs import FPS, Media, job_report, reference_report
 from tests.support import flops
 
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
-
-ROOT = Path(__file__).parents[1]
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 OVERLAP = 4
 CARDS_GB = (24, 16, 12, 8, 6, 4)
@@ -183,8 +179,6 @@ class Window:
 
 
 # --- the model ---
-
-Report = dict[str, Any]
 
 
 def network_report(bench: Bench, model: LatentSync, ceiling: float) -> Report:
@@ -400,16 +394,8 @@ def reference_order(bench: Bench, resolution: int, clip: Media, checkout: Path) 
     }  # fmt: skip
 
 
-def write(report: Report, path: Path) -> None:
-    """Whole or not at all, for a run may be ended at any time."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    half = path.with_suffix(".half")
-    half.write_text(json.dumps(report, indent=1) + "\n")
-    half.replace(path)
-
-
 def plot(report: Report, path: Path) -> None:
-    figure, axes = plt.subplots(figsize=(7, 4))
+    figure, axes = new_plot(figsize=(7, 4))
     for offset, (name, found) in enumerate(report["models"].items()):
         modes = found.get("modes", {})
         places = np.arange(len(modes)) + offset * 0.4
@@ -420,12 +406,10 @@ def plot(report: Report, path: Path) -> None:
     axes.set_ylabel("frames per second, model alone")
     axes.set_title(report["device"])
     axes.legend()
-    figure.tight_layout()
-    figure.savefig(path, dpi=110)
+    save_plot(figure, path)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="cuda:0")
     parser.add_argument("--dtype", choices=DTYPES, default="fp16")
     parser.add_argument("--small", action="store_true", help="a miniature instead of the published networks")
@@ -435,8 +419,10 @@ def main() -> None:
     parser.add_argument(
         "--reference-python", default=sys.executable, help="an interpreter with that checkout's requirements"
     )
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks", help="folder")
-    arguments = parser.parse_args()
+    parser.add_argument("--out", type=Path, default=BENCHMARKS, help="folder")
+
+
+def run(arguments: argparse.Namespace) -> None:
     device = torch.device(arguments.device)
     on_gpu = device.type == "cuda"
     bench = Bench(device, DTYPES[arguments.dtype], SMALL if arguments.small else FULL, arguments.repeats)
@@ -463,7 +449,7 @@ def main() -> None:
                 known = report["models"].setdefault(name, {})
                 for found in session.part(part, name, resolution, known):
                     known[part] = found
-                    write(report, arguments.out / "gpu.json")
+                    write_report(report, arguments.out / "gpu.json")
                 print(name, part, json.dumps(known.get(part)), flush=True)
             plot(report, arguments.out / "gpu.png")
 
@@ -476,7 +462,3 @@ def earlier(folder: Path, report: Report) -> Report:
         return {}
     same = all(found[name] == report[name] for name in ("device", "torch", "dtype", "small"))
     return found["models"] if same else {}
-
-
-if __name__ == "__main__":
-    main()

@@ -1,6 +1,6 @@
 """Make the small pictures of docs/examples.md: a portrait, two speakers, a mask.
 
-    python -m scripts.make_examples docs/images
+    python -m scripts.release.examples docs/images
 
 Made with the real command and the tiny model, from the bundled demo and a second drawn presenter.
 """
@@ -16,10 +16,10 @@ from pathlib import Path
 import numpy as np
 
 from lipsync_engine import media
-from scripts.make_demo import SIDE, picture
+from scripts.release.demo import SIDE, picture
 from tests.support import presenter, speech
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 DEMO = ROOT / "demo"
 OTHER_IDENTITY = 4_000_021
 SECONDS = 2.4

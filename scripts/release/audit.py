@@ -1,6 +1,6 @@
 """Known weaknesses of locked libraries, by pip-audit.
 
-    python scripts/audit.py requirements.lock requirements-dev.lock
+    python scripts/release/audit.py requirements.lock requirements-dev.lock
 
 It asks PyPI's database of advisories. Where that cannot be reached, or does not know a library, it says so;
 that is no failure, for a machine without a network must not be stopped by it. Ends with 1 when a library has

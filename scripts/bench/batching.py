@@ -1,7 +1,7 @@
 """Windows of several jobs in shared runs of the U-Net: how much faster, and how near to each job alone.
 
-    python -m scripts.bench_batching                   # the tiny model on the CPU: benchmarks/batching.json
-    python -m scripts.bench_batching --device cuda:0   # also the published networks, at 256 and 512
+    python -m scripts.bench batching                   # the tiny model on the CPU: benchmarks/batching.json
+    python -m scripts.bench batching --device cuda:0   # also the published networks, at 256 and 512
 
 Per number of jobs: as many threads as jobs sample windows of their own, one after the other, the same number
 of windows in all; once with as many windows in a run as there are jobs (`shared`), once with one (`apart`),
@@ -26,9 +26,9 @@ import torch
 
 from lipsync_engine import LipSyncPipeline
 from lipsync_engine.models.latentsync.model import LatentSync
-from scripts.bench_gpu import DTYPES, FULL, Bench, Window, distance, write
+from scripts.bench.common import BENCHMARKS, paired_ratio, write_report
+from scripts.bench.gpu import DTYPES, FULL, Bench, Window, distance
 
-ROOT = Path(__file__).parents[1]
 JOBS = (1, 2, 4, 8)
 WINDOWS = 8
 
@@ -89,20 +89,21 @@ def report_of(model: LatentSync, steps: int, repeats: int) -> Iterator[dict[str,
         found["jobs"][jobs] = {
             "shared": round(statistics.median(shared), 3),
             "apart": round(statistics.median(apart), 3),
-            "ratio": round(statistics.median(s / a for s, a in zip(shared, apart, strict=True)), 3),
+            "ratio": paired_ratio(shared, apart),
             "differences": differences(model, jobs, steps),
         }
         yield found
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", choices=DTYPES, default="fp16", help="of the published networks")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--steps", type=int, default=4)
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks", help="folder")
-    arguments = parser.parse_args()
+    parser.add_argument("--out", type=Path, default=BENCHMARKS, help="folder")
+
+
+def run(arguments: argparse.Namespace) -> None:
     device = torch.device(arguments.device)
     report: dict[str, Any] = {
         "device": platform.machine() if device.type == "cpu" else torch.cuda.get_device_name(device),
@@ -121,9 +122,5 @@ def main() -> None:
     for name, load in models.items():
         for found in report_of(load(), arguments.steps, arguments.repeats):
             report["models"][name] = found
-            write(report, arguments.out / "batching.json")
+            write_report(report, arguments.out / "batching.json")
         print(name, json.dumps(found), flush=True)
-
-
-if __name__ == "__main__":
-    main()

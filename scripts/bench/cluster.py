@@ -1,7 +1,7 @@
 """A Ray cluster of several nodes on this machine, measured with a worker that sleeps like a GPU.
 
-    python -m scripts.bench_cluster scaling --database postgresql+psycopg://… [--segments 32 --workers 1 2 4]
-    python -m scripts.bench_cluster kills   --database postgresql+psycopg://… [--jobs 100 --seed 1]
+    python -m scripts.bench cluster scaling --database postgresql+psycopg://… [--segments 32 --workers 1 2 4]
+    python -m scripts.bench cluster kills   --database postgresql+psycopg://… [--jobs 100 --seed 1]
 
 Everything is real but the worker process (tests/support/stand_in_worker): Ray's nodes and actors, the pool,
 supervisors, database, blobs in a folder. `scaling`: one film of many segments, then many films of one, on 1,
@@ -19,17 +19,17 @@ import os
 import random
 import shutil
 import statistics
-import sys
 import tempfile
 import time
 import uuid
 from pathlib import Path
 from typing import Any
 
-from tests.support.live_server import ROOT, until
+from scripts.bench.common import BENCHMARKS, DEMO_VIDEO, DEMO_VOICE, ROOT, new_plot, save_plot, write_report
+from tests.support.live_server import until
 from tests.support.ray_nodes import add_node, open_cluster
 
-RESULTS = ROOT / "benchmarks" / "cluster.json"
+RESULTS = BENCHMARKS / "cluster.json"
 STAND_IN = ROOT / "tests" / "support" / "stand_in_worker"
 WORKERS = [1, 2, 4, 8, 16]
 SEGMENT_BYTES = 1 << 20
@@ -68,8 +68,8 @@ class Bench:
         )
         uploads = self.folder / "data" / "blobs" / "uploads" / "default"
         uploads.mkdir(parents=True)
-        shutil.copy(ROOT / "demo" / "presenter.mp4", uploads / "clip.mp4")
-        shutil.copy(ROOT / "demo" / "voice.wav", uploads / "voice.wav")
+        shutil.copy(DEMO_VIDEO, uploads / "clip.mp4")
+        shutil.copy(DEMO_VOICE, uploads / "voice.wav")
         self.cluster = open_cluster()
         ray_pool.connect(self.cluster.address)
 
@@ -199,12 +199,7 @@ def _problems(bench: Bench, job: str, segments: int) -> list[str]:
 
 def draw(runs: dict[str, Any]) -> None:
     """How many workers' worth of work so many workers did, beside what would be perfect."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(7, 4))
+    figure, axes = new_plot(figsize=(7, 4))
     axes.plot([1, WORKERS[-1]], [1, WORKERS[-1]], "k:", label="linear")
     for run, style in zip(runs, ("-", "--"), strict=False):
         counts = [row["workers"] for row in runs[run]["rows"]]
@@ -213,15 +208,10 @@ def draw(runs: dict[str, Any]) -> None:
             axes.plot(counts, worth, f"{colour}o", linestyle=style, label=f"{kind.replace('_', ' ')}, {run}")
     axes.set(xlabel="workers", ylabel="workers' worth of work", title="Scaling on one cluster")
     axes.legend(fontsize="small")
-    figure.tight_layout()
-    figure.savefig(RESULTS.with_name("cluster_scaling.png"), dpi=90)
-    plt.close(figure)
+    save_plot(figure, RESULTS.with_name("cluster_scaling.png"))
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("what", choices=["scaling", "kills"])
     parser.add_argument("--database", required=True)
     parser.add_argument("--segment-s", type=float, default=4.0)
@@ -230,7 +220,10 @@ def main() -> int:
     parser.add_argument("--workers", type=int, nargs="+", default=WORKERS)
     parser.add_argument("--jobs", type=int, default=100)
     parser.add_argument("--seed", type=int, default=1)
-    given = parser.parse_args()
+
+
+def run(arguments: argparse.Namespace) -> int:
+    given = arguments
     segment_s = given.segment_s if given.what == "scaling" else 0.5
     limits = {"cluster_min": NODES, "cluster_max": NODES, "max_attempts": 10}
     bench = Bench(given.database, segment_s, given.spread, **limits)
@@ -246,11 +239,7 @@ def main() -> int:
         known.setdefault("scaling", {})[f"{given.segments} segments"] = result
     else:
         known["kills"] = result
-    RESULTS.write_text(json.dumps(known, indent=1) + "\n")
+    write_report(known, RESULTS)
     draw(known["scaling"])
     print(json.dumps(result, indent=1))
     return 1 if result.get("broken") else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

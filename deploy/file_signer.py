@@ -1,6 +1,6 @@
 """A signer command for content credentials: signs standard input with a P-256 key in a PEM file.
 
-    LIPSYNC_SIGNING_COMMAND="python scripts/file_signer.py key.pem"
+    LIPSYNC_SIGNING_COMMAND="python deploy/file_signer.py key.pem"
 
 Shows what such a command must do; one for a vault or an HSM does the same with a key that never leaves it.
 """

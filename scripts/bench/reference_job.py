@@ -1,6 +1,6 @@
-"""One job of the public LatentSync repository, timed in a process of its own, for `bench_gpu.py --reference`.
+"""One job of the public LatentSync repository, timed in a process of its own, for the GPU benchmark.
 
-    python scripts/reference_job.py ORDER.json      # prints one line of JSON
+    python scripts/bench/reference_job.py ORDER.json      # prints one line of JSON
 
 The checkout runs as it is, with random weights of the published size, except for what cannot run without its
 own downloads: its face detector is replaced by points that are given, which costs it no time. `scripts/`,

@@ -1,6 +1,6 @@
 """Does anything get lost? A real server under a random mix of work, kills and restarts.
 
-    python -m scripts.soak --minutes 3 --seed 1
+    python -m tests.faults.soak --minutes 3 --seed 1
 
 Jobs are submitted, repeated, cancelled; workers and the server are killed, frozen and stopped at random
 moments. Then everything must come to an end, and the invariants are checked: every accepted job in one final

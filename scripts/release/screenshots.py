@@ -1,6 +1,6 @@
 """Pictures of the page for the documentation: every view at a desk's and a phone's width, in light and dark.
 
-    python -m scripts.screenshots FOLDER
+    python -m scripts.release.screenshots FOLDER
 
 Starts a server of its own with the tiny model and drives Chromium through a story with the bundled demo. The
 documentation's were made with the fonts Inter and Liberation (Debian: fonts-inter, fonts-liberation).
@@ -19,7 +19,7 @@ from playwright.sync_api import Page, sync_playwright
 
 from tests.support.live_server import Live, until
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 VIDEO, VOICE = ROOT / "demo" / "presenter.mp4", ROOT / "demo" / "voice.wav"
 SIZES = {"desk": (1440, 900), "phone": (390, 844)}
 CHROMIUM_ARGS = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--hide-scrollbars",

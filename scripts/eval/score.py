@@ -1,6 +1,6 @@
 """Does the sync score tell right from wrong? Measured on presenters, voices and texts never trained on.
 
-    python -m scripts.eval_score --trials 200 --output benchmarks/sync_score.json     # needs espeak-ng
+    python -m scripts.eval.score --trials 200 --output benchmarks/sync_score.json     # needs espeak-ng
 
 A trial is a film of a drawn presenter who speaks, coded as H.264, with three sounds: the right one, the right
 one moved by 2 to 12 frames, and somebody else's words. It counts as ranked correctly when the right sound is
@@ -30,7 +30,7 @@ from lipsync_engine.sync_score import SyncScore, SyncScorer, load_scorer
 from lipsync_engine.sync_score.video import find_faces
 from lipsync_engine.sync_score.windows import with_sound
 from lipsync_engine.weights import WeightsStore
-from scripts.eval_sync import SENTENCES, VOICES
+from scripts.eval.sync import SENTENCES, VOICES
 from tests.support import presenter, speech
 from tests.support.presenter import Identity
 

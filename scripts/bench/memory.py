@@ -4,7 +4,7 @@ The whole pipeline runs as in a real job (hardened decoders, face tracking, audi
 x264, assembly), except that a stand-in (`stand_in.py`) takes the U-Net's and VAE's place, so that the long
 run takes minutes instead of hours.
 
-    python -m scripts.bench_memory --short-s 30 --long-s 600
+    python -m scripts.bench memory --short-s 30 --long-s 600
 
 Prints a table, writes JSON with --json, and exits with 1 when the long run's peak is over 1.10 times the
 short's.
@@ -24,17 +24,19 @@ import threading
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
+from scripts.bench.common import ROOT, loop_demo, write_report
+
 LIMIT = 1.10
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--short-s", type=int, default=30)
     parser.add_argument("--long-s", type=int, default=600)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--run", nargs=2, metavar=("VIDEO", "AUDIO"), help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
+
+
+def run(arguments: argparse.Namespace) -> int:
     if arguments.run:
         print(json.dumps(run_job(*map(Path, arguments.run))))
         return 0
@@ -42,7 +44,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         for seconds in (arguments.short_s, arguments.long_s):
             video, voice = make_input(Path(folder), seconds)
-            command = [sys.executable, "-m", "scripts.bench_memory", "--run", str(video), str(voice)]
+            command = [sys.executable, "-m", "scripts.bench", "memory", "--run", str(video), str(voice)]
             text = subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT).stdout
             rows.append({"input_s": seconds} | json.loads(text.splitlines()[-1]))
     print(f"{'input':>8} {'frames':>7} {'peak, program':>14} {'peak, FFmpeg child':>19} {'wall clock':>11}")
@@ -54,24 +56,14 @@ def main() -> int:
     ratio = max(rows[1][key] / rows[0][key] for key in ("peak_mib", "child_peak_mib"))
     print(f"long / short: {ratio:.3f} (limit {LIMIT}); stand-in model, everything else real")
     if arguments.json:
-        arguments.json.write_text(json.dumps({"rows": rows, "ratio": ratio, "limit": LIMIT}, indent=1) + "\n")
+        write_report({"rows": rows, "ratio": ratio, "limit": LIMIT}, arguments.json)
     return 0 if ratio <= LIMIT else 1
 
 
 def make_input(folder: Path, seconds: int) -> tuple[Path, Path]:
-    """The demo's presenter in a 1080p frame and its voice, both repeated to the wanted length."""
-    from lipsync_engine import media
-
-    video, voice = folder / f"{seconds}.mp4", folder / f"{seconds}.wav"
-    ffmpeg = [str(media.find_ffmpeg()), "-v", "error", "-y", "-stream_loop", "-1"]
+    """Write the demo's presenter in a 1080p frame and its voice, both repeated to the length."""
     fit = "scale=1080:1080,pad=1920:1080:420:0:gray,fps=25"
-    subprocess.run(
-        [*ffmpeg, "-i", str(ROOT / "demo/presenter.mp4"), "-t", str(seconds), "-an", "-vf", fit]
-        + ["-c:v", "libx264", "-preset", "veryfast", str(video)],
-        check=True,
-    )
-    subprocess.run([*ffmpeg, "-i", str(ROOT / "demo/voice.wav"), "-t", str(seconds), str(voice)], check=True)
-    return video, voice
+    return loop_demo(folder, seconds, "-vf", fit, "-c:v", "libx264", "-preset", "veryfast")
 
 
 def run_job(video: Path, voice: Path) -> dict[str, float]:
@@ -108,7 +100,3 @@ def watch_children(peaks_kib: dict[str, int]) -> None:
                 if "ffmpeg" in status.split("\n", 1)[0]:
                     peaks_kib[pid] = int(re.search(r"VmHWM:\s+(\d+)", status)[1])
         time.sleep(0.2)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

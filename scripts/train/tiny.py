@@ -1,6 +1,6 @@
 """Train the bundled `tiny` model on drawn presenters and write weights/tiny.
 
-    python -m scripts.train_tiny --work-dir build/train_tiny
+    python -m scripts.train.tiny --work-dir build/train_tiny
 
 Four networks, each with its own checkpoint in the work folder and skipped when that is complete, so a
 stopped run goes on: the face detector; the audio encoder (learns mouth shapes from sound); the autoencoder;
@@ -42,7 +42,7 @@ from lipsync_engine.models.latentsync.mask import downsample_mask, load_fixed_ma
 from lipsync_engine.models.latentsync.unet import LatentSyncUNet
 from tests.support import presenter, speech
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 RESOLUTION, FACTOR, WINDOW = 64, 4, 16
 SEED = 20261120
 CLOSED = list(speech.VISEMES).index("closed")

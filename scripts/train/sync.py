@@ -1,6 +1,6 @@
 """Train `sync-tiny`, the sync score of drawn presenters, and write weights/sync_tiny.
 
-    python -m scripts.train_sync --work-dir build/train_sync
+    python -m scripts.train.sync --work-dir build/train_sync
 
 SyncNet at a small size: mouths and voices of the same moment come to lie near each other, those of other
 moments and of other presenters do not. Data and parts are `train_tiny.py`'s; a stopped run goes on. espeak-ng
@@ -27,7 +27,7 @@ from lipsync_engine import media
 from lipsync_engine.sync_score.cepstrum import SAMPLE_RATE, cepstrum
 from lipsync_engine.sync_score.crop import cut, squares
 from lipsync_engine.sync_score.network import CLIP_FRAMES, CLIP_STEPS, SyncConfig, SyncNet, config_json
-from scripts.train_tiny import ROOT, TRACK_S, Clock, Optimiser, fast, random_who, record, stage
+from scripts.train.tiny import ROOT, TRACK_S, Clock, Optimiser, fast, random_who, record, stage
 from tests.support import presenter, speech
 
 SEED = 20261126

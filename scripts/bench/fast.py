@@ -1,6 +1,6 @@
 """What each shortcut costs in likeness and saves in time, side by side on the demo with the tiny model.
 
-    OMP_NUM_THREADS=1 python -m scripts.bench_fast     # benchmarks/fast.json and .png, about ten minutes
+    OMP_NUM_THREADS=1 python -m scripts.bench fast     # benchmarks/fast.json and .png, about ten minutes
 
 Exact is what LatentSync does: DDIM, 20 steps, every step guided, the whole network each time. Every other row
 is the same windows, noise and sound, run in turns with exact. Likeness is that of the generated pixels alone;
@@ -13,12 +13,10 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import statistics
 from collections.abc import Mapping
 from pathlib import Path
 
-import matplotlib
 import torch
 
 from lipsync_engine import LipSyncPipeline
@@ -26,13 +24,10 @@ from lipsync_engine.models.latentsync.fp8 import to_float8
 from lipsync_engine.models.latentsync.model import LatentSync, load
 from lipsync_engine.params import PRESETS, Shortcuts, Solver
 from lipsync_engine.weights import WeightsStore
+from scripts.bench.common import BENCHMARKS, new_plot, save_plot, write_report
 from tests.support import flops
 from tests.support.window_runs import Mode, Window, demo_windows, generate, likeness
 
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
-
-ROOT = Path(__file__).parents[1]
 STEPS = 20
 
 
@@ -101,7 +96,7 @@ def network_shares(chosen: Mapping[str, Mode]) -> dict[str, float]:
 
 
 def plot(rows: Mapping[str, Mapping[str, float]], path: Path) -> None:
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 4.5), sharey=True)
+    figure, (left, right) = new_plot(2, figsize=(9, 4.5), sharey=True)
     names = list(rows)[::-1]
     colours = ["C3" if name in PRESETS else "C0" for name in names]
     left.barh(names, [rows[name].get("speed", 0) for name in names], color=colours)
@@ -110,16 +105,16 @@ def plot(rows: Mapping[str, Mapping[str, float]], path: Path) -> None:
     right.set_xlim(0.97, 1)
     right.axvline(0.98, color="0.5", linewidth=1)
     right.set_xlabel("SSIM to exact\n(generated pixels, worst window)")
-    figure.tight_layout()
-    figure.savefig(path, dpi=110)
+    save_plot(figure, path)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--windows", type=int, default=4)
     parser.add_argument("--no-network", action="store_true", help="do not count the large network (minutes)")
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks")
-    arguments = parser.parse_args()
+    parser.add_argument("--out", type=Path, default=BENCHMARKS)
+
+
+def run(arguments: argparse.Namespace) -> None:
     pipeline = LipSyncPipeline.from_pretrained("tiny", device="cpu")
     chosen = modes()
     rows = measure(pipeline, demo_windows(pipeline, arguments.windows), chosen)
@@ -128,11 +123,5 @@ def main() -> None:
             rows[name]["network"] = share
     for name, row in rows.items():
         print(f"{name:16}", row)
-    (arguments.out / "fast.json").write_text(
-        json.dumps({"exact_steps": STEPS, "modes": rows}, indent=1) + "\n"
-    )
+    write_report({"exact_steps": STEPS, "modes": rows}, arguments.out / "fast.json")
     plot(rows, arguments.out / "fast.png")
-
-
-if __name__ == "__main__":
-    main()

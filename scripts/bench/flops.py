@@ -1,6 +1,6 @@
 """What LatentSync costs to compute, counted on our own networks at full size, without weights or a GPU.
 
-    python -m scripts.flops            # prints a table, writes benchmarks/flops.json
+    python -m scripts.bench flops            # prints a table, writes benchmarks/flops.json
 
 Networks on the meta device carry shapes and no numbers: every operation of a job is counted for nothing.
 A multiply-add is 2 FLOP; convolutions, linear layers and attention count, norms and activations do not.
@@ -9,15 +9,13 @@ A multiply-add is 2 FLOP; convolutions, linear layers and attention count, norms
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
 from lipsync_engine.models.latentsync.config import RunConfig
 from lipsync_engine.params import EXACT, PRESETS
+from scripts.bench.common import BENCHMARKS, write_report
 from tests.support.flops import FRAMES, denoising, networks, one_evaluation, vae_decode, vae_encode
-
-ROOT = Path(__file__).parents[1]
 
 
 def table(overlap: int) -> dict[str, Any]:
@@ -42,16 +40,13 @@ def table(overlap: int) -> dict[str, Any]:
     return found
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--overlap", type=int, default=4)
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "flops.json")
-    arguments = parser.parse_args()
+    parser.add_argument("--out", type=Path, default=BENCHMARKS / "flops.json")
+
+
+def run(arguments: argparse.Namespace) -> None:
     found = table(arguments.overlap)
     for resolution in ("256", "512"):
         print(resolution, {name: round(value, 3) for name, value in found[resolution].items()})
-    arguments.out.write_text(json.dumps(found, indent=1) + "\n")
-
-
-if __name__ == "__main__":
-    main()
+    write_report(found, arguments.out)

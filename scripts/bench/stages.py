@@ -1,6 +1,6 @@
 """The stages around the model on the CPU, side by side with the reference's own routines.
 
-    OMP_NUM_THREADS=1 python -m scripts.bench_stages --reference FOLDER --clip CLIP --yunet MODEL
+    OMP_NUM_THREADS=1 python -m scripts.bench stages --reference FOLDER --clip CLIP --yunet MODEL
 
 It writes benchmarks/stages.json. FOLDER is a checkout of the public LatentSync repository (with kornia,
 einops and insightface importable); its file `latentsync/utils/affine_transform.py` is run as it is, in
@@ -19,7 +19,6 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
-import resource
 import statistics
 import subprocess
 import tempfile
@@ -40,9 +39,9 @@ from lipsync_engine.media.yuv import Frame, region_to_rgb
 from lipsync_engine.models.latentsync.mask import load_fixed_mask
 from lipsync_engine.params import Quality
 from lipsync_engine.planning.plan import ANALYSIS_MAX_SIDE
-from scripts.reference_detector import ReferenceDetector
+from scripts.bench.common import BENCHMARKS, run_ffmpeg, time_in_pairs, write_report
+from scripts.bench.reference_detector import ReferenceDetector
 
-ROOT = Path(__file__).parents[1]
 WIDTH, HEIGHT, FPS = 1920, 1080, Fraction(25)
 FACE = np.array([[[880.0, 430.0], [1040.0, 436.0], [962.0, 540.0]]], dtype=np.float32)
 """Two brows and a nose, pixels."""
@@ -58,22 +57,9 @@ def reference_restorer(folder: Path, resolution: int) -> Any:
     return module.AlignRestore(resolution=resolution, device="cpu", dtype=torch.float32)
 
 
-def processor_s() -> float:
-    """Of this process and the children that have ended."""
-    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(usage.ru_utime + usage.ru_stime for usage in used)
-
-
-def in_turns(theirs: Callable[[], Any], ours: Callable[[], Any], repeats: int) -> dict[str, float]:
+def compare(theirs: Callable[[], Any], ours: Callable[[], Any], repeats: int) -> dict[str, float]:
     """Median processor seconds of each, and their ratio."""
-    theirs(), ours()
-    times: tuple[list[float], list[float]] = ([], [])
-    for _ in range(repeats):
-        for work, into in ((theirs, times[0]), (ours, times[1])):
-            began = processor_s()
-            work()
-            into.append(processor_s() - began)
-    reference_s, ours_s = (statistics.median(some) for some in times)
+    reference_s, ours_s = map(statistics.median, time_in_pairs(theirs, ours, repeats))
     return {
         "reference_ms": round(1000 * reference_s, 2),
         "ours_ms": round(1000 * ours_s, 2),
@@ -84,15 +70,11 @@ def in_turns(theirs: Callable[[], Any], ours: Callable[[], Any], repeats: int) -
 def film(folder: Path, seconds: float) -> tuple[media.VideoInfo, list[Frame]]:
     path = folder / "clip.mp4"
     source = f"testsrc2=size={WIDTH}x{HEIGHT}:rate={FPS}:duration={seconds}"
-    subprocess.run([*ffmpeg(), "-f", "lavfi", "-i", source, "-pix_fmt", "yuv420p", path], check=True)
+    run_ffmpeg("-f", "lavfi", "-i", source, "-pix_fmt", "yuv420p", path)
     info = media.probe_video(path)
     times = np.array([time_s for time_s, _ in media.scan_frames(info, 64)])
     with media.FrameReader(info, times) as reader:
         return info, list(reader.read(range(len(times))))
-
-
-def ffmpeg() -> list[str]:
-    return [str(media.find_ffmpeg()), "-v", "error", "-y"]
 
 
 def picture(frame: Frame) -> np.ndarray:
@@ -120,15 +102,15 @@ def face_stages(frame: Frame, folder: Path, resolution: int, repeats: int) -> di
 
     crop = compositor.crop(frame, matrix)
     return {
-        "crop": in_turns(their_crop, lambda: compositor.crop(frame, matrix), repeats),
-        "paste": in_turns(their_paste, lambda: compositor.paste(frame, crop, crop.face, 1.0, None), repeats),
+        "crop": compare(their_crop, lambda: compositor.crop(frame, matrix), repeats),
+        "paste": compare(their_paste, lambda: compositor.paste(frame, crop, crop.face, 1.0, None), repeats),
     }
 
 
 def detect_stage(clip: Path, yunet: Path, folder: Path, repeats: int) -> dict[str, Any]:
     """Find the face in every frame of a second."""
     cut = folder / "second.mp4"
-    subprocess.run([*ffmpeg(), "-i", clip, "-t", "1", "-an", "-c", "copy", cut], check=True)
+    run_ffmpeg("-i", clip, "-t", "1", "-an", "-c", "copy", cut)
     info = media.probe_video(cut)
     size = info.format.width, info.format.height
     theirs, ours = ReferenceDetector(folder), faces.YuNetDetector(yunet)
@@ -146,7 +128,7 @@ def detect_stage(clip: Path, yunet: Path, folder: Path, repeats: int) -> dict[st
         tracker.snapshot(is_complete=True)
 
     n_frames = sum(1 for _ in media.scan_frames(info, ANALYSIS_MAX_SIDE))
-    found = in_turns(their_way, our_way, repeats)
+    found = compare(their_way, our_way, repeats)
     return found | {"frames": n_frames, "size": size, "reference_graphs": theirs.cost}
 
 
@@ -157,15 +139,16 @@ def encode_stage(info: media.VideoInfo, frames: list[Frame], folder: Path) -> di
 
     def theirs() -> None:
         first, second = folder / "first.mp4", folder / "second.mp4"
-        subprocess.run([*ffmpeg(), *size, *x264, "-crf", "13", first], input=raw, check=True)
-        subprocess.run([*ffmpeg(), "-i", first, *x264, "-crf", "18", second], check=True)
+        command = [str(media.find_ffmpeg()), "-v", "error", "-y", *size, *x264, "-crf", "13", first]
+        subprocess.run(command, input=raw, check=True)
+        run_ffmpeg("-i", first, *x264, "-crf", "18", second)
 
     def ours() -> None:
         with media.SegmentWriter(folder / "ours.mp4", info, FPS, Quality.DEFAULT, None) as writer:
             for frame in frames:
                 writer.write(frame)
 
-    return in_turns(theirs, ours, 3) | {"frames": len(frames)}
+    return compare(theirs, ours, 3) | {"frames": len(frames)}
 
 
 def together(report: dict[str, Any], resolution: int) -> dict[str, float]:
@@ -185,14 +168,15 @@ def together(report: dict[str, Any], resolution: int) -> dict[str, float]:
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--reference", type=Path, required=True)
     parser.add_argument("--clip", type=Path, required=True)
     parser.add_argument("--yunet", type=Path, required=True, help="our detector's file")
     parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "stages.json")
-    arguments = parser.parse_args()
+    parser.add_argument("--out", type=Path, default=BENCHMARKS / "stages.json")
+
+
+def run(arguments: argparse.Namespace) -> None:
     cv2.setNumThreads(1)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -206,8 +190,4 @@ def main() -> None:
         report[str(resolution)] = face_stages(frames[0], arguments.reference, resolution, arguments.repeats)
         report[str(resolution)]["together"] = together(report, resolution)
     print(json.dumps(report, indent=1))
-    arguments.out.write_text(json.dumps(report, indent=1) + "\n")
-
-
-if __name__ == "__main__":
-    main()
+    write_report(report, arguments.out)

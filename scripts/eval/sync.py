@@ -1,7 +1,7 @@
 """Does the tiny model speak? Measured on presenters, voices and sentences that it was never trained on.
 
-    python -m scripts.eval_sync full --output benchmarks/tiny_sync   # table, JSON, plot; needs espeak-ng
-    python -m scripts.eval_sync video result.mp4 --truth demo/truth.json
+    python -m scripts.eval.sync full --output benchmarks/tiny_sync   # table, JSON, plot; needs espeak-ng
+    python -m scripts.eval.sync video result.mp4 --truth demo/truth.json
 
 Every presenter says one sentence and is made to say another; how far the mouth is open is read back from the
 finished video (`mouth_reader.py`) and compared with the articulation that belongs to the voice.

@@ -1,7 +1,7 @@
 """Short jobs through a real server whose worker makes one at a time, and a few: how much faster.
 
-    python -m scripts.bench_server_jobs                                  # the tiny model on a CPU
-    python -m scripts.bench_server_jobs --device cuda:0 --model latentsync-1.6 --jobs-per-worker 1 2 4 8
+    python -m scripts.bench server-jobs                                  # the tiny model on a CPU
+    python -m scripts.bench server-jobs --device cuda:0 --model latentsync-1.6 --jobs-per-worker 1 2 4 8
 
 Servers that differ in `jobs_per_worker` alone run side by side, each with a worker that has loaded its model,
 and are given the same jobs in turns, one server at a time: other work comes and goes. A round is timed from
@@ -17,8 +17,6 @@ import contextlib
 import json
 import os
 import platform
-import statistics
-import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
@@ -27,8 +25,8 @@ from typing import Any
 
 import psutil
 
-from lipsync_engine import media
-from tests.support.live_server import ROOT, Live
+from scripts.bench.common import BENCHMARKS, DEMO_VIDEO, DEMO_VOICE, paired_ratio, run_ffmpeg, write_report
+from tests.support.live_server import Live
 
 VOICE_S = 1.6
 
@@ -76,21 +74,21 @@ def pictures(film: bytes, folder: Path) -> str:
     """A checksum of every decoded frame."""
     path = folder / "film.mp4"
     path.write_bytes(film)
-    command = [media.find_ffmpeg(), "-v", "error", "-i", path, "-map", "0:v", "-f", "md5", "-"]
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    return run_ffmpeg("-i", path, "-map", "0:v", "-f", "md5", "-")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--model", default="tiny")
     parser.add_argument("--jobs", type=int, default=8, help="in a round")
     parser.add_argument("--jobs-per-worker", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--video", type=Path, default=ROOT / "demo" / "presenter.mp4")
-    parser.add_argument("--voice", type=Path, default=ROOT / "demo" / "voice.wav")
-    parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "server_jobs.json")
-    arguments = parser.parse_args()
+    parser.add_argument("--video", type=Path, default=DEMO_VIDEO)
+    parser.add_argument("--voice", type=Path, default=DEMO_VOICE)
+    parser.add_argument("--output", type=Path, default=BENCHMARKS / "server_jobs.json")
+
+
+def run(arguments: argparse.Namespace) -> None:
     counts: list[int] = arguments.jobs_per_worker
     took: dict[int, list[float]] = {count: [] for count in counts}
     spent: dict[int, list[float]] = {count: [] for count in counts}
@@ -98,10 +96,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="lipsync-bench-") as name, contextlib.ExitStack() as servers:
         folder = Path(name)
         video, voice = folder / "video.mp4", folder / "voice.wav"
-        ffmpeg = [media.find_ffmpeg(), "-v", "error", "-i"]
-        cut = ["-t", str(VOICE_S)]
-        subprocess.run([*ffmpeg, arguments.video, *cut, "-an", "-crf", "12", video], check=True)
-        subprocess.run([*ffmpeg, arguments.voice, *cut, voice], check=True)
+        run_ffmpeg("-i", arguments.video, "-t", str(VOICE_S), "-an", "-crf", "12", video)
+        run_ffmpeg("-i", arguments.voice, "-t", str(VOICE_S), voice)
         live = {
             count: servers.enter_context(running(folder, count, arguments.device, arguments.model))
             for count in counts
@@ -121,8 +117,7 @@ def main() -> None:
                 equal[count] += sum(one == other for one, other in pairs)
 
     def ratio(measured: dict[int, list[float]], count: int) -> float:
-        pairs = zip(measured[counts[0]], measured[count], strict=True)
-        return round(statistics.median(one / other for one, other in pairs), 3)
+        return paired_ratio(measured[counts[0]], measured[count])
 
     report: dict[str, Any] = {
         "device": arguments.device,
@@ -143,9 +138,5 @@ def main() -> None:
             for count in counts
         },
     }
-    arguments.output.write_text(json.dumps(report, indent=1) + "\n")
+    write_report(report, arguments.output)
     print(json.dumps(report))
-
-
-if __name__ == "__main__":
-    main()

@@ -1,4 +1,4 @@
-"""Whole jobs for `bench_gpu.py`: the clip, ours, and the public implementation's on the same clip."""
+"""Whole jobs for the GPU benchmark: the clip, ours, and the public implementation's on the same clip."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from lipsync_engine import LipSyncPipeline, SyncParams, media
 from lipsync_engine.faces import FaceDetector
 from lipsync_engine.models import LipSyncModel
 from lipsync_engine.rendering import output_check
+from scripts.bench.common import loop_demo
 
-ROOT = Path(__file__).parents[1]
 FPS = 25
 
 
@@ -30,18 +30,12 @@ class Media:
 
     @classmethod
     def make(cls, folder: Path, frame: tuple[int, int], length_s: float, detector: FaceDetector) -> Media:
-        (width, height), length = frame, ["-t", str(length_s)]
-        ffmpeg = [str(media.find_ffmpeg()), "-v", "error", "-y", "-stream_loop", "-1"]
-        made = cls(folder / "clip.mp4", folder / "voice.wav", [])
+        width, height = frame
         shape = f"fps={FPS},scale={width}:{height}:force_original_aspect_ratio=decrease,"
         shape += f"pad={width}:{height}:-1:-1"
-        demo = ROOT / "demo"
-        subprocess.run(
-            [*ffmpeg, "-i", demo / "presenter.mp4", *length, "-an", "-vf", shape, made.video], check=True
-        )
-        subprocess.run([*ffmpeg, "-i", demo / "voice.wav", *length, made.voice], check=True)
-        _, picture = next(media.scan_frames(media.probe_video(made.video), max(width, height)))
-        return dataclasses.replace(made, points=detector.detect(picture)[0].points.tolist())
+        video, voice = loop_demo(folder, length_s, "-vf", shape)
+        _, image = next(media.scan_frames(media.probe_video(video), max(width, height)))
+        return cls(video, voice, detector.detect(image)[0].points.tolist())
 
 
 def job_report(model: LipSyncModel, clip: Media, detector: FaceDetector, preset: str) -> dict[str, Any]:
@@ -75,7 +69,7 @@ def reference_report(order: dict[str, Any], frames: int, python: str) -> dict[st
         (folder / "ffmpeg").symlink_to(media.find_ffmpeg())
         (folder / "order.json").write_text(json.dumps(order))
         told = subprocess.run(
-            [python, ROOT / "scripts" / "reference_job.py", folder / "order.json"],
+            [python, Path(__file__).with_name("reference_job.py"), folder / "order.json"],
             env={**os.environ, "PATH": f"{folder}:{os.environ['PATH']}", "PYTHONPATH": ""},
             stdout=subprocess.PIPE,
             check=True,

@@ -1,7 +1,7 @@
 """Make the bundled demo: a drawn presenter, another sentence to put into her mouth, and what is true of it.
 
-    python -m scripts.make_demo             # demo/presenter.mp4, voice.wav, truth.json (espeak-ng needed)
-    python -m scripts.make_demo --picture   # demo/side_by_side.gif from what `make demo` left
+    python -m scripts.release.demo             # demo/presenter.mp4, voice.wav, truth.json (espeak-ng needed)
+    python -m scripts.release.demo --picture   # demo/side_by_side.gif from what `make demo` left
 
 Neither her face, nor the voice, nor the sentence was used in training.
 """
@@ -17,7 +17,7 @@ from lipsync_engine import media
 from tests.support import presenter, speech
 from tests.support.mouth_score import Truth
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 IDENTITY, VOICE, SIDE = 4_000_009, "en-us+f4", 384
 OWN_WORDS = "Good evening. Here is the news of the day, from the studio by the river, and then the weather."
 SENTENCE = "Welcome! My lips were moved by a model that runs on your own machine. Nobody else heard a word."
