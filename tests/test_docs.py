@@ -228,9 +228,11 @@ LINTED_PAGES = (
 LINTED = (
     "lipsync_engine.audio",
     "lipsync_engine.media",
+    "lipsync_engine.models",
     "lipsync_engine.progress",
     "lipsync_engine.ray_connection",
     "lipsync_engine.result",
+    "lipsync_engine.weights",
     "server.logs",
     "server.metrics",
 )

@@ -270,7 +270,7 @@ def doctor(
     table.add_row("cache", f"{default_cache_dir()} (LIPSYNC_CACHE_DIR)")
     table.add_row("weights", f"{store.root} (LIPSYNC_WEIGHTS_DIR)")
     for entry in store.entries():
-        table.add_row(f"  {entry.name}", store.summary(entry.name))
+        table.add_row(f"  {entry.name}", store.describe_status(entry.name))
     for name, plan in plans(store, chosen.device, chosen.dtype, card_gb):
         table.add_row(f"plan {name}", plan)
     out.print(table)
@@ -285,7 +285,9 @@ def weights_list() -> None:
     name = Column("name", no_wrap=True)
     table = Table(name, "family", "licence", "commercial use", Column("state", overflow="fold"), box=None)
     for entry in store.entries():
-        table.add_row(entry.name, entry.family, entry.licence, entry.commercial, store.summary(entry.name))
+        table.add_row(
+            entry.name, entry.family, entry.licence, entry.commercial, store.describe_status(entry.name)
+        )
     out.print(table)
 
 

@@ -19,9 +19,9 @@ def load_detector(name: str, store: WeightsStore) -> faces.FaceDetector:
         store: where detector weights come from.
     """
     if name == "yunet":
-        return faces.YuNetDetector(store.files("yunet")["detector"])
+        return faces.YuNetDetector(store.verified_files("yunet")["detector"])
     if name == "drawn":
-        return DrawnFaceDetector(store.files("tiny")["detector"])
+        return DrawnFaceDetector(store.verified_files("tiny")["detector"])
     kind, _, path = name.partition(":")
     if kind == "landmarks106" and path:
         return faces.Landmark106Detector(load_detector("yunet", store), Path(path))

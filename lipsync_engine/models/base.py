@@ -123,7 +123,7 @@ def load_model(name: str, *, device: torch.device, dtype: torch.dtype, store: We
         raise _wrong_family_error(entry, "lip-sync", FAMILIES, store)
     module, function = FAMILIES[entry.family]
     load = cast(Loader, getattr(importlib.import_module(module), function))
-    return load(entry, store.files(name), store.weights_sha256(name), device, dtype)
+    return load(entry, store.verified_files(name), store.weights_sha256(name), device, dtype)
 
 
 def find_image_to_video_entry(name: str | None, store: WeightsStore) -> ModelEntry:

@@ -124,7 +124,7 @@ class Clips:
             WeightsError: unknown, missing or damaged; the message names the command that helps.
         """
         name = find_image_to_video_entry(model, store).name
-        folder = store.files(name)["model_index"].parent
+        folder = store.verified_files(name)["model_index"].parent
         return cls(name, folder, store.weights_sha256(name), prompt, root, device)
 
     def path(self, picture: Picture, params: SyncParams) -> Path:

@@ -84,10 +84,10 @@ class ContentGuard:
             ) from None
         if policy is ContentPolicy.OFF:
             return cls(policy, None)
-        is_here = all(report.state is not FileState.MISSING for report in store.status(CLASSIFIER))
+        is_here = all(report.state is not FileState.MISSING for report in store.file_reports(CLASSIFIER))
         if policy is ContentPolicy.FLAG and not is_here:
             return cls(policy, None)
-        folder = store.files(CLASSIFIER)["content_config"].parent
+        folder = store.verified_files(CLASSIFIER)["content_config"].parent
         return cls(policy, NsfwClassifier(folder, device), threshold)
 
     def look(self, video: media.VideoInfo) -> ContentFinding:

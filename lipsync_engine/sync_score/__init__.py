@@ -39,7 +39,7 @@ def load_scorer(name: str, store: WeightsStore, device: torch.device) -> SyncSco
         raise WeightsError(
             ErrorCode.MODEL_UNKNOWN, f"{name} ({entry.family}) gives no sync score: use one of {known}."
         )
-    return SyncScorer(load_sync_net(store.files(name)), name, device)
+    return SyncScorer(load_sync_net(store.verified_files(name)), name, device)
 
 
 def installed_scorer(detector: str, store: WeightsStore, device: torch.device) -> SyncScorer | None:
@@ -51,6 +51,6 @@ def installed_scorer(detector: str, store: WeightsStore, device: torch.device) -
     faces = "drawn" if detector == "drawn" else "yunet"  # of photographed people, whatever finds them
     for entry in store.entries():
         suits = entry.family == FAMILY and entry.detector == faces
-        if suits and all(report.state is not FileState.MISSING for report in store.status(entry.name)):
+        if suits and all(report.state is not FileState.MISSING for report in store.file_reports(entry.name)):
             return load_scorer(entry.name, store, device)
     return None

@@ -1,12 +1,13 @@
-"""Model files: the manifest that lists them, where they lie, how they get there, and strict loading.
+"""Model files: manifest, local store, download, and strict loading.
 
-    manifest   `weights/manifest.toml` as checked values
-    store      files on this machine: present, verified, imported
-    download   one file from the hub, a mirror of it, or a plain address; resumes
-    checkpoint file → tensors → module, strict both ways
+    manifest    `weights/manifest.toml` as validated values
+    store       files on this machine: present, verified, imported
+    download    one file from the hub, a mirror, or a plain URL; resumes
+    files       hashing and disk errors
+    checkpoint  file → tensors → module, strict in both directions
 
-Nothing here knows what the tensors mean. Only `checkpoint` needs torch, so it is imported on first use:
-listing and downloading stay light.
+This package does not know what the tensors mean. Only `checkpoint` needs torch and is imported on first use,
+so that listing and downloading stay light.
 """
 
 from __future__ import annotations
@@ -14,7 +15,13 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from lipsync_engine.weights.manifest import Commercial, FileEntry, ModelEntry, bundled_folder, read_manifest
+from lipsync_engine.weights.manifest import (
+    Commercial,
+    FileEntry,
+    ModelEntry,
+    bundled_weights_dir,
+    read_model_manifest,
+)
 from lipsync_engine.weights.store import FileReport, FileState, WeightsStore
 
 if TYPE_CHECKING:
@@ -27,10 +34,10 @@ __all__ = [
     "FileState",
     "ModelEntry",
     "WeightsStore",
-    "bundled_folder",
+    "bundled_weights_dir",
     "load_strict",
     "read_checkpoint",
-    "read_manifest",
+    "read_model_manifest",
 ]
 
 

@@ -1,7 +1,7 @@
-"""From a checkpoint file to tensors, and from tensors into a module, with nothing left open on either side.
+"""Checkpoint files to tensors, and tensors into a module, strict in both directions.
 
-It knows file formats and key names as strings, not what the tensors mean; renaming foreign keys is the
-family's work.
+This module knows file formats and key names as strings, not what the tensors mean. Model families convert the
+keys of published checkpoints.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ from torch import Tensor, nn
 
 from lipsync_engine.errors import ErrorCode, WeightsError
 
-NAMES_SHOWN = 3
+MAX_NAMES = 3
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """What a checkpoint file holds, on the CPU.
+    """Read a checkpoint file to the CPU.
 
-    `.safetensors` files and zip-based `.pt`, `.pth`, `.bin` files are memory mapped: nothing is read until
-    it is used. Legacy pickles have no such layout and are read whole. Pickles are opened by the weights-only
-    unpickler, which runs no code of the file.
+    `.safetensors` files and zip-based `.pt`, `.pth`, `.bin` files are memory mapped, so tensors are read on
+    first use. Legacy pickles cannot be mapped and are read completely. Pickles are opened with the
+    weights-only unpickler, which runs no code from the file.
 
     Returns:
-        name → tensor for `.safetensors`; otherwise the file's own dict, which may nest (`state_dict`,
+        Name → tensor for `.safetensors`; otherwise the file's own dict, which may be nested (`state_dict`,
         `dims` …).
 
     Raises:
-        WeightsError: WEIGHTS_MISSING, WEIGHTS_TRUNCATED (cut off or damaged), WEIGHTS_UNSAFE (code inside),
-            or WEIGHTS_ARCHITECTURE (a sound file that is no checkpoint).
+        WeightsError: WEIGHTS_MISSING, WEIGHTS_TRUNCATED (truncated or damaged), WEIGHTS_UNSAFE (contains
+            code), or WEIGHTS_ARCHITECTURE (valid, but not a checkpoint).
     """
     try:
         if path.suffix == ".safetensors":
@@ -45,63 +45,62 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise WeightsError(
             ErrorCode.WEIGHTS_MISSING,
-            f"{path} is not there: get it with `lipsync weights pull` or `lipsync weights import`.",
+            f"{path} does not exist: get it with `lipsync weights pull` or `lipsync weights import`.",
         ) from None
     except PermissionError as error:
         raise WeightsError(
             ErrorCode.WEIGHTS_MISSING, f"{path} cannot be read ({error.strerror}): change its permissions."
         ) from error
     except pickle.UnpicklingError as error:
-        if _refused(path, str(error)):
+        if _is_code_refusal(path, str(error)):
             raise WeightsError(
                 ErrorCode.WEIGHTS_UNSAFE,
-                f"{path.name} may run program code when opened, so it was not: get the weights from their "
+                f"{path.name} may contain program code and was not opened: get the weights from their "
                 "publisher, or as .safetensors.",
             ) from error
-        raise _damaged(path) from error
-    except (SafetensorError, RuntimeError, OSError, EOFError, *_GARBAGE) as error:
-        raise _damaged(path) from error
+        raise _damaged_error(path) from error
+    except (SafetensorError, RuntimeError, OSError, EOFError, *_UNPICKLE_ERRORS) as error:
+        raise _damaged_error(path) from error
     if not isinstance(loaded, dict):
         raise WeightsError(
             ErrorCode.WEIGHTS_ARCHITECTURE,
-            f"{path.name} holds a {type(loaded).__name__}, not a checkpoint's dict: it is another kind of "
-            "file.",
+            f"{path.name} contains a {type(loaded).__name__} instead of a dict: get the file that "
+            "`lipsync weights list` names.",
         )
     return loaded
 
 
-_GARBAGE = (ValueError, TypeError, KeyError, IndexError, AttributeError, struct.error, AssertionError)
-"""What torch's unpickler raises besides UnpicklingError on bytes that are no pickle, or half of one."""
+_UNPICKLE_ERRORS = (ValueError, TypeError, KeyError, IndexError, AttributeError, struct.error, AssertionError)
+"""Raised by torch's unpickler, besides UnpicklingError, on bytes that are not a complete pickle."""
 
 
-def _refused(path: Path, message: str) -> bool:
-    """Whether the weights-only unpickler refused what the file asks for, rather than stumbled over broken
-    bytes.
+def _is_code_refusal(path: Path, message: str) -> bool:
+    """Return whether the weights-only unpickler refused the content, rather than failed on damaged bytes.
 
-    It refuses by name what is neither tensor nor plain value. Python's newer pickle protocols, which torch
-    never writes, it does not read at all.
+    It names what is neither a tensor nor a plain value. It also rejects newer pickle protocols, which
+    torch never writes.
     """
-    if any(sign in message for sign in ("Unsupported global", "Unsupported class", "blocklisted")):
+    if any(text in message for text in ("Unsupported global", "Unsupported class", "blocklisted")):
         return True
     with path.open("rb") as file:
         head = file.read(2)
     return head[:1] == b"\x80" and head[1:] in (b"\x03", b"\x04", b"\x05")
 
 
-def _damaged(path: Path) -> WeightsError:
+def _damaged_error(path: Path) -> WeightsError:
     return WeightsError(
         ErrorCode.WEIGHTS_TRUNCATED,
-        f"{path} is cut off or damaged: delete it, then `lipsync weights pull` or `lipsync weights import` "
-        "the model again.",
+        f"{path} is truncated or damaged: delete it, then run `lipsync weights pull` or `lipsync weights "
+        "import` again.",
     )
 
 
 def load_strict(
     module: nn.Module, state: Mapping[str, Tensor], *, recomputable: Mapping[str, Tensor] | None = None
 ) -> None:
-    """Give a module its tensors without copying them; every key and shape must match, both ways.
+    """Assign tensors to a module without copying them; every key and shape must match in both directions.
 
-    Build the module under `torch.device("meta")`, so that its own values never take memory. Its parameters
+    Build the module under `torch.device("meta")`, so that its initial values take no memory. Its parameters
     take the dtype of the state's tensors.
 
     Args:
@@ -110,22 +109,22 @@ def load_strict(
         recomputable: tensors for keys of the module that the state may lack.
 
     Raises:
-        WeightsError: WEIGHTS_ARCHITECTURE, naming the first missing, unexpected and misshapen keys and how
-            many there are; the module is left as it was.
+        WeightsError: WEIGHTS_ARCHITECTURE, with the number of missing, unexpected and misshapen keys and the
+            first of each; the module is unchanged.
     """
-    wanted = module.state_dict()
-    full = {**{name: t for name, t in (recomputable or {}).items() if name in wanted}, **state}
-    missing = [name for name in wanted if name not in full]
-    unexpected = [name for name in full if name not in wanted]
+    expected = module.state_dict()
+    full = {**{name: t for name, t in (recomputable or {}).items() if name in expected}, **state}
+    missing = [name for name in expected if name not in full]
+    unexpected = [name for name in full if name not in expected]
     misshapen = [
-        f"{name} has {_shape(full[name])} instead of {_shape(tensor)}"
-        for name, tensor in wanted.items()
+        f"{name} has {_format_shape(full[name])} instead of {_format_shape(tensor)}"
+        for name, tensor in expected.items()
         if name in full and full[name].shape != tensor.shape
     ]
     if missing or unexpected or misshapen:
-        told = "; ".join(
-            f"{len(names)} {what} ({_first(names)})"
-            for what, names in (
+        faults = "; ".join(
+            f"{len(names)} {fault} ({_format_names(names)})"
+            for fault, names in (
                 ("missing", missing),
                 ("unexpected", unexpected),
                 ("of another shape", misshapen),
@@ -134,24 +133,24 @@ def load_strict(
         )
         raise WeightsError(
             ErrorCode.WEIGHTS_ARCHITECTURE,
-            f"The weights do not fit {type(module).__name__}: {told}. They belong to another model or "
-            "version: get the files that `lipsync weights list` names, or check the configuration beside "
-            "them.",
+            f"The weights do not fit {type(module).__name__}: {faults}. They belong to another model or "
+            "version: get the files that `lipsync weights list` names, or check their configuration file.",
         )
-    # The state dict lacks non-persistent buffers, so no file can fill them: refuse before anything is
-    # assigned.
-    if homeless := [name for name, buffer in module.named_buffers() if buffer.is_meta and name not in wanted]:
+    # Non-persistent buffers are not in the state dict, so no file can fill them: check before assigning.
+    if unfilled := [
+        name for name, buffer in module.named_buffers() if buffer.is_meta and name not in expected
+    ]:
         raise WeightsError(
             ErrorCode.WEIGHTS_ARCHITECTURE,
-            f"{type(module).__name__} has buffers that no file holds and nothing computes: "
-            f"{_first(homeless)}.",
+            f"{type(module).__name__} has buffers that no file contains: {_format_names(unfilled)}. Make "
+            "them persistent, or build the module on a real device.",
         )
-    module.load_state_dict({name: full[name] for name in wanted}, strict=True, assign=True)
+    module.load_state_dict({name: full[name] for name in expected}, strict=True, assign=True)
 
 
-def _shape(tensor: Tensor) -> str:
+def _format_shape(tensor: Tensor) -> str:
     return "×".join(str(side) for side in tensor.shape) or "one number"
 
 
-def _first(names: Sequence[str]) -> str:
-    return ", ".join(names[:NAMES_SHOWN]) + (", …" if len(names) > NAMES_SHOWN else "")
+def _format_names(names: Sequence[str]) -> str:
+    return ", ".join(names[:MAX_NAMES]) + (", …" if len(names) > MAX_NAMES else "")

@@ -1,6 +1,6 @@
-"""The only list of models, `weights/manifest.toml`, as checked immutable values.
+"""The list of models, `weights/manifest.toml`, as validated immutable values.
 
-It knows names, addresses, hashes and licences; not whether the files are here.
+This module knows names, addresses, hashes and licences. It does not know whether the files are present.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pydantic.dataclasses import dataclass
 from lipsync_engine.errors import ErrorCode, WeightsError
 
 COMPONENT = "component"
-"""Family of entries that models use but nobody runs alone."""
+"""Family of entries that only serve other models."""
 
 _STRICT = ConfigDict(extra="forbid")
 
@@ -25,7 +25,7 @@ Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 
 
 class Commercial(StrEnum):
-    """May the weights be used commercially? As their publisher's licence says, never as we would like it."""
+    """Whether the publisher's licence permits commercial use of the weights."""
 
     YES = "yes"
     NO = "no"
@@ -34,18 +34,19 @@ class Commercial(StrEnum):
 
 @dataclass(frozen=True, slots=True, config=_STRICT)
 class FileEntry:
-    """One file of a model, from exactly one of three places.
+    """One file of a model, from exactly one source: hub repository, plain URL, or bundled.
 
     Attributes:
-        role: what the model family calls it: `unet`, `unet_config`, `vae`, `vae_config`, `whisper`,
+        role: its name in the model family: `unet`, `unet_config`, `vae`, `vae_config`, `whisper`,
             `whisper_config`, `model_config`, `detector`, `sync`, `sync_config`. A model in diffusers' layout
-            is loaded as a folder, the one with `model_index`; its other roles only tell the files apart.
-        path: inside the hub repository; under the manifest's folder for bundled files; the file's own name
-            for a plain address.
+            is loaded from the folder that contains `model_index`; its other roles only need to be unique.
+        path: inside the hub repository; under the manifest's folder for bundled files; the file name for a
+            plain URL.
         repo, revision: hub repository and commit.
-        url: a plain address; needs `sha256`, since nothing else would tell a changed file from the old one.
-        size: bytes. Absent: public knowledge does not give it.
-        sha256: hex. Absent: unknown; recorded at the first pull, and every later use must match that record.
+        url: plain URL; needs `sha256`, because nothing else identifies the content.
+        size: bytes; None if it is not published.
+        sha256: hex; None if it is not published. It is then recorded at the first pull, and every later use
+            must match the record.
     """
 
     role: Name
@@ -57,7 +58,7 @@ class FileEntry:
     sha256: Sha256 | None = None
 
     @model_validator(mode="after")
-    def _one_place(self) -> Self:
+    def _check_source(self) -> Self:
         if PurePosixPath(self.path).is_absolute() or ".." in PurePosixPath(self.path).parts:
             raise ValueError(f"path {self.path!r} must be relative and stay inside its folder")
         if self.repo is not None and self.url is not None:
@@ -69,8 +70,8 @@ class FileEntry:
         return self
 
     @property
-    def bundled(self) -> bool:
-        """Ships with the package."""
+    def is_bundled(self) -> bool:
+        """Whether the file ships with the package."""
         return self.repo is None and self.url is None
 
     @property
@@ -83,15 +84,15 @@ class ModelEntry:
     """A model, or a component that models use.
 
     Attributes:
-        name: what users type.
-        title: one line for people.
+        name: as users type it.
+        title: one line of description.
         family: of `lipsync_engine.models`, `image-to-video`, `sync-score`, `content`, or `component`.
-        licence: SPDX name where there is one.
-        commercial: may the weights be used commercially.
-        source: page of the publisher.
+        licence: SPDX identifier if there is one.
+        commercial: whether commercial use is permitted.
+        source: the publisher's page.
         resolution: side of the face crop in pixels; 0 for components.
-        detector: face detector that suits its pictures.
-        uses: components whose files it needs too.
+        detector: face detector for the faces that the model was trained on.
+        uses: components whose files it also needs.
         files: its own files.
     """
 
@@ -111,17 +112,18 @@ class ModelEntry:
         return self.family == COMPONENT
 
 
-def bundled_folder() -> Path:
-    """The project's `weights` folder: beside the package in a checkout, inside it once installed from a
-    wheel.
-    """
+def bundled_weights_dir() -> Path:
+    """Return the project's `weights` folder: beside the package in a checkout, inside it in a wheel."""
     package = Path(__file__).parents[1]
     checkout = package.parent / "weights"
     return checkout if (checkout / "manifest.toml").is_file() else package / "bundled_weights"
 
 
-def read_manifest(path: Path) -> dict[str, ModelEntry]:
-    """Name → entry, in the file's order.
+def read_model_manifest(path: Path) -> dict[str, ModelEntry]:
+    """Read and validate the list of models.
+
+    Returns:
+        Name → entry, in the file's order.
 
     Raises:
         WeightsError: WEIGHTS_ARCHITECTURE; the message names the entry and the field that is unknown,
@@ -131,12 +133,12 @@ def read_manifest(path: Path) -> dict[str, ModelEntry]:
         document = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise WeightsError(
-            ErrorCode.WEIGHTS_MISSING, f"The list of models {path} is not there: reinstall the package."
+            ErrorCode.WEIGHTS_MISSING, f"The list of models {path} does not exist: reinstall the package."
         ) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise _malformed(path, str(error)) from error
+        raise _manifest_error(path, str(error)) from error
     if unknown := sorted(document.keys() - {"models"}):
-        raise _malformed(path, f"unknown top-level key {', '.join(unknown)}")
+        raise _manifest_error(path, f"unknown top-level key {', '.join(unknown)}")
 
     adapter = TypeAdapter(ModelEntry)
     entries: dict[str, ModelEntry] = {}
@@ -147,21 +149,24 @@ def read_manifest(path: Path) -> dict[str, ModelEntry]:
             )
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
-            place = ".".join(str(step) for step in ("models", name, *first["loc"]))
-            raise _malformed(path, f"{place}: {first['msg']}") from error
+            field = ".".join(str(step) for step in ("models", name, *first["loc"]))
+            raise _manifest_error(path, f"{field}: {first['msg']}") from error
     for entry in entries.values():
         if missing := [used for used in entry.uses if used not in entries]:
-            raise _malformed(
+            raise _manifest_error(
                 path, f"models.{entry.name}.uses names {', '.join(missing)}, which is not listed"
             )
         files = [file for owner in (entry, *(entries[used] for used in entry.uses)) for file in owner.files]
         roles = [file.role for file in files]
-        if twice := sorted({role for role in roles if roles.count(role) > 1}):
-            raise _malformed(path, f"models.{entry.name} has two files for the role {', '.join(twice)}")
+        if duplicates := sorted({role for role in roles if roles.count(role) > 1}):
+            raise _manifest_error(
+                path, f"models.{entry.name} has two files for the role {', '.join(duplicates)}"
+            )
     return entries
 
 
-def _malformed(path: Path, what: str) -> WeightsError:
+def _manifest_error(path: Path, problem: str) -> WeightsError:
     return WeightsError(
-        ErrorCode.WEIGHTS_ARCHITECTURE, f"The list of models {path} is malformed: {what}. Correct that line."
+        ErrorCode.WEIGHTS_ARCHITECTURE,
+        f"The list of models {path} is invalid: {problem}. Correct that entry.",
     )

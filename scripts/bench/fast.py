@@ -56,7 +56,7 @@ def modes() -> dict[str, Mode]:
 def float8_model() -> LatentSync:
     """The tiny model with every linear layer of its transformers in FP8."""
     store = WeightsStore()
-    model = load(store.entry("tiny"), store.files("tiny"), "", torch.device("cpu"), torch.float32)
+    model = load(store.entry("tiny"), store.verified_files("tiny"), "", torch.device("cpu"), torch.float32)
     to_float8(model.unet, min_flop_per_byte=0)
     return model
 

@@ -437,7 +437,7 @@ def run(arguments: argparse.Namespace) -> None:
         "models": {},
     }
     report["models"] = earlier(arguments.out, report)
-    detector = DrawnFaceDetector(WeightsStore().files("tiny")["detector"])
+    detector = DrawnFaceDetector(WeightsStore().verified_files("tiny")["detector"])
     with tempfile.TemporaryDirectory() as folder:
         clip = Media.make(Path(folder), bench.size.frame, bench.size.clip_s, detector)
         session = Session(

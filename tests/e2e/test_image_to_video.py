@@ -439,7 +439,7 @@ def test_models_are_told_apart(lips: LipSyncPipeline, tmp_path: Path) -> None:
     for name in ("tiny", "yunet"):
         with pytest.raises(WeightsError, match=r"no image-to-video model: use one of wan2\.2-ti2v-5b\."):
             Clips.find(name, None, store, tmp_path, CPU)
-    with pytest.raises(WeightsError, match="There is no model"):
+    with pytest.raises(WeightsError, match="does not exist"):
         Clips.find("won", None, store, tmp_path, CPU)
 
 

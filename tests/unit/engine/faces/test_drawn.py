@@ -15,7 +15,7 @@ UNSEEN = 2_000_000
 
 @pytest.fixture(scope="module")
 def detector() -> DrawnFaceDetector:
-    return DrawnFaceDetector(WeightsStore().files("tiny")["detector"])
+    return DrawnFaceDetector(WeightsStore().verified_files("tiny")["detector"])
 
 
 def test_unseen_presenters_are_found_where_they_are(detector: DrawnFaceDetector) -> None:

@@ -1,4 +1,4 @@
-"""Checkpoint files to tensors to modules: strict both ways, nothing run, nothing copied."""
+"""Tests of checkpoints: every format is read safely, and loading into modules is strict."""
 
 import pickle
 import random
@@ -53,19 +53,19 @@ def write(folder: Path, form: str, state: dict[str, Tensor]) -> Path:
 
 
 @pytest.mark.parametrize("form", ["safetensors", "zip", "legacy"])
-def test_every_format_is_read(tmp_path: Path, form: str, state: dict[str, Tensor]) -> None:
-    found = read_checkpoint(write(tmp_path, form, state))
+def test_read_checkpoint_reads_every_format(tmp_path: Path, form: str, state: dict[str, Tensor]) -> None:
+    loaded = read_checkpoint(write(tmp_path, form, state))
     if form != "safetensors":
-        assert found["global_step"] == 9
-        found = found["state_dict"]
-    assert found.keys() == state.keys()
-    assert all(torch.equal(found[name], tensor) for name, tensor in state.items())
+        assert loaded["global_step"] == 9
+        loaded = loaded["state_dict"]
+    assert loaded.keys() == state.keys()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in state.items())
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from Linux's /proc")
 @pytest.mark.parametrize("form", ["safetensors", "zip"])
-def test_big_files_are_mapped_not_read(tmp_path: Path, form: str) -> None:
-    """A child opens 200 MB and uses one row: its own memory, file pages aside, must not grow by the file."""
+def test_large_checkpoints_are_memory_mapped(tmp_path: Path, form: str) -> None:
+    """A child process opens 200 MB and uses one row; its anonymous memory must not grow by the file size."""
     path = write(tmp_path, form, {"big": torch.zeros(50, 1_000_000)})
     code = f"""
 from pathlib import Path
@@ -74,8 +74,8 @@ def anonymous_mib():
     lines = Path("/proc/self/status").read_text().splitlines()
     return int(next(line for line in lines if line.startswith("RssAnon")).split()[1]) / 1024
 before = anonymous_mib()
-found = read_checkpoint(Path({str(path)!r}))
-found.get("state_dict", found)["big"][3].sum()
+loaded = read_checkpoint(Path({str(path)!r}))
+loaded.get("state_dict", loaded)["big"][3].sum()
 print(anonymous_mib() - before)
 """
     done = subprocess.run(
@@ -86,35 +86,35 @@ print(anonymous_mib() - before)
 
 
 class Bomb:
-    """Opened by the ordinary unpickler, it writes a file."""
+    """Creates a file when the ordinary unpickler opens it."""
 
-    def __init__(self, mark: Path) -> None:
-        self.mark = mark
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (Path.touch, (self.mark,))
+        return (Path.touch, (self.marker,))
 
 
 @pytest.mark.parametrize("form", ["zip", "legacy", "pickle"])
-def test_code_in_a_pickle_is_refused_and_not_run(tmp_path: Path, form: str) -> None:
-    path, mark = tmp_path / "bomb.pt", tmp_path / "exploded"
+def test_code_in_a_pickle_is_rejected_and_not_run(tmp_path: Path, form: str) -> None:
+    path, marker = tmp_path / "bomb.pt", tmp_path / "executed"
     if form == "pickle":
-        path.write_bytes(pickle.dumps({"state_dict": Bomb(mark)}))
+        path.write_bytes(pickle.dumps({"state_dict": Bomb(marker)}))
     else:
-        torch.save({"state_dict": Bomb(mark)}, path, _use_new_zipfile_serialization=form == "zip")
+        torch.save({"state_dict": Bomb(marker)}, path, _use_new_zipfile_serialization=form == "zip")
     with pytest.raises(WeightsError, match=r"program code.*safetensors") as caught:
         read_checkpoint(path)
     assert caught.value.code is ErrorCode.WEIGHTS_UNSAFE
-    assert not mark.exists()
+    assert not marker.exists()
     if form == "pickle":
         pickle.loads(path.read_bytes())
     else:
         torch.load(path, weights_only=False)
-    assert mark.exists()  # the bomb was live
+    assert marker.exists()  # the ordinary unpickler runs the code
 
 
 @pytest.mark.parametrize("form", ["safetensors", "zip", "legacy"])
-def test_a_file_cut_anywhere_is_said_to_be_cut(tmp_path: Path, form: str, state: dict[str, Tensor]) -> None:
+def test_truncated_checkpoint_is_reported(tmp_path: Path, form: str, state: dict[str, Tensor]) -> None:
     path = write(tmp_path, form, state)
     whole = path.read_bytes()
     draw = random.Random(1)
@@ -133,7 +133,7 @@ def test_a_file_cut_anywhere_is_said_to_be_cut(tmp_path: Path, form: str, state:
         allowed = {ErrorCode.WEIGHTS_TRUNCATED} | ({ErrorCode.WEIGHTS_UNSAFE} if form == "legacy" else set())
         assert caught.value.code in allowed, f"cut at {length}"
     path.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(WeightsError, match=r"cut off or damaged.*lipsync weights pull"):
+    with pytest.raises(WeightsError, match=r"truncated or damaged.*lipsync weights pull"):
         read_checkpoint(path)
 
 
@@ -141,7 +141,7 @@ def test_a_file_cut_anywhere_is_said_to_be_cut(tmp_path: Path, form: str, state:
     "text", ["<html>404 not found</html>", "version https://git-lfs.github.com/spec/v1\n", "hello " * 40]
 )
 @pytest.mark.parametrize("name", ["a.pt", "a.safetensors"])
-def test_a_web_page_is_no_checkpoint(tmp_path: Path, name: str, text: str) -> None:
+def test_web_page_is_not_a_checkpoint(tmp_path: Path, name: str, text: str) -> None:
     path = tmp_path / name
     path.write_text(text)
     with pytest.raises(WeightsError) as caught:
@@ -149,12 +149,12 @@ def test_a_web_page_is_no_checkpoint(tmp_path: Path, name: str, text: str) -> No
     assert caught.value.code is ErrorCode.WEIGHTS_TRUNCATED
 
 
-def test_other_faults_of_files(tmp_path: Path) -> None:
+def test_missing_file_and_bare_tensor_are_rejected(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match="weights pull") as caught:
         read_checkpoint(tmp_path / "absent.pt")
     assert caught.value.code is ErrorCode.WEIGHTS_MISSING
     torch.save(torch.zeros(3), tmp_path / "tensor.pt")
-    with pytest.raises(WeightsError, match="holds a Tensor") as caught:
+    with pytest.raises(WeightsError, match="contains a Tensor") as caught:
         read_checkpoint(tmp_path / "tensor.pt")
     assert caught.value.code is ErrorCode.WEIGHTS_ARCHITECTURE
 
@@ -162,7 +162,7 @@ def test_other_faults_of_files(tmp_path: Path) -> None:
 # --- loading ---
 
 
-def test_tensors_are_assigned_not_copied(state: dict[str, Tensor]) -> None:
+def test_load_strict_assigns_tensors_without_copying(state: dict[str, Tensor]) -> None:
     net = meta_net()
     load_strict(net, state)
     assert all(value.data_ptr() == state[name].data_ptr() for name, value in net.state_dict().items())
@@ -170,13 +170,13 @@ def test_tensors_are_assigned_not_copied(state: dict[str, Tensor]) -> None:
     assert not any(t.is_meta for t in net.state_dict().values())
 
 
-def test_a_module_with_values_of_its_own_loads_too(state: dict[str, Tensor]) -> None:
+def test_load_strict_accepts_an_initialised_module(state: dict[str, Tensor]) -> None:
     net = Net()
     load_strict(net, state)
     assert torch.equal(net.table, state["table"])
 
 
-def test_a_recomputable_table_may_be_absent_and_the_file_wins(state: dict[str, Tensor]) -> None:
+def test_load_strict_prefers_the_file_to_recomputed_tables(state: dict[str, Tensor]) -> None:
     ours, theirs = torch.ones(3, 4), state["table"]
     net = meta_net()
     load_strict(net, {k: v for k, v in state.items() if k != "table"}, recomputable={"table": ours})
@@ -186,7 +186,7 @@ def test_a_recomputable_table_may_be_absent_and_the_file_wins(state: dict[str, T
     assert torch.equal(net.table, theirs)
 
 
-def broken(state: dict[str, Tensor], fault: str) -> dict[str, Tensor]:
+def break_state(state: dict[str, Tensor], fault: str) -> dict[str, Tensor]:
     state = dict(state)
     if fault == "missing":
         del state["first.bias"]
@@ -198,34 +198,34 @@ def broken(state: dict[str, Tensor], fault: str) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize(
-    ("fault", "told"),
+    ("fault", "pattern"),
     [
         ("missing", r"1 missing \(first\.bias\)"),
         ("unexpected", r"1 unexpected \(second\.weight\)"),
         ("misshapen", r"1 of another shape \(first\.weight has 6×5 instead of 6×4\)"),
     ],
 )
-def test_what_does_not_fit_is_named_and_nothing_is_touched(
-    state: dict[str, Tensor], fault: str, told: str
+def test_load_strict_names_misfits_and_changes_nothing(
+    state: dict[str, Tensor], fault: str, pattern: str
 ) -> None:
     net = meta_net()
-    with pytest.raises(WeightsError, match=rf"do not fit Net: {told}.*another model or version") as caught:
-        load_strict(net, broken(state, fault))
+    with pytest.raises(WeightsError, match=rf"do not fit Net: {pattern}.*another model or version") as caught:
+        load_strict(net, break_state(state, fault))
     assert caught.value.code is ErrorCode.WEIGHTS_ARCHITECTURE
     assert all(t.is_meta for t in net.state_dict().values())
 
 
-def test_many_faults_are_counted_and_the_first_named() -> None:
+def test_load_strict_counts_misfits_and_names_the_first() -> None:
     with torch.device("meta"):
         net = nn.Sequential(*(nn.Linear(2, 2) for _ in range(5)))
-    told = r"10 missing \(0\.weight, 0\.bias, 1\.weight, …\); 1 unexpected \(x\)"
-    with pytest.raises(WeightsError, match=told):
+    pattern = r"10 missing \(0\.weight, 0\.bias, 1\.weight, …\); 1 unexpected \(x\)"
+    with pytest.raises(WeightsError, match=pattern):
         load_strict(net, {"x": torch.zeros(1)})
 
 
-def test_a_buffer_that_no_file_holds_is_refused() -> None:
+def test_load_strict_rejects_unfilled_buffers() -> None:
     with torch.device("meta"):
         net = nn.Linear(2, 2)
         net.register_buffer("scale", torch.ones(1), persistent=False)
-    with pytest.raises(WeightsError, match="no file holds and nothing computes: scale"):
+    with pytest.raises(WeightsError, match="no file contains: scale"):
         load_strict(net, nn.Linear(2, 2).state_dict())

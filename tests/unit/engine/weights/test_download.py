@@ -1,7 +1,7 @@
-"""Downloads against a local server that speaks as much of the hub as needed, with files of the true formats.
+"""Tests of downloads against a local server that implements the needed part of the hub's API.
 
-The server redirects to a second host name, as the hub does, cuts connections, lies about content, and keeps
-a log, so that every claim about resuming is read from what was really requested.
+The server redirects to a second host name, as the hub does. It can drop connections and send wrong content,
+and it logs every request, so that tests of resuming check what was really requested.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ DIMS = {
 
 
 def make_hub(folder: Path) -> dict[str, Path]:
-    """Files as their publishers make them; repository path → file."""
+    """Write files as their publishers do; return repository path → file."""
     torch.manual_seed(3)
     sync, vae = folder / "ByteDance/Mini", folder / "stabilityai/mini-vae"
     (sync / "whisper").mkdir(parents=True)
@@ -99,19 +99,20 @@ ROLES = {
 
 
 def write_manifest(folder: Path, files: dict[str, Path], **changed: str) -> Path:
-    """The model `mini` and its components with the true sizes and hashes; `changed` replaces a role's
-    lines.
+    """Write a manifest of the model `mini` and its components with sizes and hashes.
+
+    `changed` replaces the source lines of a role.
     """
     tables = {
         "mini": ["unet", "unet_config"],
-        "ear": ["whisper"],
+        "audio": ["whisper"],
         "vae": ["vae", "vae_config"],
-        "eye": ["detector"],
+        "faces": ["detector"],
     }
     lines = []
     for name, roles in tables.items():
         family = "latentsync" if name == "mini" else "component"
-        uses = '"ear", "vae", "eye"' if name == "mini" else ""
+        uses = '"audio", "vae", "faces"' if name == "mini" else ""
         lines += [
             f'[models.{name}]\ntitle = "t"\nfamily = "{family}"\nlicence = "MIT"\ncommercial = "yes"',
             f'source = "s"\nresolution = 64\nuses = [{uses}]',
@@ -119,11 +120,11 @@ def write_manifest(folder: Path, files: dict[str, Path], **changed: str) -> Path
         for role in roles:
             owner, repo, path = ROLES[role].split("/", 2)
             content = files[ROLES[role]].read_bytes()
-            given = changed.get(role) or (
+            source = changed.get(role) or (
                 f'repo = "{owner}/{repo}"\nrevision = "{REVISION}"\nsize = {len(content)}\n'
                 f'sha256 = "{hashlib.sha256(content).hexdigest()}"'
             )
-            lines.append(f'[[models.{name}.files]]\nrole = "{role}"\npath = "{path}"\n{given}')
+            lines.append(f'[[models.{name}.files]]\nrole = "{role}"\npath = "{path}"\n{source}')
     manifest = folder / "manifest.toml"
     manifest.write_text("\n".join(lines))
     return manifest
@@ -131,20 +132,20 @@ def write_manifest(folder: Path, files: dict[str, Path], **changed: str) -> Path
 
 @dataclass
 class Hub:
-    """A model hub on this machine.
+    """A local model hub.
 
     Attributes:
-        files: repository path → content; tests replace entries to lie.
-        announced: repository path → (size, SHA-256) where it differs from the content.
+        files: repository path → content; tests replace entries by wrong content.
+        metadata: repository path → (size, SHA-256) if it differs from the content.
         cut_after: repository path → bytes after which the connection breaks, once.
-        stall_after: repository path → bytes after which nothing more comes, once, until `release`.
+        stall_after: repository path → bytes after which the server waits for `release`, once.
         status: repository path → HTTP status instead of the file.
-        log: (method, repository path, Range header, Authorization header) of every request for content.
-        heads: the same of every request for facts.
+        log: (repository path, Range header, Authorization header) of every request for content.
+        heads: (repository path, Authorization header) of every request for metadata.
     """
 
     files: dict[str, bytes]
-    announced: dict[str, tuple[int, str]] = field(default_factory=dict)
+    metadata: dict[str, tuple[int, str]] = field(default_factory=dict)
     cut_after: dict[str, int] = field(default_factory=dict)
     stall_after: dict[str, int] = field(default_factory=dict)
     status: dict[str, int] = field(default_factory=dict)
@@ -157,12 +158,12 @@ class Hub:
     def endpoint(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
-    def asked(self, path: str) -> list[str | None]:
+    def range_headers(self, path: str) -> list[str | None]:
         """Range header of each request for the content of `path`."""
-        return [given for asked, given, _ in self.log if asked == path]
+        return [header for logged_path, header, _ in self.log if logged_path == path]
 
 
-class Handler(BaseHTTPRequestHandler):
+class HubHandler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     hub: Hub
 
@@ -175,7 +176,7 @@ class Handler(BaseHTTPRequestHandler):
             return
         self.hub.heads.append((path, self.headers["Authorization"]))
         content = self.hub.files[path]
-        size, digest = self.hub.announced.get(path, (len(content), hashlib.sha256(content).hexdigest()))
+        size, digest = self.hub.metadata.get(path, (len(content), hashlib.sha256(content).hexdigest()))
         self._redirect(
             path, {"X-Repo-Commit": REVISION, "X-Linked-Size": str(size), "X-Linked-ETag": f'"{digest}"'}
         )
@@ -207,12 +208,12 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
 
     def _send(self, path: str) -> None:
-        hub, given = self.hub, self.headers["Range"]
-        hub.log.append((path, given, self.headers["Authorization"]))
+        hub, range_header = self.hub, self.headers["Range"]
+        hub.log.append((path, range_header, self.headers["Authorization"]))
         content = hub.files[path]
-        start = int(given.removeprefix("bytes=").partition("-")[0]) if given else 0
-        self.send_response(206 if given else 200)
-        if given:
+        start = int(range_header.removeprefix("bytes=").partition("-")[0]) if range_header else 0
+        self.send_response(206 if range_header else 200)
+        if range_header:
             self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
         self.send_header("Content-Length", str(len(content) - start))
         self.end_headers()
@@ -234,7 +235,7 @@ def originals(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.fixture
 def hub(originals: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     hub = Hub({path: file.read_bytes() for path, file in originals.items()})
-    handler = type("HubHandler", (Handler,), {"hub": hub})
+    handler = type("HubHandler", (HubHandler,), {"hub": hub})
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         server.daemon_threads = True
         server.handle_error = lambda *_: None  # type: ignore[method-assign]  # clients are killed here
@@ -256,103 +257,105 @@ def store(tmp_path: Path, originals: dict[str, Path]) -> WeightsStore:
 UNET = ROLES["unet"]
 
 
-def leftovers(store: WeightsStore) -> list[str]:
+def part_files(store: WeightsStore) -> list[str]:
     return sorted(path.name for path in store.root.rglob("*part*"))
 
 
-def fault(store: WeightsStore, name: str = "mini") -> WeightsError | ResourceError:
+def pull_error(store: WeightsStore, name: str = "mini") -> WeightsError | ResourceError:
     with pytest.raises((WeightsError, ResourceError)) as caught:
         store.pull(name)
     return caught.value
 
 
-# --- what works ---
+# --- downloads ---
 
 
-def test_a_pulled_model_loads(hub: Hub, store: WeightsStore) -> None:
-    seen: dict[str, list[tuple[int, int]]] = {}
-    store.pull("mini", lambda file, done, total: seen.setdefault(file, []).append((done, total)))
-    assert {path: len(hub.asked(path)) for path in ROLES.values()} == dict.fromkeys(ROLES.values(), 1)
-    assert leftovers(store) == []
+def test_pulled_model_loads(hub: Hub, store: WeightsStore) -> None:
+    reports: dict[str, list[tuple[int, int]]] = {}
+    store.pull("mini", lambda file, done, total: reports.setdefault(file, []).append((done, total)))
+    assert {path: len(hub.range_headers(path)) for path in ROLES.values()} == dict.fromkeys(ROLES.values(), 1)
+    assert part_files(store) == []
     size = len(hub.files[UNET])
-    assert seen["latentsync_unet.pt"][0] == (0, size)
-    assert seen["latentsync_unet.pt"][-1] == (size, size)
-    assert [done for done, _ in seen["latentsync_unet.pt"]] == sorted(
-        done for done, _ in seen["latentsync_unet.pt"]
+    assert reports["latentsync_unet.pt"][0] == (0, size)
+    assert reports["latentsync_unet.pt"][-1] == (size, size)
+    assert [done for done, _ in reports["latentsync_unet.pt"]] == sorted(
+        done for done, _ in reports["latentsync_unet.pt"]
     )
 
     model = load_model("mini", device=torch.device("cpu"), dtype=torch.float32, store=store)
     assert model.info.weights_sha256 == store.weights_sha256("mini")
     assert model.initial_noise(1).shape == (1, 4, 1, 32, 32)
 
-    store.pull("mini")  # nothing is missing: not a single request
+    store.pull("mini")  # nothing is missing, so no request is sent
     assert len(hub.log) == len(ROLES)
     assert len(hub.heads) == len(ROLES)
 
 
-def test_the_token_stays_with_the_hub(hub: Hub, store: WeightsStore) -> None:
-    store.pull("eye")
+def test_token_is_sent_only_to_the_hub(hub: Hub, store: WeightsStore) -> None:
+    store.pull("faces")
     assert [token for _, token in hub.heads] == [f"Bearer {TOKEN}"]
     assert [token for _, _, token in hub.log] == [None]
 
 
-def test_a_plain_address_works_and_resumes(hub: Hub, tmp_path: Path, originals: dict[str, Path]) -> None:
+def test_plain_url_download_resumes(hub: Hub, tmp_path: Path, originals: dict[str, Path]) -> None:
     path = ROLES["whisper"]
     digest = hashlib.sha256(hub.files[path]).hexdigest()
     url = f'url = "http://localhost:{hub.port}/cdn/{path}"\nsha256 = "{digest}"'
     store = WeightsStore(tmp_path / "root", write_manifest(tmp_path, originals, whisper=url))
-    folder = store.root / "ear/whisper"
+    folder = store.root / "audio/whisper"
     folder.mkdir(parents=True)
     (folder / f"tiny.pt.{digest[:12]}.part").write_bytes(hub.files[path][:1000])
-    store.pull("ear")
-    assert hub.asked(path) == ["bytes=1000-"]
-    assert store.files("ear")["whisper"].read_bytes() == hub.files[path]
+    store.pull("audio")
+    assert hub.range_headers(path) == ["bytes=1000-"]
+    assert store.verified_files("audio")["whisper"].read_bytes() == hub.files[path]
     assert [token for _, _, token in hub.log] == [None]
 
 
-def test_a_file_of_unknown_hash_is_recorded(hub: Hub, tmp_path: Path, originals: dict[str, Path]) -> None:
+def test_unpublished_hash_is_recorded_at_first_pull(
+    hub: Hub, tmp_path: Path, originals: dict[str, Path]
+) -> None:
     line = f'repo = "opencv/yunet"\nrevision = "{REVISION}"'
     store = WeightsStore(tmp_path / "root", write_manifest(tmp_path, originals, detector=line))
-    store.pull("eye")
-    path = store.files("eye")["detector"]
+    store.pull("faces")
+    path = store.verified_files("faces")["detector"]
     digest = hashlib.sha256(hub.files[ROLES["detector"]]).hexdigest()
     assert path.with_name(f"{path.name}.sha256").read_text().split() == [digest, path.name]
 
 
-# --- interrupted ---
+# --- interruptions ---
 
 
-def test_a_broken_connection_is_resumed(hub: Hub, store: WeightsStore) -> None:
+def test_broken_connection_is_resumed(hub: Hub, store: WeightsStore) -> None:
     hub.cut_after[UNET] = CHUNK + 1_000_000
     store.pull("mini")
-    assert hub.asked(UNET) == [None, f"bytes={CHUNK}-"]
-    assert store.files("mini")["unet"].read_bytes() == hub.files[UNET]
+    assert hub.range_headers(UNET) == [None, f"bytes={CHUNK}-"]
+    assert store.verified_files("mini")["unet"].read_bytes() == hub.files[UNET]
 
 
-PULL = """
+PULL_SCRIPT = """
 import sys
 from pathlib import Path
 from lipsync_engine.weights import WeightsStore
-def tell(file, done, total):
+def print_progress(file, done, total):
     print(file, done, flush=True)
 print("ready", 0, flush=True)
-WeightsStore(Path(sys.argv[1]), Path(sys.argv[2])).pull(sys.argv[3], tell)
+WeightsStore(Path(sys.argv[1]), Path(sys.argv[2])).pull(sys.argv[3], print_progress)
 """
 
 
-def pulling(store: WeightsStore, name: str = "mini") -> subprocess.Popen[str]:
+def start_pull(store: WeightsStore, name: str = "mini") -> subprocess.Popen[str]:
     manifest = store.root.parent / "manifest.toml"
     return subprocess.Popen(
-        [sys.executable, "-c", PULL, str(store.root), str(manifest), name],
+        [sys.executable, "-c", PULL_SCRIPT, str(store.root), str(manifest), name],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
 
 
-def test_a_killed_download_goes_on_where_it_stopped(hub: Hub, store: WeightsStore) -> None:
+def test_killed_download_resumes(hub: Hub, store: WeightsStore) -> None:
     hub.stall_after[UNET] = 2 * CHUNK + 1_000_000
-    with pulling(store) as child:
+    with start_pull(store) as child:
         assert child.stdout is not None
         for line in child.stdout:  # the second piece has come, so the first is on the disk
             if line == f"latentsync_unet.pt {2 * CHUNK}\n":
@@ -360,85 +363,85 @@ def test_a_killed_download_goes_on_where_it_stopped(hub: Hub, store: WeightsStor
         child.kill()
     hub.release.set()
     (part,) = (store.root / "mini").glob("latentsync_unet.pt.*.part")
-    have = part.stat().st_size
-    assert have >= CHUNK
-    assert store.summary("mini") == "missing: 6 of 6 files"
+    size = part.stat().st_size
+    assert size >= CHUNK
+    assert store.describe_status("mini") == "missing: 6 of 6 files"
 
     store.pull("mini")
-    assert hub.asked(UNET) == [None, f"bytes={have}-"]  # only what was missing
-    assert store.files("mini")["unet"].read_bytes() == hub.files[UNET]
-    assert leftovers(store) == []
+    assert hub.range_headers(UNET) == [None, f"bytes={size}-"]  # only what was missing
+    assert store.verified_files("mini")["unet"].read_bytes() == hub.files[UNET]
+    assert part_files(store) == []
 
 
-def test_two_processes_download_once(hub: Hub, store: WeightsStore) -> None:
+def test_concurrent_pulls_download_once(hub: Hub, store: WeightsStore) -> None:
     hub.stall_after[UNET] = CHUNK + 1_000_000  # the first is held until the second has started
-    with pulling(store) as first:
+    with start_pull(store) as first:
         assert first.stdout is not None
         for line in first.stdout:
             if line == f"latentsync_unet.pt {CHUNK}\n":
                 break
-        with pulling(store) as second:
+        with start_pull(store) as second:
             assert second.stdout is not None
             assert second.stdout.readline() == "ready 0\n"
             hub.release.set()
             assert [second.wait(60), first.wait(60)] == [0, 0]
-    assert hub.asked(UNET) == [None, f"bytes={CHUNK}-"]  # the first process, after the stall
-    assert all(len(hub.asked(path)) == 1 for path in ROLES.values() if path != UNET)
-    assert store.files("mini")["unet"].read_bytes() == hub.files[UNET]
+    assert hub.range_headers(UNET) == [None, f"bytes={CHUNK}-"]  # the first process, after the stall
+    assert all(len(hub.range_headers(path)) == 1 for path in ROLES.values() if path != UNET)
+    assert store.verified_files("mini")["unet"].read_bytes() == hub.files[UNET]
 
 
-# --- wrong ---
+# --- wrong content ---
 
 
-def test_wrong_bytes_are_not_kept(hub: Hub, store: WeightsStore) -> None:
+def test_wrong_content_is_discarded(hub: Hub, store: WeightsStore) -> None:
     right = hub.files[UNET]
-    hub.announced[UNET] = (len(right), hashlib.sha256(right).hexdigest())
+    hub.metadata[UNET] = (len(right), hashlib.sha256(right).hexdigest())
     hub.files[UNET] = right[:-4] + b"evil"
-    error = fault(store)
+    error = pull_error(store)
     assert error.code is ErrorCode.WEIGHTS_HASH_MISMATCH
     assert "not the published file" in error.message
     assert "another mirror (HF_ENDPOINT)" in error.message
-    assert leftovers(store) == []
+    assert part_files(store) == []
     with pytest.raises(WeightsError, match="lipsync weights pull mini"):
-        store.files("mini")
+        store.verified_files("mini")
 
     hub.files[UNET] = right
     store.pull("mini")
-    assert store.files("mini")["unet"].read_bytes() == right
+    assert store.verified_files("mini")["unet"].read_bytes() == right
 
 
 @pytest.mark.parametrize(
-    ("size", "digest", "code", "told"),
+    ("size", "digest", "code", "text"),
     [
-        (None, "b" * 64, ErrorCode.WEIGHTS_HASH_MISMATCH, "offers another latentsync_unet.pt"),
-        (77, None, ErrorCode.WEIGHTS_TRUNCATED, "of 77 bytes"),
+        (None, "b" * 64, ErrorCode.WEIGHTS_HASH_MISMATCH, "is not the published file"),
+        (77, None, ErrorCode.WEIGHTS_TRUNCATED, "has 77 bytes"),
     ],
 )
-def test_what_cannot_be_right_is_not_downloaded(
-    hub: Hub, store: WeightsStore, size: int | None, digest: str | None, code: ErrorCode, told: str
+def test_wrong_metadata_prevents_the_download(
+    hub: Hub, store: WeightsStore, size: int | None, digest: str | None, code: ErrorCode, text: str
 ) -> None:
     content = hub.files[UNET]
-    hub.announced[UNET] = (size or len(content), digest or hashlib.sha256(content).hexdigest())
-    error = fault(store)
+    hub.metadata[UNET] = (size or len(content), digest or hashlib.sha256(content).hexdigest())
+    error = pull_error(store)
     assert error.code is code
-    assert told in error.message
+    assert text in error.message
     assert "nothing was downloaded" in error.message
     assert hub.log == []
 
 
-def test_a_shortened_file_is_said_to_be_short(hub: Hub, store: WeightsStore) -> None:
+def test_short_download_is_discarded(hub: Hub, store: WeightsStore) -> None:
     right = hub.files[ROLES["detector"]]
-    hub.announced[ROLES["detector"]] = (len(right), hashlib.sha256(right).hexdigest())
+    hub.metadata[ROLES["detector"]] = (len(right), hashlib.sha256(right).hexdigest())
     hub.files[ROLES["detector"]] = right[:-1000]
-    error = fault(store, "eye")
+    error = pull_error(store, "faces")
     assert error.code is ErrorCode.WEIGHTS_TRUNCATED
     assert "wrong length" in error.message
     assert "Pull again" in error.message
-    assert leftovers(store) == []
+    assert part_files(store) == []
 
 
-def test_another_architecture_is_named(hub: Hub, tmp_path: Path, originals: dict[str, Path]) -> None:
-    """Every hash is right, but the file belongs to another model."""
+def test_file_of_another_architecture_is_named(hub: Hub, tmp_path: Path, originals: dict[str, Path]) -> None:
+    """Its hash is right, but the file belongs to another model."""
     checkpoint = torch.load(originals[UNET], weights_only=True)
     state = checkpoint["state_dict"]
     state["conv_in.weight"] = state["conv_in.weight"][:, :9]
@@ -456,29 +459,29 @@ def test_another_architecture_is_named(hub: Hub, tmp_path: Path, originals: dict
     assert "lipsync weights list" in caught.value.message
 
 
-# --- no network, no room ---
+# --- network and disk errors ---
 
 
-@pytest.mark.parametrize(("status", "told"), [(404, "HTTP 404"), (403, "set HF_TOKEN"), (500, "HTTP 500")])
-def test_a_refusing_server(hub: Hub, store: WeightsStore, status: int, told: str) -> None:
+@pytest.mark.parametrize(("status", "text"), [(404, "HTTP 404"), (403, "set HF_TOKEN"), (500, "HTTP 500")])
+def test_http_error_is_reported(hub: Hub, store: WeightsStore, status: int, text: str) -> None:
     hub.status[UNET] = status
-    error = fault(store)
+    error = pull_error(store)
     assert error.code is ErrorCode.WEIGHTS_DOWNLOAD_FAILED
-    assert told in error.message
+    assert text in error.message
     assert f"127.0.0.1:{hub.port}" in error.message
 
 
-def test_nobody_answers(store: WeightsStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # the discard port: nobody listens
-    error = fault(store)
+def test_unreachable_host_is_reported(store: WeightsStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # the discard port, without a server
+    error = pull_error(store)
     assert error.code is ErrorCode.WEIGHTS_DOWNLOAD_FAILED
     assert "from 127.0.0.1:9" in error.message
     assert "set HF_ENDPOINT to a mirror" in error.message
     assert "lipsync weights import" in error.message
 
 
-def test_offline_from_a_folder(hub: Hub, store: WeightsStore, originals: dict[str, Path]) -> None:
-    """The environment forbids the network: pull says so, import and load need none."""
+def test_import_and_load_work_offline(hub: Hub, store: WeightsStore, originals: dict[str, Path]) -> None:
+    """HF_HUB_OFFLINE makes pull fail; import and loading need no network."""
     env = {**os.environ, "HF_HUB_OFFLINE": "1"}
     manifest, folder = store.root.parent / "manifest.toml", originals[UNET].parents[2]
     code = """
@@ -492,7 +495,7 @@ try:
 except WeightsError as error:
     print(error.code, error.message)
 store.import_path(Path(sys.argv[3]))
-print(sorted(store.files("mini")))
+print(sorted(store.verified_files("mini")))
 """
     done = subprocess.run(
         [sys.executable, "-c", code, str(store.root), str(manifest), str(folder)],
@@ -502,27 +505,27 @@ print(sorted(store.files("mini")))
         timeout=60,
         check=True,
     )
-    refused, found = done.stdout.splitlines()
-    assert refused.startswith("weights_download_failed")
-    assert "HF_HUB_OFFLINE is set" in refused
-    assert found == str(sorted(ROLES))
+    error_line, roles = done.stdout.splitlines()
+    assert error_line.startswith("weights_download_failed")
+    assert "HF_HUB_OFFLINE is set" in error_line
+    assert roles == str(sorted(ROLES))
     assert hub.heads == []
     assert hub.log == []
     load_model("mini", device=torch.device("cpu"), dtype=torch.float32, store=store)
 
 
-def test_a_full_disk_is_seen_before_the_download(
+def test_full_disk_is_detected_before_the_download(
     hub: Hub, tmp_path: Path, originals: dict[str, Path]
 ) -> None:
     line = f'url = "http://localhost:{hub.port}/cdn/{UNET}"\nsize = {10**18}\nsha256 = "{"a" * 64}"'
     store = WeightsStore(tmp_path / "root", write_manifest(tmp_path, originals, unet=line))
-    error = fault(store)
+    error = pull_error(store)
     assert error.code is ErrorCode.DISK_FULL
     assert "LIPSYNC_WEIGHTS_DIR" in error.message
     assert hub.log == []
 
 
-def test_bars_show_sizes_that_are_known_and_that_are_not(capsys: pytest.CaptureFixture[str]) -> None:
+def test_download_bars_show_known_and_unknown_sizes(capsys: pytest.CaptureFixture[str]) -> None:
     with downloads() as report:
         for name, done, total in (("unet.pt", 10, 30), ("config.json", 7, 0), ("unet.pt", 30, 30)):
             report(name, done, total)

@@ -1,4 +1,4 @@
-"""The list of models: what ships is sound, what is malformed is named."""
+"""Tests of the model manifest: valid and invalid entries, and what the package ships."""
 
 import re
 from pathlib import Path
@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from lipsync_engine.errors import ErrorCode, WeightsError
-from lipsync_engine.weights import Commercial, WeightsStore, bundled_folder, read_manifest
+from lipsync_engine.weights import Commercial, WeightsStore, bundled_weights_dir, read_model_manifest
 from tests.support.paths import ROOT
 
-SOUND = """
+VALID = """
 [models.part]
 title = "A part"
 family = "component"
@@ -47,18 +47,18 @@ def write(folder: Path, text: str) -> Path:
     return path
 
 
-def test_a_sound_list(tmp_path: Path) -> None:
-    entries = read_manifest(write(tmp_path, SOUND))
+def test_valid_manifest_is_read(tmp_path: Path) -> None:
+    entries = read_model_manifest(write(tmp_path, VALID))
     assert list(entries) == ["part", "whole"]
     whole = entries["whole"]
     assert (whole.resolution, whole.uses, whole.commercial) == (64, ("part",), Commercial.UNKNOWN)
-    assert (whole.files[0].name, whole.files[0].size, whole.files[0].bundled) == ("whole.pt", None, False)
+    assert (whole.files[0].name, whole.files[0].size, whole.files[0].is_bundled) == ("whole.pt", None, False)
     assert entries["part"].is_component
     assert not whole.is_component
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "named"),
+    ("old", "new", "pattern"),
     [
         ('role = "unet"', 'role = "unet"\nsh256 = "x"', r"models\.whole\.files\.0\.sh256"),
         ('licence = "MIT"', 'license = "MIT"', r"models\.part\.licen[sc]e"),
@@ -74,20 +74,20 @@ def test_a_sound_list(tmp_path: Path) -> None:
         ('uses = ["part"]', 'uses = ["prat"]', r"models\.whole\.uses names prat"),
         ('role = "unet"', 'role = "whisper"', "two files for the role whisper"),
         ("[models.part]", "[other]\nx = 1\n[models.part]", "unknown top-level key other"),
-        ("[models.part]", "[models.part", "malformed"),
+        ("[models.part]", "[models.part", "is invalid"),
     ],
 )
-def test_what_is_wrong_is_named(tmp_path: Path, old: str, new: str, named: str) -> None:
-    assert old in SOUND
-    with pytest.raises(WeightsError, match=named) as caught:
-        read_manifest(write(tmp_path, SOUND.replace(old, new, 1)))
+def test_manifest_error_names_the_field(tmp_path: Path, old: str, new: str, pattern: str) -> None:
+    assert old in VALID
+    with pytest.raises(WeightsError, match=pattern) as caught:
+        read_model_manifest(write(tmp_path, VALID.replace(old, new, 1)))
     assert caught.value.code is ErrorCode.WEIGHTS_ARCHITECTURE
     assert str(tmp_path) in caught.value.message
 
 
-def test_an_unknown_model_lists_the_known_ones(tmp_path: Path) -> None:
-    store = WeightsStore(tmp_path, write(tmp_path, SOUND))
-    with pytest.raises(WeightsError, match=r"no model 'hole': use one of whole\.") as caught:
+def test_unknown_model_error_lists_the_models(tmp_path: Path) -> None:
+    store = WeightsStore(tmp_path, write(tmp_path, VALID))
+    with pytest.raises(WeightsError, match=r"Model 'hole' does not exist: use one of whole\.") as caught:
         store.entry("hole")
     assert caught.value.code is ErrorCode.MODEL_UNKNOWN
 
@@ -95,19 +95,19 @@ def test_an_unknown_model_lists_the_known_ones(tmp_path: Path) -> None:
 # --- what ships ---
 
 
-def test_everything_shipped_is_there_and_verified(tmp_path: Path) -> None:
+def test_bundled_files_match_the_manifest(tmp_path: Path) -> None:
     store = WeightsStore(tmp_path)
     for entry in store.entries():
         for file in entry.files:
-            assert file.bundled == (file.repo is None and file.url is None)
-            if file.bundled:
-                path = bundled_folder() / file.path
+            assert file.is_bundled == (file.repo is None and file.url is None)
+            if file.is_bundled:
+                path = bundled_weights_dir() / file.path
                 assert file.sha256 is not None, f"{file.path} ships without a hash"
                 assert path.stat().st_size == file.size, f"{file.path} is not what the manifest lists"
 
 
-def test_published_models_have_what_public_records_say() -> None:
-    entries = read_manifest(bundled_folder() / "manifest.toml")
+def test_manifest_matches_public_records() -> None:
+    entries = read_model_manifest(bundled_weights_dir() / "manifest.toml")
     assert entries["latentsync-1.6"].resolution == 512
     assert entries["latentsync-1.5"].resolution == 256
     for name in ("latentsync-1.6", "latentsync-1.5"):
@@ -123,8 +123,11 @@ def test_published_models_have_what_public_records_say() -> None:
     assert entries["whisper-tiny"].files[0].sha256 in whisper._MODELS["tiny"]
 
 
-def test_the_model_that_moves_portraits_is_a_whole_folder() -> None:
-    files = {f.path: f for f in read_manifest(bundled_folder() / "manifest.toml")["wan2.2-ti2v-5b"].files}
+def test_image_to_video_model_is_a_complete_folder() -> None:
+    files = {
+        f.path: f
+        for f in read_model_manifest(bundled_weights_dir() / "manifest.toml")["wan2.2-ti2v-5b"].files
+    }
     assert files["model_index.json"].role == "model_index"
     assert len({(file.repo, file.revision) for file in files.values()}) == 1
     assert all(file.sha256 and file.size for file in files.values())
@@ -136,13 +139,13 @@ def test_the_model_that_moves_portraits_is_a_whole_folder() -> None:
         assert 0 < sum(sizes) - 4 * parameters < 1_000_000
 
 
-def test_the_licence_table_of_the_readme_is_the_manifest() -> None:
+def test_readme_licence_table_matches_the_manifest() -> None:
     rows = re.findall(
         r"^\| `([^`]+)` \| ([^|]+) \| (yes|no|unknown) \| (\S+) \|$",
         (ROOT / "weights/README.md").read_text(),
         re.MULTILINE,
     )
-    listed = read_manifest(ROOT / "weights/manifest.toml").values()
-    wanted = [(e.name, e.licence, str(e.commercial), e.source) for e in listed]
-    table = "\n".join("| `{}` | {} | {} | {} |".format(*row) for row in wanted)
-    assert rows == wanted, f"weights/README.md must have this table:\n{table}"
+    entries = read_model_manifest(ROOT / "weights/manifest.toml").values()
+    expected = [(e.name, e.licence, str(e.commercial), e.source) for e in entries]
+    table = "\n".join("| `{}` | {} | {} | {} |".format(*row) for row in expected)
+    assert rows == expected, f"weights/README.md must have this table:\n{table}"

@@ -1,4 +1,4 @@
-"""Files on this machine: verified before use, remembered, imported from a folder."""
+"""Tests of the weights store: verification, remembered hashes, import from a folder."""
 
 import hashlib
 import json
@@ -18,12 +18,12 @@ def digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def place(content: bytes, *, known: bool = True) -> str:
-    where = 'repo = "Some/Model"\nrevision = "abc"\n'
-    return where + (f'size = {len(content)}\nsha256 = "{digest(content)}"\n' if known else "")
+def source_lines(content: bytes, *, has_hash: bool = True) -> str:
+    lines = 'repo = "Some/Model"\nrevision = "abc"\n'
+    return lines + (f'size = {len(content)}\nsha256 = "{digest(content)}"\n' if has_hash else "")
 
 
-def head(name: str, family: str, uses: str = "") -> str:
+def entry_lines(name: str, family: str, uses: str = "") -> str:
     return (
         f'\n[models."{name}"]\ntitle = "t"\nfamily = "{family}"\nlicence = "MIT"\ncommercial = "yes"\n'
         f'source = "s"\nuses = [{uses}]\n'
@@ -32,21 +32,21 @@ def head(name: str, family: str, uses: str = "") -> str:
 
 @pytest.fixture
 def store(tmp_path: Path) -> WeightsStore:
-    """Two models that share a component, and one of unknown hash; a bundled one beside the manifest."""
+    """Two models that share a component, one component without a published hash, one bundled model."""
     shipped = tmp_path / "shipped"
     (shipped / "ours").mkdir(parents=True)
     (shipped / "ours/unet.pt").write_bytes(b"ours")
     text = (
-        head("new", "latentsync", '"ear"')
-        + f'[[models."new".files]]\nrole = "unet"\npath = "unet.pt"\n{place(UNET)}'
-        + head("old", "latentsync", '"ear"')
-        + f'[[models."old".files]]\nrole = "unet"\npath = "unet.pt"\n{place(OTHER_UNET)}'
-        + head("ear", "component")
-        + f'[[models."ear".files]]\nrole = "whisper"\npath = "whisper/tiny.pt"\n{place(WHISPER)}'
-        + f'[[models."ear".files]]\nrole = "whisper_config"\npath = "config.json"\n{place(CONFIG)}'
-        + head("strange", "component")
-        + f'[[models."strange".files]]\nrole = "x"\npath = "x.bin"\n{place(b"", known=False)}'
-        + head("ours", "latentsync")
+        entry_lines("new", "latentsync", '"audio"')
+        + f'[[models."new".files]]\nrole = "unet"\npath = "unet.pt"\n{source_lines(UNET)}'
+        + entry_lines("old", "latentsync", '"audio"')
+        + f'[[models."old".files]]\nrole = "unet"\npath = "unet.pt"\n{source_lines(OTHER_UNET)}'
+        + entry_lines("audio", "component")
+        + f'[[models."audio".files]]\nrole = "whisper"\npath = "whisper/tiny.pt"\n{source_lines(WHISPER)}'
+        + f'[[models."audio".files]]\nrole = "whisper_config"\npath = "config.json"\n{source_lines(CONFIG)}'
+        + entry_lines("strange", "component")
+        + f'[[models."strange".files]]\nrole = "x"\npath = "x.bin"\n{source_lines(b"", has_hash=False)}'
+        + entry_lines("ours", "latentsync")
         + '[[models."ours".files]]\nrole = "unet"\npath = "ours/unet.pt"\n'
         + f'size = 4\nsha256 = "{digest(b"ours")}"\n'
     )
@@ -57,8 +57,8 @@ def store(tmp_path: Path) -> WeightsStore:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """What a user carries to a machine without a network: files under other names and in other places."""
-    folder = tmp_path / "stick"
+    """Files as a user copies them to an offline machine: other names, other folders."""
+    folder = tmp_path / "offline"
     (folder / "models--Some--Model/blobs").mkdir(parents=True)
     (folder / "models--Some--Model/blobs" / digest(UNET)).write_bytes(UNET)
     (folder / "deep/whisper").mkdir(parents=True)
@@ -69,20 +69,20 @@ def folder(tmp_path: Path) -> Path:
     return folder
 
 
-def refusal(store: WeightsStore, name: str) -> WeightsError:
+def verification_error(store: WeightsStore, name: str) -> WeightsError:
     with pytest.raises(WeightsError) as caught:
-        store.files(name)
+        store.verified_files(name)
     return caught.value
 
 
 # --- import ---
 
 
-def test_a_folder_is_enough(store: WeightsStore, folder: Path) -> None:
+def test_import_matches_files_of_a_folder_by_content(store: WeightsStore, folder: Path) -> None:
     reports = store.import_path(folder)
     assert sorted(report.role for report in reports) == ["unet", "whisper", "whisper_config"]
     assert {report.state for report in reports} == {FileState.VERIFIED}
-    files = store.files("new")
+    files = store.verified_files("new")
     assert {role: path.read_bytes() for role, path in files.items()} == {
         "unet": UNET,
         "whisper": WHISPER,
@@ -90,15 +90,15 @@ def test_a_folder_is_enough(store: WeightsStore, folder: Path) -> None:
     }
     assert files["unet"] == store.root / "new/unet.pt"
     assert files["unet"].samefile(folder / "models--Some--Model/blobs" / digest(UNET))  # no second copy
-    assert store.summary("new") == "ready"
-    assert store.summary("old") == "missing: unet.pt"
+    assert store.describe_status("new") == "ready"
+    assert store.describe_status("old") == "missing: unet.pt"
     assert not list(store.root.rglob("*part"))
     # Again, and one file alone.
     assert len(store.import_path(folder)) == 3
     assert [r.role for r in store.import_path(folder / "deep/whisper/tiny.pt")] == ["whisper"]
 
 
-def test_the_same_name_is_told_apart_by_content(store: WeightsStore, tmp_path: Path) -> None:
+def test_import_distinguishes_equal_names_by_content(store: WeightsStore, tmp_path: Path) -> None:
     for name, content in (("a", OTHER_UNET), ("b", UNET)):
         (tmp_path / name).mkdir()
         (tmp_path / name / "unet.pt").write_bytes(content)
@@ -109,24 +109,24 @@ def test_the_same_name_is_told_apart_by_content(store: WeightsStore, tmp_path: P
 
 
 @pytest.mark.parametrize(
-    ("content", "code", "told"),
+    ("content", "code", "pattern"),
     [
-        (UNET[:-5], ErrorCode.WEIGHTS_TRUNCATED, r"has 199995 bytes, but published are 160000 or 200000"),
+        (UNET[:-5], ErrorCode.WEIGHTS_TRUNCATED, r"has 199995 bytes, but 160000 or 200000 are published"),
         (UNET[:-4] + b"evil", ErrorCode.WEIGHTS_HASH_MISMATCH, r"is not the published file"),
     ],
 )
-def test_a_damaged_file_is_refused_after_the_sound_ones(
-    store: WeightsStore, folder: Path, content: bytes, code: ErrorCode, told: str
+def test_import_rejects_a_damaged_file_and_keeps_the_valid_ones(
+    store: WeightsStore, folder: Path, content: bytes, code: ErrorCode, pattern: str
 ) -> None:
     (folder / "unet.pt").write_bytes(content)
-    with pytest.raises(WeightsError, match=told + r".*get it again") as caught:
+    with pytest.raises(WeightsError, match=pattern + r".*get it again") as caught:
         store.import_path(folder)
     assert caught.value.code is code
     assert (folder / "unet.pt").read_bytes() == content  # the user's file stays
-    assert store.summary("ear") == "ready"
+    assert store.describe_status("audio") == "ready"
 
 
-def test_nothing_to_import(store: WeightsStore, tmp_path: Path) -> None:
+def test_import_of_unknown_files_is_an_error(store: WeightsStore, tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match="does not exist"):
         store.import_path(tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
@@ -138,100 +138,102 @@ def test_nothing_to_import(store: WeightsStore, tmp_path: Path) -> None:
 # --- verify before use ---
 
 
-def test_missing_files_name_the_commands(store: WeightsStore) -> None:
-    error = refusal(store, "new")
+def test_missing_files_error_names_the_commands(store: WeightsStore) -> None:
+    error = verification_error(store, "new")
     assert error.code is ErrorCode.WEIGHTS_MISSING
     assert "`lipsync weights pull new`" in error.message
     assert "`lipsync weights import PATH`" in error.message
-    assert {report.state for report in store.status("new")} == {FileState.MISSING}
-    assert store.summary("new") == "missing: 3 of 3 files"
+    assert {report.state for report in store.file_reports("new")} == {FileState.MISSING}
+    assert store.describe_status("new") == "missing: 3 of 3 files"
 
 
-def test_a_shortened_file_is_refused(store: WeightsStore, folder: Path) -> None:
+def test_truncated_file_is_rejected(store: WeightsStore, folder: Path) -> None:
     store.import_path(folder)
-    path = store.files("new")["unet"]
+    path = store.verified_files("new")["unet"]
     path.unlink()
     path.write_bytes(UNET[:1000])
-    error = refusal(store, "new")
+    error = verification_error(store, "new")
     assert error.code is ErrorCode.WEIGHTS_TRUNCATED
     assert "lipsync weights pull new" in error.message
-    assert store.summary("new") == "wrong size: unet.pt"
+    assert store.describe_status("new") == "wrong size: unet.pt"
 
 
-def test_a_changed_file_is_refused_even_with_its_old_time(store: WeightsStore, folder: Path) -> None:
+def test_changed_file_is_rejected_even_with_its_old_mtime(store: WeightsStore, folder: Path) -> None:
     store.import_path(folder)
-    path = store.files("new")["unet"]
+    path = store.verified_files("new")["unet"]
     times = path.stat()
-    with path.open("r+b") as file:  # in place: same inode, same size
+    with path.open("r+b") as file:  # in source_lines: same inode, same size
         file.write(b"evil")
     os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
-    error = refusal(store, "new")
+    error = verification_error(store, "new")
     assert error.code is ErrorCode.WEIGHTS_HASH_MISMATCH
-    assert "published content" in error.message
+    assert "published SHA-256" in error.message
     assert [r.state for r in store.verify("new") if r.role == "unet"] == [FileState.CHANGED]
 
 
-def test_a_verified_file_is_not_hashed_again_until_asked(store: WeightsStore, folder: Path) -> None:
+def test_verified_file_is_hashed_again_only_by_verify(store: WeightsStore, folder: Path) -> None:
     store.import_path(folder)
-    path = store.files("new")["unet"]
-    memory = store.root / "verified.json"
-    known = json.loads(memory.read_text())
-    known[str(path)]["sha256"] = "0" * 64  # what a new hash could never give
-    memory.write_text(json.dumps(known))
-    assert refusal(store, "new").code is ErrorCode.WEIGHTS_HASH_MISMATCH  # the memory was believed
+    path = store.verified_files("new")["unet"]
+    state_file = store.root / "verified.json"
+    hashes = json.loads(state_file.read_text())
+    hashes[str(path)]["sha256"] = "0" * 64  # cannot result from hashing
+    state_file.write_text(json.dumps(hashes))
+    assert verification_error(store, "new").code is ErrorCode.WEIGHTS_HASH_MISMATCH
     assert {report.state for report in store.verify("new")} == {FileState.VERIFIED}
-    assert store.files("new")["unet"] == path
-    memory.write_text("{ broken")
-    assert [r.state for r in store.status("new")] == [FileState.PRESENT] * 3
-    assert store.files("new")["unet"] == path
+    assert store.verified_files("new")["unet"] == path
+    state_file.write_text("{ broken")
+    assert [r.state for r in store.file_reports("new")] == [FileState.PRESENT] * 3
+    assert store.verified_files("new")["unet"] == path
 
 
-def test_a_read_only_folder_works(store: WeightsStore, folder: Path) -> None:
-    """Shared weights mounted read-only: nothing can be remembered, everything is still verified."""
+def test_store_works_in_a_read_only_folder(store: WeightsStore, folder: Path) -> None:
+    """No hash can be remembered, but every file is still verified."""
     store.import_path(folder)
     (store.root / "verified.json").unlink()
-    (store.root / "verified.json").mkdir()  # stands for a file that cannot be written, also for root
-    assert store.files("new")["unet"].read_bytes() == UNET
+    (store.root / "verified.json").mkdir()  # like a file that is not writable, even for root
+    assert store.verified_files("new")["unet"].read_bytes() == UNET
     path = store.root / "new/unet.pt"
     path.unlink()
     path.write_bytes(OTHER_UNET + bytes(len(UNET) - len(OTHER_UNET)))
-    assert refusal(store, "new").code is ErrorCode.WEIGHTS_HASH_MISMATCH
+    assert verification_error(store, "new").code is ErrorCode.WEIGHTS_HASH_MISMATCH
 
 
-def test_a_file_of_unknown_hash_is_trusted_once(store: WeightsStore, tmp_path: Path) -> None:
+def test_unpublished_hash_is_recorded_at_first_import(store: WeightsStore, tmp_path: Path) -> None:
     (tmp_path / "x.bin").write_bytes(b"first")
     store.import_path(tmp_path / "x.bin")
-    path = store.files("strange")["x"]
+    path = store.verified_files("strange")["x"]
     assert path.with_name("x.bin.sha256").read_text() == f"{digest(b'first')}  x.bin\n"
     path.unlink()
     path.write_bytes(b"later")
-    assert refusal(store, "strange").code is ErrorCode.WEIGHTS_HASH_MISMATCH
+    assert verification_error(store, "strange").code is ErrorCode.WEIGHTS_HASH_MISMATCH
     (store.root / "verified.json").unlink()
-    assert refusal(store, "strange").code is ErrorCode.WEIGHTS_HASH_MISMATCH
+    assert verification_error(store, "strange").code is ErrorCode.WEIGHTS_HASH_MISMATCH
 
 
-def test_bundled_files_are_verified_too(store: WeightsStore) -> None:
-    path = store.files("ours")["unet"]
+def test_bundled_files_are_verified(store: WeightsStore) -> None:
+    path = store.verified_files("ours")["unet"]
     assert path.read_bytes() == b"ours"
     path.write_bytes(b"0urs")
-    error = refusal(store, "ours")
+    error = verification_error(store, "ours")
     assert error.code is ErrorCode.WEIGHTS_HASH_MISMATCH
     assert "reinstall" in error.message
 
 
-def test_one_hash_names_all_files_of_a_model(store: WeightsStore, folder: Path, tmp_path: Path) -> None:
+def test_weights_sha256_covers_all_files_of_a_model(
+    store: WeightsStore, folder: Path, tmp_path: Path
+) -> None:
     store.import_path(folder)
-    one = store.weights_sha256("new")
+    sha256 = store.weights_sha256("new")
     elsewhere = WeightsStore(tmp_path / "elsewhere", tmp_path / "shipped/manifest.toml")
     elsewhere.import_path(folder)
-    assert elsewhere.weights_sha256("new") == one
+    assert elsewhere.weights_sha256("new") == sha256
     (folder / "unet.pt").write_bytes(OTHER_UNET)
     store.import_path(folder)
-    assert store.weights_sha256("old") != one
-    assert len(one) == 64
+    assert store.weights_sha256("old") != sha256
+    assert len(sha256) == 64
 
 
-def test_the_folder_comes_from_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_store_root_comes_from_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LIPSYNC_WEIGHTS_DIR", str(tmp_path / "here"))
     assert WeightsStore().root == tmp_path / "here"
     assert WeightsStore(tmp_path / "there").root == tmp_path / "there"

@@ -35,7 +35,7 @@ RUN_CONFIG = RunConfig.parse(json.loads((ROOT / "weights/tiny/model_config.json"
 @pytest.fixture(scope="module")
 def model() -> LatentSync:
     store = WeightsStore()
-    return load(store.entry("tiny"), store.files("tiny"), "", torch.device("cpu"), torch.float32)
+    return load(store.entry("tiny"), store.verified_files("tiny"), "", torch.device("cpu"), torch.float32)
 
 
 @dataclass(frozen=True)

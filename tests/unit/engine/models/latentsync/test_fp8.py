@@ -27,7 +27,7 @@ AMPERE = Hardware(cuda=(("A100", (8, 0)),), cuda_build=True)
 
 def load_tiny() -> LatentSync:
     store = WeightsStore()
-    return load(store.entry("tiny"), store.files("tiny"), "", CPU, torch.float32)
+    return load(store.entry("tiny"), store.verified_files("tiny"), "", CPU, torch.float32)
 
 
 @torch.inference_mode()

@@ -91,7 +91,7 @@ def load_with(tmp_path: Path) -> Load:
     store = WeightsStore()
 
     def load_changed(**changes: Json) -> LatentSync:
-        files = dict(store.files("tiny"))
+        files = dict(store.verified_files("tiny"))
         for role, change in changes.items():
             content = {**json.loads(files[role].read_text()), **change}
             files[role] = tmp_path / f"{role}.json"
@@ -128,6 +128,6 @@ def test_invalid_json_file_is_named_in_error(tmp_path: Path) -> None:
     store = WeightsStore()
     broken = tmp_path / "model_config.json"
     broken.write_text("{")
-    files = {**store.files("tiny"), "model_config": broken}
+    files = {**store.verified_files("tiny"), "model_config": broken}
     with pytest.raises(WeightsError, match=r"model_config\.json is not JSON"):
         load(store.entry("tiny"), files, "0" * 64, torch.device("cpu"), torch.float32)

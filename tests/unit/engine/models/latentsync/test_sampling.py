@@ -32,7 +32,7 @@ FRAMES, SIDE, TOKENS = 3, 8, 8
 @pytest.fixture(scope="module")
 def model() -> LatentSync:
     store = WeightsStore()
-    return load(store.entry("tiny"), store.files("tiny"), "", torch.device("cpu"), torch.float32)
+    return load(store.entry("tiny"), store.verified_files("tiny"), "", torch.device("cpu"), torch.float32)
 
 
 def load_tiny_run_config() -> RunConfig:
