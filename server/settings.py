@@ -62,8 +62,8 @@ class Settings(BaseSettings):
     )
     blobs: str | None = Field(
         None,
-        description="Storage of uploads and results: `s3://BUCKET/PREFIX?endpoint=URL&region=NAME`; all but "
-        "the bucket are optional, credentials come from AWS' variables; unset: the data folder.",
+        description="Storage of uploads and results: `s3://BUCKET/PREFIX?endpoint=URL&region=NAME` (only the "
+        "bucket is required; credentials come from AWS' variables). Unset: the data folder.",
     )
     model: str = Field("tiny", description="Model that the workers load, from `lipsync weights list`.")
     compile: bool = Field(
