@@ -1,6 +1,6 @@
-"""Lip-sync for video: a video and a voice in, the same video with lips that speak that voice out.
+"""Lip-sync: video and audio in, the same video with lips that follow the audio out.
 
-The public names load on first use, so that `import lipsync_engine` costs nothing.
+Public names load on first use, so that `import lipsync_engine` stays cheap.
 """
 
 from __future__ import annotations
@@ -15,35 +15,35 @@ if TYPE_CHECKING:
         FaceChoice,
         LoopMode,
         Motion,
-        Order,
         Provenance,
         Quality,
         Speaker,
+        SpeakerOrder,
         SyncParams,
         Tail,
     )
     from lipsync_engine.pipeline import LipSyncPipeline
-    from lipsync_engine.planning.speakers import dialogue
+    from lipsync_engine.planning.speakers import make_dialogue
     from lipsync_engine.progress import Progress, Stage
     from lipsync_engine.result import SyncResult
 
-_HOME = {
+_MODULES = {
     "ErrorCode": "errors",
     "FaceChoice": "params",
     "LipSyncError": "errors",
     "LipSyncPipeline": "pipeline",
     "LoopMode": "params",
     "Motion": "params",
-    "Order": "params",
     "Progress": "progress",
     "Provenance": "params",
     "Quality": "params",
     "Speaker": "params",
+    "SpeakerOrder": "params",
     "Stage": "progress",
     "SyncParams": "params",
     "SyncResult": "result",
     "Tail": "params",
-    "dialogue": "planning.speakers",
+    "make_dialogue": "planning.speakers",
     "run_batch": "batch",
 }
 
@@ -54,21 +54,21 @@ __all__ = [
     "LipSyncPipeline",
     "LoopMode",
     "Motion",
-    "Order",
     "Progress",
     "Provenance",
     "Quality",
     "Speaker",
+    "SpeakerOrder",
     "Stage",
     "SyncParams",
     "SyncResult",
     "Tail",
-    "dialogue",
+    "make_dialogue",
     "run_batch",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)

@@ -1,6 +1,6 @@
 """The options of a job as one immutable value, with their ranges and the named presets.
 
-Pure: no I/O, no clock. It does not know models: options left at None take the model's own default later.
+Pure: no I/O, no clock. The module does not know models: options that are None take the model's default later.
 """
 
 from __future__ import annotations
@@ -15,16 +15,30 @@ from typing import Any
 
 from lipsync_engine.errors import ParameterError
 
+IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp"})
+"""A file with one of these suffixes is a still image; a matte with any other suffix is a video."""
+
+
+def stored_as(**names: str) -> dict[str, Any]:
+    """Return the pydantic configuration of a dataclass whose fields are stored under other names.
+
+    Plans, results and job keys of earlier versions contain these names, so they never change.
+
+    Args:
+        names: stored name of each field that has one.
+    """
+    return {"alias_generator": lambda field: names.get(field, field), "serialize_by_alias": True}
+
 
 def _require_range(name: str, value: float | Fraction | None, low: float, high: float) -> None:
     if value is None:
         return
     if not low <= value <= high:  # also refuses NaN
-        raise ParameterError(f"{name}={value} is out of range: it must lie between {low} and {high}.")
+        raise ParameterError(f"{name}={value} is out of range: use a value between {low} and {high}.")
 
 
 class LoopMode(StrEnum):
-    """What to show when the audio outlasts the video."""
+    """Which frames to show if the audio is longer than the video."""
 
     PINGPONG = "pingpong"  # forward, backward, forward …
     LOOP = "loop"  # from the start again
@@ -33,14 +47,14 @@ class LoopMode(StrEnum):
 
 
 class Tail(StrEnum):
-    """What to do with the rest of the video when the audio ends first."""
+    """What to do with the rest of the video if the audio ends first."""
 
     CUT = "cut"
     KEEP = "keep"  # the rest follows untouched
 
 
-class Order(StrEnum):
-    """When two people speak."""
+class SpeakerOrder(StrEnum):
+    """Whether two people speak at the same time or in turn."""
 
     TOGETHER = "together"
     LEFT_RIGHT = "left_right"  # the left one first
@@ -48,14 +62,14 @@ class Order(StrEnum):
 
 
 class Motion(StrEnum):
-    """What a still portrait does besides speaking."""
+    """How the head in a still portrait moves."""
 
     STILL = "still"
     NATURAL = "natural"  # sways and nods with the voice, breathes, blinks
-    GENERATED = "generated"  # what an image-to-video model makes of it
+    GENERATED = "generated"  # by an image-to-video model
 
 
-class Engine(StrEnum):
+class BatchEngine(StrEnum):
     """Where the workers of a batch run."""
 
     LOCAL = "local"  # processes on this machine
@@ -63,13 +77,15 @@ class Engine(StrEnum):
 
 
 class Quality(StrEnum):
-    """The one lossy video encode of a job."""
+    """Quality of the final video encode."""
 
     DEFAULT = "default"  # visually transparent
     LOSSLESS = "lossless"
 
 
 class FaceRule(StrEnum):
+    """How to choose the person who speaks."""
+
     LARGEST = "largest"
     LEFT = "left"
     RIGHT = "right"
@@ -101,26 +117,26 @@ class FaceChoice:
             return cls(rule=FaceRule(text))
         if text.isascii() and text.isdigit():
             return cls(rule=FaceRule.INDEX, index=int(text))
-        place, _, time = text.partition("@")
+        point, _, time = text.partition("@")
         try:
-            x, y = (float(part) for part in place.split(","))
+            x, y = (float(part) for part in point.split(","))
             return cls(rule=FaceRule.POINT, x=x, y=y, time_s=float(time) if time else 0.0)
         except ValueError:
             raise ParameterError(
-                f"face={text!r} is not understood: use largest, left, right, a number counted from the left "
+                f"face={text!r} is invalid: use largest, left, right, a number counted from the left "
                 "(0 is the leftmost), or X,Y@SECONDS such as 640,300@1.5."
             ) from None
 
 
 @dataclass(frozen=True, slots=True)
 class Speaker:
-    """One person's voice in a video with several.
+    """One person's audio in a video with several speakers.
 
     Attributes:
         face: which person; entries with equal faces are one person who speaks several times.
         audio: file with the voice.
-        start_s: where in the result it begins to sound.
-        length_s: how much of the file is spoken; None: all.
+        start_s: start of the audio in the result.
+        length_s: how much of the file is used; None: all of it.
     """
 
     face: FaceChoice
@@ -134,7 +150,7 @@ class Speaker:
 
 
 class Solver(StrEnum):
-    """How a step follows from what the network said; the network is the same."""
+    """Diffusion scheduler: how a denoising step follows from the network's noise prediction."""
 
     DDIM = "ddim"  # LatentSync's own
     DPM = "dpm"  # DPM-Solver++ 2M
@@ -142,53 +158,63 @@ class Solver(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Shortcuts:
-    """What may be left out of the model's work, at a cost in likeness that `docs/speed.md` measures.
+class FastSampling:
+    """Approximations that make sampling faster at a cost in fidelity, which `docs/speed.md` measures.
 
     Attributes:
-        solver: with fewer steps the higher-order ones stay closer.
-        reuse_within: what the coarse layers said is used again, and only the finest one runs, until the
-            share of signal in the latents (0 is noise, 1 is clean) has changed by more than this, 0-1. The
-            first and the last step are always whole.
-        guide_every: of the steps at which the whole network runs, it also runs without sound at every n-th,
-            1-10; between them the last difference is used again.
+        solver: with few steps the higher-order solvers stay closer to the exact result.
+        feature_cache_threshold: DeepCache: reuse the U-Net's coarse features and run only its finest level
+            until the signal level of the latents (0 is noise, 1 is clean) has changed by more than this, 0-1.
+            The first and the last step always run the whole network.
+        guidance_interval: of the steps that run the whole network, every n-th also runs the unconditional
+            pass of classifier-free guidance, 1-10. The steps between reuse the last guidance difference.
     """
 
+    __pydantic_config__ = stored_as(feature_cache_threshold="reuse_within", guidance_interval="guide_every")
+
     solver: Solver = Solver.DDIM
-    reuse_within: float = 0.0
-    guide_every: int = 1
+    feature_cache_threshold: float = 0.0
+    guidance_interval: int = 1
 
     def __post_init__(self) -> None:
-        _require_range("reuse_within", self.reuse_within, 0.0, 1.0)
-        _require_range("guide_every", self.guide_every, 1, 10)
+        _require_range("feature_cache_threshold", self.feature_cache_threshold, 0.0, 1.0)
+        _require_range("guidance_interval", self.guidance_interval, 1, 10)
 
-    def schedule(self, levels: Sequence[float], *, guided: bool) -> list[tuple[bool, bool]]:
-        """For each step, whether it also runs without sound, and whether the whole network runs.
+    def schedule_steps(
+        self, signal_levels: Sequence[float], *, use_guidance: bool
+    ) -> list[tuple[bool, bool]]:
+        """Return for each step whether the unconditional pass runs, and whether the whole network runs.
 
         Args:
-            levels: the share of signal in the latents that each step starts from.
+            signal_levels: of the latents that each step starts from.
+            use_guidance: classifier-free guidance is on.
         """
-        found, wholes, last_level = [], 0, 0.0
-        for number, level in enumerate(levels):
-            is_end = number in (0, len(levels) - 1)
-            whole = is_end or self.reuse_within == 0 or abs(level - last_level) > self.reuse_within
-            found.append((whole and guided and wholes % self.guide_every == 0, whole))
-            if whole:
-                wholes, last_level = wholes + 1, level
-        return found
+        schedule, n_full, last_level = [], 0, 0.0
+        for number, level in enumerate(signal_levels):
+            is_first_or_last = number in (0, len(signal_levels) - 1)
+            is_full = (
+                is_first_or_last
+                or self.feature_cache_threshold == 0
+                or abs(level - last_level) > self.feature_cache_threshold
+            )
+            runs_unconditional = is_full and use_guidance and n_full % self.guidance_interval == 0
+            schedule.append((runs_unconditional, is_full))
+            if is_full:
+                n_full, last_level = n_full + 1, level
+        return schedule
 
 
-EXACT = Shortcuts()
-"""None of them."""
+EXACT_SAMPLING = FastSampling()
+"""No approximation: every step runs the whole network, with guidance."""
 
 
 @dataclass(frozen=True, slots=True)
 class Provenance:
-    """What a caller knows of a job that decides no pixel; hashes of it are signed with the result.
+    """Facts about a job that do not change its pixels; their hashes are signed with the result.
 
     Attributes:
         consent: reference to the consent of the person shown, 1 to 200 printable characters.
-        job: the caller's name of the job; None: one made of its inputs and options.
+        job: the caller's name for the job; None: a name derived from its inputs and options.
     """
 
     consent: str | None = None
@@ -197,38 +223,42 @@ class Provenance:
     def __post_init__(self) -> None:
         if self.consent is not None and not (0 < len(self.consent) <= 200 and self.consent.isprintable()):
             raise ParameterError(
-                "consent must have 1 to 200 printable characters: give a reference, not a text."
+                f"consent has {len(self.consent)} characters or is not printable: use a reference of 1 to "
+                "200 printable characters, not a text."
             )
 
 
 @dataclass(frozen=True, slots=True)
 class SyncParams:
-    """Everything a caller may choose about one job; frozen, so that it can name cached work.
+    """Every option of one job; frozen, because it is part of the key of cached work.
 
     Attributes:
         num_inference_steps: denoising steps, 1-200; None: the model's default.
         guidance_scale: weight of the audio guidance, 0-20 (1 and below: off); None: the model's default.
-        seed: of all random draws, 0 … 2**63-1.
+        seed: of all random draws, 0 to 2**63-1.
         fps: output frame rate; None keeps the source's.
-        loop_mode: when the audio is longer than the video.
-        tail: when the audio is shorter than the video.
+        loop_mode: which frames to show if the audio is longer than the video.
+        tail: what to do with the rest of the video if the audio is shorter.
         face: which person speaks.
-        faces_file: JSON of per-frame boxes or landmarks; the detector is not used then.
-        face_mask: an image, white where the speaker's face is; it selects the face that it covers most.
-        mask_image: an image, white where the picture may change, black where not; unless the speaker is
-            chosen otherwise, it is the one whose face the white covers most.
-        matte: image or video, white where something stands before the mouth; there the source's pixels stay.
+        faces_file: JSON of per-frame boxes or landmarks, used in place of the detector.
+        face_mask: an image, white over the speaker's face; it selects the face that it covers most.
+        mask_image: an image, white where pixels may change, black elsewhere. Unless `face` or `face_mask` is
+            set, the speaker is the person whose face the white area covers most.
+        matte: image or video, white where something is in front of the mouth; the source's pixels stay there.
         max_yaw_deg: a head turned further than this is left untouched, with a soft fade.
         window_overlap: frames shared by neighbouring model windows, 0-12.
         voice_gate: let the mouth rest where nobody speaks.
-        sample_posterior: draw VAE latents as the reference does instead of taking the mean.
-        reference_numerics: the reference's own mask edge, rounding, paste-back and loop rule.
-        max_short_side: pixels; a larger picture is scaled down to it, a smaller one never up; None: as it is.
+        sample_posterior: sample the VAE's posterior as the reference does instead of taking its mean.
+        reference_numerics: use the reference's own mask edge, rounding, paste-back and loop rule.
+        max_short_side: scale larger frames down to this short side, pixels; None keeps the size. Frames are
+            never scaled up.
         quality: of the final encode.
-        shortcuts: what may be left out for speed.
-        label: show in a corner of every picture that it is generated.
-        watermark: put an unseen mark into generated faces that can be found again.
+        fast_sampling: approximations that make sampling faster.
+        label: draw a visible “AI-generated” label in a corner of every frame.
+        watermark: add an invisible watermark to generated faces that can be detected later.
     """
+
+    __pydantic_config__ = stored_as(fast_sampling="shortcuts")
 
     num_inference_steps: int | None = None
     guidance_scale: float | None = None
@@ -248,7 +278,7 @@ class SyncParams:
     reference_numerics: bool = False
     max_short_side: int | None = None
     quality: Quality = Quality.DEFAULT
-    shortcuts: Shortcuts = EXACT
+    fast_sampling: FastSampling = EXACT_SAMPLING
     label: bool = False
     watermark: bool = False
 
@@ -263,16 +293,16 @@ class SyncParams:
 
     @classmethod
     def preset(cls, name: str, **overrides: Any) -> SyncParams:
-        """A named preset with single options changed; None in `overrides` means "as the preset has it"."""
+        """Return a named preset with some options changed; None in `overrides` keeps the preset's value."""
         if name not in PRESETS:
             raise ParameterError(f"preset={name!r} does not exist: use one of {', '.join(PRESETS)}.")
-        known = {field.name for field in dataclasses.fields(cls)}
-        if unknown := sorted(set(overrides) - known):
+        options = {field.name for field in dataclasses.fields(cls)}
+        if unknown := sorted(set(overrides) - options):
             raise ParameterError(
-                f"Unknown option {', '.join(unknown)}; known are {', '.join(sorted(known))}."
+                f"Unknown option {', '.join(unknown)}: use one of {', '.join(sorted(options))}."
             )
-        chosen = {key: value for key, value in overrides.items() if value is not None}
-        return cls(**{**PRESETS[name], **chosen})
+        changes = {key: value for key, value in overrides.items() if value is not None}
+        return cls(**{**PRESETS[name], **changes})
 
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {
@@ -285,11 +315,14 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "sample_posterior": True,
         "reference_numerics": True,
     },
-    "fast": {"num_inference_steps": 8, "shortcuts": Shortcuts(Solver.UNIPC, guide_every=2)},
+    "fast": {
+        "num_inference_steps": 8,
+        "fast_sampling": FastSampling(Solver.UNIPC, guidance_interval=2),
+    },
     "fastest": {
         "num_inference_steps": 8,
-        "shortcuts": Shortcuts(Solver.UNIPC, reuse_within=0.3, guide_every=2),
+        "fast_sampling": FastSampling(Solver.UNIPC, feature_cache_threshold=0.3, guidance_interval=2),
     },
 }
-"""`default` is ours; `reference` repeats LatentSync's own choices so that its numbers can be compared; `fast`
-and `fastest` are for LatentSync's weights, whose own way takes 20 steps; their cost: docs/speed.md."""
+"""`reference` repeats LatentSync's own choices, so that results can be compared with its numbers. `fast` and
+`fastest` are for LatentSync's weights, which take 20 steps by default; docs/speed.md measures their cost."""

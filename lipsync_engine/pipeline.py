@@ -1,9 +1,10 @@
-"""The story of a job: a video and a voice in, a lip-synced video out.
+"""A job from inputs to output: video and audio in, lip-synced video out.
 
 `LipSyncPipeline` holds a loaded model and a face detector. Its `run` is a generator that yields progress, so
-that the caller owns progress bars and cancellation (closing the generator stops between frames and leaves no
-child and no half file). Work lies in a private folder named by everything that decides the result; a run that
-finds finished segments there goes on after them. It knows neither terminals nor HTTP.
+the caller owns progress bars and cancellation: closing the generator stops between frames and leaves neither
+child processes nor partial files. Intermediate files are in a private folder whose name is a hash of all that
+decides the result; a run that finds finished segments there resumes after them. The module knows neither
+terminals nor HTTP.
 """
 
 from __future__ import annotations
@@ -22,41 +23,47 @@ from typing import Any, Self
 from pydantic import TypeAdapter
 
 from lipsync_engine import faces, media
-from lipsync_engine.cache import default_cache_dir
 from lipsync_engine.device import choose_compile, choose_device, choose_fp8
 from lipsync_engine.errors import FaceError
 from lipsync_engine.faces.registry import load_detector
 from lipsync_engine.models import LipSyncModel, load_model
 from lipsync_engine.params import Motion, Provenance, Speaker, SyncParams
-from lipsync_engine.planning.plan import Plan, analyse
-from lipsync_engine.planning.speakers import Cast
-from lipsync_engine.portrait.source import Clips, animate
+from lipsync_engine.planning.plan import Plan
+from lipsync_engine.planning.planner import plan_job
+from lipsync_engine.planning.speakers import SpeakerMix
+from lipsync_engine.portrait.source import ClipCache, write_source_video
 from lipsync_engine.progress import Meter, Progress, Stage
 from lipsync_engine.provenance import Facts, Marker, Policy, require_consent
 from lipsync_engine.provenance.content_filter import ContentFinding, ContentGuard, ContentPolicy
-from lipsync_engine.rendering.segment_renderer import Helpers, Segments
-from lipsync_engine.rendering.work_dir import resource_errors, take_over, unpublished, work_folder
+from lipsync_engine.rendering.segment_renderer import RemoteRenderers, SegmentRenderer
+from lipsync_engine.rendering.work_dir import (
+    adopt_segments,
+    atomic_output,
+    translate_resource_errors,
+    work_dir,
+)
 from lipsync_engine.result import StageSeconds, SyncResult
 from lipsync_engine.sync_score import SyncScore, SyncScorer, installed_scorer, score_job
+from lipsync_engine.utils import default_cache_dir, drain
 from lipsync_engine.weights import WeightsStore
 
 log = logging.getLogger(__name__)
 
 
 class LipSyncPipeline:
-    """A loaded model and a detector, ready for any number of jobs, one at a time.
+    """A loaded model and a face detector, ready for any number of jobs, one at a time.
 
-    Pipelines with the same model may work at once, each in a thread of its own with a detector of its own.
+    Pipelines that share a model may run at once, each in a thread of its own; see `clone_for_thread`.
 
     Args:
         model: from `lipsync_engine.models.load_model`.
-        detector: finds faces in single pictures.
-        cache_dir: for analyses, generated motion and unfinished work; None: LIPSYNC_CACHE_DIR, else the
+        detector: detects faces in single frames.
+        cache_dir: for face tracks, generated motion and unfinished work; None: LIPSYNC_CACHE_DIR, else the
             user's cache folder.
-        weights: where models of generated motion come from; None: as `from_pretrained` takes them.
-        marker: signs results; None: as the environment says.
-        scorer: measures every result; None: none is measured.
-        guard: looks at every source; None: nobody does.
+        weights: where models of generated motion come from; None: the default store.
+        marker: signs results; None: as the environment sets it up.
+        scorer: measures the lip-sync of every result; None: not measured.
+        guard: classifies every source; None: not classified.
     """
 
     def __init__(
@@ -96,46 +103,50 @@ class LipSyncPipeline:
         """Load a model of the manifest.
 
         Args:
-            name: as `lipsync weights list` shows it.
-            device: cuda, mps or cpu; None takes the best there is.
-            dtype: fp32, fp16 or bf16; None takes what suits the device.
-            detector: see `detectors.load_detector`; None takes the model's own.
-            weights_dir: where downloaded weights lie; None: LIPSYNC_WEIGHTS_DIR, else the user's cache
+            name: from `lipsync weights list`.
+            device: cuda, mps or cpu; None: the best available.
+            dtype: fp32, fp16 or bf16; None: the device's best.
+            detector: see `faces.registry.load_detector`; None: the model's own.
+            weights_dir: folder of downloaded weights; None: LIPSYNC_WEIGHTS_DIR, else the user's cache
                 folder.
             cache_dir: see the class.
-            marking: what happens to a result that cannot be signed: required, best_effort, or off, where none
-                is to be; None: LIPSYNC_MARKING, else required.
-            sync_score: measure how well lips and voice of every result belong together, where the weights of
-                such a score are here for the faces that the detector finds.
-            compiled: run the networks as compiled code; None: LIPSYNC_COMPILE, else not. The first start
-                takes minutes, later ones seconds, by what lies in the cache folder.
-            fp8: compute large layers in eight-bit floating point, which needs a GPU of capability 8.9; None:
-                LIPSYNC_FP8, else not.
+            marking: what to do with a result that cannot be signed: required (fail), best_effort (warn), or
+                off (never sign); None: LIPSYNC_MARKING, else required.
+            sync_score: measure the lip-sync of every result, if weights of a score are installed for the
+                detector's kind of faces.
+            compiled: run the networks as compiled code; None: LIPSYNC_COMPILE, else no. The first start
+                compiles for minutes, later ones load from the cache folder in seconds.
+            fp8: compute large layers in eight-bit floating point, which needs a GPU of compute capability
+                8.9; None: LIPSYNC_FP8, else no.
 
         Raises:
-            WeightsError: files are missing or do not fit; the message names the command that helps.
-            ResourceError: the device is not there. ParameterError: marking, content check.
+            WeightsError: files are missing or do not match; the message names the command that helps.
+            ResourceError: the device is not available.
+            ParameterError: marking or the content policy is invalid.
         """
         marker = Marker.from_environment(marking)
         if marker.policy is Policy.OFF:
-            log.warning("marking is off: results carry no content credentials")
+            log.warning("signing is off: results have no content credentials")
         store = WeightsStore(weights_dir)
-        chosen = choose_device(device, dtype)
-        model = load_model(name, device=chosen.device, dtype=chosen.dtype, store=store)
-        if choose_fp8(fp8, chosen.device):
+        target = choose_device(device, dtype)
+        model = load_model(name, device=target.device, dtype=target.dtype, store=store)
+        if choose_fp8(fp8, target.device):
             model.to_float8()
         if choose_compile(compiled):
             model.compile((cache_dir or default_cache_dir()) / "compiled")
-        found_by = detector or store.entry(name).detector
-        finder = load_detector(found_by, store)
-        scorer = installed_scorer(found_by, store, chosen.device) if sync_score else None
-        guard = ContentGuard.from_environment(store, chosen.device)
+        detector_name = detector or store.entry(name).detector
         return cls(
-            model, finder, cache_dir=cache_dir, weights=store, marker=marker, scorer=scorer, guard=guard
+            model,
+            load_detector(detector_name, store),
+            cache_dir=cache_dir,
+            weights=store,
+            marker=marker,
+            scorer=installed_scorer(detector_name, store, target.device) if sync_score else None,
+            guard=ContentGuard.from_environment(store, target.device),
         )
 
-    def beside(self, detector: faces.FaceDetector) -> Self:
-        """Another one, for another thread: all but the detector, which has a state, is shared."""
+    def clone_for_thread(self, detector: faces.FaceDetector) -> Self:
+        """Return a pipeline for another thread that shares everything but the detector, which has state."""
         return type(self)(
             self.model,
             detector,
@@ -156,10 +167,8 @@ class LipSyncPipeline:
         output_audio: Path | str | None = None,
         provenance: Provenance | None = None,
     ) -> SyncResult:
-        """`run` without looking at its progress."""
-        return _finished(
-            self.run(video, audio, output, params, output_audio=output_audio, provenance=provenance)
-        )
+        """Run a job without progress reports; see `run`."""
+        return drain(self.run(video, audio, output, params, output_audio=output_audio, provenance=provenance))
 
     def run(
         self,
@@ -170,32 +179,32 @@ class LipSyncPipeline:
         *,
         output_audio: Path | str | None = None,
         provenance: Provenance | None = None,
-        helpers: Helpers | None = None,
+        remote: RemoteRenderers | None = None,
     ) -> Generator[Progress, None, SyncResult]:
-        """Make the video.
+        """Lip-sync a video.
 
         Args:
-            video: file with the person, or the persons; its own sound is not used.
-            audio: file with the voice that drives the lips, any container with sound; or the voices of
-                several speakers, each of whom keeps a resting mouth while silent (`params.face` is not used).
-            output: .mp4, .mov or .mkv to write; replaced only when the new one is complete.
+            video: file with one or more people; its own audio is not used.
+            audio: file with the voice that drives the lips, in any container with audio; or several speakers,
+                whose mouths rest while they are silent (`params.face` is not used then).
+            output: .mp4, .mov or .mkv to write; it appears or is replaced only when the result is complete.
             params: options; None: the default preset.
-            output_audio: what is heard, where that is not `audio` (a mix with music, say). Several voices are
-                mixed.
-            provenance: what is signed with the result besides its making.
-            helpers: who renders segments of it besides this process; None: nobody.
+            output_audio: audio of the result if it is not `audio`, such as a mix with music. None: `audio`,
+                or the mix of all speakers.
+            provenance: what is signed with the result besides the facts of its making.
+            remote: other processes that render segments of the job; None: none.
 
         Yields:
             Progress of each stage.
 
         Returns:
-            What was made.
+            The result's properties.
 
         Raises:
-            LipSyncError: with the code of what went wrong; nothing half-made is left behind.
+            LipSyncError: with its code; no partial output is left.
         """
-        self._prepare(Path(output), provenance)
-        inner = self._run(video, audio, output, params, output_audio, provenance, helpers, Path(video))
+        self._require_permitted(Path(output), provenance)
+        inner = self._run(video, audio, output, params, output_audio, provenance, remote, Path(video))
         return (yield from inner)
 
     def _run(
@@ -206,38 +215,39 @@ class LipSyncPipeline:
         params: SyncParams | None,
         output_audio: Path | str | None,
         provenance: Provenance | None,
-        helpers: Helpers | None,
+        remote: RemoteRenderers | None,
         source: Path,
     ) -> Generator[Progress, None, SyncResult]:
-        """`run`, of a video that was made from `source`."""
+        """Lip-sync a video that was derived from `source`, the file that content credentials name."""
         params = params or SyncParams()
-        # 1. Look at the inputs and the output's place before any heavy work.
+        # 1. Probe inputs and output before any expensive work.
         video_info = media.probe_video(Path(video))
         content = self._guard.look(video_info)
-        cast = None if isinstance(audio, (str, Path)) else Cast.of(audio)
+        mix = None if isinstance(audio, (str, Path)) else SpeakerMix.from_speakers(audio)
         voices = [Path(audio)] if isinstance(audio, (str, Path)) else [speaker.audio for speaker in audio]
-        probed = [media.probe_audio(path) for path in voices]
-        heard = media.probe_audio(Path(output_audio)) if output_audio is not None else None
+        voice_infos = [media.probe_audio(path) for path in voices]
+        result_audio = None if output_audio is None else media.probe_audio(Path(output_audio)).path
         video_hash = media.content_hash(video_info.path)
-        inputs = (video_info.path, *voices, *([] if heard is None else [heard.path]))
-        key = self._job_key(video_hash, voices, cast, params)
+        inputs = (video_info.path, *voices, *([] if result_audio is None else [result_audio]))
+        key = self._job_key(video_hash, voices, mix, params)
         with (
-            resource_errors(),
-            unpublished(Path(output), inputs, key) as part,
-            work_folder(self._cache_dir / "jobs", key) as folder,
+            translate_resource_errors(),
+            atomic_output(Path(output), inputs, key) as part,
+            work_dir(self._cache_dir / "jobs", key) as folder,
         ):
             seconds = dict.fromkeys(Stage, 0.0)
-            sound = heard.path if heard is not None else voices[0] if cast is None else cast.mix(folder)
-            segments = Segments(self.model, folder, sound, key, helpers)
+            if result_audio is None:
+                result_audio = voices[0] if mix is None else mix.write_mix(folder)
+            renderer = SegmentRenderer(self.model, folder, result_audio, key, remote)
 
-            # 2. Analyse, or take the plan that an interrupted run has left. Of a long clip the first segments
-            #    are rendered before the rest is read.
-            speakers = [(params.face, probed[0])] if cast is None else cast.record(folder)
-            if helpers is not None and not (folder / "plan.json").exists():
-                take_over(helpers.left(key), folder)
+            # 2. Plan, or load the plan of an interrupted run. The first segments of a long clip are rendered
+            #    before the rest is read.
+            speakers = [(params.face, voice_infos[0])] if mix is None else mix.write_tracks(folder)
+            if remote is not None and not (folder / "plan.json").exists():
+                adopt_segments(remote.previous_segments(key), folder)
             plan = Plan.load(folder, video_info, params)
             if plan is None:
-                analysis = analyse(
+                planning = plan_job(
                     video_info,
                     speakers,
                     params,
@@ -247,28 +257,32 @@ class LipSyncPipeline:
                     video_hash=video_hash,
                     folder=folder,
                 )
-                plan = yield from _timed(analysis, seconds, segments)
+                plan = yield from _plan_and_render(planning, seconds, renderer)
 
-            # 3. Render the segments that are not there yet; each that is can be watched from now on.
-            yield from segments.render(plan)
-            seconds[Stage.RENDER] = segments.seconds
+            # 3. Render the segments that are not there yet; each one can be previewed once it is finished.
+            yield from renderer.render_ready(plan)
+            seconds[Stage.RENDER] = renderer.elapsed_s
 
-            # 4. Measure the lips; join the segments with the sound, sign, and publish.
+            # 4. Measure the lip-sync, join the segments with the audio, sign, publish.
             meter = Meter(Stage.ASSEMBLE, 1)
             yield meter.at(0)
-            sync = self._measure(plan, segments.files, [voice.path for _, voice in speakers])
-            media.assemble(segments.files, part, video_info, plan.header.fps, params.quality, audio=sound)
-            facts = self._facts(plan, provenance or Provenance(), key)
-            unmarked = self.marker.mark(part, source, facts)
+            sync = self._score_sync(plan, renderer.files, [voice.path for _, voice in speakers])
+            media.assemble(
+                renderer.files, part, video_info, plan.header.fps, params.quality, audio=result_audio
+            )
+            facts = self._manifest_facts(plan, provenance or Provenance(), key)
+            signing_warning = self.marker.mark(part, source, facts)
             part.replace(output)
             yield meter.at(1)
             seconds[Stage.ASSEMBLE] = meter.elapsed_s
             shutil.rmtree(folder)
-        return self._result(plan, Path(output), segments.resumed, seconds, facts.job, unmarked, sync, content)
+        return self._build_result(
+            plan, Path(output), renderer.n_resumed, seconds, facts.job, signing_warning, sync, content
+        )
 
     def portrait(
         self,
-        picture: Path | str,
+        image: Path | str,
         audio: Path | str | Sequence[Speaker],
         output: Path | str,
         params: SyncParams | None = None,
@@ -279,10 +293,10 @@ class LipSyncPipeline:
         output_audio: Path | str | None = None,
         provenance: Provenance | None = None,
     ) -> SyncResult:
-        """`run_portrait` without looking at its progress."""
-        return _finished(
+        """Animate and lip-sync a still portrait without progress reports; see `run_portrait`."""
+        return drain(
             self.run_portrait(
-                picture,
+                image,
                 audio,
                 output,
                 params,
@@ -296,7 +310,7 @@ class LipSyncPipeline:
 
     def run_portrait(
         self,
-        picture: Path | str,
+        image: Path | str,
         audio: Path | str | Sequence[Speaker],
         output: Path | str,
         params: SyncParams | None = None,
@@ -306,47 +320,52 @@ class LipSyncPipeline:
         motion_model: str | None = None,
         output_audio: Path | str | None = None,
         provenance: Provenance | None = None,
-        helpers: Helpers | None = None,
+        remote: RemoteRenderers | None = None,
     ) -> Generator[Progress, None, SyncResult]:
-        """Make a still picture speak, as long as the voice lasts, at 25 fps.
+        """Animate a still portrait and lip-sync it; the result is as long as the audio, at 25 fps.
 
         Args:
-            picture: PNG, JPEG, WebP or BMP with one or more faces.
-            motion: what the head does.
-            prompt: for generated motion, what happens in the picture besides speaking; None: the person
-                idles. That lips are closed and the camera stands still is always added.
-            motion_model: for generated motion, a model of the manifest; None: the first that can do it.
-            audio, output, params, output_audio, provenance, helpers: as for `run`.
+            image: PNG, JPEG, WebP or BMP with one or more faces.
+            motion: how the head moves.
+            prompt: for generated motion, what happens besides speaking; None: the person idles. Closed lips
+                and a still camera are always added to it.
+            motion_model: for generated motion, a model of the manifest; None: the first image-to-video model.
+            audio, output, params, output_audio, provenance, remote: as for `run`.
 
         Yields, Returns, Raises:
-            As `run`. WeightsError where files for generated motion are missing, before any work.
+            As `run`. WeightsError before any work if files for generated motion are missing.
         """
         params = params or SyncParams()
-        media.check_output(Path(output), (Path(picture),))
-        self._prepare(Path(output), provenance)
-        still = media.read_image(Path(picture), params.max_short_side)
-        how, warnings = self._motion(motion, prompt, motion_model)
-        alone = isinstance(audio, (str, Path))
-        cast = Cast.of([Speaker(params.face, Path(audio))] if isinstance(audio, (str, Path)) else audio)
-        voices = [speaker.audio for speaker in cast.speakers]
-        origin = motion if isinstance(how, Motion) else f"{motion} {how.path(still, params).stem}"
-        key = self._job_key(f"{origin} {media.content_hash(Path(picture))}", voices, cast, params)
-        with resource_errors(), work_folder(self._cache_dir / "jobs", key) as folder:
-            film = folder / "portrait.mp4"
-            people = [(face, voice.path) for face, voice in cast.record(folder)]
-            began = time.monotonic()
-            yield from animate(still, people, film, self.detector, params, how)
-            motion_s = time.monotonic() - began
-            moving = dataclasses.replace(params, max_short_side=None)
-            spoken = voices[0] if alone else cast.speakers
+        media.check_output(Path(output), (Path(image),))
+        self._require_permitted(Path(output), provenance)
+        still = media.read_image(Path(image), params.max_short_side)
+        motion_source, warnings = self._choose_motion(motion, prompt, motion_model)
+        is_one_voice = isinstance(audio, (str, Path))
+        mix = SpeakerMix.from_speakers(
+            [Speaker(params.face, Path(audio))] if isinstance(audio, (str, Path)) else audio
+        )
+        voices = [speaker.audio for speaker in mix.speakers]
+        if isinstance(motion_source, ClipCache):
+            motion_id = f"{motion} {motion_source.clip_path(still, params).stem}"
+        else:
+            motion_id = str(motion)
+        key = self._job_key(f"{motion_id} {media.content_hash(Path(image))}", voices, mix, params)
+        with translate_resource_errors(), work_dir(self._cache_dir / "jobs", key) as folder:
+            video = folder / "portrait.mp4"
+            people = [(face, voice.path) for face, voice in mix.write_tracks(folder)]
+            start_s = time.monotonic()
+            yield from write_source_video(still, people, video, self.detector, params, motion_source)
+            motion_s = time.monotonic() - start_s
+            video_params = dataclasses.replace(params, max_short_side=None)
+            speakers = voices[0] if is_one_voice else mix.speakers
             try:
                 result = yield from self._run(
-                    film, spoken, output, moving, output_audio, provenance, helpers, Path(picture)
+                    video, speakers, output, video_params, output_audio, provenance, remote, Path(image)
                 )
             except FaceError as error:
                 if motion is not Motion.GENERATED:
                     raise
-                raise FaceError(  # the picture had the face
+                raise FaceError(  # the image had the face
                     error.code,
                     "The face is lost in the generated motion: use another seed or prompt, or "
                     "motion=natural.",
@@ -354,32 +373,34 @@ class LipSyncPipeline:
             seconds = dataclasses.replace(result.seconds, motion=motion_s)
             return dataclasses.replace(result, seconds=seconds, warnings=result.warnings + warnings)
 
-    def _motion(
+    def _choose_motion(
         self, motion: Motion, prompt: str | None, model: str | None
-    ) -> tuple[Motion | Clips, tuple[str, ...]]:
-        """How a portrait is moved, and what was asked for that has no part in it."""
+    ) -> tuple[Motion | ClipCache, tuple[str, ...]]:
+        """Return the source of a portrait's motion, and a warning for each option that it does not use."""
         if motion is Motion.GENERATED:
-            clips = Clips.find(model, prompt, self._weights, self._cache_dir / "motion", self.model.device)
+            clips = ClipCache.from_manifest(
+                model, prompt, self._weights, self._cache_dir / "motion", self.model.device
+            )
             return clips, ()
-        unused = [name for name, given in (("prompt", prompt), ("motion model", model)) if given]
+        ignored = [name for name, value in (("prompt", prompt), ("motion model", model)) if value]
         return motion, tuple(
             f"The {name} was not used: motion={motion} needs none, only motion=generated does."
-            for name in unused
+            for name in ignored
         )
 
-    def compare(
+    def write_comparison(
         self, video: Path, result: SyncResult, output: Path, provenance: Provenance | None = None
     ) -> str | None:
-        """Source and result side by side, signed like the result.
+        """Write source and result side by side, signed like the result.
 
         Returns:
-            A sentence where it is left unmarked.
+            A warning if the file could not be signed.
 
         Raises:
             As `media.write_comparison`, and SigningError.
         """
         self.marker.prepare(output)
-        with resource_errors(), unpublished(output, (video, result.output), "compare") as part:
+        with translate_resource_errors(), atomic_output(output, (video, result.output), "compare") as part:
             media.write_comparison(video, result.output, part, result.frames)
             facts = Facts(
                 model=result.model,
@@ -389,19 +410,19 @@ class LipSyncPipeline:
                 job=result.job,
                 consent=None if provenance is None else provenance.consent,
             )
-            unmarked = self.marker.mark(part, video, facts)
+            signing_warning = self.marker.mark(part, video, facts)
             part.replace(output)
-        return unmarked
+        return signing_warning
 
-    def _prepare(self, output: Path, provenance: Provenance | None) -> None:
-        """Whether this job may run and its result can be signed."""
+    def _require_permitted(self, output: Path, provenance: Provenance | None) -> None:
+        """Raise unless the job has the consent that it needs and its result can be signed."""
         require_consent((provenance or Provenance()).consent)
         self.marker.prepare(output)
 
-    def _measure(self, plan: Plan, files: Sequence[Path], voices: Sequence[Path]) -> SyncScore | None:
+    def _score_sync(self, plan: Plan, files: Sequence[Path], voices: Sequence[Path]) -> SyncScore | None:
         return None if self._scorer is None else score_job(plan, files, voices, self._scorer)
 
-    def _facts(self, plan: Plan, provenance: Provenance, key: str) -> Facts:
+    def _manifest_facts(self, plan: Plan, provenance: Provenance, key: str) -> Facts:
         info, params = self.model.info, plan.header.params
         return Facts(
             model=info.name,
@@ -412,21 +433,24 @@ class LipSyncPipeline:
             consent=provenance.consent,
         )
 
-    def _result(
+    def _build_result(
         self,
         plan: Plan,
         output: Path,
         segments_resumed: int,
         seconds: dict[Stage, float],
         job: str,
-        unmarked: str | None,
+        signing_warning: str | None,
         sync: SyncScore | None,
         content: ContentFinding,
     ) -> SyncResult:
         info, params = self.model.info, plan.header.params
-        guidance = info.guidance_scale if params.guidance_scale is None else params.guidance_scale
+        guidance_scale = info.guidance_scale if params.guidance_scale is None else params.guidance_scale
         width, height = media.output_size(plan.header.video.format, params.max_short_side)
-        silent = None if plan.arrays.gate.any() else "Nobody speaks in the voice: the lips rest throughout."
+        silence_warning = (
+            None if plan.arrays.gate.any() else "The audio contains no speech: the lips rest throughout."
+        )
+        warnings = (signing_warning, content.warning, silence_warning)
         return SyncResult(
             output=output,
             width=width,
@@ -439,32 +463,34 @@ class LipSyncPipeline:
             analysis_cached=plan.header.analysis_cached,
             seed=params.seed,
             num_inference_steps=params.num_inference_steps or info.num_inference_steps,
-            guidance_scale=guidance,
+            guidance_scale=guidance_scale,
             model=info.name,
             weights_sha256=info.weights_sha256,
             device=str(self.model.device),
             dtype=self.model.precision,
             seconds=StageSeconds(**{stage.value: seconds[stage] for stage in Stage}),
             job=job,
-            is_marked=unmarked is None,
+            is_marked=signing_warning is None,
             sync=sync,
             is_nsfw=content.is_nsfw,
-            warnings=tuple(said for said in (unmarked, content.warning, silent) if said is not None),
+            warnings=tuple(warning for warning in warnings if warning is not None),
         )
 
-    def _job_key(self, video_hash: str, voices: Sequence[Path], cast: Cast | None, params: SyncParams) -> str:
-        """Names everything that decides a job's pixels; equal keys may share finished segments."""
+    def _job_key(
+        self, video_hash: str, voices: Sequence[Path], mix: SpeakerMix | None, params: SyncParams
+    ) -> str:
+        """Return a hash of everything that decides a job's pixels; jobs of equal keys may share segments."""
         digest = hashlib.sha256()
-        names = ("faces_file", "face_mask", "mask_image", "matte")
-        given = {name: path for name in names if (path := getattr(params, name)) is not None}
-        names_alone: dict[str, Any] = {name: Path(name) for name in given}  # what is in the files counts
-        placeless = dataclasses.replace(params, **names_alone)
+        options = ("faces_file", "face_mask", "mask_image", "matte")
+        files = {name: path for name in options if (path := getattr(params, name)) is not None}
+        placeholders: dict[str, Any] = {name: Path(name) for name in files}  # contents count, paths do not
+        params_without_paths = dataclasses.replace(params, **placeholders)
         for part in (
             video_hash,
             *map(media.content_hash, voices),
-            "" if cast is None else str([(s.face, s.start_s, s.length_s) for s in cast.speakers]),
-            *(media.content_hash(path) for path in given.values()),
-            TypeAdapter(SyncParams).dump_json(placeless).decode(),
+            "" if mix is None else str([(s.face, s.start_s, s.length_s) for s in mix.speakers]),
+            *(media.content_hash(path) for path in files.values()),
+            TypeAdapter(SyncParams).dump_json(params_without_paths).decode(),
             self.model.info.name,
             self.model.info.weights_sha256,
             f"{self.model.device.type} {self.model.precision}",
@@ -475,31 +501,21 @@ class LipSyncPipeline:
         return digest.hexdigest()[:32]
 
 
-def _finished(steps: Generator[Progress, None, SyncResult]) -> SyncResult:
-    """Run to the end."""
-    while True:
-        try:
-            next(steps)
-        except StopIteration as finished:
-            result: SyncResult = finished.value
-            return result
-
-
-def _timed(
-    steps: Generator[Progress | Plan, None, Plan], seconds: dict[Stage, float], segments: Segments
+def _plan_and_render(
+    planning: Generator[Progress | Plan, None, Plan], seconds: dict[Stage, float], renderer: SegmentRenderer
 ) -> Generator[Progress, None, Plan]:
-    """Pass progress on, note how long each stage took, and render what can be rendered in between."""
-    began = time.monotonic()
-    with closing(steps):
+    """Pass the planner's progress on, render what its drafts make ready, and add up the time per stage."""
+    start_s = time.monotonic()
+    with closing(planning):
         while True:
             try:
-                step = next(steps)
-            except StopIteration as finished:
-                plan: Plan = finished.value
+                step = next(planning)
+            except StopIteration as end:
+                plan: Plan = end.value
                 return plan
             if isinstance(step, Plan):
-                yield from segments.render(step)
+                yield from renderer.render_ready(step)
             else:
-                seconds[step.stage] += time.monotonic() - began
+                seconds[step.stage] += time.monotonic() - start_s
                 yield step
-            began = time.monotonic()
+            start_s = time.monotonic()

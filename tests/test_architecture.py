@@ -16,8 +16,8 @@ import pytest
 from tests.support.paths import ROOT
 
 ENGINE_LAYERS: list[set[str]] = [
-    {"errors"},
-    {"params", "progress", "cache", "ray_connection"},
+    {"errors", "utils"},
+    {"params", "progress", "ray_connection"},
     {"device", "weights", "media"},
     {"audio"},
     {"faces"},

@@ -28,7 +28,7 @@ from lipsync_engine.batch.results import Ledger, Result, Status
 from lipsync_engine.batch.runner import REPORT_NAME, Batch, BatchProgress, Running
 from lipsync_engine.batch.worker_process import Loading, Machines, ThisMachine
 from lipsync_engine.errors import ErrorCode, ParameterError, ResourceError
-from lipsync_engine.params import Engine, SyncParams
+from lipsync_engine.params import BatchEngine, SyncParams
 from lipsync_engine.provenance import Marker
 from lipsync_engine.weights import WeightsStore
 
@@ -77,7 +77,7 @@ def run_batch(
     params: SyncParams | None = None,
     *,
     loading: Loading | None = None,
-    engine: Engine = Engine.LOCAL,
+    engine: BatchEngine = BatchEngine.LOCAL,
     workers: int | None = None,
     skip_bad: bool = False,
     consent: str | None = None,
@@ -144,8 +144,8 @@ def run_batch(
         return BatchResult(results, batch.resumed, elapsed_s, report, tuple(batch.warnings))
 
 
-def _machines(engine: Engine, loading: Loading, manifest: Manifest, folder: Path) -> Machines:
-    if engine is Engine.LOCAL:
+def _machines(engine: BatchEngine, loading: Loading, manifest: Manifest, folder: Path) -> Machines:
+    if engine is BatchEngine.LOCAL:
         return ThisMachine(loading)
     try:
         from lipsync_engine.batch import ray_backend  # Ray comes with an extra

@@ -224,7 +224,10 @@ def main() -> None:
             cache_dir=arguments.cache_dir,
             marking=arguments.marking,
         )
-        pipelines = [pipeline, *(pipeline.beside(_detector(arguments)) for _ in range(1, arguments.jobs))]
+        pipelines = [
+            pipeline,
+            *(pipeline.clone_for_thread(_detector(arguments)) for _ in range(1, arguments.jobs)),
+        ]
     except LipSyncError as error:
         worker.say(Unable(error.code, error.message))
         return

@@ -243,10 +243,10 @@ def doctor(
         return
 
     from lipsync_engine import media
-    from lipsync_engine.cache import default_cache_dir
     from lipsync_engine.cli.memory import plans
     from lipsync_engine.device import choose_compile, choose_device, choose_fp8
     from lipsync_engine.provenance import Marker
+    from lipsync_engine.utils import default_cache_dir
     from lipsync_engine.weights import WeightsStore
 
     table = facts()

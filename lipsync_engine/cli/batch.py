@@ -30,7 +30,7 @@ from lipsync_engine.cli.jobs import (
 )
 from lipsync_engine.cli.terminal import STAGE_TEXT, err, out, warn, written
 from lipsync_engine.errors import ErrorCode, LipSyncError
-from lipsync_engine.params import Engine, FaceChoice, SyncParams, Tail
+from lipsync_engine.params import BatchEngine, FaceChoice, SyncParams, Tail
 
 if TYPE_CHECKING:
     from lipsync_engine.batch import BatchProgress, BatchResult
@@ -46,9 +46,9 @@ def batch(
         Path, typer.Option("--output", "-o", help="Folder for results, results.jsonl and report.html.")
     ],
     engine: Annotated[
-        Engine,
+        BatchEngine,
         typer.Option(help="local, or ray: workers on all machines of a cluster (lipsync cluster up, join)."),
-    ] = Engine.LOCAL,
+    ] = BatchEngine.LOCAL,
     workers: Annotated[
         int | None,
         typer.Option(

@@ -109,7 +109,9 @@ def run(
     pipeline = load(model, output, side_by_side)
     job = pipeline.run(video, audio, output, params, output_audio=output_audio, provenance=provenance)
     result = followed(job)
-    if side_by_side is not None and (unmarked := pipeline.compare(video, result, side_by_side, provenance)):
+    if side_by_side is not None and (
+        unmarked := pipeline.write_comparison(video, result, side_by_side, provenance)
+    ):
         warn(f"{side_by_side.name}: {unmarked}")
 
     report(result)

@@ -32,7 +32,7 @@ from lipsync_engine.cli.jobs import (
 )
 from lipsync_engine.cli.terminal import followed, report
 from lipsync_engine.errors import ParameterError
-from lipsync_engine.params import FaceChoice, FaceRule, Motion, Order, Provenance, Speaker, SyncParams
+from lipsync_engine.params import FaceChoice, FaceRule, Motion, Provenance, Speaker, SpeakerOrder, SyncParams
 
 
 def multi(
@@ -42,8 +42,8 @@ def multi(
         list[str] | None,
         typer.Option(help="FACE=AUDIO for each person; FACE is left, right, 0, 1, … or X,Y@SECONDS."),
     ] = None,
-    order: Annotated[Order, typer.Option(help="Whether left and right speak together or in turn.")] = (
-        Order.TOGETHER
+    order: Annotated[SpeakerOrder, typer.Option(help="Whether left and right speak together or in turn.")] = (
+        SpeakerOrder.TOGETHER
     ),
     segment: Annotated[
         list[str] | None,
@@ -162,7 +162,7 @@ def portrait(
     report(followed(job))
 
 
-def _speakers(named: list[str], order: Order, segments: list[str]) -> list[Speaker]:
+def _speakers(named: list[str], order: SpeakerOrder, segments: list[str]) -> list[Speaker]:
     """From `--speaker`, `--order` and `--segment`."""
     found = []
     for text in named:
@@ -172,13 +172,13 @@ def _speakers(named: list[str], order: Order, segments: list[str]) -> list[Speak
                 f"speaker={text!r} is not understood: use FACE=AUDIO, such as left=anna.wav."
             )
         found.append(Speaker(FaceChoice.parse(face), Path(path)))
-    if order is not Order.TOGETHER:
+    if order is not SpeakerOrder.TOGETHER:
         by_face = {speaker.face.rule: speaker.audio for speaker in found}
         if len(found) != 2 or by_face.keys() != {FaceRule.LEFT, FaceRule.RIGHT}:
             raise ParameterError(f"order={order} needs two speakers, left=AUDIO and right=AUDIO.")
-        from lipsync_engine.planning.speakers import dialogue
+        from lipsync_engine.planning.speakers import make_dialogue
 
-        found = list(dialogue(by_face[FaceRule.LEFT], by_face[FaceRule.RIGHT], order))
+        found = list(make_dialogue(by_face[FaceRule.LEFT], by_face[FaceRule.RIGHT], order))
     found += [_segment(text) for text in segments]
     if not found:
         raise ParameterError("Nobody speaks: give --speaker FACE=AUDIO or --segment.")

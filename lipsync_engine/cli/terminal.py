@@ -86,7 +86,7 @@ def _bars() -> Bars:
 def _show(bars: Bars, tasks: dict[Stage, TaskID], progress: Progress) -> None:
     if progress.stage not in tasks:
         tasks[progress.stage] = bars.add_task(STAGE_TEXT[progress.stage], unit="", speed="")
-    left = f", {progress.left_s:.0f} s left" if progress.left_s is not None else ""
+    left = f", {progress.eta_s:.0f} s left" if progress.eta_s is not None else ""
     bars.update(
         tasks[progress.stage],
         completed=progress.done,

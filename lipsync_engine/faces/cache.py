@@ -7,8 +7,8 @@ import os
 import zipfile
 from pathlib import Path
 
-from lipsync_engine.cache import drop_oldest
 from lipsync_engine.faces.tracking import FORMAT, FaceTracks
+from lipsync_engine.utils import drop_oldest
 
 MAX_BYTES = 2**30
 

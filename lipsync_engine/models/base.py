@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lipsync_engine.errors import ErrorCode, WeightsError
-from lipsync_engine.params import EXACT, Shortcuts
+from lipsync_engine.params import EXACT_SAMPLING, FastSampling
 from lipsync_engine.weights import ModelEntry, WeightsStore
 
 IMAGE_TO_VIDEO = "image-to-video"
@@ -73,7 +73,7 @@ class LipSyncModel(Protocol):
         num_inference_steps: int,
         guidance_scale: float,
         posterior_noise: tuple[Tensor, Tensor] | None = None,
-        shortcuts: Shortcuts = EXACT,
+        fast_sampling: FastSampling = EXACT_SAMPLING,
     ) -> Tensor:
         """Generate a window of faces and return its latents (F, C, h, w).
 

@@ -1,8 +1,9 @@
 """All decisions of a job, made before rendering and stored as a plan.
 
-    timeline  output frame -> source frame; windows; segments (pure)
+    timeline  output frame → source frame; windows; segments (pure)
     speakers  several speakers: intervals and the mix
-    plan      the plan: data, planner, files
+    planner   reads audio and video step by step and makes the plan
+    plan      the plan: frozen data, save, load, portable files
 
-The package knows neither how frames are rendered nor who asked for the job.
+The package does not render frames and does not know who submitted the job.
 """

@@ -1,6 +1,6 @@
-"""Several speakers: when each is heard, a track per person as long as the whole, and what is heard together.
+"""Several speakers: when each one speaks, one audio track per person, and the mix of all voices.
 
-It knows neither faces nor models.
+The module knows neither faces nor models.
 """
 
 from __future__ import annotations
@@ -14,28 +14,39 @@ from pathlib import Path
 from lipsync_engine import media
 from lipsync_engine.errors import ParameterError
 from lipsync_engine.media import AudioClip, AudioInfo
-from lipsync_engine.params import FaceChoice, Order, Speaker
+from lipsync_engine.params import FaceChoice, Speaker, SpeakerOrder
 
 MAX_SPEAKERS = 8
+MAX_OVERLAP_S = 0.04
+"""Two audio files of one person may overlap by one frame, which rounding of their lengths can cause."""
 
 
-def dialogue(left: Path, right: Path, order: Order) -> tuple[Speaker, Speaker]:
-    """The leftmost and the rightmost person, together or one after the other."""
-    first, second = FaceChoice.parse("left"), FaceChoice.parse("right")
-    starts = {
-        Order.TOGETHER: lambda: (0.0, 0.0),
-        Order.LEFT_RIGHT: lambda: (0.0, media.probe_audio(left).duration_s),
-        Order.RIGHT_LEFT: lambda: (media.probe_audio(right).duration_s, 0.0),
-    }[order]()
-    return Speaker(first, left, starts[0]), Speaker(second, right, starts[1])
+def make_dialogue(left: Path, right: Path, order: SpeakerOrder) -> tuple[Speaker, Speaker]:
+    """Return the leftmost and the rightmost person as speakers, at the same time or in turn.
+
+    Args:
+        left, right: the audio file of each.
+
+    Raises:
+        MediaError: a file has no usable audio.
+    """
+    left_s = right_s = 0.0
+    if order is SpeakerOrder.LEFT_RIGHT:
+        right_s = media.probe_audio(left).duration_s
+    elif order is SpeakerOrder.RIGHT_LEFT:
+        left_s = media.probe_audio(right).duration_s
+    return (
+        Speaker(FaceChoice.parse("left"), left, left_s),
+        Speaker(FaceChoice.parse("right"), right, right_s),
+    )
 
 
 @dataclass(frozen=True, slots=True)
-class Cast:
-    """The voices of a job.
+class SpeakerMix:
+    """The speakers of a job and how their audio is combined.
 
     Attributes:
-        speakers: as asked for; entries with one face are one person.
+        speakers: with their lengths; entries with equal faces are one person.
         duration_s: until the last one ends.
     """
 
@@ -43,47 +54,48 @@ class Cast:
     duration_s: float
 
     @classmethod
-    def of(cls, speakers: Sequence[Speaker]) -> Cast:
-        """
+    def from_speakers(cls, speakers: Sequence[Speaker]) -> SpeakerMix:
+        """Probe the speakers' audio and check that they can be combined.
+
         Raises:
-            ParameterError: nobody, too many, or one person with two voices at once.
-            MediaError: a voice cannot be used.
+            ParameterError: no speaker, too many, or one person with two audio files at the same time.
+            MediaError: a file has no usable audio.
         """
         if not speakers or len({speaker.face for speaker in speakers}) > MAX_SPEAKERS:
-            raise ParameterError(f"Name 1 to {MAX_SPEAKERS} speakers, each with a face and a voice.")
-        timed = []
+            raise ParameterError(f"Name 1 to {MAX_SPEAKERS} speakers, each with a face and an audio file.")
+        with_lengths = []
         for speaker in speakers:
-            whole_s = media.probe_audio(speaker.audio).duration_s
-            length_s = whole_s if speaker.length_s is None else min(whole_s, speaker.length_s)
-            timed.append(dataclasses.replace(speaker, length_s=length_s))
-        for one, other in itertools.combinations(timed, 2):
-            if one.face == other.face and _overlap_s(one, other) > 0.04:
+            file_s = media.probe_audio(speaker.audio).duration_s
+            length_s = file_s if speaker.length_s is None else min(file_s, speaker.length_s)
+            with_lengths.append(dataclasses.replace(speaker, length_s=length_s))
+        for one, other in itertools.combinations(with_lengths, 2):
+            if one.face == other.face and _overlap_s(one, other) > MAX_OVERLAP_S:
                 raise ParameterError(
-                    f"{one.audio.name!r} and {other.audio.name!r} are the same person's and sound at once: "
+                    f"{one.audio.name!r} and {other.audio.name!r} belong to the same person and overlap: "
                     "move one of them."
                 )
-        return cls(tuple(timed), max(map(_stop_s, timed)))
+        return cls(tuple(with_lengths), max(map(_stop_s, with_lengths)))
 
-    def record(self, folder: Path) -> list[tuple[FaceChoice, AudioInfo]]:
-        """Of each person the track that drives the lips: the own voice where it sounds, else silence."""
-        people: dict[FaceChoice, list[Speaker]] = {}
+    def write_tracks(self, folder: Path) -> list[tuple[FaceChoice, AudioInfo]]:
+        """Write one audio track per person: the person's audio where there is some, silence elsewhere."""
+        by_face: dict[FaceChoice, list[Speaker]] = {}
         for speaker in self.speakers:
-            people.setdefault(speaker.face, []).append(speaker)
-        found = []
-        for number, (face, parts) in enumerate(people.items()):
-            track = folder / f"voice-{number}.wav"
-            media.mix_audio([_placed(part) for part in parts], self.duration_s, track)
-            found.append((face, media.probe_audio(track)))
-        return found
+            by_face.setdefault(speaker.face, []).append(speaker)
+        tracks = []
+        for number, (face, parts) in enumerate(by_face.items()):
+            path = folder / f"voice-{number}.wav"
+            media.mix_audio([_audio_clip(part) for part in parts], self.duration_s, path)
+            tracks.append((face, media.probe_audio(path)))
+        return tracks
 
-    def mix(self, folder: Path) -> Path:
-        """What is heard: all voices."""
-        track = folder / "mix.wav"
-        media.mix_audio([_placed(speaker) for speaker in self.speakers], self.duration_s, track)
-        return track
+    def write_mix(self, folder: Path) -> Path:
+        """Write the mix of all voices and return its path."""
+        path = folder / "mix.wav"
+        media.mix_audio([_audio_clip(speaker) for speaker in self.speakers], self.duration_s, path)
+        return path
 
 
-def _placed(speaker: Speaker) -> AudioClip:
+def _audio_clip(speaker: Speaker) -> AudioClip:
     return AudioClip(speaker.audio, speaker.start_s, speaker.length_s)
 
 

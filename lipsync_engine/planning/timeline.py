@@ -1,18 +1,19 @@
-"""Which source frame each output frame shows, and how the work is cut into windows and segments.
+"""Source order, windows and segments: which source frame each output frame shows and how work is divided.
 
-Output frame i is shown at i / fps. Three layers stand on that:
+Output frame i is shown at i / fps. Three layers build on that:
 
-* **source order**: output frame → decoded source frame, whatever the source's (variable) rate, and what
-  happens when the voice and the picture differ in length;
-* **windows**: the groups of frames that the model sees together, never across a shot cut or a gap without a
-  face, overlapping so that they can be blended;
-* **segments**: stretches of whole window groups, rendered independently of each other.
+* **source order**: output frame → decoded source frame, for constant and variable source rates, and for audio
+  that is longer or shorter than the video;
+* **windows**: groups of frames that the model denoises together. They never span a shot cut or a gap without
+  a face, and they overlap so that they can be blended;
+* **segments**: runs of output frames that are rendered independently of each other.
 
-Pure: no I/O, no pictures, no sound. Times are seconds, rates are fractions.
+Pure: no I/O, no pixels, no audio samples. Times are seconds, rates are fractions.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 from collections.abc import Sequence
@@ -20,41 +21,38 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 import numpy as np
-import numpy.typing as npt
 
 from lipsync_engine.errors import ParameterError
 from lipsync_engine.params import LoopMode, Tail
-
-IntArray = npt.NDArray[np.int64]
-FloatArray = npt.NDArray[np.float64]
+from lipsync_engine.utils import Float64Array, FloatArray, IntArray, runs_of
 
 MODEL_FPS = 25
-"""Frame spacing that LatentSync's motion modules were trained with."""
+"""Frame rate that LatentSync's motion modules were trained with."""
 
 
 # --- rates and lengths ---
 
 
-def audio_frames(audio_duration_s: float, fps: Fraction) -> int:
-    """Output frames needed so that the picture lasts as long as the audio: the last frame covers its end."""
+def count_audio_frames(audio_duration_s: float, fps: Fraction) -> int:
+    """Return how many output frames cover the audio; the last one contains its end."""
     return max(1, math.ceil(round(audio_duration_s * fps, 6)))
 
 
-def reference_audio_frames(feature_steps: int) -> int:
-    """LatentSync's own length at 25 fps from the number of 50 Hz audio steps (parity section 5)."""
+def count_reference_audio_frames(feature_steps: int) -> int:
+    """Return LatentSync's own length at 25 fps for a number of 50 Hz audio steps (parity section 5)."""
     return feature_steps // 2 + 2
 
 
-def conform(pts_s: FloatArray, fps: Fraction, nominal_rate: Fraction) -> IntArray:
-    """The decoded frame on screen in the middle of each output tick.
+def conform_to_rate(pts_s: Float64Array, fps: Fraction, nominal_rate: Fraction) -> IntArray:
+    """Return the decoded frame that is on screen in the middle of each output frame.
 
     Args:
         pts_s: (N,) start time of every decoded frame, ascending.
         fps: rate of the result.
-        nominal_rate: the source's own rate; it gives the duration of the last frame.
+        nominal_rate: of the source; it gives the duration of the last frame.
 
     Returns:
-        (M,) indices into `pts_s`; the identity when the source already has that rate.
+        (M,) indices into `pts_s`; the identity if the source already has that rate.
     """
     start = float(pts_s[0])
     duration_s = float(pts_s[-1]) - start + float(1 / nominal_rate)
@@ -66,17 +64,17 @@ def conform(pts_s: FloatArray, fps: Fraction, nominal_rate: Fraction) -> IntArra
 def source_order(
     n_source: int, n_audio: int, loop_mode: LoopMode, tail: Tail, *, repeat_ends: bool = False
 ) -> IntArray:
-    """Conformed source frame of every output frame.
+    """Return the conformed source frame of every output frame.
 
     Args:
         n_source: conformed source frames.
-        n_audio: frames that the audio needs.
-        loop_mode: rule when the audio is longer.
-        tail: rule when the audio is shorter.
-        repeat_ends: ping-pong as the reference does it, where each turn shows the end frame twice.
+        n_audio: output frames that cover the audio.
+        loop_mode: rule for audio that is longer than the video.
+        tail: rule for audio that is shorter.
+        repeat_ends: repeat the end frame at each turn of a ping-pong, as the reference does.
 
     Returns:
-        (n_audio,) indices, or (n_source,) when a longer video is kept.
+        (n_audio,) indices, or (n_source,) if a longer video is kept.
     """
     if n_source <= 0 or n_audio <= 0:
         raise ParameterError("The video and the audio must each last at least one frame.")
@@ -101,60 +99,51 @@ def source_order(
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """Frames that the model sees together.
+    """Frames that the model denoises together.
 
     Attributes:
-        index: position in the plan; names the window's random draws.
+        index: position in the plan; it seeds the window's random draws.
         frames: output frame numbers, ascending.
         weights: blend weight of each frame; over all windows a frame's weights sum to 1.
-        own: the frames that become complete with this window, and are decoded with it.
+        output_frames: the frames that are complete after this window and are decoded with it.
     """
 
     index: int
     frames: tuple[int, ...]
     weights: tuple[float, ...]
-    own: tuple[int, ...]
+    output_frames: tuple[int, ...]
 
 
-def phases(fps: Fraction) -> int:
-    """Into how many interleaved sequences a fast video is split before windowing.
+def count_phases(fps: Fraction) -> int:
+    """Return how many interleaved sequences a fast video is split into before windowing.
 
-    The motion modules know neighbours 40 ms apart. At 50 or 60 fps every second frame forms one sequence and
-    the frames between form another, each spaced 33 to 40 ms; both see the sound at their own exact times.
+    The motion modules were trained with neighbours 40 ms apart. At 50 or 60 fps every second frame forms one
+    sequence and the frames between form another, each spaced 33 to 40 ms. Each frame keeps its own exact
+    audio time.
     """
     return max(1, round(fps / MODEL_FPS))
 
 
-def runs(
-    weight: npt.NDArray[np.float32], shots: IntArray, order: IntArray, usual_step: int
+def find_face_runs(
+    weight: FloatArray, shots: IntArray, order: IntArray, source_step: int
 ) -> list[tuple[int, int]]:
-    """Stretches [start, stop) of output frames that have a usable face and no cut or jump inside.
+    """Return runs [start, stop) of output frames with a usable face and without a cut or jump inside.
 
     Args:
         weight: (N,) 0 where the frame stays untouched.
         shots: (N,) shot number of each output frame.
         order: (N,) source frame of each output frame; a jump in it (a loop's restart) ends a run.
-        usual_step: source frames from one output frame to the next.
+        source_step: usual number of source frames from one output frame to the next.
     """
-    active = weight > 0
-    breaks = (np.diff(shots) != 0) | (np.abs(np.diff(order)) > 2 * usual_step + 1)
-    found: list[tuple[int, int]] = []
-    start: int | None = None
-    for i in range(len(active)):
-        if start is not None and (not active[i] or breaks[i - 1]):
-            found.append((start, i))
-            start = None
-        if start is None and active[i]:
-            start = i
-    if start is not None:
-        found.append((start, len(active)))
-    return found
+    is_cut = np.diff(shots) != 0
+    is_jump = np.abs(np.diff(order)) > 2 * source_step + 1
+    return runs_of(weight > 0, is_cut | is_jump)
 
 
 def plan_windows(
-    stretches: Sequence[tuple[int, int]], n_phases: int, window_frames: int, overlap: int
+    runs: Sequence[tuple[int, int]], n_phases: int, window_frames: int, overlap: int
 ) -> tuple[Window, ...]:
-    """Cut runs into overlapping windows.
+    """Cut runs of frames into overlapping windows.
 
     With an overlap the last window of a run is moved back to full length, because a short window behaves
     differently (its norms pool over fewer frames). Without one the windows follow each other and the last is
@@ -162,20 +151,18 @@ def plan_windows(
     """
     if not 0 <= overlap < window_frames:
         raise ParameterError(
-            f"window_overlap={overlap} must be smaller than the window of {window_frames} frames."
+            f"window_overlap={overlap} is too large: it must be smaller than the model's window of "
+            f"{window_frames} frames."
         )
     windows: list[Window] = []
-    for start, stop in stretches:
+    for start, stop in runs:
         for phase in range(n_phases):
             frames = range(start + phase, stop, n_phases)
             if frames:
                 windows.extend(_windows_of_sequence(frames, window_frames, overlap))
-    # Order by the first own frame, so that interleaved sequences advance together.
-    windows.sort(key=lambda window: window.own[0])
-    return tuple(
-        Window(index=i, frames=window.frames, weights=window.weights, own=window.own)
-        for i, window in enumerate(windows)
-    )
+    # Sort by the first output frame, so that interleaved sequences advance together.
+    windows.sort(key=lambda window: window.output_frames[0])
+    return tuple(dataclasses.replace(window, index=index) for index, window in enumerate(windows))
 
 
 def _windows_of_sequence(frames: Sequence[int], window_frames: int, overlap: int) -> list[Window]:
@@ -184,7 +171,7 @@ def _windows_of_sequence(frames: Sequence[int], window_frames: int, overlap: int
     if overlap and n > window_frames:
         starts = [s for s in starts if s + window_frames < n] + [n - window_frames]
     stops = [min(s + window_frames, n) for s in starts]
-    raw = [_trapezoid(starts, stops, k) for k in range(len(starts))]
+    raw = [_trapezoid_weights(starts, stops, k) for k in range(len(starts))]
     total = np.zeros(n)
     for s, e, w in zip(starts, stops, raw, strict=True):
         total[s:e] += w
@@ -196,20 +183,20 @@ def _windows_of_sequence(frames: Sequence[int], window_frames: int, overlap: int
                 index=-1,
                 frames=tuple(frames[s:e]),
                 weights=tuple(float(w) for w in raw[k] / total[s:e]),
-                own=tuple(frames[s:next_start]),
+                output_frames=tuple(frames[s:next_start]),
             )
         )
     return result
 
 
-def _trapezoid(starts: Sequence[int], stops: Sequence[int], k: int) -> FloatArray:
-    """1 in the middle, rising and falling linearly over what is shared with the neighbours."""
+def _trapezoid_weights(starts: Sequence[int], stops: Sequence[int], k: int) -> Float64Array:
+    """Return weights of window k: 1 in the middle, linear ramps over frames shared with its neighbours."""
     position = np.arange(starts[k], stops[k], dtype=np.float64)
     weight = np.ones_like(position)
-    if k > 0 and (shared := stops[k - 1] - starts[k]) > 0:
-        weight = np.minimum(weight, (position - starts[k] + 1) / (shared + 1))
-    if k + 1 < len(starts) and (shared := stops[k] - starts[k + 1]) > 0:
-        weight = np.minimum(weight, (stops[k] - position) / (shared + 1))
+    if k > 0 and (n_shared := stops[k - 1] - starts[k]) > 0:
+        weight = np.minimum(weight, (position - starts[k] + 1) / (n_shared + 1))
+    if k + 1 < len(starts) and (n_shared := stops[k] - starts[k + 1]) > 0:
+        weight = np.minimum(weight, (stops[k] - position) / (n_shared + 1))
     return weight
 
 
@@ -217,72 +204,76 @@ def _trapezoid(starts: Sequence[int], stops: Sequence[int], k: int) -> FloatArra
 
 
 @dataclass(frozen=True, slots=True)
-class Share:
-    """What a segment needs of one speaker's windows, in the order in which to compute them.
+class SegmentWindows:
+    """Windows of one speaker that a segment needs, by index, in the order in which they are denoised.
 
-    `lead` windows show nothing in the segment and are computed again for the blend at its first frames.
+    Attributes:
+        context_windows: have no output frames in the segment; they are denoised again to blend its first
+            frames.
+        windows: have output frames in the segment.
     """
 
-    lead: tuple[int, ...]
+    context_windows: tuple[int, ...]
     windows: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """Output frames [start, stop), and of each speaker the windows that they need."""
+    """Output frames [start, stop) that are rendered into one file, and each speaker's windows for them."""
 
     index: int
     start: int
     stop: int
-    shares: tuple[Share, ...]
+    speaker_windows: tuple[SegmentWindows, ...]
 
 
 def plan_segments(
-    n_frames: int, windows: Sequence[Sequence[Window]], fps: Fraction, first_s: float, usual_s: float
+    n_frames: int, windows: Sequence[Sequence[Window]], fps: Fraction, first_s: float, target_s: float
 ) -> tuple[Segment, ...]:
-    """Cut [0, n_frames) into segments of about `usual_s`; the first of about `first_s`.
+    """Cut [0, n_frames) into segments of about `target_s`; the first of about `first_s`.
 
     Args:
-        windows: of each speaker. The first one's own frames are never split; a window of another speaker that
-            lies across a border is computed for both segments.
+        windows: of each speaker. The output frames of the first speaker's windows are never split. A window
+            of another speaker that spans a border is denoised for both segments.
     """
-    allowed = np.ones(n_frames + 1, dtype=bool)
+    can_split = np.ones(n_frames + 1, dtype=bool)
     for window in windows[0]:
-        allowed[window.own[0] + 1 : window.own[-1] + 1] = False
-    first, usual = (max(1, round(length_s * float(fps))) for length_s in (first_s, usual_s))
+        can_split[window.output_frames[0] + 1 : window.output_frames[-1] + 1] = False
+    first, later = (max(1, round(length_s * float(fps))) for length_s in (first_s, target_s))
     borders = [0]
     while borders[-1] < n_frames:
-        target = usual if borders[-1] > 0 else first
-        candidates = np.flatnonzero(allowed[borders[-1] + target :])
+        target = later if borders[-1] > 0 else first
+        candidates = np.flatnonzero(can_split[borders[-1] + target :])
         nearest = borders[-1] + target + int(candidates[0]) if len(candidates) else n_frames
-        # A short rest would cost a lead window for nothing: it joins the last segment.
+        # A short remainder would cost a context window of its own, so it joins the last segment.
         borders.append(n_frames if n_frames - nearest < target // 2 else nearest)
-    shares = [_shares(of_speaker, borders) for of_speaker in windows]
+    by_speaker = [_windows_per_segment(of_speaker, borders) for of_speaker in windows]
     return tuple(
-        Segment(index, start, stop, tuple(of_speaker[index] for of_speaker in shares))
+        Segment(index, start, stop, tuple(per_segment[index] for per_segment in by_speaker))
         for index, (start, stop) in enumerate(itertools.pairwise(borders))
     )
 
 
 def settled_segments(
-    segments: Sequence[Segment], n_frames: int, fps: Fraction, window_frames: int, usual_s: float
+    segments: Sequence[Segment], n_frames: int, fps: Fraction, window_frames: int, target_s: float
 ) -> tuple[Segment, ...]:
-    """Those that stay as they are when more frames follow the `n_frames` that they were planned for.
+    """Return the segments that do not change when more frames follow the `n_frames` of their plan.
 
-    A run that goes on moves its last two windows, and a short rest joins the segment before it.
+    A run that continues moves its last two windows, and a short remainder joins the segment before it.
     """
-    margin = max(3 * window_frames * phases(fps), round(usual_s * float(fps)) // 2 + 1)
+    margin = max(3 * window_frames * count_phases(fps), round(target_s * float(fps)) // 2 + 1)
     return tuple(segment for segment in segments if segment.stop <= n_frames - margin)
 
 
-def _shares(windows: Sequence[Window], borders: Sequence[int]) -> list[Share]:
+def _windows_per_segment(windows: Sequence[Window], borders: Sequence[int]) -> list[SegmentWindows]:
     covering: dict[int, list[int]] = {}
     for window in windows:
         for frame in window.frames:
             covering.setdefault(frame, []).append(window.index)
-    found: list[Share] = []
+    per_segment: list[SegmentWindows] = []
     for start, stop in itertools.pairwise(borders):
-        inside = tuple(w.index for w in windows if any(start <= frame < stop for frame in w.own))
-        needed = {k for i in inside for frame in windows[i].own for k in covering[frame]}
-        found.append(Share(lead=tuple(sorted(needed - set(inside))), windows=inside))
-    return found
+        inside = tuple(w.index for w in windows if any(start <= frame < stop for frame in w.output_frames))
+        blended = {k for i in inside for frame in windows[i].output_frames for k in covering[frame]}
+        context = tuple(sorted(blended - set(inside)))
+        per_segment.append(SegmentWindows(context_windows=context, windows=inside))
+    return per_segment

@@ -1,7 +1,7 @@
-"""From a still picture and a voice to a source video that can be lip-synced.
+"""From a still image and audio to a source video that can be lip-synced.
 
     animation  procedural head motion and the warp that shows it
     source     the source video; the cache of generated clips
 
-The package knows nothing of lips.
+The package does not lip-sync.
 """

@@ -1,18 +1,18 @@
-"""Whether generated mouths are fit to be shown, decided before anything is published.
+"""Output check: rejects broken generated faces before anything is published.
 
-Each generated face is compared with the source face it replaces, so that a cartoon may be as flat and a night
-shot as grainy as it was. Not judged here: beauty, or whether the lips fit the voice. The module does not know
-how the faces were made; it lets every plausible face pass and stops what no one would want to see:
+Each generated face is compared with the source face that it replaces, so a cartoon may be as flat and a night
+shot as grainy as its source. Every plausible face passes; beauty and lip-sync are not judged. The module does
+not know how the faces were generated. It rejects:
 
     not finite     NaN or infinity anywhere
-    noise          dense pixel noise far above the source's own; or a face that does not even resemble its
-                   source where the source was given, as untrained or damaged networks make them
-    mask-coloured  the mouth is still the mid-grey that hides it in the model's input
+    noise          dense pixel noise far above the source's, or kept pixels that do not resemble the source:
+                   untrained or damaged networks
+    mask-coloured  the mouth still has the mid-grey that masks it in the model's input
     flat           no texture where the source has some
-    miscoloured    the skin around the mouth has another hue than the source's, or the kept part comes out in
-                   other colours, as models paint that were made for other faces
+    miscoloured    the skin around the mouth has another hue than the source's, or the kept part has other
+                   colours, as models paint that were trained on other faces
 
-One bad frame in a second is not seen; a run or a share of them is (`MAX_RUN`, `MAX_SHARE`).
+A viewer does not notice one bad frame in a second, but a run or a share of them (`MAX_RUN`, `MAX_SHARE`).
 """
 
 from __future__ import annotations
@@ -22,88 +22,86 @@ from typing import cast
 
 import cv2
 import numpy as np
-import numpy.typing as npt
 
 from lipsync_engine.errors import ErrorCode, OutputError
-
-FloatArray = npt.NDArray[np.float32]
-BoolArray = npt.NDArray[np.bool_]
+from lipsync_engine.utils import BoolArray, FloatArray
 
 MAX_RUN = 5
-"""Bad frames in a row that are tolerated: a fifth of a second at 25 frames per second."""
+"""Largest tolerated number of bad frames in a row: a fifth of a second at 25 fps."""
 
 MAX_SHARE = 0.1
-"""Share of bad frames that is tolerated in what one `MouthCheck` saw."""
+"""Largest tolerated share of bad frames among all frames of one `OutputCheck`."""
 
 GRID = 64
-"""Everything but noise is judged on the mean colours of this many cells a side, whatever the resolution."""
+"""All checks but noise use the mean colours of this many cells a side, at any resolution."""
 
-CORE_ROWS = (0.55, 0.78)
-CORE_COLUMNS = (0.33, 0.67)
-"""Where the mouth lies in an aligned crop, as shares of R."""
+MOUTH_ROWS = (0.55, 0.78)
+MOUTH_COLUMNS = (0.33, 0.67)
+"""Position of the mouth in an aligned crop, as shares of R."""
 
 NOISE_FILTER = np.outer([1.0, -2.0, 1.0], [1.0, -2.0, 1.0]).astype(np.float32)
 NOISE_MEDIAN = 0.6745 * 6.0
-"""Median size of the filter's answer to normal noise of deviation 1; it multiplies deviations by 6."""
+"""Median magnitude of the filter's response to normal noise of deviation 1; its gain for noise is 6."""
 
 NOISE_LEVELS, NOISE_RATIO = 8.0, 3.0
-"""Noise is refused above `NOISE_LEVELS + NOISE_RATIO` times the source's. Sharp faces measure at most 1.5
+"""Noise is rejected above `NOISE_LEVELS` plus `NOISE_RATIO` times the source's. Sharp faces have at most 1.5
 levels, rough reconstructions 5, an untrained decoder about 20."""
 
 GREY = 127.5
 GREY_NEAR = 12.0
 GREY_SHARE = 0.85
 GREY_EXCESS = 0.3
-"""A mouth is mask-coloured when more than `GREY_SHARE` of its cells lie within `GREY_NEAR` levels of mid-grey
+"""A mouth is mask-coloured if more than `GREY_SHARE` of its cells are within `GREY_NEAR` levels of mid-grey
 in all three channels, and `GREY_EXCESS` more than in the source, which may be grey itself."""
 
 FLAT_SOURCE, FLAT_LEVELS, FLAT_RATIO = 2.0, 1.5, 0.1
-"""A source's mouth with less texture than `FLAT_SOURCE` levels says nothing. A generated one is flat below
-`FLAT_LEVELS` that are also below this share of the source's: closed lips on dark skin keep 4 levels, a tenth
-of an open mouth with white teeth."""
+"""The check is skipped if the source's mouth has less texture than `FLAT_SOURCE` levels. A generated mouth is
+flat below both `FLAT_LEVELS` and `FLAT_RATIO` times the source's texture. Closed lips on dark skin keep 4
+levels, a tenth of an open mouth with white teeth."""
 
 KEPT_CONTRAST, KEPT_CORRELATION = 4.0, 0.3
-"""Levels of contrast below which the kept part says nothing, and the correlation with the source that it must
-reach there. Rough reconstructions measure above 0.9, untrained decoders within 0.2 of zero."""
+"""The kept part is compared if its contrast has at least `KEPT_CONTRAST` levels; its correlation with the
+source must reach `KEPT_CORRELATION`. Rough reconstructions have above 0.9, untrained decoders at most 0.2."""
 
 HUE_LEVELS, HUE_SHARE = 20.0, 0.4
-"""Skin is miscoloured when more than this share of it lies further than this from the source's, brightness
-and a cast over the whole face left aside. Another moment's mouth moves about a twentieth of it that far, one
-of a turned head in overexposed footage 0.39; the median of the tiny model's on a real face is 0.47."""
+"""Skin is miscoloured if more than `HUE_SHARE` of it differs by more than `HUE_LEVELS` from the source's hue,
+after a colour cast over the whole face is removed. Measured shares: a mouth at another moment about 0.05, a
+turned head in overexposed footage 0.39, the tiny model on a real face 0.47 (median)."""
 
 KEPT_CAST, KEPT_REST = 10.0, 0.25
-"""A model that is given the kept part and still paints it in other colours (mean further than this many
-levels) and other shapes (what remains is more than this share of its contrast) does not know such faces. The
-tiny model on a real face: 13 to 20 levels and 0.3 to 0.4; on its own presenters, 3 and 0.15 at most."""
+"""The kept part is an input of the model. A model that still paints it in other colours (mean difference
+above `KEPT_CAST` levels) and shapes (residual above `KEPT_REST` of the contrast) was not trained on such
+faces. The tiny model on a real face: 13 to 20 levels and 0.3 to 0.4; on drawn presenters at most 3 and
+0.15."""
 
-SENTENCES: dict[ErrorCode, str] = {
-    ErrorCode.OUTPUT_NOISE: "The generated mouths are noise, not faces",
-    ErrorCode.OUTPUT_MASK_COLOURED: "The generated mouths are the grey that hides them from the model",
+MESSAGES: dict[ErrorCode, str] = {
+    ErrorCode.OUTPUT_NOISE: "The generated mouths are noise",
+    ErrorCode.OUTPUT_MASK_COLOURED: "The generated mouths have the grey of the model's input mask",
     ErrorCode.OUTPUT_FLAT: "The generated mouths are flat patches without lips",
     ErrorCode.OUTPUT_MISCOLOURED: "The generated faces have the wrong colours",
 }
 ADVICE = (
-    "nothing was published. The model's weights are probably damaged, untrained or made for other faces "
-    "(`tiny` knows drawn ones only): run `lipsync weights verify`; with sound weights, try --dtype fp32 or "
-    "more steps."
+    "nothing was published. The model's weights are probably damaged, untrained or trained on other faces "
+    "(`tiny` was trained on drawn faces only). Run `lipsync weights verify`. If the weights are intact, use "
+    "--dtype fp32 or more steps."
 )
 
 
-class MouthCheck:
-    """Watches a stream of generated faces; holds a few numbers, however long the stream.
+class OutputCheck:
+    """Check of a sequence of generated faces, in constant memory.
 
     Args:
         keep_mask: float32 (R, R), 1 where the crop is kept, 0 where it is generated.
     """
 
     def __init__(self, keep_mask: FloatArray) -> None:
-        self._judge = MouthJudge(keep_mask)
-        self._seen = 0
-        self._bad: Counter[ErrorCode] = Counter()
-        self._run = 0
+        self._face_check = FaceCheck(keep_mask)
+        self._n_faces = 0
+        self._n_bad: Counter[ErrorCode] = Counter()
+        self._bad_in_a_row = 0
 
     def add(self, number: int, face: FloatArray, source: FloatArray) -> None:
-        """Take the next face.
+        """Check the next face.
 
         Args:
             number: of the frame, for the message.
@@ -111,41 +109,37 @@ class MouthCheck:
             source: float32 (R, R, 3), the crop that it replaces.
 
         Raises:
-            OutputError: as soon as what was seen cannot be published: a value that is not finite, or more
-                than `MAX_RUN` bad frames in a row.
+            OutputError: a value is not finite, or more than `MAX_RUN` frames in a row are bad.
         """
-        verdict = self._judge.verdict(face, source)
-        self._seen += 1
+        verdict = self._face_check.verdict_of(face, source)
+        self._n_faces += 1
         if verdict is None:
-            self._run = 0
+            self._bad_in_a_row = 0
             return
         if verdict is ErrorCode.OUTPUT_NOT_FINITE:
-            raise OutputError(
-                verdict,
-                f"The model computed values that are not numbers in frame {number}; {ADVICE}",
-            )
-        self._bad[verdict] += 1
-        self._run += 1
-        if self._run > MAX_RUN:
-            raise self._unfit(f"{self._run} frames in a row up to frame {number}")
+            raise OutputError(verdict, f"The model produced NaN or Inf in frame {number}; {ADVICE}")
+        self._n_bad[verdict] += 1
+        self._bad_in_a_row += 1
+        if self._bad_in_a_row > MAX_RUN:
+            raise self._output_error(f"{self._bad_in_a_row} frames in a row up to frame {number}")
 
     def raise_if_unfit(self) -> None:
-        """Judge the stream as a whole, at its end.
+        """Check the sequence as a whole, at its end.
 
         Raises:
             OutputError: more than `MAX_SHARE` of the faces are bad.
         """
-        n_bad = self._bad.total()
-        if n_bad > MAX_SHARE * self._seen:
-            raise self._unfit(f"{n_bad} of {self._seen} frames")
+        n_bad = self._n_bad.total()
+        if n_bad > MAX_SHARE * self._n_faces:
+            raise self._output_error(f"{n_bad} of {self._n_faces} frames")
 
-    def _unfit(self, where: str) -> OutputError:
-        code = self._bad.most_common(1)[0][0]
-        return OutputError(code, f"{SENTENCES[code]} ({where}); {ADVICE}")
+    def _output_error(self, frames: str) -> OutputError:
+        code = self._n_bad.most_common(1)[0][0]
+        return OutputError(code, f"{MESSAGES[code]} ({frames}); {ADVICE}")
 
 
-class MouthJudge:
-    """Judges single faces; keeps only what follows from the mask.
+class FaceCheck:
+    """Check of single faces; holds only what follows from the mask.
 
     Args:
         keep_mask: float32 (R, R), 1 where the crop is kept, 0 where it is generated.
@@ -155,91 +149,103 @@ class MouthJudge:
         size = len(keep_mask)
         self._grid = grid = min(GRID, size)
         generated = keep_mask < 0.5
-        share = cv2.resize(generated.astype(np.float32), (grid, grid), interpolation=cv2.INTER_AREA)
-        self._kept: BoolArray = share < 0.01
-        self._core: BoolArray = _core(grid) & (share > 0.99)
-        self._skin: BoolArray = ~_core(grid) & (share > 0.99)
-        self._box = _bounds(generated)
-        inner = slice(None, None, max(1, size // 256))
-        self._sample = (inner, inner)
-        self._areas = [
-            area[self._box][self._sample] for area in (generated, generated & _core(size)) if area.any()
+        generated_share = cv2.resize(generated.astype(np.float32), (grid, grid), interpolation=cv2.INTER_AREA)
+        is_mouth = _mouth_area(grid)
+        self._kept_cells: BoolArray = generated_share < 0.01
+        self._mouth_cells: BoolArray = is_mouth & (generated_share > 0.99)
+        self._skin_cells: BoolArray = ~is_mouth & (generated_share > 0.99)
+        self._generated_box = _bounding_box(generated)
+        every_nth = slice(None, None, max(1, size // 256))
+        self._noise_sample = (every_nth, every_nth)
+        self._noise_areas = [
+            area[self._generated_box][self._noise_sample]
+            for area in (generated, generated & _mouth_area(size))
+            if area.any()
         ]
-        rows, columns = np.nonzero(self._core)
-        self._plane = np.linalg.qr(np.column_stack([rows, columns, np.ones(len(rows))]))[0].astype(np.float32)
+        rows, columns = np.nonzero(self._mouth_cells)
+        basis = np.linalg.qr(np.column_stack([rows, columns, np.ones(len(rows))]))[0]
+        self._plane_basis = basis.astype(np.float32)
 
-    def verdict(self, face: FloatArray, source: FloatArray) -> ErrorCode | None:
-        """What is wrong with a face (R, R, 3) 0..255, given its source; None if nothing is."""
+    def verdict_of(self, face: FloatArray, source: FloatArray) -> ErrorCode | None:
+        """Return what is wrong with a face (R, R, 3) 0..255, compared with its source, or None."""
         if not np.isfinite(face).all():
             return ErrorCode.OUTPUT_NOT_FINITE
-        shown = np.clip(face, 0.0, 255.0)
-        noise, own = self._noise(shown), self._noise(source)
-        if any(n > NOISE_LEVELS + NOISE_RATIO * s for n, s in zip(noise, own, strict=True)):
+        clipped = np.clip(face, 0.0, 255.0)
+        noise, source_noise = self._noise_levels(clipped), self._noise_levels(source)
+        if any(n > NOISE_LEVELS + NOISE_RATIO * s for n, s in zip(noise, source_noise, strict=True)):
             return ErrorCode.OUTPUT_NOISE
-        cells, source_cells = self._cells(shown), self._cells(source)
-        if self._grey(cells) > max(GREY_SHARE, self._grey(source_cells) + GREY_EXCESS):
+        cells, source_cells = self._cell_means(clipped), self._cell_means(source)
+        if self._grey_share(cells) > max(GREY_SHARE, self._grey_share(source_cells) + GREY_EXCESS):
             return ErrorCode.OUTPUT_MASK_COLOURED
-        texture = self._texture(source_cells)
-        if texture > FLAT_SOURCE and self._texture(cells) < min(FLAT_LEVELS, FLAT_RATIO * texture):
+        source_texture = self._mouth_texture(source_cells)
+        limit = min(FLAT_LEVELS, FLAT_RATIO * source_texture)
+        if source_texture > FLAT_SOURCE and self._mouth_texture(cells) < limit:
             return ErrorCode.OUTPUT_FLAT
-        if not self._resembles(cells[self._kept], source_cells[self._kept]):
+        if not _resembles(cells[self._kept_cells], source_cells[self._kept_cells]):
             return ErrorCode.OUTPUT_NOISE
-        if self._is_repainted(cells[self._kept], source_cells[self._kept]):
+        if _is_repainted(cells[self._kept_cells], source_cells[self._kept_cells]):
             return ErrorCode.OUTPUT_MISCOLOURED
-        if self._off_hue(cells - source_cells) > HUE_SHARE:
+        if self._off_hue_share(cells - source_cells) > HUE_SHARE:
             return ErrorCode.OUTPUT_MISCOLOURED
         return None
 
-    def _cells(self, image: FloatArray) -> FloatArray:
+    def _cell_means(self, image: FloatArray) -> FloatArray:
         return cast(FloatArray, cv2.resize(image, (self._grid, self._grid), interpolation=cv2.INTER_AREA))
 
-    def _noise(self, image: FloatArray) -> list[float]:
-        """Standard deviation of dense fine detail, in the generated part and at the mouth.
+    def _noise_levels(self, image: FloatArray) -> list[float]:
+        """Return the standard deviation of dense fine detail in the generated part and at the mouth.
 
-        Immerkær's filter (1996) is blind to straight edges, and the median to sparse detail of any strength.
+        Immerkær's filter (1996) ignores straight edges; the median ignores sparse detail of any strength.
         """
-        detail = np.abs(cv2.filter2D(image[self._box], -1, NOISE_FILTER))[self._sample]
-        return [float(np.median(detail[area])) / NOISE_MEDIAN for area in self._areas]
+        detail = np.abs(cv2.filter2D(image[self._generated_box], -1, NOISE_FILTER))[self._noise_sample]
+        return [float(np.median(detail[area])) / NOISE_MEDIAN for area in self._noise_areas]
 
-    def _grey(self, cells: FloatArray) -> float:
-        return float((np.abs(cells[self._core] - GREY).max(axis=-1, initial=0.0) < GREY_NEAR).mean())
+    def _grey_share(self, cells: FloatArray) -> float:
+        is_grey = np.abs(cells[self._mouth_cells] - GREY).max(axis=-1, initial=0.0) < GREY_NEAR
+        return float(is_grey.mean())
 
-    def _texture(self, cells: FloatArray) -> float:
-        """Spread of the mouth's colours around the best plane, so that plain light across a face is none."""
-        core = cells[self._core]
-        rest = core - self._plane @ (self._plane.T @ core)
-        return float(np.sqrt(np.mean(rest * rest)))
+    def _mouth_texture(self, cells: FloatArray) -> float:
+        """Return the deviation of the mouth's colours from their best plane, which even light gives."""
+        mouth = cells[self._mouth_cells]
+        residual = mouth - self._plane_basis @ (self._plane_basis.T @ mouth)
+        return float(np.sqrt(np.mean(residual * residual)))
 
-    def _off_hue(self, difference: FloatArray) -> float:
-        """Share of the skin whose hue is not the source's."""
+    def _off_hue_share(self, difference: FloatArray) -> float:
+        """Return the share of the skin whose hue differs from the source's."""
         hue = difference - difference.mean(axis=-1, keepdims=True)
-        cast_over_all = np.median(hue[self._kept], axis=0) if self._kept.any() else np.float32(0.0)
-        far = np.abs(hue[self._skin] - cast_over_all).max(axis=-1, initial=0.0) > HUE_LEVELS
-        return float(far.mean()) if far.size else 0.0
-
-    def _is_repainted(self, kept: FloatArray, source: FloatArray) -> bool:
-        difference = kept - source
-        cast_over_all = difference.mean(axis=0)
-        rest, contrast = difference - cast_over_all, source - source.mean(axis=0)
-        spread, own = (float(np.sqrt(np.mean(part * part))) for part in (rest, contrast))
-        return float(np.abs(cast_over_all).max()) > KEPT_CAST and spread > KEPT_REST * own
-
-    def _resembles(self, kept: FloatArray, source: FloatArray) -> bool:
-        a, b = kept - kept.mean(axis=0), source - source.mean(axis=0)
-        contrast = float(np.sqrt(np.mean(b * b)))
-        if contrast < KEPT_CONTRAST:
-            return True
-        product = float(np.sqrt(np.mean(a * a))) * contrast
-        return float(np.mean(a * b)) >= KEPT_CORRELATION * product
+        colour_cast = np.median(hue[self._kept_cells], axis=0) if self._kept_cells.any() else np.float32(0.0)
+        is_off = np.abs(hue[self._skin_cells] - colour_cast).max(axis=-1, initial=0.0) > HUE_LEVELS
+        return float(is_off.mean()) if is_off.size else 0.0
 
 
-def _bounds(area: BoolArray) -> tuple[slice, slice]:
+def _is_repainted(kept: FloatArray, source: FloatArray) -> bool:
+    """Whether the kept part has other colours and other shapes than in the source."""
+    difference = kept - source
+    colour_cast = difference.mean(axis=0)
+    residual, contrast = _rms(difference - colour_cast), _rms(source - source.mean(axis=0))
+    return float(np.abs(colour_cast).max()) > KEPT_CAST and residual > KEPT_REST * contrast
+
+
+def _resembles(kept: FloatArray, source: FloatArray) -> bool:
+    """Whether the kept part correlates with the source, where the source has contrast."""
+    a, b = kept - kept.mean(axis=0), source - source.mean(axis=0)
+    contrast = _rms(b)
+    if contrast < KEPT_CONTRAST:
+        return True
+    return float(np.mean(a * b)) >= KEPT_CORRELATION * (_rms(a) * contrast)
+
+
+def _rms(values: FloatArray) -> float:
+    return float(np.sqrt(np.mean(values * values)))
+
+
+def _bounding_box(area: BoolArray) -> tuple[slice, slice]:
     rows, columns = (np.flatnonzero(area.any(axis=axis)) for axis in (1, 0))
     return slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
 
 
-def _core(size: int) -> BoolArray:
-    inside = np.zeros((size, size), dtype=np.bool_)
-    rows, columns = ([round(share * size) for share in span] for span in (CORE_ROWS, CORE_COLUMNS))
-    inside[slice(*rows), slice(*columns)] = True
-    return inside
+def _mouth_area(size: int) -> BoolArray:
+    area = np.zeros((size, size), dtype=np.bool_)
+    rows, columns = ([round(share * size) for share in span] for span in (MOUTH_ROWS, MOUTH_COLUMNS))
+    area[slice(*rows), slice(*columns)] = True
+    return area

@@ -1,8 +1,9 @@
-"""`render`: one segment of a plan, from source frames to an encoded file.
+"""`render_segment`: one segment of a plan, from source frames to an encoded file.
 
-Three stages run at the same time, each in order: decode and crop (a thread), the model (the caller's thread),
-paste and encode (a thread). What a frame becomes depends on the plan alone: windows are denoised whole,
-blended in index order and decoded with a fixed group of frames, whichever segment or process asks for them.
+Three stages run at the same time, each in frame order: decode and crop (a thread), the model (the caller's
+thread), paste and encode (a thread). The pixels of a frame depend on the plan alone: windows are denoised
+whole, blended in index order and decoded with a fixed group of frames, whichever segment or process needs
+them.
 """
 
 from __future__ import annotations
@@ -19,7 +20,6 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from lipsync_engine import media
@@ -31,20 +31,22 @@ from lipsync_engine.planning.plan import Plan
 from lipsync_engine.planning.timeline import Segment, Window
 from lipsync_engine.provenance.label import Label
 from lipsync_engine.provenance.watermark import marked
-from lipsync_engine.rendering.output_check import MouthCheck
+from lipsync_engine.rendering.output_check import OutputCheck
+from lipsync_engine.utils import FloatArray
 
 T = TypeVar("T")
-FloatArray = npt.NDArray[np.float32]
 
-DECODE_AHEAD = 8
+MAX_CROPS_AHEAD = 8
 """Cropped frames that may wait for the model."""
 
-PASTE_BEHIND = 32
-"""Painted frames that may wait for the encoder."""
+MAX_PASTES_PENDING = 32
+"""Frames that may wait for pasting or for the encoder."""
 
 
-def render(plan: Plan, segment: Segment, model: LipSyncModel, path: Path) -> Generator[int, None, None]:
-    """Make one segment file.
+def render_segment(
+    plan: Plan, segment: Segment, model: LipSyncModel, path: Path
+) -> Generator[int, None, None]:
+    """Render one segment into a file.
 
     Args:
         plan: of the job.
@@ -53,17 +55,17 @@ def render(plan: Plan, segment: Segment, model: LipSyncModel, path: Path) -> Gen
         path: of the finished file; it appears only when complete.
 
     Yields:
-        Frames of this segment finished so far.
+        Number of frames of this segment that are finished.
 
     Raises:
-        OutputError: the generated mouths are not fit to be shown.
+        OutputError: the generated faces fail the output check.
         MediaError, ResourceError: decoding or encoding failed.
     """
     header, params = plan.header, plan.header.params
     part = path.with_name(f"{path.stem}.part{path.suffix}")
     with (
         media.SegmentWriter(part, header.video, header.fps, params.quality, params.max_short_side) as writer,
-        closing(rendered_frames(plan, segment, model)) as frames,
+        closing(render_frames(plan, segment, model)) as frames,
     ):
         for done, frame in enumerate(frames, start=1):
             writer.write(frame)
@@ -71,33 +73,33 @@ def render(plan: Plan, segment: Segment, model: LipSyncModel, path: Path) -> Gen
     part.replace(path)
 
 
-def rendered_frames(plan: Plan, segment: Segment, model: LipSyncModel) -> Generator[Frame, None, None]:
-    """The segment's finished pictures in output order, before any encoding."""
+def render_frames(plan: Plan, segment: Segment, model: LipSyncModel) -> Generator[Frame, None, None]:
+    """Yield the segment's finished frames in output order, before encoding."""
     compositor = compositor_for(plan.header.params, model.keep_mask, plan.header.video)
-    label = _label(plan)
-    speakers = [_Windows(plan, segment, model, number) for number in range(len(plan.windows))]
-    checks = [MouthCheck(model.keep_mask) for _ in speakers]
+    add_label = _label_function(plan)
+    denoisers = [_WindowDenoiser(plan, segment, model, speaker) for speaker in range(len(plan.windows))]
+    checks = [OutputCheck(model.keep_mask) for _ in denoisers]
     with (
-        closing(_Painter(plan, compositor, checks)) as painter,
-        closing(_prefetch(_sources(plan, segment, compositor), DECODE_AHEAD)) as sources,
+        closing(_FrameCompositor(plan, compositor, checks)) as frame_compositor,
+        closing(_prefetch(_read_source_frames(plan, segment, compositor), MAX_CROPS_AHEAD)) as sources,
     ):
         for source in sources:
             if segment.start <= source.number < segment.stop:
-                painter.expect(source)
-            for speaker, windows in enumerate(speakers):
-                for number, face in windows.add(source):
-                    painter.paint(number, speaker, face)
-            yield from map(label, painter.finished(wait=False))
-        for speaker, windows in enumerate(speakers):
-            for number, face in windows.last():
-                painter.paint(number, speaker, face)
-        yield from map(label, painter.finished(wait=True))
+                frame_compositor.expect_frame(source)
+            for speaker, denoiser in enumerate(denoisers):
+                for number, face in denoiser.add_frame(source):
+                    frame_compositor.add_face(number, speaker, face)
+            yield from map(add_label, frame_compositor.pop_finished(wait=False))
+        for speaker, denoiser in enumerate(denoisers):
+            for number, face in denoiser.flush():
+                frame_compositor.add_face(number, speaker, face)
+        yield from map(add_label, frame_compositor.pop_finished(wait=True))
         for check in checks:
             check.raise_if_unfit()
 
 
-def _label(plan: Plan) -> Callable[[Frame], Frame]:
-    """What is done to every finished picture."""
+def _label_function(plan: Plan) -> Callable[[Frame], Frame]:
+    """Return the function that draws the visible label into a frame, if the job has one."""
     if not plan.header.params.label:
         return lambda frame: frame
     video = plan.header.video
@@ -108,8 +110,8 @@ def _label(plan: Plan) -> Callable[[Frame], Frame]:
 
 
 @dataclass(frozen=True, slots=True)
-class _Source:
-    """One output frame before mouths are generated; by speaker the crops of those that will be."""
+class _SourceFrame:
+    """An output frame before faces are generated, with the crop of each speaker who needs one."""
 
     number: int
     frame: Frame
@@ -117,44 +119,46 @@ class _Source:
     matte: FloatArray | None
 
 
-def _sources(plan: Plan, segment: Segment, compositor: Compositor) -> Generator[_Source, None, None]:
-    """Every frame that the segment shows or whose face its windows see, in order."""
+def _read_source_frames(
+    plan: Plan, segment: Segment, compositor: Compositor
+) -> Generator[_SourceFrame, None, None]:
+    """Yield in order every frame that the segment outputs or that its windows contain."""
     arrays, video = plan.arrays, plan.header.video
-    seen = [
-        {n for k in (*share.lead, *share.windows) for n in windows[k].frames}
-        for share, windows in zip(segment.shares, plan.windows, strict=True)
+    in_windows = [
+        {number for k in (*needed.context_windows, *needed.windows) for number in windows[k].frames}
+        for needed, windows in zip(segment.speaker_windows, plan.windows, strict=True)
     ]
-    numbers = sorted({*range(segment.start, segment.stop), *itertools.chain.from_iterable(seen)})
+    numbers = sorted({*range(segment.start, segment.stop), *itertools.chain.from_iterable(in_windows)})
     order = arrays.order[numbers]
     with (
         media.FrameReader(video, arrays.pts_s) as reader,
-        closing(plan.mattes(order)) as mattes,
+        closing(plan.read_mattes(order)) as mattes,
         closing(reader.read(order.tolist())) as frames,
     ):
         for number, frame, matte in zip(numbers, frames, mattes, strict=True):
             crops = {
                 speaker: compositor.crop(frame, arrays.matrices[speaker, arrays.order[number]])
-                for speaker, wanted in enumerate(seen)
-                if number in wanted
+                for speaker, window_frames in enumerate(in_windows)
+                if number in window_frames
             }
-            yield _Source(number, frame, crops, matte)
+            yield _SourceFrame(number, frame, crops, matte)
 
 
 def _prefetch(items: Generator[T, None, None], ahead: int) -> Generator[T, None, None]:
-    """The same items, made by a thread that runs at most `ahead` items in front."""
-    done: queue.Queue[tuple[T | None, BaseException | None]] = queue.Queue(maxsize=ahead)
+    """Yield the same items, produced by a thread that is at most `ahead` items in front."""
+    results: queue.Queue[tuple[T | None, BaseException | None]] = queue.Queue(maxsize=ahead)
     stop = threading.Event()
 
     def put(entry: tuple[T | None, BaseException | None]) -> bool:
         while not stop.is_set():
             try:
-                done.put(entry, timeout=0.1)
+                results.put(entry, timeout=0.1)
             except queue.Full:
                 continue
             return True
         return False
 
-    def work() -> None:
+    def produce() -> None:
         with closing(items):
             try:
                 for item in items:
@@ -164,11 +168,11 @@ def _prefetch(items: Generator[T, None, None], ahead: int) -> Generator[T, None,
             except BaseException as error:  # noqa: BLE001  (a thread boundary: raised again by the reader)
                 put((None, error))
 
-    thread = threading.Thread(target=work, name="decode-and-crop", daemon=True)
+    thread = threading.Thread(target=produce, name="decode-and-crop", daemon=True)
     thread.start()
     try:
         while True:
-            item, error = done.get()
+            item, error = results.get()
             if error is not None:
                 raise error
             if item is None:
@@ -182,59 +186,59 @@ def _prefetch(items: Generator[T, None, None], ahead: int) -> Generator[T, None,
 # --- the model ---
 
 
-class _Windows:
-    """One speaker's: collects crops, denoises a window once all its frames are there, blends, decodes.
+class _WindowDenoiser:
+    """One speaker's faces: collects crops, denoises a window once it has all its frames, blends and decodes.
 
-    A window's faces are read back only after the next one has been ordered: a GPU then has work while the
-    host reads, pastes and makes the next inputs.
+    A window's faces are copied to the host only after the next window was submitted. A GPU then has work
+    while the host copies, pastes and prepares the next inputs.
     """
 
     def __init__(self, plan: Plan, segment: Segment, model: LipSyncModel, speaker: int) -> None:
         self._plan, self._model, self._segment, self._speaker = plan, model, segment, speaker
-        self._windows, share = plan.windows[speaker], segment.shares[speaker]
-        self._inside = set(share.windows)
-        self._pending = deque(self._windows[k] for k in sorted((*share.lead, *share.windows)))
+        self._windows, needed = plan.windows[speaker], segment.speaker_windows[speaker]
+        self._output_windows = set(needed.windows)
+        self._pending = deque(self._windows[k] for k in sorted((*needed.context_windows, *needed.windows)))
         self._crops: dict[int, FloatArray] = {}
         self._latents: dict[int, torch.Tensor] = {}
-        self._features = plan.features(speaker)
+        self._features = plan.open_audio_features(speaker)
         self._noise = model.initial_noise(plan.header.params.seed)
-        self._ordered: tuple[Window, torch.Tensor] | None = None
+        self._in_flight: tuple[Window, torch.Tensor] | None = None
 
-    def add(self, source: _Source) -> Iterator[tuple[int, FloatArray]]:
-        """Take one more frame; give (number, float32 (R, R, 3) 0..255) of faces that are complete."""
+    def add_frame(self, source: _SourceFrame) -> Iterator[tuple[int, FloatArray]]:
+        """Take the next frame and yield (number, float32 (R, R, 3) 0..255) of faces that are complete."""
         if self._speaker in source.crops:
             self._crops[source.number] = source.crops[self._speaker].face
         while self._pending and self._pending[0].frames[-1] <= source.number:
             window = self._pending.popleft()
-            self._latents[window.index] = self._denoise(window)
-            if window.index in self._inside:
-                ordered = window, self._decode(window)
-                yield from self.last()
-                self._ordered = ordered
-            self._forget()
+            self._latents[window.index] = self._denoise_window(window)
+            if window.index in self._output_windows:
+                submitted = window, self._decode_window(window)
+                yield from self.flush()
+                self._in_flight = submitted
+            self._drop_old_frames()
 
-    def last(self) -> Iterator[tuple[int, FloatArray]]:
-        """The faces of the window that was ordered last."""
-        if self._ordered is None:
+    def flush(self) -> Iterator[tuple[int, FloatArray]]:
+        """Yield the faces of the window that was submitted last."""
+        if self._in_flight is None:
             return
-        (window, pictures), self._ordered = self._ordered, None
-        for number, face in zip(window.own, pictures.cpu().numpy(), strict=True):
+        (window, faces), self._in_flight = self._in_flight, None
+        for number, face in zip(window.output_frames, faces.cpu().numpy(), strict=True):
             if self._segment.start <= number < self._segment.stop:
                 yield number, face
 
-    def _denoise(self, window: Window) -> torch.Tensor:
+    def _denoise_window(self, window: Window) -> torch.Tensor:
         header, model = self._plan.header, self._model
-        stacked = np.stack([self._crops[n] for n in window.frames]).transpose(0, 3, 1, 2)
+        crops = np.stack([self._crops[number] for number in window.frames]).transpose(0, 3, 1, 2)
         frames = np.asarray(window.frames)
-        heard = audio_features.gated_windows(
+        audio_windows = audio_features.gated_windows(
             self._features,
             frames / float(header.fps),
             self._plan.arrays.gate[self._speaker, frames] if header.params.voice_gate else None,
             model.info.audio_context,
         )
         return model.denoise(
-            torch.from_numpy(stacked / np.float32(127.5) - np.float32(1.0)),
-            heard,
+            torch.from_numpy(crops / np.float32(127.5) - np.float32(1.0)),
+            audio_windows,
             noise=self._noise,
             num_inference_steps=header.params.num_inference_steps or model.info.num_inference_steps,
             guidance_scale=(
@@ -243,7 +247,7 @@ class _Windows:
                 else header.params.guidance_scale
             ),
             posterior_noise=self._posterior_noise(window),
-            shortcuts=header.params.shortcuts,
+            fast_sampling=header.params.fast_sampling,
         )
 
     def _posterior_noise(self, window: Window) -> tuple[torch.Tensor, torch.Tensor] | None:
@@ -260,11 +264,13 @@ class _Windows:
 
         return draw(), draw()
 
-    def _decode(self, window: Window) -> torch.Tensor:
-        """Float32 (N, R, R, 3) 0..255 on the device: the window's own frames, each blended from every window
-        that saw it, in index order."""
-        mixed = []
-        for number in window.own:
+    def _decode_window(self, window: Window) -> torch.Tensor:
+        """Decode a window's output frames: float32 (N, R, R, 3) 0..255 on the device.
+
+        The latents of each frame are blended from every window that contains it, in index order.
+        """
+        blended = []
+        for number in window.output_frames:
             total: torch.Tensor | None = None
             for index, latents in self._latents.items():
                 other = self._windows[index]
@@ -273,74 +279,75 @@ class _Windows:
                     part = latents[position] * other.weights[position]
                     total = part if total is None else total + part
             if total is None:
-                raise AssertionError("a window always covers its own frames")
-            mixed.append(total)
-        decoded = self._model.decode(torch.stack(mixed))
-        return ((decoded.float() + 1.0) * 127.5).permute(0, 2, 3, 1)
+                raise AssertionError("a window always contains its output frames")
+            blended.append(total)
+        faces = self._model.decode(torch.stack(blended))
+        return ((faces.float() + 1.0) * 127.5).permute(0, 2, 3, 1)
 
-    def _forget(self) -> None:
-        """Drop what no later window needs."""
-        first_own = min((w.own[0] for w in self._pending), default=None)
-        first_seen = min((w.frames[0] for w in self._pending), default=None)
+    def _drop_old_frames(self) -> None:
+        """Drop latents and crops that no later window needs."""
+        first_output = min((w.output_frames[0] for w in self._pending), default=None)
+        first_frame = min((w.frames[0] for w in self._pending), default=None)
         self._latents = {
             k: v
             for k, v in self._latents.items()
-            if first_own is not None and self._windows[k].frames[-1] >= first_own
+            if first_output is not None and self._windows[k].frames[-1] >= first_output
         }
-        self._crops = {k: v for k, v in self._crops.items() if first_seen is not None and k >= first_seen}
+        self._crops = {k: v for k, v in self._crops.items() if first_frame is not None and k >= first_frame}
 
 
 # --- paste ---
 
 
-class _Painter:
-    """Pastes faces in a thread of its own and hands the frames back in order."""
+class _FrameCompositor:
+    """Pastes faces into frames in a thread of its own and returns the frames in order."""
 
-    def __init__(self, plan: Plan, compositor: Compositor, checks: Sequence[MouthCheck]) -> None:
+    def __init__(self, plan: Plan, compositor: Compositor, checks: Sequence[OutputCheck]) -> None:
         self._weight = plan.arrays.weight
-        self._is_marked = plan.header.params.watermark
+        self._has_watermark = plan.header.params.watermark
         self._compositor, self._checks = compositor, checks
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="paste")
-        self._expected: dict[int, _Source] = {}
+        self._sources: dict[int, _SourceFrame] = {}  # frames that wait for faces
         self._faces: dict[int, dict[int, FloatArray]] = {}
         self._order: deque[int] = deque()
-        self._ready: dict[int, Future[Frame] | Frame] = {}
+        self._results: dict[int, Future[Frame] | Frame] = {}
 
-    def expect(self, source: _Source) -> None:
+    def expect_frame(self, source: _SourceFrame) -> None:
         """Announce the next output frame."""
         self._order.append(source.number)
         if source.crops:
-            self._expected[source.number], self._faces[source.number] = source, {}
+            self._sources[source.number], self._faces[source.number] = source, {}
         else:
-            self._ready[source.number] = source.frame
+            self._results[source.number] = source.frame
 
-    def paint(self, number: int, speaker: int, face: FloatArray) -> None:
-        """One face of an announced frame; once all are there, start pasting them."""
+    def add_face(self, number: int, speaker: int, face: FloatArray) -> None:
+        """Take a generated face of an announced frame; paste once the frame has all its faces."""
         faces = self._faces[number]
         faces[speaker] = face
-        if faces.keys() == self._expected[number].crops.keys():
-            source = self._expected.pop(number)
-            self._ready[number] = self._thread.submit(self._paste, source, self._faces.pop(number))
+        if faces.keys() == self._sources[number].crops.keys():
+            source = self._sources.pop(number)
+            self._results[number] = self._thread.submit(self._paste_faces, source, self._faces.pop(number))
 
-    def _paste(self, source: _Source, faces: dict[int, FloatArray]) -> Frame:
+    def _paste_faces(self, source: _SourceFrame, faces: dict[int, FloatArray]) -> Frame:
         frame = source.frame
         for speaker, crop in source.crops.items():
             self._checks[speaker].add(source.number, faces[speaker], crop.face)
-            face = marked(faces[speaker]) if self._is_marked else faces[speaker]
+            face = marked(faces[speaker]) if self._has_watermark else faces[speaker]
             weight = float(self._weight[speaker, source.number])
             frame = self._compositor.paste(frame, crop, face, weight, source.matte)
         return frame
 
-    def finished(self, *, wait: bool) -> Iterator[Frame]:
-        """Frames that are done, in order; with `wait` all of them."""
-        while self._order and self._order[0] in self._ready:
-            entry = self._ready[self._order[0]]
-            if isinstance(entry, Future):
-                if not (wait or entry.done() or len(self._ready) > PASTE_BEHIND):
+    def pop_finished(self, *, wait: bool) -> Iterator[Frame]:
+        """Yield finished frames in order; with `wait` all announced frames."""
+        while self._order and self._order[0] in self._results:
+            result = self._results[self._order[0]]
+            if isinstance(result, Future):
+                if not (wait or result.done() or len(self._results) > MAX_PASTES_PENDING):
                     return
-                entry = entry.result()
-            del self._ready[self._order.popleft()]
-            yield entry
+                result = result.result()
+            del self._results[self._order.popleft()]
+            yield result
 
     def close(self) -> None:
+        """Cancel what is not pasted yet and end the thread."""
         self._thread.shutdown(wait=True, cancel_futures=True)

@@ -1,7 +1,8 @@
-"""A job's segments: rendered here one after the other, or shared with helpers; told in their order.
+"""All segments of a job: rendered here in order, or shared with remote renderers; announced in order.
 
-Helpers are whoever else can render a segment of a whole plan: other processes, other machines. Who they are
-and how files reach them is the caller's (`Helpers`). It knows neither inputs nor the film made of segments.
+`RemoteRenderers` are other processes, on this or other machines, that can render segments of a complete plan.
+Who they are and how files reach them is up to the caller. The module knows neither the job's inputs nor how
+segments are joined.
 """
 
 from __future__ import annotations
@@ -17,21 +18,21 @@ from typing import Protocol
 from lipsync_engine.models import LipSyncModel
 from lipsync_engine.planning.plan import Plan
 from lipsync_engine.planning.timeline import Segment
-from lipsync_engine.progress import Progress, Stage, Watchable
-from lipsync_engine.rendering.render import render
+from lipsync_engine.progress import Progress, RenderedSegment, Stage
+from lipsync_engine.rendering.render import render_segment
 
-WORTH_SHARING = 2
-"""With fewer segments left to render there is nothing to share."""
+MIN_SHARED_SEGMENTS = 2
+"""With fewer segments left to render, sharing costs more than it gains."""
 
 
 @dataclass(frozen=True, slots=True)
-class Offer:
-    """A whole plan whose segments anybody may render.
+class SharedPlan:
+    """A complete plan whose segments any process may render.
 
     Attributes:
-        key: names everything that decides the pixels; segments of equal keys are equal.
-        files: what a helper needs, by its name in the helper's folder; see `Plan.carried`.
-        segments: of each segment the file that it becomes here, and its number of frames.
+        key: identifies everything that decides the pixels; segments of equal keys are equal.
+        files: what a remote renderer needs, by file name in its folder; see `Plan.portable_files`.
+        segments: (local file, number of frames) of each segment.
     """
 
     key: str
@@ -39,122 +40,130 @@ class Offer:
     segments: tuple[tuple[Path, int], ...]
 
 
-class Helpers(Protocol):
-    """Who renders segments besides this process."""
+class RemoteRenderers(Protocol):
+    """Other processes that render segments of a job."""
 
-    def left(self, key: str) -> Mapping[str, Path]:
-        """Plan and finished segments that another process has left of the same work, by name; to be moved."""
+    def previous_segments(self, key: str) -> Mapping[str, Path]:
+        """Return plan and segments that an earlier attempt at the same work has left, by file name.
 
-    def offer(self, offer: Offer) -> None:
-        """The plan is whole; segments whose file is there are finished."""
+        The caller moves the files.
+        """
 
-    def next(self) -> int | None:
-        """The segment to render here; None: look again at which files are there, or whether to stop."""
+    def publish(self, plan: SharedPlan) -> None:
+        """Publish a complete plan; segments whose file exists are finished."""
 
-    def rendered(self, index: int) -> None:
-        """A segment that `next` gave is finished; its file is there."""
+    def next_segment(self) -> int | None:
+        """Return the segment to render here.
+
+        None: check for new files and for cancellation, then call again.
+        """
+
+    def segment_rendered(self, index: int) -> None:
+        """Report that a segment from `next_segment` is finished and its file exists."""
 
 
-class Segments:
-    """The segments of one job.
+class SegmentRenderer:
+    """Renders the segments of one job.
 
     Args:
         folder: the job's work folder.
-        sound: is heard over the whole result.
-        key: see `Offer`.
-        helpers: None: there are none.
+        audio: of the whole result, for previews.
+        key: see `SharedPlan`.
+        remote: None: all segments are rendered here.
 
     Attributes:
-        files: of the segments told so far, in order.
-        resumed: how many of them an earlier run has left.
-        seconds: that rendering took.
+        files: of the announced segments, in order.
+        n_resumed: how many of them an earlier run had rendered.
+        elapsed_s: time spent on rendering.
     """
 
     def __init__(
-        self, model: LipSyncModel, folder: Path, sound: Path, key: str, helpers: Helpers | None
+        self, model: LipSyncModel, folder: Path, audio: Path, key: str, remote: RemoteRenderers | None
     ) -> None:
-        self._model, self._folder, self._sound = model, folder, sound
-        self._key, self._helpers = key, helpers
+        self._model, self._folder, self._audio = model, folder, audio
+        self._key, self._remote = key, remote
         self.files: list[Path] = []
-        self.resumed = 0
-        self.seconds = 0.0
-        self._frames: dict[int, int] = {}  # of each segment that is there
-        self._frames_resumed = 0
+        self.n_resumed = 0
+        self.elapsed_s = 0.0
+        self._finished_frames: dict[int, int] = {}  # by segment
+        self._n_frames_resumed = 0
 
-    def render(self, plan: Plan) -> Generator[Progress, None, None]:
-        """Render what is ready and not there yet; a later plan goes on where this one ends.
+    def render_ready(self, plan: Plan) -> Generator[Progress, None, None]:
+        """Render the segments that are ready and not rendered yet.
 
-        With helpers, of a draft only the first segment is, which somebody may wait to see: the whole plan,
-        which alone can be shared, must come soon.
+        May be called with draft after draft and at last with the complete plan. With remote renderers only
+        the first segment of a draft is rendered, because a viewer may wait for it; only a complete plan can
+        be shared, so reading must continue.
         """
-        if self._helpers is None:
-            yield from self._in_order(plan, plan.ready)
+        if self._remote is None:
+            yield from self._render_in_order(plan, plan.ready_segments)
         elif not plan.is_complete:
-            yield from self._in_order(plan, plan.ready[:1])
+            yield from self._render_in_order(plan, plan.ready_segments[:1])
         else:
-            yield from self._shared(plan, self._helpers)
+            yield from self._render_shared(plan, self._remote)
 
-    def _in_order(self, plan: Plan, ready: Iterable[Segment]) -> Generator[Progress, None, None]:
-        for segment in [*ready][len(self.files) :]:
-            self._resume([segment])
-            if segment.index not in self._frames:
-                yield from self._make(plan, segment)
-            yield from self._tell(plan)
+    def _render_in_order(self, plan: Plan, segments: Iterable[Segment]) -> Generator[Progress, None, None]:
+        for segment in [*segments][len(self.files) :]:
+            self._count_resumed([segment])
+            if segment.index not in self._finished_frames:
+                yield from self._render_one(plan, segment)
+            yield from self._announce_finished(plan)
 
-    def _shared(self, plan: Plan, helpers: Helpers) -> Generator[Progress, None, None]:
-        self._resume(plan.segments)
-        if len(plan.segments) - len(self._frames) < WORTH_SHARING:
-            yield from self._in_order(plan, plan.segments)
+    def _render_shared(self, plan: Plan, remote: RemoteRenderers) -> Generator[Progress, None, None]:
+        self._count_resumed(plan.segments)
+        if len(plan.segments) - len(self._finished_frames) < MIN_SHARED_SEGMENTS:
+            yield from self._render_in_order(plan, plan.segments)
             return
-        places = tuple((self._file(segment), segment.stop - segment.start) for segment in plan.segments)
-        helpers.offer(Offer(self._key, plan.carried(), places))
-        yield from self._tell(plan)
-        while len(self._frames) < len(plan.segments):
-            began = time.monotonic()
-            index = helpers.next()
-            self.seconds += time.monotonic() - began
+        files = tuple((self._file(segment), segment.stop - segment.start) for segment in plan.segments)
+        remote.publish(SharedPlan(self._key, plan.portable_files(), files))
+        yield from self._announce_finished(plan)
+        while len(self._finished_frames) < len(plan.segments):
+            start_s = time.monotonic()
+            index = remote.next_segment()
+            self.elapsed_s += time.monotonic() - start_s
             if index is not None:
-                yield from self._make(plan, plan.segments[index])
-                helpers.rendered(index)
-            self._look(plan.segments)
-            yield from self._tell(plan)
-            yield self._at(plan, 0)
+                yield from self._render_one(plan, plan.segments[index])
+                remote.segment_rendered(index)
+            self._scan_finished(plan.segments)
+            yield from self._announce_finished(plan)
+            yield self._progress(plan, 0)
 
-    def _make(self, plan: Plan, segment: Segment) -> Generator[Progress, None, None]:
-        began, start_s = time.monotonic(), self.seconds
-        yield self._at(plan, 0)  # a first window can take long: say what is being done
-        with closing(render(plan, segment, self._model, self._file(segment))) as frames:
+    def _render_one(self, plan: Plan, segment: Segment) -> Generator[Progress, None, None]:
+        start_s, before_s = time.monotonic(), self.elapsed_s
+        yield self._progress(plan, 0)  # report the stage first, because the first window can take long
+        with closing(render_segment(plan, segment, self._model, self._file(segment))) as frames:
             for count in frames:
-                self.seconds = start_s + time.monotonic() - began
-                yield self._at(plan, count)
-        self.seconds = start_s + time.monotonic() - began
-        self._look([segment])
+                self.elapsed_s = before_s + time.monotonic() - start_s
+                yield self._progress(plan, count)
+        self.elapsed_s = before_s + time.monotonic() - start_s
+        self._scan_finished([segment])
 
-    def _tell(self, plan: Plan) -> Generator[Progress, None, None]:
-        """Each finished segment can be watched once all before it can."""
+    def _announce_finished(self, plan: Plan) -> Generator[Progress, None, None]:
+        """Report finished segments in order: each one once all before it are finished."""
         for segment in plan.segments[len(self.files) :]:
-            if segment.index not in self._frames:
+            if segment.index not in self._finished_frames:
                 return
             self.files.append(self._file(segment))
-            place_s = (float(frame / plan.header.fps) for frame in (segment.start, segment.stop))
-            watchable = Watchable(segment.index, self._file(segment), self._sound, *place_s)
-            yield dataclasses.replace(self._at(plan, 0), watchable=watchable)
+            span_s = (float(frame / plan.header.fps) for frame in (segment.start, segment.stop))
+            rendered = RenderedSegment(segment.index, self._file(segment), self._audio, *span_s)
+            yield dataclasses.replace(self._progress(plan, 0), segment=rendered)
 
-    def _resume(self, segments: Iterable[Segment]) -> None:
-        """What is there before anything was rendered for it in this run."""
-        for segment in self._look(segments):
-            self.resumed += 1
-            self._frames_resumed += segment.stop - segment.start
+    def _count_resumed(self, segments: Iterable[Segment]) -> None:
+        """Count the segments that were finished before this run rendered anything for them."""
+        for segment in self._scan_finished(segments):
+            self.n_resumed += 1
+            self._n_frames_resumed += segment.stop - segment.start
 
-    def _look(self, segments: Iterable[Segment]) -> list[Segment]:
-        """Note what has come; returns it."""
-        came = [s for s in segments if s.index not in self._frames and self._file(s).exists()]
-        self._frames |= {segment.index: segment.stop - segment.start for segment in came}
-        return came
+    def _scan_finished(self, segments: Iterable[Segment]) -> list[Segment]:
+        """Record and return segments whose file has appeared since the last scan."""
+        new = [s for s in segments if s.index not in self._finished_frames and self._file(s).exists()]
+        self._finished_frames |= {segment.index: segment.stop - segment.start for segment in new}
+        return new
 
     def _file(self, segment: Segment) -> Path:
         return self._folder / f"segment-{segment.index:05d}.mp4"
 
-    def _at(self, plan: Plan, count: int) -> Progress:
-        done = sum(self._frames.values()) + count
-        return Progress(Stage.RENDER, done, plan.n_expected, self.seconds, self._frames_resumed)
+    def _progress(self, plan: Plan, count: int) -> Progress:
+        """Return the stage's progress with `count` more frames than those of finished segments."""
+        done = sum(self._finished_frames.values()) + count
+        return Progress(Stage.RENDER, done, plan.n_frames_expected, self.elapsed_s, self._n_frames_resumed)

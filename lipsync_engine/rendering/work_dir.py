@@ -1,6 +1,4 @@
-"""Where a job's files lie while it runs: a private folder that outlives a crash, and a result that is seen
-only when it is whole.
-"""
+"""A job's files while it runs: a private work directory that survives a crash, and an atomic output."""
 
 from __future__ import annotations
 
@@ -23,14 +21,14 @@ STALE_AFTER_S = 7 * 24 * 3600
 
 
 @contextmanager
-def work_folder(jobs: Path, key: str) -> Generator[Path, None, None]:
-    """A job's private folder in `jobs`, locked; finished segments stay in it when the job is interrupted.
+def work_dir(jobs: Path, key: str) -> Generator[Path, None, None]:
+    """Create and lock a job's private folder in `jobs`; finished segments stay in it after an interruption.
 
     Raises:
         ResourceError: the same job is running.
     """
     jobs.mkdir(parents=True, exist_ok=True)
-    _sweep(jobs)
+    _remove_stale(jobs)
     folder = jobs / key
     try:
         with FileLock(jobs / f"{key}.lock", blocking=False):
@@ -46,75 +44,75 @@ def work_folder(jobs: Path, key: str) -> Generator[Path, None, None]:
                     _remove_unfinished(folder)
                     if not any(folder.iterdir()):
                         folder.rmdir()
-                # While the lock is held; whoever opened this very file finds it unlinked and tries again.
+                # Unlink while the lock is held: a process that has opened this very file notices and retries.
                 (jobs / f"{key}.lock").unlink(missing_ok=True)
     except Timeout:
         raise ResourceError(
             ErrorCode.JOB_BUSY,
-            "The same job (same video, voice and options) is already running in another process: "
+            "The same job (same video, audio and options) is already running in another process: "
             "wait for it or stop it.",
         ) from None
 
 
 @contextmanager
-def unpublished(output: Path, inputs: tuple[Path, ...], key: str) -> Generator[Path, None, None]:
-    """A path next to `output` to write to; removed again unless it was renamed to `output`.
+def atomic_output(output: Path, inputs: tuple[Path, ...], key: str) -> Generator[Path, None, None]:
+    """Provide a temporary path next to `output`; the caller renames it to `output`, otherwise it is removed.
 
-    It is named by the job, so that a run after a crash finds and removes what the crash has left.
+    Its name contains the job's key, so that the next run of the job removes the remains of a crash.
     """
     media.check_output(output, inputs)
     part = output.with_name(f".{output.stem}.{key[:8]}.part{output.suffix}")
-    left = (part, signed_beside(part))
-    for path in left:
+    temporary_files = (part, signed_beside(part))
+    for path in temporary_files:
         path.unlink(missing_ok=True)
     try:
         yield part
     finally:
-        for path in left:
+        for path in temporary_files:
             path.unlink(missing_ok=True)
 
 
 @contextmanager
-def resource_errors() -> Generator[None, None, None]:
-    """Turn a full disk and exhausted memory, wherever they show, into errors with a code."""
+def translate_resource_errors() -> Generator[None, None, None]:
+    """Turn a full disk and exhausted memory into errors with a code."""
     try:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise ResourceError(
                 ErrorCode.DISK_FULL,
-                "The disk of the result, or that of LIPSYNC_CACHE_DIR, is full: free some space, or name a "
-                "larger one; run again then.",
+                "The disk of the result or of LIPSYNC_CACHE_DIR is full: free some space or use a larger "
+                "disk, then run the same command again.",
             ) from error
         raise
     except (MemoryError, torch.OutOfMemoryError) as error:
         raise ResourceError(
             ErrorCode.OUT_OF_MEMORY,
-            "Memory ran out: close other programs, use --dtype fp16, or a smaller model.",
+            "Out of memory: close other programs, use --dtype fp16, or use a smaller model.",
         ) from error
 
 
+def adopt_segments(files: Mapping[str, Path], folder: Path) -> None:
+    """Move another process's plan and finished segments to `folder`; `plan.json`, which marks it, last."""
+    for name in sorted(files, key=lambda name: name == "plan.json"):
+        shutil.move(files[name], folder / name)
+
+
 def _remove_unfinished(folder: Path) -> None:
-    """Drop half-made files, and a plan's parts without the plan; finished segments stay."""
-    finished = set(folder.glob("segment-?????.mp4"))
-    if finished and (folder / "plan.json").exists():
-        finished |= set(folder.iterdir()) - set(folder.glob("*.part*"))
-    for path in set(folder.iterdir()) - finished:
+    """Remove unfinished files, and a plan's other files without `plan.json`; finished segments stay."""
+    keep = set(folder.glob("segment-?????.mp4"))
+    if keep and (folder / "plan.json").exists():
+        keep |= set(folder.iterdir()) - set(folder.glob("*.part*"))
+    for path in set(folder.iterdir()) - keep:
         path.unlink()
 
 
-def _sweep(jobs: Path) -> None:
-    """Remove work that nobody came back for."""
-    limit = time.time() - STALE_AFTER_S
+def _remove_stale(jobs: Path) -> None:
+    """Remove unfinished work that nobody resumed in time."""
+    oldest = time.time() - STALE_AFTER_S
     for path in jobs.iterdir():
-        if path.stat().st_mtime < limit:
+        if path.stat().st_mtime < oldest:
             if path.is_dir():
                 shutil.rmtree(path, ignore_errors=True)
             else:
                 path.unlink(missing_ok=True)
-
-
-def take_over(files: Mapping[str, Path], folder: Path) -> None:
-    """Move another process' plan and finished segments here; what says that the plan is there comes last."""
-    for name in sorted(files, key=lambda name: name == "plan.json"):
-        shutil.move(files[name], folder / name)

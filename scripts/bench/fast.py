@@ -22,7 +22,7 @@ import torch
 from lipsync_engine import LipSyncPipeline
 from lipsync_engine.models.latentsync.fp8 import to_float8
 from lipsync_engine.models.latentsync.model import LatentSync, load
-from lipsync_engine.params import PRESETS, Shortcuts, Solver
+from lipsync_engine.params import PRESETS, FastSampling, Solver
 from lipsync_engine.weights import WeightsStore
 from scripts.bench.common import BENCHMARKS, new_plot, save_plot, write_report
 from tests.support import flops
@@ -36,18 +36,18 @@ def modes() -> dict[str, Mode]:
     found = {
         "ddim 10 steps": Mode(10),
         "ddim 8 steps": Mode(8),
-        "dpm 10 steps": Mode(10, Shortcuts(solver=Solver.DPM)),
-        "dpm 8 steps": Mode(8, Shortcuts(solver=Solver.DPM)),
-        "unipc 10 steps": Mode(10, Shortcuts(solver=Solver.UNIPC)),
-        "unipc 8 steps": Mode(8, Shortcuts(solver=Solver.UNIPC)),
-        "reuse within 0.1": Mode(STEPS, Shortcuts(reuse_within=0.1)),
-        "reuse within 0.2": Mode(STEPS, Shortcuts(reuse_within=0.2)),
-        "guide every 2": Mode(STEPS, Shortcuts(guide_every=2)),
-        "guide every 4": Mode(STEPS, Shortcuts(guide_every=4)),
+        "dpm 10 steps": Mode(10, FastSampling(solver=Solver.DPM)),
+        "dpm 8 steps": Mode(8, FastSampling(solver=Solver.DPM)),
+        "unipc 10 steps": Mode(10, FastSampling(solver=Solver.UNIPC)),
+        "unipc 8 steps": Mode(8, FastSampling(solver=Solver.UNIPC)),
+        "reuse within 0.1": Mode(STEPS, FastSampling(feature_cache_threshold=0.1)),
+        "reuse within 0.2": Mode(STEPS, FastSampling(feature_cache_threshold=0.2)),
+        "guide every 2": Mode(STEPS, FastSampling(guidance_interval=2)),
+        "guide every 4": Mode(STEPS, FastSampling(guidance_interval=4)),
     }
     for name, preset in PRESETS.items():
-        if "shortcuts" in preset:
-            found[name] = Mode(preset["num_inference_steps"], preset["shortcuts"])
+        if "fast_sampling" in preset:
+            found[name] = Mode(preset["num_inference_steps"], preset["fast_sampling"])
     found["fp8"] = Mode(STEPS, fp8=True)
     found["fp8 fastest"] = dataclasses.replace(found["fastest"], fp8=True)
     return found
@@ -89,7 +89,7 @@ def network_shares(chosen: Mapping[str, Mode]) -> dict[str, float]:
     unet, _ = flops.networks()
     exact = flops.denoising(unet, 512, STEPS, 1.5)
     return {
-        name: round(flops.denoising(unet, 512, mode.steps, 1.5, mode.shortcuts) / exact, 3)
+        name: round(flops.denoising(unet, 512, mode.steps, 1.5, mode.fast_sampling) / exact, 3)
         for name, mode in chosen.items()
         if not mode.fp8
     }

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from lipsync_engine.models.latentsync.config import RunConfig
-from lipsync_engine.params import EXACT, PRESETS
+from lipsync_engine.params import EXACT_SAMPLING, PRESETS
 from scripts.bench.common import BENCHMARKS, write_report
 from tests.support.flops import FRAMES, denoising, networks, one_evaluation, vae_decode, vae_encode
 
@@ -34,8 +34,8 @@ def table(overlap: int) -> dict[str, Any]:
         for name in ("default", "fast", "fastest"):
             preset = PRESETS[name]
             steps = preset.get("num_inference_steps", run.num_inference_steps)
-            shortcuts = preset.get("shortcuts", EXACT)
-            unet_flop = again * denoising(unet, resolution, steps, run.guidance_scale, shortcuts)
+            fast_sampling = preset.get("fast_sampling", EXACT_SAMPLING)
+            unet_flop = again * denoising(unet, resolution, steps, run.guidance_scale, fast_sampling)
             rows[name] = unet_flop + 2 * again * encode + decode
     return found
 

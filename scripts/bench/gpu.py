@@ -43,7 +43,7 @@ from lipsync_engine.models.latentsync.memory import DEFAULT_PLAN, PLANS, MemoryM
 from lipsync_engine.models.latentsync.model import LatentSync, estimate_memory
 from lipsync_engine.models.latentsync.offload import enable_cpu_offload
 from lipsync_engine.models.latentsync.unet import LatentSyncUNet
-from lipsync_engine.params import EXACT, PRESETS, Shortcuts
+from lipsync_engine.params import EXACT_SAMPLING, PRESETS, FastSampling
 from lipsync_engine.weights import WeightsStore
 from scripts.bench.common import BENCHMARKS, Report, new_plot, save_plot, write_report
 from scripts.bench.gpu_jobs import FPS, Media, job_report, reference_report
@@ -167,14 +167,16 @@ class Window:
         faces = torch.rand(frames, 3, side, side, generator=draw) * 2 - 1
         return cls(faces, audio, model.initial_noise(seed))
 
-    def denoised(self, model: LatentSync, steps: int, shortcuts: Shortcuts = EXACT) -> torch.Tensor:
+    def denoised(
+        self, model: LatentSync, steps: int, fast_sampling: FastSampling = EXACT_SAMPLING
+    ) -> torch.Tensor:
         return model.denoise(
             self.faces,
             self.audio,
             noise=self.noise,
             num_inference_steps=steps,
             guidance_scale=1.5,
-            shortcuts=shortcuts,
+            fast_sampling=fast_sampling,
         )
 
 
@@ -205,14 +207,14 @@ def network_report(bench: Bench, model: LatentSync, ceiling: float) -> Report:
     }
 
 
-def chosen_modes() -> dict[str, tuple[int, Shortcuts]]:
+def chosen_modes() -> dict[str, tuple[int, FastSampling]]:
     """Steps and shortcuts of exact and of every fast preset."""
     quick = {
-        name: (preset["num_inference_steps"], preset["shortcuts"])
+        name: (preset["num_inference_steps"], preset["fast_sampling"])
         for name, preset in PRESETS.items()
-        if "shortcuts" in preset
+        if "fast_sampling" in preset
     }
-    return {"exact": (20, EXACT), **quick}
+    return {"exact": (20, EXACT_SAMPLING), **quick}
 
 
 def mode_report(bench: Bench, model: LatentSync) -> Iterator[Report]:
@@ -221,14 +223,14 @@ def mode_report(bench: Bench, model: LatentSync) -> Iterator[Report]:
     new_frames = model.info.window_frames - OVERLAP
     exact: torch.Tensor | None = None
     report = {}
-    for name, (steps, shortcuts) in chosen_modes().items():
-        found = window.denoised(model, steps, shortcuts)
+    for name, (steps, fast_sampling) in chosen_modes().items():
+        found = window.denoised(model, steps, fast_sampling)
         exact = found if exact is None else exact
-        took = bench.seconds(lambda s=steps, c=shortcuts: model.decode(window.denoised(model, s, c)))
+        took = bench.seconds(lambda s=steps, c=fast_sampling: model.decode(window.denoised(model, s, c)))
         report[name] = {
             "fps": round(new_frames / took, 3),
             "peak_bytes": bench.peak_bytes(
-                lambda s=steps, c=shortcuts: model.decode(window.denoised(model, s, c))
+                lambda s=steps, c=fast_sampling: model.decode(window.denoised(model, s, c))
             ),
             "relative_distance_to_exact": distance(found, exact),
         }

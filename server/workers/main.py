@@ -28,19 +28,19 @@ from lipsync_engine import (
     LipSyncPipeline,
     LoopMode,
     Motion,
-    Order,
     Provenance,
     Speaker,
+    SpeakerOrder,
     SyncParams,
     SyncResult,
-    dialogue,
+    make_dialogue,
     media,
 )
 from lipsync_engine.errors import ErrorCode, LipSyncError, MediaError, ParameterError
 from lipsync_engine.faces import FaceDetector
 from lipsync_engine.faces.registry import load_detector
 from lipsync_engine.params import FaceChoice
-from lipsync_engine.progress import Progress, Stage, Watchable
+from lipsync_engine.progress import Progress, RenderedSegment, Stage
 from lipsync_engine.weights import WeightsStore
 from server import logs
 from server.jobs.request import MediaLimits, Role
@@ -187,12 +187,12 @@ class Worker:
                 motion=motion,
                 prompt=start.options.prompt,
                 provenance=provenance,
-                helpers=current.lender,
+                remote=current.lender,
             )
         else:
             _require_picture(files[Role.VIDEO], start.limits[Role.VIDEO])
             steps = pipeline.run(
-                files[Role.VIDEO], voices, output, params, provenance=provenance, helpers=current.lender
+                files[Role.VIDEO], voices, output, params, provenance=provenance, remote=current.lender
             )
             warnings = (PROMPT_UNUSED,) if start.options.prompt else ()
         reported, stage, rendering_s = 0.0, None, 0.0
@@ -207,12 +207,12 @@ class Worker:
                     return JobCancelled(start.job_id)
                 if progress.stage is Stage.RENDER:
                     rendering_s = progress.elapsed_s
-                if progress.watchable is not None:
-                    previews.add(progress.watchable)
+                if progress.segment is not None:
+                    previews.add(progress.segment)
                 if progress.stage is Stage.ASSEMBLE:
                     previews.wait()  # what they read goes with that stage
                 now = time.monotonic()
-                is_news = progress.stage is not stage or progress.watchable is not None
+                is_news = progress.stage is not stage or progress.segment is not None
                 if is_news or now - reported >= REPORT_EVERY_S:
                     reported, stage = now, progress.stage
                     self._say(_working(start.job_id, progress))
@@ -241,19 +241,19 @@ class _Previews:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="previews")
         self._pending: list[Future[None]] = []
 
-    def add(self, segment: Watchable) -> None:
+    def add(self, segment: RenderedSegment) -> None:
         self._pending.append(self._thread.submit(self._make, segment, is_first=not self._pending))
 
     def wait(self) -> None:
         for made in self._pending:
             made.result()
 
-    def _make(self, segment: Watchable, *, is_first: bool) -> None:
+    def _make(self, segment: RenderedSegment, *, is_first: bool) -> None:
         file, still = self._folder / f"preview-{segment.index}.mp4", self._folder / "still.jpg"
         try:
-            media.write_fragment(segment.pictures, segment.sound, segment.start_s, segment.stop_s, file)
+            media.write_fragment(segment.video, segment.audio, segment.start_s, segment.stop_s, file)
             if is_first:
-                media.write_still(segment.pictures, (segment.stop_s - segment.start_s) / 2, still)
+                media.write_still(segment.video, (segment.stop_s - segment.start_s) / 2, still)
         except LipSyncError as error:  # nobody is to lose a result for want of its preview
             log.warning("job %s: segment %d has no preview: %s", self._job_id, segment.index, error)
             return
@@ -294,8 +294,8 @@ def _voices(start: RunJob, files: dict[str, Path]) -> Path | tuple[Speaker, ...]
         )
     if Role.AUDIO in files:
         return files[Role.AUDIO]
-    order = Order(start.options.order or Order.TOGETHER)
-    return dialogue(files[Role.LEFT_AUDIO], files[Role.RIGHT_AUDIO], order)
+    order = SpeakerOrder(start.options.order or SpeakerOrder.TOGETHER)
+    return make_dialogue(files[Role.LEFT_AUDIO], files[Role.RIGHT_AUDIO], order)
 
 
 def _params(
@@ -385,7 +385,7 @@ def main() -> None:
     except LipSyncError as error:
         log.error("jobs will fail until this is put right: %s", error)
     detectors = (_detector(arguments.model) for _ in range(1, arguments.jobs))
-    pipelines = [pipeline, *(pipeline.beside(detector) for detector in detectors)]
+    pipelines = [pipeline, *(pipeline.clone_for_thread(detector) for detector in detectors)]
     worker = Worker(pipelines, answers, label=arguments.label, watermark=arguments.watermark)
     threading.Thread(target=worker.listen, args=(sys.stdin.buffer,), name="orders", daemon=True).start()
     worker.run()

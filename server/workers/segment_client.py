@@ -16,8 +16,8 @@ from lipsync_engine import LipSyncPipeline
 from lipsync_engine.models import LipSyncModel
 from lipsync_engine.planning.plan import Plan
 from lipsync_engine.progress import Meter, Progress, Stage
-from lipsync_engine.rendering.render import render
-from lipsync_engine.rendering.segment_renderer import Offer as SharedPlan
+from lipsync_engine.rendering.render import render_segment
+from lipsync_engine.rendering.segment_renderer import SharedPlan
 from server.workers.messages import (
     FromWorker,
     NextSegment,
@@ -30,7 +30,7 @@ from server.workers.messages import (
 
 
 class Lender:
-    """`lipsync_engine.rendering.segment_renderer.Helpers` of one job: the parent finds them.
+    """`lipsync_engine.rendering.segment_renderer.RemoteRenderers` of one job, through the parent.
 
     Args:
         start: the job's order.
@@ -46,22 +46,22 @@ class Lender:
         """The parent's answer; called from the thread that listens."""
         self._answers.put(take.number)
 
-    def left(self, key: str) -> Mapping[str, Path]:
+    def previous_segments(self, key: str) -> Mapping[str, Path]:
         if key != self._start.left_key:
             return {}
         return {name: Path(path) for name, path in self._start.left.items()}
 
-    def offer(self, offer: SharedPlan) -> None:
-        self._places = tuple(path for path, _ in offer.segments)
-        files = {name: str(path) for name, path in offer.files.items()}
-        segments = tuple((str(path), frames) for path, frames in offer.segments)
-        self._say(SegmentsPublished(self._start.job_id, offer.key, files, segments))
+    def publish(self, plan: SharedPlan) -> None:
+        self._places = tuple(path for path, _ in plan.segments)
+        files = {name: str(path) for name, path in plan.files.items()}
+        segments = tuple((str(path), frames) for path, frames in plan.segments)
+        self._say(SegmentsPublished(self._start.job_id, plan.key, files, segments))
 
-    def next(self) -> int | None:
+    def next_segment(self) -> int | None:
         self._say(NextSegment(self._start.job_id))
         return self._answers.get()  # the parent answers, or ends this process
 
-    def rendered(self, index: int) -> None:
+    def segment_rendered(self, index: int) -> None:
         self._say(SegmentRendered(self._start.job_id, index, str(self._places[index])))
 
 
@@ -82,11 +82,11 @@ def lend(order: RenderSegment, model: LipSyncModel) -> Generator[Progress, None,
         LipSyncError.
     """
     folder = Path(order.folder)
-    plan = Plan.load_carried(folder)
+    plan = Plan.load_portable(folder)
     segment, file = plan.segments[order.number], folder / f"segment-{order.number:05d}.mp4"
     meter = Meter(Stage.RENDER, segment.stop - segment.start)
     yield meter.at(0)
-    with closing(render(plan, segment, model, file)) as frames:
+    with closing(render_segment(plan, segment, model, file)) as frames:
         for done in frames:
             yield meter.at(done)
     return SegmentRendered(order.job_id, order.number, str(file))

@@ -25,7 +25,7 @@ from lipsync_engine.cli import app
 from lipsync_engine.errors import ErrorCode, FaceError, OutputError, WeightsError
 from lipsync_engine.models import image_to_video
 from lipsync_engine.portrait import animation
-from lipsync_engine.portrait.source import Clips, keep_clip
+from lipsync_engine.portrait.source import ClipCache, store_clip
 from lipsync_engine.weights import WeightsStore
 from tests.support.paths import DEMO
 
@@ -269,7 +269,7 @@ def test_the_prompt_always_asks_for_closed_lips() -> None:
 
 @pytest.mark.parametrize("length", [1, 2, 3, 8, 9, 121])
 def test_a_clip_to_and_fro_never_jumps(length: int) -> None:
-    at = animation.to_and_fro(length, 1000)
+    at = animation.pingpong_positions(length, 1000)
     assert at[0] == 0
     assert (at.min(), at.max()) == (0, length - 1)
     assert np.abs(np.diff(at)).max() <= 1
@@ -288,11 +288,11 @@ def test_no_step_across_a_turn_is_larger_than_inside_the_clip() -> None:
     rng = np.random.default_rng(1)
     walk = np.cumsum(rng.normal(0, 4, (30, 16, 16, 3)), axis=0) + 128
     clip = list(np.clip(walk, 0, 255).astype(np.uint8))
-    shown = np.stack(list(animation.swinging(clip, 200))).astype(float)
+    shown = np.stack(list(animation.pingpong_frames(clip, 200))).astype(float)
     inside = np.abs(np.diff(np.stack(clip).astype(float), axis=0)).mean(axis=(1, 2, 3))
     steps = np.abs(np.diff(shown, axis=0)).mean(axis=(1, 2, 3))
     assert steps.max() <= inside.max() + 0.5  # rounding of mixed pictures
-    at = animation.to_and_fro(30, 200)
+    at = animation.pingpong_positions(30, 200)
     turns = np.flatnonzero((at == 0) | (at == 29))[1:-1]
     assert len(turns) >= 3
     for turn in turns:
@@ -343,8 +343,8 @@ def test_a_kept_clip_is_played_to_and_fro_and_speaks(
     ffmpeg("-i", DEMO / "presenter.mp4", "-vf", "scale=96:96", "-frames:v", 10, tmp_path / "ten.mp4")
     frames = [frame for _, frame in media.scan_frames(media.probe_video(tmp_path / "ten.mp4"), 96)]
     params, still = quick(), media.read_image(face, 128)
-    clips = Clips.find(None, None, store, cache_dir / "motion", CPU)
-    keep_clip(clips.path(still, params), frames)
+    clips = ClipCache.from_manifest(None, None, store, cache_dir / "motion", CPU)
+    store_clip(clips.clip_path(still, params), frames)
 
     reports, made = outcome(
         pipeline.run_portrait(face, voice, tmp_path / "made.mp4", params, motion=Motion.GENERATED)
@@ -355,7 +355,7 @@ def test_a_kept_clip_is_played_to_and_fro_and_speaks(
     shown = [p.astype(float) for _, p in media.scan_frames(media.probe_video(made.output), 128)]
     assert len(shown) == 38
     brows = np.s_[30:60, 30:100]
-    for number, frame in enumerate(animation.swinging(frames, 38)):
+    for number, frame in enumerate(animation.pingpong_frames(frames, 38)):
         wanted = np.asarray(Image.fromarray(frame).resize((128, 128), Image.Resampling.BICUBIC))
         assert np.abs(shown[number][brows] - wanted[brows]).mean() < 4, number
     corner = np.s_[:24, :24]
@@ -363,12 +363,12 @@ def test_a_kept_clip_is_played_to_and_fro_and_speaks(
 
 
 def test_a_damaged_clip_is_generated_again(store: WeightsStore, cache_dir: Path) -> None:
-    clips = Clips.find("mini-wan", " e ", store, cache_dir, CPU)
+    clips = ClipCache.from_manifest("mini-wan", " e ", store, cache_dir, CPU)
     picture, params = noise_picture(64, 64), quick()
-    keep_clip(clips.path(picture, params), [picture] * 3)
-    assert len(outcome(clips.clip(picture, params))[1]) == 3
-    clips.path(picture, params).write_bytes(b"cut off")
-    reports, frames = outcome(clips.clip(picture, params))
+    store_clip(clips.clip_path(picture, params), [picture] * 3)
+    assert len(outcome(clips.load_or_generate(picture, params))[1]) == 3
+    clips.clip_path(picture, params).write_bytes(b"cut off")
+    reports, frames = outcome(clips.load_or_generate(picture, params))
     assert (steps_of(reports), len(frames), frames[0].shape) == (51, 121, (64, 64, 3))
 
 
@@ -385,20 +385,20 @@ def test_closing_the_job_stops_the_model(
 
 
 def test_all_that_decides_a_clip_names_it(store: WeightsStore, tmp_path: Path) -> None:
-    clips = Clips.find(None, None, store, tmp_path, CPU)
+    clips = ClipCache.from_manifest(None, None, store, tmp_path, CPU)
     picture = noise_picture(64, 64)
     paths = [
-        clips.path(picture, SyncParams()),
-        clips.path(picture, SyncParams(seed=2)),
-        clips.path(picture, SyncParams(max_short_side=64)),
-        clips.path(picture[:32], SyncParams()),
-        clips.path(255 - picture, SyncParams()),
-        dataclasses.replace(clips, prompt="e").path(picture, SyncParams()),
-        dataclasses.replace(clips, weights_sha256="0" * 64).path(picture, SyncParams()),
+        clips.clip_path(picture, SyncParams()),
+        clips.clip_path(picture, SyncParams(seed=2)),
+        clips.clip_path(picture, SyncParams(max_short_side=64)),
+        clips.clip_path(picture[:32], SyncParams()),
+        clips.clip_path(255 - picture, SyncParams()),
+        dataclasses.replace(clips, prompt="e").clip_path(picture, SyncParams()),
+        dataclasses.replace(clips, weights_sha256="0" * 64).clip_path(picture, SyncParams()),
     ]
     assert len(set(paths)) == len(paths)
-    assert dataclasses.replace(clips, prompt=" ").path(picture, SyncParams()) == paths[0]
-    assert clips.path(picture, SyncParams(num_inference_steps=3, fps=None)) == paths[0]
+    assert dataclasses.replace(clips, prompt=" ").clip_path(picture, SyncParams()) == paths[0]
+    assert clips.clip_path(picture, SyncParams(num_inference_steps=3, fps=None)) == paths[0]
 
 
 def test_what_another_motion_cannot_use_is_said(
@@ -438,9 +438,9 @@ def test_models_are_told_apart(lips: LipSyncPipeline, tmp_path: Path) -> None:
     store = WeightsStore(tmp_path)
     for name in ("tiny", "yunet"):
         with pytest.raises(WeightsError, match=r"no image-to-video model: use one of wan2\.2-ti2v-5b\."):
-            Clips.find(name, None, store, tmp_path, CPU)
+            ClipCache.from_manifest(name, None, store, tmp_path, CPU)
     with pytest.raises(WeightsError, match="does not exist"):
-        Clips.find("won", None, store, tmp_path, CPU)
+        ClipCache.from_manifest("won", None, store, tmp_path, CPU)
 
 
 def test_the_command_says_what_it_did_not_use(

@@ -11,7 +11,8 @@ import pytest
 
 from lipsync_engine import LipSyncPipeline, Stage, SyncParams, Tail, faces, media
 from lipsync_engine.params import FaceChoice
-from lipsync_engine.planning.plan import Plan, analyse
+from lipsync_engine.planning.plan import Plan
+from lipsync_engine.planning.planner import plan_job
 from lipsync_engine.progress import Progress
 
 Ffmpeg = Callable[..., None]
@@ -45,7 +46,7 @@ def plans(
 ) -> tuple[list[Plan], list[int]]:
     """All drafts and the complete plan, and how many frames had been looked at before each."""
     folder.mkdir()
-    steps = analyse(
+    steps = plan_job(
         media.probe_video(video),
         [(FaceChoice(), media.probe_audio(voice))],
         params,
@@ -76,10 +77,10 @@ def test_a_draft_says_nothing_that_the_plan_takes_back(
     (*drafts, plan), looked = plans(pipeline, long_clip, long_voice, params, tmp_path / "a")
     assert len(drafts) >= 2
     assert looked[0] <= 14 * 25
-    assert drafts[0].ready
+    assert drafts[0].ready_segments
     assert not any(draft.is_complete for draft in drafts)
     for draft in drafts:
-        ready = draft.ready
+        ready = draft.ready_segments
         assert ready == plan.segments[: len(ready)]
         n = ready[-1].stop
         for name in ("order", "shots"):
@@ -89,7 +90,11 @@ def test_a_draft_says_nothing_that_the_plan_takes_back(
             np.testing.assert_array_equal(early[:, :n], late[:, :n])
         rows = draft.arrays.order[:n]
         np.testing.assert_array_equal(draft.arrays.matrices[:, rows], plan.arrays.matrices[:, rows])
-        needed = {k for segment in ready for k in (*segment.shares[0].lead, *segment.shares[0].windows)}
+        needed = {
+            k
+            for segment in ready
+            for k in (*segment.speaker_windows[0].context_windows, *segment.speaker_windows[0].windows)
+        }
         assert all(draft.windows[0][k] == plan.windows[0][k] for k in needed)
     if tail is Tail.CUT:
         assert plan.n_frames == (SECONDS - 1) * 25
@@ -103,7 +108,7 @@ def test_no_more_is_read_than_the_voice_needs(
     (plan,), (looked,) = plans(pipeline, long_clip, voice, SyncParams(), folder)
     assert plan.n_frames == 38
     assert looked < 15 * 25
-    again = analyse(
+    again = plan_job(
         media.probe_video(long_clip),
         [(FaceChoice(), media.probe_audio(voice))],
         SyncParams(),
@@ -139,7 +144,7 @@ def test_the_first_segment_is_rendered_before_the_clip_is_read(
             times.add((folder / "segment-00000.mp4").stat().st_mtime_ns)
     assert times == set(kept.values())
     stages = [stage for stage, _ in itertools.groupby(report.stage for report in seen)]
-    told = [step.watchable.index for step in seen if step.watchable is not None]
+    told = [step.segment.index for step in seen if step.segment is not None]
     assert stages == [
         Stage.AUDIO, Stage.FACES, Stage.RENDER, Stage.FACES, Stage.RENDER, Stage.ASSEMBLE,
     ]  # fmt: skip

@@ -74,13 +74,16 @@ def test_a_portrait_moves_and_nothing_tears(face: Path, voice: Path, tmp_path: P
 
 def test_movements_are_smooth_and_follow_the_voice() -> None:
     vad = np.concatenate([np.zeros(75), np.tile([1, 1, 1, 0.2, 0.2, 0.8], 25), np.zeros(75)])
-    moves = animation.moves(vad.astype(np.float32), seed=3)
+    moves = animation.generate_head_motion(vad.astype(np.float32), seed=3)
     assert np.abs(np.diff(moves.shift, axis=0)).max() < 0.012
     assert np.abs(np.diff(moves.roll_deg)).max() < 0.25
     assert np.abs(moves.shift[80:225]).mean() > np.abs(moves.shift[:70]).mean()
     blinks = np.flatnonzero(np.diff((moves.lids > 0.9).astype(int)) == 1)
     assert 2 <= len(blinks) <= 6
-    again, other = animation.moves(vad.astype(np.float32), seed=3), animation.moves(vad.astype(np.float32), 4)
+    again, other = (
+        animation.generate_head_motion(vad.astype(np.float32), seed=3),
+        animation.generate_head_motion(vad.astype(np.float32), 4),
+    )
     assert np.array_equal(moves.shift, again.shift)
     assert not np.array_equal(moves.shift, other.shift)
 
@@ -88,10 +91,10 @@ def test_movements_are_smooth_and_follow_the_voice() -> None:
 def test_a_closed_lid_hides_the_eye(face: Path) -> None:
     picture = media.read_image(face)
     points = np.array([[165.4, 144.0], [231.4, 141.7], [203.2, 202.5]], dtype=np.float32)
-    still = animation.Moves(
+    still = animation.HeadMotion(
         *(np.zeros(shape, np.float32) for shape in ((2, 2), 2, 2)), np.array([0, 1], np.float32)
     )
-    opened, closed = animation.animated(picture, [points], [still], [animation.drawn_eyes(points)])
+    opened, closed = animation.animate_image(picture, [points], [still], [animation.drawn_eyes(points)])
     assert np.abs(opened.astype(int) - picture).max() <= 1
     eye = np.s_[158:172, 160:176]
     skin = picture[190:200, 150:165].mean(axis=(0, 1))
@@ -116,8 +119,8 @@ def test_a_photographed_person_blinks(real_media: Path) -> None:
         assert 18 < eye.half_width < 28
         assert 5 < eye.half_height < 11
     zeros = np.zeros(2, np.float32)
-    still = animation.Moves(np.zeros((2, 2), np.float32), zeros, zeros, np.array([0, 1], np.float32))
-    opened, closed = animation.animated(photo, [found.points], [still], [eyes])
+    still = animation.HeadMotion(np.zeros((2, 2), np.float32), zeros, zeros, np.array([0, 1], np.float32))
+    opened, closed = animation.animate_image(photo, [found.points], [still], [eyes])
     for eye in eyes:
         x, y = np.rint(eye.centre).astype(int)
         iris = np.s_[y - 3 : y + 4, x - 3 : x + 4]

@@ -10,9 +10,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lipsync_engine import FaceChoice, LipSyncPipeline, Order, Speaker, SyncParams, dialogue, media
+from lipsync_engine import (
+    FaceChoice,
+    LipSyncPipeline,
+    Speaker,
+    SpeakerOrder,
+    SyncParams,
+    make_dialogue,
+    media,
+)
 from lipsync_engine.errors import ErrorCode, LipSyncError, ParameterError
-from lipsync_engine.planning.speakers import Cast
+from lipsync_engine.planning.speakers import SpeakerMix
 from tests.support import mouth_score
 from tests.support.mouth_score import Truth
 from tests.support.paths import DEMO
@@ -92,7 +100,7 @@ def test_in_turn_the_listener_rests(
 ) -> None:
     pipeline = LipSyncPipeline.from_pretrained("tiny", device="cpu", cache_dir=tmp_path / "cache")
     truth = Truth.load(DEMO / "truth.json")
-    speakers = dialogue(*voices, Order.RIGHT_LEFT)
+    speakers = make_dialogue(*voices, SpeakerOrder.RIGHT_LEFT)
     result = pipeline(couple, speakers, tmp_path / "made.mp4", SyncParams(num_inference_steps=2))
     assert result.frames == 2 * N
     assert list((tmp_path / "cache" / "jobs").iterdir()) == []
@@ -168,21 +176,21 @@ def test_people_who_cross_keep_their_voices(
 
 def test_times_and_tracks(voices: tuple[Path, Path], tmp_path: Path) -> None:
     left, right = FaceChoice.parse("left"), FaceChoice.parse("right")
-    cast = Cast.of(
+    mix = SpeakerMix.from_speakers(
         [Speaker(left, voices[0], 1.0, 0.5), Speaker(right, voices[1]), Speaker(left, voices[1], 2.0)]
     )
-    assert cast.duration_s == pytest.approx(2.0 + SECONDS, abs=0.01)
-    tracks = cast.record(tmp_path)
+    assert mix.duration_s == pytest.approx(2.0 + SECONDS, abs=0.01)
+    tracks = mix.write_tracks(tmp_path)
     assert [face for face, _ in tracks] == [left, right]
     for _, info in tracks:
-        assert info.duration_s == pytest.approx(cast.duration_s, abs=0.01)
+        assert info.duration_s == pytest.approx(mix.duration_s, abs=0.01)
     samples = np.concatenate(list(media.read_audio(tracks[0][1].path))).astype(float)
     first = np.concatenate(list(media.read_audio(voices[0]))).astype(float)
     assert not samples[:15900].any()
     assert np.abs(samples[16100:23900] - first[100:7900]).max() < 400
     assert not samples[24100:31900].any()
     # What is heard: one file twice, at the start and from two seconds on.
-    heard = np.concatenate(list(media.read_audio(cast.mix(tmp_path)))).astype(float)
+    heard = np.concatenate(list(media.read_audio(mix.write_mix(tmp_path)))).astype(float)
     again = np.concatenate(list(media.read_audio(voices[1]))).astype(float)
     assert np.abs(heard[1600:14400] - again[1600:14400]).max() < 400
     assert np.abs(heard[51200:76800] - again[19200:44800]).max() < 400
@@ -193,12 +201,12 @@ def test_what_cannot_be_is_said(
 ) -> None:
     left = FaceChoice.parse("left")
     with pytest.raises(ParameterError, match="same person"):
-        Cast.of([Speaker(left, voices[0]), Speaker(left, voices[1], 1.0)])
+        SpeakerMix.from_speakers([Speaker(left, voices[0]), Speaker(left, voices[1], 1.0)])
     with pytest.raises(ParameterError, match="speakers"):
-        Cast.of([])
+        SpeakerMix.from_speakers([])
     pipeline = LipSyncPipeline.from_pretrained("tiny", device="cpu", cache_dir=tmp_path / "cache")
     with pytest.raises(LipSyncError) as same:
-        pipeline(DEMO / "presenter.mp4", dialogue(*voices, Order.TOGETHER), tmp_path / "out.mp4")
+        pipeline(DEMO / "presenter.mp4", make_dialogue(*voices, SpeakerOrder.TOGETHER), tmp_path / "out.mp4")
     assert same.value.code is ErrorCode.FACE_CHOICE_UNMATCHED
     for wrong in (
         ["--speaker", "left"],

@@ -19,8 +19,9 @@ import pytest
 
 from lipsync_engine import LipSyncPipeline, LoopMode, Stage, SyncParams, Tail, faces, media
 from lipsync_engine.planning import timeline
-from lipsync_engine.planning.plan import Plan, analyse
-from lipsync_engine.rendering.render import rendered_frames
+from lipsync_engine.planning.plan import Plan
+from lipsync_engine.planning.planner import plan_job
+from lipsync_engine.rendering.render import render_frames
 from tests.support.paths import DEMO_VOICE
 
 Ffmpeg = Callable[..., None]
@@ -61,7 +62,7 @@ def test_the_command_makes_a_video_and_a_comparison(
     assert (made.format.width, made.format.height) == (source.format.width, source.format.height)
     assert made.frame_rate == source.frame_rate
     frames = luma(output)
-    assert len(frames) == timeline.audio_frames(media.probe_audio(voice).duration_s, made.frame_rate)
+    assert len(frames) == timeline.count_audio_frames(media.probe_audio(voice).duration_s, made.frame_rate)
 
     # Lips changed; above the face every sample is the source's.
     before = luma(clip)[: len(frames)]
@@ -105,7 +106,7 @@ def test_closing_the_generator_leaves_nothing(
 
 
 def make_plan(clip: Path, voice: Path, folder: Path, pipeline: LipSyncPipeline, params: SyncParams) -> Plan:
-    steps = analyse(
+    steps = plan_job(
         media.probe_video(clip),
         [(params.face, media.probe_audio(voice))],
         params,
@@ -144,14 +145,14 @@ DIGEST_SEGMENT = """
 import hashlib, json, sys
 from pathlib import Path
 from lipsync_engine import LipSyncPipeline
-from lipsync_engine.plan import Plan
-from lipsync_engine.render import rendered_frames
-plan = Plan.load_carried(Path(sys.argv[1]))
+from lipsync_engine.planning.plan import Plan
+from lipsync_engine.rendering.render import render_frames
+plan = Plan.load_portable(Path(sys.argv[1]))
 model = LipSyncPipeline.from_pretrained("tiny", device="cpu").model
 digests = {}
 for index in map(int, sys.argv[2:]):
     digest = hashlib.sha256()
-    for frame in rendered_frames(plan, plan.segments[index], model):
+    for frame in render_frames(plan, plan.segments[index], model):
         for plane in (frame.y, frame.u, frame.v):
             digest.update(plane.tobytes())
     digests[index] = digest.hexdigest()
@@ -163,7 +164,7 @@ def test_segments_do_not_depend_on_order_or_process(
     planned: Plan, pipeline: LipSyncPipeline, tmp_path: Path
 ) -> None:
     """Nor on where one ends and the next begins: backwards elsewhere is the same as in one go here."""
-    for name, path in planned.carried().items():  # all that another machine is given
+    for name, path in planned.portable_files().items():  # all that another machine is given
         shutil.copy(path, tmp_path / name)
     backward = [str(segment.index) for segment in reversed(planned.segments)]
     command = [sys.executable, "-c", DIGEST_SEGMENT, str(tmp_path), *backward]
@@ -172,7 +173,7 @@ def test_segments_do_not_depend_on_order_or_process(
     assert len(set(digests.values())) == len(planned.segments)
 
     (whole,) = timeline.plan_segments(planned.n_frames, planned.windows, planned.header.fps, 60, 60)
-    frames = rendered_frames(planned, whole, pipeline.model)
+    frames = render_frames(planned, whole, pipeline.model)
     for segment in planned.segments:
         digest = hashlib.sha256()
         for frame in itertools.islice(frames, segment.stop - segment.start):
@@ -183,11 +184,11 @@ def test_segments_do_not_depend_on_order_or_process(
 
 def steps_and_borders(plan: Plan, clip: Path, pipeline: LipSyncPipeline) -> tuple[np.ndarray, set[int]]:
     """How much the generated region changes from each frame to the next, and where windows meet."""
-    frames = [f.y.astype(np.float32) for s in plan.segments for f in rendered_frames(plan, s, pipeline.model)]
+    frames = [f.y.astype(np.float32) for s in plan.segments for f in render_frames(plan, s, pipeline.model)]
     source = luma(clip)
     changed = np.mean([np.abs(f - source[plan.arrays.order[i]]) for i, f in enumerate(frames)], axis=0) > 1.0
     steps = np.array([np.abs(b - a)[changed].mean() for a, b in itertools.pairwise(frames)])
-    return steps, {w.own[0] - 1 for w in plan.windows[0] if w.own[0] > 0}
+    return steps, {w.output_frames[0] - 1 for w in plan.windows[0] if w.output_frames[0] > 0}
 
 
 @pytest.mark.slow
@@ -254,7 +255,7 @@ def test_one_frame_and_silence_work(
     assert result.frames == 20
     made = luma(result.output).astype(int)
     assert np.abs(np.diff(made, axis=0)).mean() < 1.0  # a mouth at rest does not move
-    assert result.warnings == ("Nobody speaks in the voice: the lips rest throughout.",)
+    assert result.warnings == ("The audio contains no speech: the lips rest throughout.",)
 
 
 def test_heard_and_driving_audio_may_differ(

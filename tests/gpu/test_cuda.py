@@ -16,7 +16,7 @@ from lipsync_engine.models.latentsync.compile import CompiledUNet
 from lipsync_engine.models.latentsync.fp8 import to_float8
 from lipsync_engine.models.latentsync.model import WARM_UP_SAMPLING, LatentSync
 from lipsync_engine.models.latentsync.offload import enable_cpu_offload
-from lipsync_engine.params import EXACT, Shortcuts, Solver
+from lipsync_engine.params import EXACT_SAMPLING, FastSampling, Solver
 from tests.support import window_runs
 
 pytestmark = [
@@ -25,13 +25,15 @@ pytestmark = [
 ]
 
 
-def denoise_window(model: LipSyncModel, steps: int, shortcuts: Shortcuts = EXACT) -> torch.Tensor:
+def denoise_window(
+    model: LipSyncModel, steps: int, fast_sampling: FastSampling = EXACT_SAMPLING
+) -> torch.Tensor:
     draw = torch.Generator().manual_seed(3)
     faces = torch.rand(16, 3, 64, 64, generator=draw) * 2 - 1
     audio = torch.randn(16, 8, 96, generator=draw)
     noise = torch.randn(1, 4, 1, 16, 16, generator=draw)
     return model.denoise(
-        faces, audio, noise=noise, num_inference_steps=steps, guidance_scale=2.0, shortcuts=shortcuts
+        faces, audio, noise=noise, num_inference_steps=steps, guidance_scale=2.0, fast_sampling=fast_sampling
     )
 
 
@@ -39,13 +41,13 @@ def denoise_window(model: LipSyncModel, steps: int, shortcuts: Shortcuts = EXACT
 def test_window_is_enqueued_without_synchronisation(solver: Solver) -> None:
     """From inputs on the host to images that are still on the device."""
     model = LipSyncPipeline.from_pretrained("tiny", device="cuda").model
-    shortcuts = Shortcuts(solver=solver, reuse_within=0.2, guide_every=2)
+    fast_sampling = FastSampling(solver=solver, feature_cache_threshold=0.2, guidance_interval=2)
     synchronisations = []
     for steps in (4, 4, 12):
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             torch.cuda.set_sync_debug_mode("warn")
-            model.decode(denoise_window(model, steps, shortcuts))
+            model.decode(denoise_window(model, steps, fast_sampling))
             torch.cuda.set_sync_debug_mode("default")
         synchronisations.append(len(caught))
     assert synchronisations[1:] == [0, 0]  # the first window also loads kernels
@@ -110,13 +112,16 @@ def test_compiled_and_graphed_windows_equal_eager_ones(
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     model = LipSyncPipeline.from_pretrained("tiny", device="cuda", dtype="fp32").model
     assert isinstance(model, LatentSync)
-    eager = {shortcuts: denoise_window(model, 6, shortcuts) for shortcuts in (EXACT, WARM_UP_SAMPLING)}
+    eager = {
+        fast_sampling: denoise_window(model, 6, fast_sampling)
+        for fast_sampling in (EXACT_SAMPLING, WARM_UP_SAMPLING)
+    }
     model.compile(tmp_path)
     assert list(tmp_path.rglob("*"))  # for later processes
     compiled = model.denoiser.denoiser
     assert isinstance(compiled, CompiledUNet)
     for graphed in (True, False):
-        for shortcuts, expected in eager.items():
-            latents = denoise_window(model, 6, shortcuts)
+        for fast_sampling, expected in eager.items():
+            latents = denoise_window(model, 6, fast_sampling)
             assert (latents - expected).norm() < 1e-3 * expected.norm()
         assert compiled.release_graphs() is graphed

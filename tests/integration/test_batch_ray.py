@@ -17,7 +17,7 @@ from lipsync_engine import SyncParams, batch
 from lipsync_engine.batch import BatchResult, Loading, Status, run_batch
 from lipsync_engine.batch.worker_process import Process, ThisMachine, Told, Worker
 from lipsync_engine.errors import ErrorCode, ResourceError
-from lipsync_engine.params import Engine
+from lipsync_engine.params import BatchEngine
 from tests.support.ray_nodes import add_node, open_cluster
 
 Ffmpeg = Callable[..., None]
@@ -103,7 +103,7 @@ def test_two_machines_make_what_one_process_makes(
         tmp_path / "there",
         lambda seen: at_once.append(len(seen.running)),
         loading=Loading(cache_dir=cache_dir / "there"),
-        engine=Engine.RAY,
+        engine=BatchEngine.RAY,
     )
     assert told(there) == told(here)
     assert [one.status for one in there.results] == [Status.DONE] * ROWS
@@ -126,7 +126,12 @@ def test_a_lost_machines_clip_is_made_by_another(
             cluster.remove_node(nodes[1], allow_graceful=False)
 
     result = made(
-        manifest, tmp_path / "out", look, loading=Loading(cache_dir=cache_dir), engine=Engine.RAY, workers=2
+        manifest,
+        tmp_path / "out",
+        look,
+        loading=Loading(cache_dir=cache_dir),
+        engine=BatchEngine.RAY,
+        workers=2,
     )
     assert nodes[1] not in cluster.worker_nodes
     assert [one.status for one in result.results] == [Status.DONE] * ROWS
@@ -184,12 +189,12 @@ def test_without_a_cluster(manifest: Path, tmp_path: Path, monkeypatch: pytest.M
     out = tmp_path / "out"
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
     with pytest.raises(ResourceError, match="lipsync cluster up") as away:
-        next(run_batch(manifest, out, QUICK, engine=Engine.RAY))
+        next(run_batch(manifest, out, QUICK, engine=BatchEngine.RAY))
     assert away.value.code is ErrorCode.CLUSTER_AWAY
     monkeypatch.delenv("RAY_ADDRESS")
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
     with pytest.raises(ResourceError, match="belongs to no cluster"):
-        next(run_batch(manifest, out, QUICK, engine=Engine.RAY))
+        next(run_batch(manifest, out, QUICK, engine=BatchEngine.RAY))
     assert not out.exists()
 
 
@@ -198,7 +203,7 @@ def test_without_ray(manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.delattr(batch, "ray_pool", raising=False)
     monkeypatch.setitem(sys.modules, "ray", None)  # as where it is not installed
     with pytest.raises(ResourceError, match=r"lipsync-engine\[ray\]") as missing:
-        next(run_batch(manifest, tmp_path / "out", QUICK, engine=Engine.RAY))
+        next(run_batch(manifest, tmp_path / "out", QUICK, engine=BatchEngine.RAY))
     assert missing.value.code is ErrorCode.CLUSTER_AWAY
 
 

@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from lipsync_engine.models.latentsync.config import RunConfig, UNetConfig
 from lipsync_engine.models.latentsync.sampling import DenoiseInputs, sampling_steps, signal_levels
 from lipsync_engine.models.latentsync.unet import LatentSyncUNet
-from lipsync_engine.params import EXACT, Shortcuts
+from lipsync_engine.params import EXACT_SAMPLING, FastSampling
 
 FRAMES = RunConfig().window_frames
 
@@ -60,12 +60,16 @@ def one_evaluation(unet: LatentSyncUNet, resolution: int) -> float:
 
 
 def denoising(
-    unet: LatentSyncUNet, resolution: int, steps: int, guidance_scale: float, shortcuts: Shortcuts = EXACT
+    unet: LatentSyncUNet,
+    resolution: int,
+    steps: int,
+    guidance_scale: float,
+    fast_sampling: FastSampling = EXACT_SAMPLING,
 ) -> float:
     """TFLOP per frame of a window's whole sampling loop: each kind of step counted once, as it runs."""
     guided = guidance_scale > 1.0
-    levels = signal_levels(RunConfig().scheduler, shortcuts.solver, steps)
-    kinds = Counter(shortcuts.schedule(levels, guided=guided))
+    levels = signal_levels(RunConfig().scheduler, fast_sampling.solver, steps)
+    kinds = Counter(fast_sampling.schedule_steps(levels, use_guidance=guided))
     return sum(count * _step(unet, resolution, *kind) for kind, count in kinds.items())
 
 
@@ -73,12 +77,14 @@ def denoising(
 def _step(unet: LatentSyncUNet, resolution: int, guided: bool, whole: bool) -> float:
     """TFLOP per frame of one step; the finest layer alone is what comes between a first and a last step."""
     if whole:
-        return _loop(unet, resolution, 1, guided, EXACT)
-    three = _loop(unet, resolution, 3, guided, Shortcuts(reuse_within=1.0))
+        return _loop(unet, resolution, 1, guided, EXACT_SAMPLING)
+    three = _loop(unet, resolution, 3, guided, FastSampling(feature_cache_threshold=1.0))
     return three - 2 * _step(unet, resolution, guided, True)
 
 
-def _loop(unet: LatentSyncUNet, resolution: int, steps: int, guided: bool, shortcuts: Shortcuts) -> float:
+def _loop(
+    unet: LatentSyncUNet, resolution: int, steps: int, guided: bool, fast_sampling: FastSampling
+) -> float:
     side = resolution // 8
     latents = torch.empty(1, 4, FRAMES, side, side, device="meta")
     inputs = DenoiseInputs(
@@ -96,7 +102,7 @@ def _loop(unet: LatentSyncUNet, resolution: int, steps: int, guided: bool, short
             noise=latents[:, :, :1],
             num_inference_steps=steps,
             guidance_scale=2.0 if guided else 1.0,
-            shortcuts=shortcuts,
+            fast_sampling=fast_sampling,
         ):
             pass
 

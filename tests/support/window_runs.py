@@ -14,14 +14,14 @@ import torch
 
 from lipsync_engine import LipSyncPipeline, SyncParams
 from lipsync_engine.models import LipSyncModel
-from lipsync_engine.params import EXACT, Shortcuts
+from lipsync_engine.params import EXACT_SAMPLING, FastSampling
 from tests.support.paths import DEMO_VIDEO, DEMO_VOICE
 
 
 @dataclass(frozen=True)
 class Mode:
     steps: int
-    shortcuts: Shortcuts = EXACT
+    fast_sampling: FastSampling = EXACT_SAMPLING
     fp8: bool = False
 
 
@@ -73,7 +73,7 @@ def generate(model: LipSyncModel, window: Window, mode: Mode, guidance: float) -
         noise=window.noise,
         num_inference_steps=mode.steps,
         guidance_scale=guidance,
-        shortcuts=mode.shortcuts,
+        fast_sampling=mode.fast_sampling,
     )
     took = time.process_time() - began
     faces = ((model.decode(latents).clamp(-1, 1) + 1) * 127.5).permute(0, 2, 3, 1).float().cpu().numpy()

@@ -39,14 +39,14 @@ from lipsync_engine.models.latentsync.memory import (
 from lipsync_engine.models.latentsync.offload import enable_cpu_offload, offloadable_parameters
 from lipsync_engine.models.latentsync.sampling import DenoiseInputs, sampling_steps, to_device_async
 from lipsync_engine.models.latentsync.unet import LatentSyncUNet, sinusoidal_positions
-from lipsync_engine.params import EXACT, Shortcuts
+from lipsync_engine.params import EXACT_SAMPLING, FastSampling
 from lipsync_engine.weights import ModelEntry, load_strict, read_checkpoint
 
 log = logging.getLogger("lipsync.model")
 
 T = TypeVar("T")
 
-WARM_UP_SAMPLING = Shortcuts(reuse_within=1.0, guide_every=2)
+WARM_UP_SAMPLING = FastSampling(feature_cache_threshold=1.0, guidance_interval=2)
 WARM_UP_STEPS = 3
 """Together they include every kind of step that the presets use: guided or not, whole or cached."""
 
@@ -119,9 +119,9 @@ class LatentSync:
         self.denoiser.max_windows = 1
 
     def warm_up(self) -> None:
-        self.decode(self._denoise_zeros(1, EXACT))
+        self.decode(self._denoise_zeros(1, EXACT_SAMPLING))
 
-    def _denoise_zeros(self, steps: int, shortcuts: Shortcuts) -> Tensor:
+    def _denoise_zeros(self, steps: int, fast_sampling: FastSampling) -> Tensor:
         """Denoise a full window with zeros as faces and audio."""
         frames, side = self.info.window_frames, self.info.resolution
         tokens = 2 * (sum(self.info.audio_context) + 1) * (len(self.audio_encoder.blocks) + 1)
@@ -131,7 +131,7 @@ class LatentSync:
             noise=self.initial_noise(0),
             num_inference_steps=steps,
             guidance_scale=self.info.guidance_scale,
-            shortcuts=shortcuts,
+            fast_sampling=fast_sampling,
         )
 
     @torch.inference_mode()
@@ -144,7 +144,7 @@ class LatentSync:
         num_inference_steps: int,
         guidance_scale: float,
         posterior_noise: tuple[Tensor, Tensor] | None = None,
-        shortcuts: Shortcuts = EXACT,
+        fast_sampling: FastSampling = EXACT_SAMPLING,
     ) -> Tensor:
         def run() -> Tensor:
             inputs = self._encode_inputs(faces, audio, posterior_noise)
@@ -157,7 +157,7 @@ class LatentSync:
                     num_inference_steps=num_inference_steps,
                     guidance_scale=guidance_scale,
                     sequential_cfg=self.memory.mode >= MemoryMode.SEQUENTIAL,
-                    shortcuts=shortcuts,
+                    fast_sampling=fast_sampling,
                 ):
                     latents = step.latents
             return latents[0].transpose(0, 1)

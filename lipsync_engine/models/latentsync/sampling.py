@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lipsync_engine.models.latentsync.config import RunConfig, SchedulerConfig
 from lipsync_engine.models.latentsync.unet import AudioContext, Prediction
-from lipsync_engine.params import EXACT, Shortcuts, Solver
+from lipsync_engine.params import EXACT_SAMPLING, FastSampling, Solver
 
 
 class Denoiser(Protocol):
@@ -76,7 +76,7 @@ def sampling_steps(
     num_inference_steps: int,
     guidance_scale: float,
     sequential_cfg: bool = False,
-    shortcuts: Shortcuts = EXACT,
+    fast_sampling: FastSampling = EXACT_SAMPLING,
 ) -> Iterator[Step]:
     """Denoise a window, one step at a time.
 
@@ -102,15 +102,15 @@ def sampling_steps(
         guided_passes = [denoiser.precompute_audio_kv(inputs.audio, num_unconditional=frames)]
 
     # 2. The steps. The scheduler keeps its timesteps on the host: reading them from a GPU would block.
-    scheduler = build_scheduler(run_config.scheduler, shortcuts.solver)
+    scheduler = build_scheduler(run_config.scheduler, fast_sampling.solver)
     scheduler.set_timesteps(num_inference_steps)
     device_timesteps = to_device_async(scheduler.timesteps, noise.device)
     latents: Tensor = noise.expand(-1, -1, frames, -1, -1) * scheduler.init_noise_sigma
-    if shortcuts.solver is Solver.UNIPC and not scheduler.config.thresholding:
+    if fast_sampling.solver is Solver.UNIPC and not scheduler.config.thresholding:
         scheduler = LinearScheduler(scheduler, latents)
     cached_features: Tensor | None = None
     guidance: Tensor | float = 0.0
-    schedule = shortcuts.schedule(_signal_levels(scheduler), guided=guidance_scale > 1.0)
+    schedule = fast_sampling.schedule_steps(_signal_levels(scheduler), use_guidance=guidance_scale > 1.0)
     for (guided, whole), timestep, device_timestep in zip(
         schedule, scheduler.timesteps, device_timesteps, strict=True
     ):

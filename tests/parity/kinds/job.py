@@ -49,7 +49,7 @@ def check(pack: Path, spec: Mapping[str, Any]) -> list[Measure]:
     # 1. What is heard, and for how many frames.
     with TemporaryDirectory() as folder:
         _, features = whisper.extract_features(pack, spec["wav"], encoder, Path(folder))
-        n_frames = timeline.reference_audio_frames(features.length)
+        n_frames = timeline.count_reference_audio_frames(features.length)
         heard = audio_features.frame_windows(features, np.arange(n_frames) / fps)
     measures.append(Measure("frames", abs(n_frames - len(io["out_frames"])), 0))
     measures.append(

@@ -13,7 +13,7 @@ import pytest
 from lipsync_engine import LipSyncPipeline, SyncParams, media
 from lipsync_engine.errors import LipSyncError
 from lipsync_engine.params import Quality
-from lipsync_engine.progress import Watchable
+from lipsync_engine.progress import RenderedSegment
 
 Ffmpeg = Callable[..., None]
 N_FRAMES, FPS = 60, 25
@@ -129,14 +129,14 @@ def test_segments_of_an_interrupted_run_are_announced_again(
     pipeline = LipSyncPipeline.from_pretrained("tiny", device="cpu", cache_dir=tmp_path / "cache")
     params = SyncParams(num_inference_steps=1)
     steps = pipeline.run(clip, long_voice, tmp_path / "out.mp4", params)
-    first = next(progress.watchable for progress in steps if progress.watchable is not None)
-    assert first.pictures.exists()
+    first = next(progress.segment for progress in steps if progress.segment is not None)
+    assert first.video.exists()
     steps.close()
-    seen: list[Watchable] = []
+    seen: list[RenderedSegment] = []
     for progress in pipeline.run(clip, long_voice, tmp_path / "out.mp4", params):
-        if progress.watchable is not None:
-            assert progress.watchable.pictures.exists()
-            seen.append(progress.watchable)
+        if progress.segment is not None:
+            assert progress.segment.video.exists()
+            seen.append(progress.segment)
     assert (seen[0].index, seen[0].start_s, seen[0].stop_s) == (first.index, 0.0, first.stop_s)
     assert all(one.stop_s == other.start_s for one, other in pairwise(seen))
-    assert (len(seen), seen[-1].stop_s, seen[0].sound) == (2, 9.6, long_voice)
+    assert (len(seen), seen[-1].stop_s, seen[0].audio) == (2, 9.6, long_voice)

@@ -14,32 +14,32 @@ from lipsync_engine.planning import timeline
 
 
 def test_output_lasts_as_long_as_the_audio_to_the_frame() -> None:
-    assert timeline.audio_frames(9.6, Fraction(25)) == 240
-    assert timeline.audio_frames(9.601, Fraction(25)) == 241
-    assert timeline.audio_frames(1 / 3, Fraction(30)) == 10
-    assert timeline.audio_frames(10.01, Fraction(30000, 1001)) == 300
-    assert timeline.audio_frames(0.001, Fraction(25)) == 1
+    assert timeline.count_audio_frames(9.6, Fraction(25)) == 240
+    assert timeline.count_audio_frames(9.601, Fraction(25)) == 241
+    assert timeline.count_audio_frames(1 / 3, Fraction(30)) == 10
+    assert timeline.count_audio_frames(10.01, Fraction(30000, 1001)) == 300
+    assert timeline.count_audio_frames(0.001, Fraction(25)) == 1
 
 
 def test_reference_length_matches_the_published_examples() -> None:
-    assert [timeline.reference_audio_frames(n) for n in (617, 1851, 10)] == [310, 927, 7]
+    assert [timeline.count_reference_audio_frames(n) for n in (617, 1851, 10)] == [310, 927, 7]
 
 
 @pytest.mark.parametrize("fps", [Fraction(25), Fraction(30000, 1001), Fraction(60), Fraction(12)])
 def test_conform_is_the_identity_at_the_source_rate(fps: Fraction) -> None:
     pts = np.arange(700) / float(fps)
-    assert timeline.conform(pts, fps, fps).tolist() == list(range(700))
+    assert timeline.conform_to_rate(pts, fps, fps).tolist() == list(range(700))
 
 
 def test_conform_of_a_variable_rate_shows_each_frame_while_it_lasts() -> None:
     pts = np.array([0.0, 0.04, 0.5, 0.52, 0.54])  # the second frame is held for 0.46 s
-    shown = timeline.conform(pts, Fraction(25), Fraction(50))
+    shown = timeline.conform_to_rate(pts, Fraction(25), Fraction(50))
     assert shown.tolist() == [0, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 2, 4]
 
 
 def test_conform_changes_rate_without_changing_duration() -> None:
     pts = np.arange(300) / 30.0
-    shown = timeline.conform(pts, Fraction(25), Fraction(30))
+    shown = timeline.conform_to_rate(pts, Fraction(25), Fraction(30))
     assert len(shown) == 250
     assert np.all(np.diff(shown) >= 1)
     assert np.abs(pts[shown] - np.arange(250) / 25).max() <= 1 / 30
@@ -78,16 +78,16 @@ def test_phases_keep_the_model_near_25_fps() -> None:
         Fraction(50): 2,
         Fraction(60): 2,
     }
-    assert {fps: timeline.phases(fps) for fps in expected} == expected
+    assert {fps: timeline.count_phases(fps) for fps in expected} == expected
     for fps in (Fraction(48), Fraction(60000, 1001), Fraction(72), Fraction(100), Fraction(120)):
-        assert 20 <= fps / timeline.phases(fps) <= 31
+        assert 20 <= fps / timeline.count_phases(fps) <= 31
 
 
 def test_runs_end_at_gaps_cuts_and_loop_restarts() -> None:
     weight = np.array([1, 1, 0, 1, 1, 1, 1, 1, 1], dtype=np.float32)
     shots = np.array([0, 0, 0, 0, 0, 1, 1, 1, 1])
     order = np.array([0, 1, 2, 3, 4, 5, 6, 0, 1])
-    assert timeline.runs(weight, shots, order, 1) == [(0, 2), (3, 5), (5, 7), (7, 9)]
+    assert timeline.find_face_runs(weight, shots, order, 1) == [(0, 2), (3, 5), (5, 7), (7, 9)]
 
 
 def test_reference_windows_follow_each_other_and_the_last_is_short() -> None:
@@ -100,7 +100,7 @@ def test_overlapping_windows_are_all_full_and_blend_linearly() -> None:
     windows = timeline.plan_windows([(10, 40)], 1, 16, 4)
     assert [(w.frames[0], len(w.frames)) for w in windows] == [(10, 16), (22, 16), (24, 16)]
     first, second, _ = windows
-    assert first.own == tuple(range(10, 22))
+    assert first.output_frames == tuple(range(10, 22))
     assert np.allclose(first.weights[:12], 1.0)
     assert first.weights[12] == pytest.approx(0.8)
     assert second.weights[0] == pytest.approx(0.2)
@@ -137,11 +137,11 @@ def test_every_frame_is_made_once_and_segments_stand_alone(
     active = sorted(i for start, stop in stretches for i in range(start, stop))
     windows = timeline.plan_windows(stretches, n_phases, window_frames, overlap)
 
-    assert sorted(i for w in windows for i in w.own) == active
+    assert sorted(i for w in windows for i in w.output_frames) == active
     total = np.zeros(position)
     for w in windows:
         assert len(w.frames) <= window_frames
-        assert set(w.own) <= set(w.frames)
+        assert set(w.output_frames) <= set(w.frames)
         assert {b - a for a, b in zip(w.frames, w.frames[1:], strict=False)} <= {n_phases}
         np.add.at(total, list(w.frames), w.weights)
     assert np.allclose(total[active], 1.0)
@@ -152,19 +152,19 @@ def test_every_frame_is_made_once_and_segments_stand_alone(
     segments = timeline.plan_segments(position, [windows, others], Fraction(25), first_s, target_s)
     assert [s.start for s in segments] == [0] + [s.stop for s in segments[:-1]]
     assert segments[-1].stop == position
-    assert sorted(k for s in segments for k in s.shares[0].windows) == list(range(len(windows)))
+    assert sorted(k for s in segments for k in s.speaker_windows[0].windows) == list(range(len(windows)))
     for s in segments:
-        for of_speaker, share in zip((windows, others), s.shares, strict=True):
-            made = {*share.lead, *share.windows}
+        for of_speaker, share in zip((windows, others), s.speaker_windows, strict=True):
+            made = {*share.context_windows, *share.windows}
             for k in share.windows:
-                for frame in of_speaker[k].own:  # everything that a frame is blended from is at hand
+                for frame in of_speaker[k].output_frames:  # every window that the frame is blended from
                     assert {w.index for w in of_speaker if frame in w.frames} <= {i for i in made if i <= k}
-            shown = {n for k in share.windows for n in of_speaker[k].own if s.start <= n < s.stop}
-            assert shown == {n for w in of_speaker for n in w.own if s.start <= n < s.stop}
-        assert all(k < min(s.shares[0].windows) for k in s.shares[0].lead)
-        for k in s.shares[0].windows:
-            assert s.start <= windows[k].own[0]
-            assert windows[k].own[-1] < s.stop
+            shown = {n for k in share.windows for n in of_speaker[k].output_frames if s.start <= n < s.stop}
+            assert shown == {n for w in of_speaker for n in w.output_frames if s.start <= n < s.stop}
+        assert all(k < min(s.speaker_windows[0].windows) for k in s.speaker_windows[0].context_windows)
+        for k in s.speaker_windows[0].windows:
+            assert s.start <= windows[k].output_frames[0]
+            assert windows[k].output_frames[-1] < s.stop
 
 
 @settings(max_examples=200, deadline=None)
@@ -197,7 +197,7 @@ def test_settled_segments_stay_when_more_frames_come(
         for shift in (0, 5):  # another speaker is seen a little later each time
             cut = [(min(a + shift, b - 1), min(b, n)) for a, b in stretches]
             cut = [(a, b) for a, b in cut if a < b]
-            windows.append(timeline.plan_windows(cut, timeline.phases(fps), window_frames, overlap))
+            windows.append(timeline.plan_windows(cut, timeline.count_phases(fps), window_frames, overlap))
         return windows, timeline.plan_segments(n, windows, fps, first_s, target_s)
 
     windows, segments = planned(n_frames)
@@ -206,8 +206,8 @@ def test_settled_segments_stay_when_more_frames_come(
     settled = timeline.settled_segments(early, n_known, fps, window_frames, target_s)
     assert settled == segments[: len(settled)]
     for segment in settled:
-        for speaker, needed in enumerate(segment.shares):
-            for k in (*needed.lead, *needed.windows):
+        for speaker, needed in enumerate(segment.speaker_windows):
+            for k in (*needed.context_windows, *needed.windows):
                 assert early_windows[speaker][k] == windows[speaker][k]
     if n_known - len(settled) * target_s * rate > 10 * target_s * rate + 6 * 16 * 3:
         assert settled  # enough is known for some

@@ -122,7 +122,7 @@ def test_a_result_says_what_was_found(
         return LipSyncPipeline(base.model, base.detector, cache_dir=tmp_path / "cache", guard=looks)
 
     refusing = pipeline("refuse", weights)
-    for one in (refusing, refusing.beside(base.detector)):
+    for one in (refusing, refusing.clone_for_thread(base.detector)):
         with pytest.raises(InputError) as failed:
             one(clip, voice, tmp_path / "out.mp4", params)
         assert failed.value.code is ErrorCode.CONTENT_REFUSED

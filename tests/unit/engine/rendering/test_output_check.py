@@ -13,7 +13,7 @@ import torch
 
 from lipsync_engine.errors import ErrorCode, OutputError
 from lipsync_engine.faces import align, compositor
-from lipsync_engine.rendering.output_check import MAX_RUN, MouthCheck, MouthJudge
+from lipsync_engine.rendering.output_check import MAX_RUN, FaceCheck, OutputCheck
 from tests.support.paths import SHARED
 
 Array = npt.NDArray[np.float32]
@@ -111,26 +111,26 @@ def decoded(face: Array, sigma: float = 1.5) -> Array:
 @pytest.mark.parametrize("footage", FOOTAGE)
 @pytest.mark.parametrize("flat", [False, True], ids=["lit", "cartoon"])
 def test_good_mouths_pass(resolution: int, footage: str, flat: bool) -> None:
-    judge, change = MouthJudge(keep_mask(resolution)), FOOTAGE[footage]
+    judge, change = FaceCheck(keep_mask(resolution)), FOOTAGE[footage]
     faces = [drawn_face(resolution, opening, flat=flat) for opening in (0.0, 0.4, 1.0)]
     for before in faces:
         for after in faces:
-            assert judge.verdict(decoded(change(after)), change(before)) is None
+            assert judge.verdict_of(decoded(change(after)), change(before)) is None
 
 
 @pytest.mark.parametrize("skin", [0.2, 0.5, 1.2])
 def test_every_skin_passes(skin: float) -> None:
-    judge = MouthJudge(keep_mask(256))
+    judge = FaceCheck(keep_mask(256))
     closed, opened = (drawn_face(256, opening, skin=skin) for opening in (0.0, 1.0))
-    assert judge.verdict(decoded(closed), opened) is None
-    assert judge.verdict(decoded(opened), closed) is None
+    assert judge.verdict_of(decoded(closed), opened) is None
+    assert judge.verdict_of(decoded(opened), closed) is None
 
 
 def test_a_sharp_clean_result_may_replace_poor_footage() -> None:
-    judge = MouthJudge(keep_mask(256))
+    judge = FaceCheck(keep_mask(256))
     face = drawn_face(256, 0.6)
     for poor in (grainy(20)(face), FOOTAGE["out of focus"](face), small_original(32)(face)):
-        assert judge.verdict(face, poor) is None
+        assert judge.verdict_of(face, poor) is None
 
 
 def inside(area: npt.NDArray[np.bool_], paint: Callable[[Array], Array | float]) -> Change:
@@ -175,10 +175,10 @@ def bad_mouths(resolution: int) -> dict[str, tuple[Change, ErrorCode]]:
 @pytest.mark.parametrize("name", bad_mouths(64))
 def test_bad_mouths_are_named(resolution: int, name: str) -> None:
     change, code = bad_mouths(resolution)[name]
-    judge = MouthJudge(keep_mask(resolution))
+    judge = FaceCheck(keep_mask(resolution))
     for opening in (0.4, 1.0):
         source = drawn_face(resolution, opening)
-        assert judge.verdict(change(source), source) is code
+        assert judge.verdict_of(change(source), source) is code
 
 
 @pytest.mark.parametrize("skin", [0.5, 1.0])
@@ -187,13 +187,13 @@ def test_skin_of_another_colour_is_refused(skin: float, tint: tuple[float, float
     mask = keep_mask(256)
     source = drawn_face(256, 0.5, skin=skin)
     painted = inside(mask < 0.5, lambda face: face * np.array(tint))(source)
-    assert MouthJudge(mask).verdict(decoded(painted), source) is ErrorCode.OUTPUT_MISCOLOURED
+    assert FaceCheck(mask).verdict_of(decoded(painted), source) is ErrorCode.OUTPUT_MISCOLOURED
 
 
 def test_a_cast_over_the_whole_face_is_left_to_the_paste() -> None:
     source = drawn_face(256, 0.5)
     cast = np.array([25, -20, -15], dtype=np.float32)
-    assert MouthJudge(keep_mask(256)).verdict(source + cast, source) is None
+    assert FaceCheck(keep_mask(256)).verdict_of(source + cast, source) is None
 
 
 def test_a_face_repainted_by_a_model_of_another_kind_is_refused() -> None:
@@ -201,21 +201,21 @@ def test_a_face_repainted_by_a_model_of_another_kind_is_refused() -> None:
     source = drawn_face(256, 0.5)
     small = cv2.resize(source, (14, 14), interpolation=cv2.INTER_AREA)
     painted = cv2.resize(small, (256, 256), interpolation=cv2.INTER_NEAREST) + np.array([18, 6, -16])
-    judge = MouthJudge(keep_mask(256))
-    assert judge.verdict(painted.astype(np.float32), source) is ErrorCode.OUTPUT_MISCOLOURED
-    assert judge.verdict(source + np.array([18, 6, -16], dtype=np.float32), source) is None
+    judge = FaceCheck(keep_mask(256))
+    assert judge.verdict_of(painted.astype(np.float32), source) is ErrorCode.OUTPUT_MISCOLOURED
+    assert judge.verdict_of(source + np.array([18, 6, -16], dtype=np.float32), source) is None
 
 
 def test_noise_as_strong_as_the_sources_own_grain_is_no_fault_but_more_is() -> None:
-    judge = MouthJudge(keep_mask(256))
+    judge = FaceCheck(keep_mask(256))
     face = drawn_face(256, 0.5)
-    assert judge.verdict(grainy(20)(face), face) is ErrorCode.OUTPUT_NOISE
-    assert judge.verdict(grainy(20)(face), grainy(15)(face)) is None
+    assert judge.verdict_of(grainy(20)(face), face) is ErrorCode.OUTPUT_NOISE
+    assert judge.verdict_of(grainy(20)(face), grainy(15)(face)) is None
 
 
 def test_a_drawing_without_a_mouth_is_no_reason_to_refuse() -> None:
     blank = np.full((128, 128, 3), (200, 160, 140), dtype=np.float32)
-    assert MouthJudge(keep_mask(128)).verdict(blank, blank) is None
+    assert FaceCheck(keep_mask(128)).verdict_of(blank, blank) is None
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
@@ -223,7 +223,7 @@ def test_one_value_that_is_no_number_is_enough(value: float) -> None:
     source = drawn_face(64, 0.5)
     face = source.copy()
     face[0, 0, 0] = value
-    check = MouthCheck(keep_mask(64))
+    check = OutputCheck(keep_mask(64))
     with pytest.raises(OutputError) as caught:
         check.add(17, face, source)
     assert caught.value.code is ErrorCode.OUTPUT_NOT_FINITE
@@ -252,8 +252,8 @@ def test_an_untrained_decoder_is_refused(smooth: bool) -> None:
         with torch.no_grad():
             image = vae.decode(torch.randn(3, 4, 16, 16)).sample
         faces = list(((image + 1) * 127.5).permute(0, 2, 3, 1).numpy())
-    judge = MouthJudge(keep_mask(128))
-    assert [judge.verdict(face, source) for face in faces] == [ErrorCode.OUTPUT_NOISE] * len(faces)
+    judge = FaceCheck(keep_mask(128))
+    assert [judge.verdict_of(face, source) for face in faces] == [ErrorCode.OUTPUT_NOISE] * len(faces)
 
 
 # --- from frames to the clip ---
@@ -261,10 +261,10 @@ def test_an_untrained_decoder_is_refused(smooth: bool) -> None:
 GOOD, FLAT = True, False
 
 
-def watch(pattern: list[bool]) -> MouthCheck:
+def watch(pattern: list[bool]) -> OutputCheck:
     source = drawn_face(64, 0.5)
     flat = inside(keep_mask(64) < 0.5, lambda f: np.array([190, 140, 120]))(source)
-    check = MouthCheck(keep_mask(64))
+    check = OutputCheck(keep_mask(64))
     for number, good in enumerate(pattern):
         check.add(number, source if good else flat, source)
     return check
@@ -332,12 +332,12 @@ def real_crops(resolution: int, count: int) -> list[Array]:
 def test_a_real_person(subtests: pytest.Subtests) -> None:
     resolution = 256
     crops, mask = real_crops(resolution, 8), keep_mask(resolution)
-    judge, soft = MouthJudge(mask), compositor.soft_mask(mask)[..., None]
+    judge, soft = FaceCheck(mask), compositor.soft_mask(mask)[..., None]
     for footage, change in FOOTAGE.items():
         with subtests.test("another moment's mouth", footage=footage):
             for source, other in zip(crops, crops[3:] + crops[:3], strict=True):
                 result = source * (1 - soft) + other * soft
-                assert judge.verdict(decoded(change(result)), change(source)) is None
+                assert judge.verdict_of(decoded(change(result)), change(source)) is None
     for name, (change, code) in bad_mouths(resolution).items():
         with subtests.test(name):
-            assert [judge.verdict(change(source), source) for source in crops] == [code] * len(crops)
+            assert [judge.verdict_of(change(source), source) for source in crops] == [code] * len(crops)

@@ -35,7 +35,7 @@ def test_a_preset_is_the_engines_and_single_options_change_it(name: str) -> None
 
 
 def test_presets_that_change_speed_can_be_asked_for() -> None:
-    quick = {name for name, preset in PRESETS.items() if "shortcuts" in preset}
+    quick = {name for name, preset in PRESETS.items() if "fast_sampling" in preset}
     assert {*quick, "default"} == set(OPTIONS["preset"]["enum"])
     assert {Settings(preset=name).preset for name in OPTIONS["preset"]["enum"]} == {*quick, "default"}  # type: ignore[arg-type]
 

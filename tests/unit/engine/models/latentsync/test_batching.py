@@ -24,7 +24,7 @@ from lipsync_engine.models.latentsync.memory import (
 from lipsync_engine.models.latentsync.model import LatentSync, load
 from lipsync_engine.models.latentsync.sampling import DenoiseInputs, Denoiser, sampling_steps
 from lipsync_engine.models.latentsync.unet import AudioContext, Prediction
-from lipsync_engine.params import EXACT, Shortcuts, Solver
+from lipsync_engine.params import EXACT_SAMPLING, FastSampling, Solver
 from lipsync_engine.weights import WeightsStore
 from tests.support.paths import ROOT
 
@@ -45,7 +45,7 @@ class Window:
     seed: int
     steps: int = 3
     guidance: float = 2.0
-    shortcuts: Shortcuts = EXACT
+    fast_sampling: FastSampling = EXACT_SAMPLING
     frames: int = 4
 
     def sample(self, denoiser: Denoiser, stop_after: int = 99) -> Tensor:
@@ -64,7 +64,7 @@ class Window:
             noise=torch.randn(1, 4, 1, SIDE, SIDE, generator=draw),
             num_inference_steps=self.steps,
             guidance_scale=self.guidance,
-            shortcuts=self.shortcuts,
+            fast_sampling=self.fast_sampling,
         )
         for step in itertools.islice(steps, stop_after):
             latents = step.latents
@@ -121,7 +121,11 @@ MIXED = [
     Window(3, steps=4),
     Window(4, steps=2, guidance=1.0),
     Window(5, steps=2, guidance=1.0),
-    Window(6, steps=4, shortcuts=Shortcuts(solver=Solver.UNIPC, reuse_within=0.3, guide_every=2)),
+    Window(
+        6,
+        steps=4,
+        fast_sampling=FastSampling(solver=Solver.UNIPC, feature_cache_threshold=0.3, guidance_interval=2),
+    ),
     Window(8, frames=3),
 ]
 

@@ -18,7 +18,7 @@ from lipsync_engine.models.latentsync.config import RunConfig, UNetConfig
 from lipsync_engine.models.latentsync.model import WARM_UP_SAMPLING, WARM_UP_STEPS
 from lipsync_engine.models.latentsync.sampling import DenoiseInputs, Denoiser, sampling_steps, signal_levels
 from lipsync_engine.models.latentsync.unet import LatentSyncUNet
-from lipsync_engine.params import EXACT, PRESETS, Shortcuts
+from lipsync_engine.params import EXACT_SAMPLING, PRESETS, FastSampling
 
 FRAMES, SIDE, TOKENS, WIDTH = 4, 8, 6, 32
 
@@ -46,7 +46,12 @@ def compile_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[P
 
 
 def sample_window(
-    denoiser: Denoiser, shortcuts: Shortcuts = EXACT, *, frames: int = FRAMES, steps: int = 4, seed: int = 5
+    denoiser: Denoiser,
+    fast_sampling: FastSampling = EXACT_SAMPLING,
+    *,
+    frames: int = FRAMES,
+    steps: int = 4,
+    seed: int = 5,
 ) -> Tensor:
     draw = torch.Generator().manual_seed(seed)
     latents = torch.randn(2, 1, 4, frames, SIDE, SIDE, generator=draw)
@@ -60,12 +65,15 @@ def sample_window(
         noise=noise,
         num_inference_steps=steps,
         guidance_scale=2.0,
-        shortcuts=shortcuts,
+        fast_sampling=fast_sampling,
     )
     return last.latents
 
 
-MODES = [EXACT, *(preset["shortcuts"] for preset in PRESETS.values() if "shortcuts" in preset)]
+MODES = [
+    EXACT_SAMPLING,
+    *(preset["fast_sampling"] for preset in PRESETS.values() if "fast_sampling" in preset),
+]
 
 
 @pytest.mark.slow
@@ -135,26 +143,26 @@ class GraphedDenoiser:
         self.predict = CudaGraphs(unet.predict, capture)
 
 
-@pytest.mark.parametrize("mode", [*MODES, Shortcuts(reuse_within=0.2)], ids=str)
-def test_graph_replay_equals_eager_for_consecutive_windows(unet: LatentSyncUNet, mode: Shortcuts) -> None:
+@pytest.mark.parametrize("mode", [*MODES, FastSampling(feature_cache_threshold=0.2)], ids=str)
+def test_graph_replay_equals_eager_for_consecutive_windows(unet: LatentSyncUNet, mode: FastSampling) -> None:
     capture = FakeCapture()
     denoiser = GraphedDenoiser(unet, capture)
     for seed in (5, 6):  # other faces and audio in the same buffers
         expected = sample_window(unet, mode, seed=seed, steps=6)
         assert torch.equal(sample_window(denoiser, mode, seed=seed, steps=6), expected)
     levels = signal_levels(RunConfig().scheduler, mode.solver, 6)
-    assert capture.captures == len(set(mode.schedule(levels, guided=True)))
+    assert capture.captures == len(set(mode.schedule_steps(levels, use_guidance=True)))
 
 
 def test_warm_up_covers_every_step_kind_of_the_presets() -> None:
-    def step_kinds(shortcuts: Shortcuts, steps: int) -> set[tuple[bool, bool]]:
-        levels = signal_levels(RunConfig().scheduler, shortcuts.solver, steps)
-        return set(shortcuts.schedule(levels, guided=True))
+    def step_kinds(fast_sampling: FastSampling, steps: int) -> set[tuple[bool, bool]]:
+        levels = signal_levels(RunConfig().scheduler, fast_sampling.solver, steps)
+        return set(fast_sampling.schedule_steps(levels, use_guidance=True))
 
     warm = step_kinds(WARM_UP_SAMPLING, WARM_UP_STEPS)
     for preset in PRESETS.values():
         steps = preset.get("num_inference_steps", 20)
-        assert step_kinds(preset.get("shortcuts", EXACT), steps) <= warm
+        assert step_kinds(preset.get("fast_sampling", EXACT_SAMPLING), steps) <= warm
 
 
 # --- the setting ---

@@ -7,7 +7,7 @@ import pytest
 
 from lipsync_engine.faces import compositor
 from lipsync_engine.models.latentsync.mask import downsample_mask, load_fixed_mask
-from lipsync_engine.rendering.output_check import MouthJudge
+from lipsync_engine.rendering.output_check import FaceCheck
 
 
 def test_the_mask_is_the_published_one() -> None:
@@ -56,7 +56,7 @@ def test_the_mouth_check_has_places_to_look_at(resolution: int) -> None:
     blocks = rng.uniform(60, 220, (16, 16, 3)).astype(np.float32)
     source = np.kron(blocks, np.ones((resolution // 16, resolution // 16, 1), dtype=np.float32))
     mask = load_fixed_mask(resolution).astype(np.float32)
-    judge = MouthJudge(mask)
+    judge = FaceCheck(mask)
     assert judge.verdict(source, source) is None
     assert (
         judge.verdict(np.where(mask[..., None] < 0.5, 127.5, source).astype(np.float32), source) is not None

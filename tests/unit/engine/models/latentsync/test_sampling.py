@@ -20,7 +20,7 @@ from lipsync_engine.models.latentsync.sampling import (
     signal_levels,
 )
 from lipsync_engine.models.latentsync.unet import LatentSyncUNet
-from lipsync_engine.params import EXACT, PRESETS, Shortcuts, Solver
+from lipsync_engine.params import EXACT_SAMPLING, PRESETS, FastSampling, Solver
 from lipsync_engine.weights import WeightsStore
 from tests.support import flops
 from tests.support.paths import ROOT, SHARED
@@ -49,7 +49,11 @@ def make_inputs(device: str = "cpu", width: int = 96) -> DenoiseInputs:
 
 
 def sample_window(
-    unet: LatentSyncUNet, steps: int, shortcuts: Shortcuts = EXACT, *, sequential_cfg: bool = False
+    unet: LatentSyncUNet,
+    steps: int,
+    fast_sampling: FastSampling = EXACT_SAMPLING,
+    *,
+    sequential_cfg: bool = False,
 ) -> Tensor:
     noise = torch.randn(1, 4, 1, SIDE, SIDE, generator=torch.Generator().manual_seed(6))
     *_, last = sampling_steps(
@@ -60,7 +64,7 @@ def sample_window(
         num_inference_steps=steps,
         guidance_scale=2.0,
         sequential_cfg=sequential_cfg,
-        shortcuts=shortcuts,
+        fast_sampling=fast_sampling,
     )
     return last.latents
 
@@ -107,7 +111,7 @@ def test_sampling_reads_nothing_back_from_the_device(solver: Solver) -> None:
     """On the meta device any attempt to read a value fails."""
     with torch.device("meta"):
         unet = LatentSyncUNet(UNetConfig(block_out_channels=(32, 64), cross_attention_dim=96))
-    shortcuts = Shortcuts(solver=solver, reuse_within=0.2, guide_every=2)
+    fast_sampling = FastSampling(solver=solver, feature_cache_threshold=0.2, guidance_interval=2)
     noise = torch.empty(1, 4, 1, SIDE, SIDE, device="meta")
     steps = sampling_steps(
         unet,
@@ -116,7 +120,7 @@ def test_sampling_reads_nothing_back_from_the_device(solver: Solver) -> None:
         noise=noise,
         num_inference_steps=4,
         guidance_scale=1.5,
-        shortcuts=shortcuts,
+        fast_sampling=fast_sampling,
     )
     assert len(list(steps)) == 4
 
@@ -137,25 +141,25 @@ def test_cached_features_skip_the_coarse_layers(model: LatentSync) -> None:
 
 
 @pytest.mark.parametrize(
-    ("shortcuts", "coarse", "fine"),
+    ("fast_sampling", "coarse", "fine"),
     [
-        (EXACT, [2, 2, 2, 2], [2, 2, 2, 2]),
-        (Shortcuts(guide_every=2), [2, 1, 2, 1], [2, 1, 2, 1]),
-        (Shortcuts(reuse_within=1.0), [2, 2], [2, 1, 1, 2]),
-        (Shortcuts(reuse_within=0.3), [2, 2, 2], [2, 1, 2, 2]),
-        (Shortcuts(reuse_within=0.3, guide_every=2), [2, 1, 2], [2, 1, 1, 2]),
-        (Shortcuts(reuse_within=1.0, guide_every=2), [2, 1], [2, 1, 1, 1]),
+        (EXACT_SAMPLING, [2, 2, 2, 2], [2, 2, 2, 2]),
+        (FastSampling(guidance_interval=2), [2, 1, 2, 1], [2, 1, 2, 1]),
+        (FastSampling(feature_cache_threshold=1.0), [2, 2], [2, 1, 1, 2]),
+        (FastSampling(feature_cache_threshold=0.3), [2, 2, 2], [2, 1, 2, 2]),
+        (FastSampling(feature_cache_threshold=0.3, guidance_interval=2), [2, 1, 2], [2, 1, 1, 2]),
+        (FastSampling(feature_cache_threshold=1.0, guidance_interval=2), [2, 1], [2, 1, 1, 1]),
     ],
-    ids=lambda value: str(value) if isinstance(value, Shortcuts) else "",
+    ids=lambda value: str(value) if isinstance(value, FastSampling) else "",
 )
 def test_fast_sampling_skips_the_documented_work(
-    model: LatentSync, shortcuts: Shortcuts, coarse: list[int], fine: list[int]
+    model: LatentSync, fast_sampling: FastSampling, coarse: list[int], fine: list[int]
 ) -> None:
     """Batch sizes of each step, after the unconditional and the conditional rows have parted."""
     unet = model.unet
     sizes: tuple[list[int], list[int]] = ([], [])
     handles = [record_batch_sizes(unet.mid_block, sizes[0]), record_batch_sizes(unet.conv_norm_out, sizes[1])]
-    sample_window(unet, 4, shortcuts)
+    sample_window(unet, 4, fast_sampling)
     for handle in handles:
         handle.remove()
     assert sizes == (coarse, fine)
@@ -166,7 +170,7 @@ def test_fast_sampling_skips_the_documented_work(
 )
 def test_feature_cache_is_refreshed_when_signal_level_changes(within: float, whole: list[int]) -> None:
     levels = [0.1, 0.3, 0.5, 0.8, 0.9]
-    schedule = Shortcuts(reuse_within=within).schedule(levels, guided=False)
+    schedule = FastSampling(feature_cache_threshold=within).schedule_steps(levels, use_guidance=False)
     assert [number for number, (_, is_whole) in enumerate(schedule) if is_whole] == whole
 
 
@@ -181,12 +185,12 @@ def test_signal_levels_increase_over_the_steps() -> None:
 def test_solvers_converge_to_the_same_latents(model: LatentSync) -> None:
     exact, ddim = sample_window(model.unet, 24), sample_window(model.unet, 8)
     for solver in (Solver.DPM, Solver.UNIPC):
-        latents = sample_window(model.unet, 8, Shortcuts(solver=solver))
+        latents = sample_window(model.unet, 8, FastSampling(solver=solver))
         assert (latents - ddim).norm() > 0
         assert (latents - exact).norm() < 0.15 * exact.norm()
 
 
-@pytest.mark.parametrize("name", [name for name, preset in PRESETS.items() if "shortcuts" in preset])
+@pytest.mark.parametrize("name", [name for name, preset in PRESETS.items() if "fast_sampling" in preset])
 def test_documented_preset_quality_matches_benchmark(name: str) -> None:
     row = json.loads((ROOT / "benchmarks" / "fast.json").read_text())["modes"][name]
     assert row["ssim"] >= 0.98
@@ -228,7 +232,7 @@ def test_guidance_costs_less_than_two_passes() -> None:
     plain = flops.one_evaluation(unet, 256)
     guided = flops.denoising(unet, 256, 1, 1.5)
     assert plain < guided < 1.95 * plain
-    every_other = flops.denoising(unet, 256, 2, 1.5, Shortcuts(guide_every=2))
+    every_other = flops.denoising(unet, 256, 2, 1.5, FastSampling(guidance_interval=2))
     assert every_other == pytest.approx(guided + plain, rel=0.01)
 
 
@@ -257,7 +261,7 @@ def test_sampling_sends_nothing_to_the_device_between_steps(solver: Solver) -> N
         noise=torch.empty(1, 4, 1, SIDE, SIDE, device="meta"),
         num_inference_steps=4,
         guidance_scale=1.5,
-        shortcuts=Shortcuts(solver=solver, guide_every=2),
+        fast_sampling=FastSampling(solver=solver, guidance_interval=2),
     )
     next(steps)
     with BlockingOperations() as blocking:
