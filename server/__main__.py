@@ -18,8 +18,8 @@ from server.api.http_limits import ConnectionLimits, ProtocolFactory, raise_file
 from server.app import Server, create_app
 from server.logs import configure_logging
 from server.settings import Settings, SettingsError, load_settings, settings_table
-from server.storage.blobs import StorageAwayError
-from server.store import AlreadyOpenError, DatabaseAwayError
+from server.storage.blobs import StorageUnavailableError
+from server.store import AlreadyOpenError, DatabaseUnavailableError
 
 NO_DEVICE = ("none",)
 NVIDIA_GPUS = Path("/proc/driver/nvidia/gpus")
@@ -44,10 +44,10 @@ def main() -> int:
         configure_logging(settings.log_format)
         server = Server(settings, () if settings.devices == NO_DEVICE else settings.devices or _all_devices())
         server.blobs.require()
-    except StorageAwayError as error:
+    except StorageUnavailableError as error:
         print(f"error: cannot use the storage: {error}", file=sys.stderr)  # noqa: T201
         return 2
-    except DatabaseAwayError as error:
+    except DatabaseUnavailableError as error:
         print(f"error: cannot open the database: {error}", file=sys.stderr)  # noqa: T201
         return 2
     except (SettingsError, AlreadyOpenError, OSError, ValueError) as error:
@@ -99,7 +99,7 @@ def _print_banner(server: Server, settings: Settings, port: int) -> None:
     """Print the address; on the first start create an API key and print it once."""
     url = str(settings.public_url or f"http://{settings.host}:{port}").rstrip("/")
     lines = [f"lipsync server: {url}   model: {settings.model}   data: {settings.data_dir}"]
-    if not server.store.all_keys():
+    if not server.store.list_keys():
         text, _ = create_key(server.store, time.time(), name="first", scopes=frozenset(Scope))
         lines += [
             f"your API key, shown only once: {text}",

@@ -28,14 +28,14 @@ from server.api.submission import webhook_headers
 from server.jobs.admission import AdmissionCheck
 from server.jobs.inputs import Inputs
 from server.jobs.service import JobService
-from server.jobs.state import Batch, Job, Policy
+from server.jobs.state import Batch, Job, JobPolicy
 from server.jobs.webhooks import PayloadBuilder, WebhookPayload, Webhooks
 from server.metrics import Metrics, MetricsMiddleware
 from server.settings import Settings
-from server.storage.blobs import Blobs, StorageAwayError
+from server.storage.blobs import Blobs, StorageUnavailableError
 from server.storage.links import Signer
 from server.storage.transport import Transport, TransportPolicy
-from server.store import DatabaseAwayError, Record, Store, audit
+from server.store import DatabaseUnavailableError, Record, Store, audit
 from server.workers.process import WorkerSettings
 from server.workers.registry import Roster
 from server.workers.supervisor import Supervisor
@@ -72,7 +72,7 @@ class Server:
         settings.data_dir.mkdir(parents=True, exist_ok=True)
         self.settings = settings
         self.store = Store(settings.effective_database_url)
-        policy = Policy(
+        policy = JobPolicy(
             max_attempts=settings.max_attempts, max_wait_s=settings.max_wait_s, max_run_s=settings.max_run_s
         )
         slots = len(devices) * settings.jobs_per_worker
@@ -172,7 +172,7 @@ class Server:
             "require_consent": settings.require_consent,
             "job_hook": settings.job_hook is not None,
         }
-        entry = audit.Entry(self.jobs.now(), audit.SERVER_STARTED, facts)
+        entry = audit.AuditEntry(self.jobs.now(), audit.SERVER_STARTED, facts)
         await self.jobs.write(partial(self.store.audit.add, entry))
 
     async def _expire_jobs(self) -> None:
@@ -203,7 +203,7 @@ async def _run_forever(task: Callable[[], Awaitable[None]]) -> None:
         try:
             await task()
             return
-        except (DatabaseAwayError, StorageAwayError) as error:
+        except (DatabaseUnavailableError, StorageUnavailableError) as error:
             log.warning("background task %s failed; restarting in %g s: %s", name, RESTART_DELAY_S, error)
         except Exception:
             log.exception("background task %s failed; restarting in %g s", name, RESTART_DELAY_S)

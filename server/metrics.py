@@ -101,9 +101,9 @@ class Metrics:
         """
         for state in State:
             self._jobs.labels(state).set(store.count_in_state(state))
-        oldest = store.oldest_waiting()
+        oldest = store.oldest_waiting_at()
         self._oldest.set(0 if oldest is None else max(0.0, now - oldest))
-        waiting, dead = store.count_notices()
+        waiting, dead = store.count_webhooks()
         self._notices.labels("waiting").set(waiting)
         self._notices.labels("dead").set(dead)
         for condition, count in all_workers.items():

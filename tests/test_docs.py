@@ -68,7 +68,12 @@ def api_error_codes() -> set[str]:
 
 
 def test_every_error_code_has_its_line() -> None:
-    kinds = (job_state.WORKER_LOST, job_state.STORAGE_AWAY, job_state.WAITED_TOO_LONG, job_state.RAN_TOO_LONG)
+    kinds = (
+        job_state.WORKER_LOST,
+        job_state.STORAGE_UNAVAILABLE,
+        job_state.WAIT_TIMEOUT,
+        job_state.RUN_TIMEOUT,
+    )
     own = {failure.code for failure in kinds}
     codes = {
         *map(str, ErrorCode),

@@ -192,7 +192,7 @@ def _problems(bench: Bench, job: str, segments: int) -> list[str]:
     entries = bench.store.audit.page(limit=100_000)
     if sum(entry.event == "job_ended" and entry.job_id == job for entry in entries) != 1:
         found.append(f"{job} did not end once")
-    if bench.store.shares(job)[1]:
+    if bench.store.get_segments(job)[1]:
         found.append(f"{job} has rows of segments left")
     return found
 

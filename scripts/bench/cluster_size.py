@@ -34,8 +34,8 @@ import sqlalchemy as sa
 from scripts.bench.common import BENCHMARKS, new_plot, save_plot, write_report
 from server.jobs import state as job_state
 from server.jobs.request import Request
-from server.jobs.state import Job, Output, Policy, Progress
-from server.store import Piece, SeenWorker, Store
+from server.jobs.state import Job, JobPolicy, Output, StageProgress
+from server.store import SegmentClaim, Store, WorkerRecord
 from server.store.notifications import CHANNEL
 from server.workers.main import REPORT_EVERY_S
 from server.workers.segment_sharing import BEAT_EVERY_S, TELL_EVERY_S
@@ -68,31 +68,33 @@ def measured(database: str) -> dict[str, Cost]:
 
     def own() -> None:
         job = next(running)
-        piece = store.take_segment(job.id, KEY, store.now(), set())
+        piece = store.claim_own_segment(job.id, KEY, store.now(), set())
         if piece is None:
             raise AssertionError("too few segments were offered")
         for done in range(notes):
-            progress, now = Progress("render", done, 1500, 40.0), store.now()
+            progress, now = StageProgress("render", done, 1500, 40.0), store.now()
             store.change(
-                job.id, now, lambda j, p=progress: job_state.beat(j, j.fence, store.now(), Policy(), p)
+                job.id,
+                now,
+                lambda j, p=progress: job_state.renew_lease(j, j.fence, store.now(), JobPolicy(), p),
             )
         for _ in range(looks):
-            store.shares(job.id)
-        store.finish_segment(job.id, KEY, piece.number)
+            store.get_segments(job.id)
+        store.complete_segment(job.id, KEY, piece.index)
 
     def helped() -> None:
-        piece = store.help_with_segment(FITS, store.now())
+        piece = store.claim_shared_segment(FITS, store.now())
         if piece is None:
             raise AssertionError("too few segments were offered")
         for done in range(looks):
-            store.beat_segment(piece, store.now(), done)
-        store.finish_segment(piece.job_id, KEY, piece.number, RENDER_S)
+            store.renew_segment_lease(piece, store.now(), done)
+        store.complete_segment(piece.job_id, KEY, piece.index, RENDER_S)
 
     def beats() -> None:
         job, now = next(running), store.now()
-        store.change(job.id, now, lambda j: job_state.beat(j, j.fence, now, Policy()))
-        store.beat_segment(Piece(job.id, 0, KEY, 150, 1), now)
-        store.note_workers([SeenWorker("p" * 32, 0, "machine", "cuda:0", "tiny", "busy", 1, now)])
+        store.change(job.id, now, lambda j: job_state.renew_lease(j, j.fence, now, JobPolicy()))
+        store.renew_segment_lease(SegmentClaim(job.id, 0, KEY, 150, 1), now)
+        store.upsert_workers([WorkerRecord("p" * 32, 0, "machine", "cuda:0", "tiny", "busy", 1, now)])
 
     def whole() -> None:
         job, output = _begun(store), Output("results/x.mp4", RENDER_S)
@@ -127,7 +129,7 @@ def _history(store: Store) -> None:
 
 
 def _ask(store: Store, statement: str) -> None:
-    with store.alone() as connection:
+    with store.autocommit() as connection:
         connection.exec_driver_sql(statement)
 
 
@@ -136,10 +138,10 @@ def _begun(store: Store) -> Job:
     request = Request("native", "{}", "x", (), "0" * 16)
     job = Job(id=uuid.uuid4().hex, tenant="default", created_at=store.now())
     store.submit(job, request)
-    record = store.claim(store.now(), Policy())
+    record = store.claim(store.now(), JobPolicy())
     if record is None:
         raise AssertionError("somebody else works on this database")
-    store.offer_segments(record.job.id, record.job.fence, KEY, FITS, [150] * SEGMENTS_PER_JOB, set())
+    store.publish_segments(record.job.id, record.job.fence, KEY, FITS, [150] * SEGMENTS_PER_JOB, set())
     return record.job
 
 

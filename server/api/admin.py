@@ -46,14 +46,14 @@ def create_router(context: ApiContext, supervisor: Supervisor, roster: Roster, m
     async def list_workers(http: HttpRequest) -> Response:
         context.authenticate(http, Scope.ADMIN)
         workers = await asyncio.to_thread(roster.everywhere)
-        return JSONResponse([dataclasses.asdict(worker) for worker in workers])
+        return JSONResponse([worker.to_json() for worker in workers])
 
     @router.get("/admin/keys")
     async def list_keys(http: HttpRequest) -> Response:
         context.authenticate(http, Scope.ADMIN)
         keys = [
             {name: getattr(key, name) for name in key.__dataclass_fields__ if name not in SECRET_FIELDS}
-            for key in store.all_keys()
+            for key in store.list_keys()
         ]
         return JSONResponse(keys)
 
@@ -110,12 +110,12 @@ def create_router(context: ApiContext, supervisor: Supervisor, roster: Roster, m
     @router.get("/admin/webhooks/dead")
     async def list_dead_webhooks(http: HttpRequest) -> Response:
         context.authenticate(http, Scope.ADMIN)
-        return JSONResponse([dataclasses.asdict(notice) for notice in store.dead_notices(MAX_DEAD_WEBHOOKS)])
+        return JSONResponse([dataclasses.asdict(notice) for notice in store.dead_webhooks(MAX_DEAD_WEBHOOKS)])
 
     @router.post("/admin/webhooks/{notice_id}/retry")
     async def retry_webhook(http: HttpRequest, notice_id: str) -> Response:
         context.authenticate(http, Scope.ADMIN)
-        was_dead = await jobs.write(partial(store.try_again, notice_id, jobs.now()))
+        was_dead = await jobs.write(partial(store.retry_webhook, notice_id, jobs.now()))
         jobs.webhook_due.set()
         return Response(status_code=204 if was_dead else 404)
 

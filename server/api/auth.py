@@ -142,7 +142,7 @@ class Authenticator:
     def _find_key(self, digest: str, now: float) -> ApiKey | None:
         key, read_at = self._cache.get(digest, (None, 0.0))
         if key is None or not 0 <= now - read_at < KEY_CACHE_S:
-            key = self._store.key_by_digest(digest)
+            key = self._store.get_key_by_digest(digest)
             if key is None:  # unknown keys are not cached: a client could invent millions of them
                 return None
             self._cache[digest] = (key, now)

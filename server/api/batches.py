@@ -39,7 +39,7 @@ from server.api.submission import (
 from server.api.wavespeed_models import require_model
 from server.jobs.request import Request
 from server.jobs.state import Batch, State
-from server.store import Record, Tally
+from server.store import BatchCounts, Record
 
 MAX_TITLE_LENGTH: Final = 200
 
@@ -154,7 +154,7 @@ async def submit_batch(
         tenant=caller.tenant,
         key_id=caller.key_id,
         request_id=correlation_id.get() or "-",
-        said=json.dumps({"title": submission.title, "base": base}),
+        dialect_state=json.dumps({"title": submission.title, "base": base}),
         created_at=context.jobs.now(),
         total=len(requests),
         unfinished=len(requests),
@@ -166,36 +166,36 @@ async def submit_batch(
 # --- a batch ---
 
 
-def batch_object(batch: Batch, tally: Tally, now: float) -> dict[str, Any]:
+def batch_object(batch: Batch, jobs: BatchCounts, now: float) -> dict[str, Any]:
     """Build the object of a batch: its state, counts and progress."""
-    dialect_state = json.loads(batch.said)
-    counts = {state.value: tally.counts[state] for state in State}
-    has_started = tally.counts.total() > tally.counts[State.WAITING]
+    dialect_state = json.loads(batch.dialect_state)
+    counts = {state.value: jobs.counts[state] for state in State}
+    has_started = jobs.counts.total() > jobs.counts[State.WAITING]
     state = "ended" if batch.finished_at is not None else "running" if has_started else "waiting"
-    running = tally.counts[State.RUNNING]
+    running = jobs.counts[State.RUNNING]
     return {
         "id": batch.id,
         "tenant": batch.tenant,
         "title": dialect_state["title"],
         "state": state,
-        "is_stopping": state == "running" and tally.counts[State.WAITING] == 0 and tally.stopping == running,
+        "is_stopping": state == "running" and jobs.counts[State.WAITING] == 0 and jobs.cancelling == running,
         "url": f"{dialect_state['base']}{native.PREFIX}/batches/{batch.id}",
         "created_at": format_time(batch.created_at),
         "finished_at": None if batch.finished_at is None else format_time(batch.finished_at),
         "total": batch.total,
-        "counts": counts | {"deleted": batch.total - tally.counts.total()},
-        "progress": _progress_object(batch, tally, now),
+        "counts": counts | {"deleted": batch.total - jobs.counts.total()},
+        "progress": _progress_object(batch, jobs, now),
     }
 
 
-def _progress_object(batch: Batch, tally: Tally, now: float) -> dict[str, Any]:
+def _progress_object(batch: Batch, jobs: BatchCounts, now: float) -> dict[str, Any]:
     """Build the number of ended jobs, the finished share, and the seconds left at the speed so far."""
-    rendered = (run.done / run.total for run in tally.running if run.stage == "render" and run.total > 0)
+    rendered = (run.done / run.total for run in jobs.running if run.stage == "render" and run.total > 0)
     ended = batch.total - batch.unfinished
     share = min(1.0, (ended + sum(rendered)) / batch.total)
     remaining_s = None
-    if batch.finished_at is None and share > 0 and tally.began_at is not None:
-        remaining_s = round((now - tally.began_at) * (1 - share) / share, 1)
+    if batch.finished_at is None and share > 0 and jobs.started_at is not None:
+        remaining_s = round((now - jobs.started_at) * (1 - share) / share, 1)
     return {"done": ended, "share": round(share, 4), "left_s": remaining_s}
 
 
@@ -214,8 +214,8 @@ def row_object(context: ApiContext, record: Record, base: str) -> dict[str, Any]
 
 def webhook_body(context: ApiContext, batch: Batch) -> bytes:
     """Build the body of the webhook: the batch object, whose URL leads to the jobs."""
-    tally = context.jobs.store.tallies([batch.id])[batch.id]
-    return json.dumps(batch_object(batch, tally, context.jobs.now()), separators=(",", ":")).encode()
+    jobs = context.jobs.store.count_batch_jobs([batch.id])[batch.id]
+    return json.dumps(batch_object(batch, jobs, context.jobs.now()), separators=(",", ":")).encode()
 
 
 # --- routes ---
@@ -226,7 +226,7 @@ def create_router(context: ApiContext) -> APIRouter:
     router = APIRouter()
 
     def require_batch(batch_id: str, tenant: str | None) -> Batch:
-        batch = context.jobs.store.batch(batch_id, tenant)
+        batch = context.jobs.store.get_batch(batch_id, tenant)
         if batch is None:
             raise ApiError(404, f"There is no batch {batch_id[:64]!r}.", "not_found")
         return batch
@@ -235,8 +235,9 @@ def create_router(context: ApiContext) -> APIRouter:
         return None if Scope.ADMIN in caller.scopes else caller.tenant
 
     def batch_objects(batches: list[Batch]) -> list[dict[str, Any]]:
-        tallies, now = context.jobs.store.tallies([batch.id for batch in batches]), context.jobs.now()
-        return [batch_object(batch, tallies[batch.id], now) for batch in batches]
+        counts = context.jobs.store.count_batch_jobs([batch.id for batch in batches])
+        now = context.jobs.now()
+        return [batch_object(batch, counts[batch.id], now) for batch in batches]
 
     @router.post("/batches", openapi_extra=BODY)
     async def create_batch(http: HttpRequest) -> Response:
@@ -258,7 +259,7 @@ def create_router(context: ApiContext) -> APIRouter:
         limit: Annotated[int, Query(ge=1, le=100)] = 25,
     ) -> Response:
         caller = context.authenticate(http, Scope.READ)
-        batches, total = context.jobs.store.batches(
+        batches, total = context.jobs.store.page_batches(
             native.tenant_filter(caller, tenant), offset=offset, limit=limit
         )
         return JSONResponse({"total": total, "batches": batch_objects(batches)})

@@ -82,7 +82,7 @@ class ApiContext:
         now = self.jobs.now()
         caller = self.authenticator.authenticate(http.headers.get("authorization"), now)
         if self.authenticator.should_record_use(caller, now):
-            self.jobs.write_later(partial(self.jobs.store.key_used, caller.key_id, now))
+            self.jobs.write_later(partial(self.jobs.store.record_key_use, caller.key_id, now))
         wait_s = self.rate_limiter.acquire(caller.key_id, now, caller.requests_per_minute)
         if wait_s > 0:
             raise BusyError("This key sends too many requests: retry later.", wait_s)
@@ -185,7 +185,7 @@ class ApiContext:
         """Delete the result, the previews, and the inputs that belong to this job alone.
 
         Raises:
-            StorageAwayError: the remaining files are deleted when they are older than the retention.
+            StorageUnavailableError: the remaining files are deleted when they are older than the retention.
         """
         names = [source.blob for source in record.request.sources if source.blob is not None]
         names.append(still_blob(record.job.id))

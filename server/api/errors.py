@@ -18,8 +18,8 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from server.api.auth import AccessDeniedError
-from server.storage.blobs import StorageAwayError
-from server.store import DatabaseAwayError
+from server.storage.blobs import StorageUnavailableError
+from server.store import DatabaseUnavailableError
 
 log = logging.getLogger("lipsync.server")
 
@@ -82,8 +82,8 @@ KNOWN_ERRORS: Final = (
     BusyError,
     BodyTooLargeError,
     DiskFullError,
-    DatabaseAwayError,
-    StorageAwayError,
+    DatabaseUnavailableError,
+    StorageUnavailableError,
 )
 """Exceptions that `to_api_error` accepts."""
 
@@ -104,10 +104,10 @@ def to_api_error(error: Exception) -> ApiError:
             return ApiError(429, error.message, "rate_limited", error.retry_after_s)
         case DiskFullError():
             return ApiError(503, str(error), "storage_full", 60)
-        case DatabaseAwayError():
+        case DatabaseUnavailableError():
             sentence = "The database of this server is unavailable: try again shortly."
             return ApiError(503, sentence, "database_away", RETRY_AFTER_S)
-        case StorageAwayError():
+        case StorageUnavailableError():
             sentence = "The storage of this server is unavailable: try again shortly."
             return ApiError(503, sentence, "storage_away", RETRY_AFTER_S)
         case BodyTooLargeError():

@@ -26,8 +26,8 @@ from server.api.context import ApiContext, file_too_large
 from server.api.errors import ApiError
 from server.api.submission import failure_message, format_time
 from server.jobs.state import State
-from server.storage.blobs import StorageAwayError, preview_folder, still_blob
-from server.store import DatabaseAwayError, Record
+from server.storage.blobs import StorageUnavailableError, preview_folder, still_blob
+from server.store import DatabaseUnavailableError, Record
 from server.workers.registry import Roster, WorkerStatus
 from server.workers.verification import NotVerifiedError, Verifier
 
@@ -80,14 +80,14 @@ def tenant_filter(caller: Caller, tenant: str | None) -> str | None:
 
 async def job_object(context: ApiContext, record: Record, base: str) -> dict[str, Any]:
     """Build the complete object of a job; fields without a value are null."""
-    job, dialect_state = record.job, json.loads(record.request.said)
+    job, dialect_state = record.job, json.loads(record.request.dialect_state)
     echoed_input = dialect_state["input"]
     title = echoed_input.get("title")
     return {
         "id": job.id,
         "tenant": job.tenant,
         "state": job.state,
-        "is_stopping": job.cancel_asked and not job.state.is_final,
+        "is_stopping": job.cancel_requested and not job.state.is_final,
         "model": dialect_state["model"],
         "title": title[:MAX_TITLE_LENGTH] if isinstance(title, str) else "",
         "created_at": format_time(job.created_at),
@@ -174,7 +174,7 @@ async def _thumbnail_url(context: ApiContext, record: Record, base: str) -> str 
     name = still_blob(record.job.id)
     try:
         exists = await context.blobs.info(name) is not None
-    except StorageAwayError:  # the job is shown without its thumbnail
+    except StorageUnavailableError:  # the job is shown without its thumbnail
         return None
     return _blob_url(context, name, base, record.job.created_at) if exists else None
 
@@ -201,7 +201,7 @@ async def preview_segments(
         return []
     try:
         blobs = await context.blobs.under(preview_folder(record.job.id))
-    except StorageAwayError:  # they are listed when the storage is back
+    except StorageUnavailableError:  # they are listed when the storage is back
         return []
     segments = []
     for blob in blobs:
@@ -232,7 +232,7 @@ async def stream_events(context: ApiContext, job_id: str, base: str, after: int)
         while not context.jobs.is_leaving:
             try:
                 record = context.jobs.store.get(job_id)
-            except DatabaseAwayError:
+            except DatabaseUnavailableError:
                 yield ": the database is unavailable\n\n"
                 await context.jobs.change_or_pause(changed, POLL_INTERVAL_S)
                 continue
@@ -270,7 +270,7 @@ def health_object(
         list_workers: returns the workers of this process.
     """
     store, now, settings = context.jobs.store, context.jobs.now(), context.settings
-    disk, oldest = shutil.disk_usage(settings.data_dir), store.oldest_waiting()
+    disk, oldest = shutil.disk_usage(settings.data_dir), store.oldest_waiting_at()
     records, _ = store.page(None, offset=0, limit=SPEED_SAMPLE, states=[State.SUCCEEDED])
     outputs = [record.job.output for record in records if record.job.output is not None]
     measured = [output for output in outputs if output.media_s > 0 and output.device_s > 0]
@@ -335,7 +335,7 @@ def create_router(
     @router.get("/me")
     async def get_caller(http: HttpRequest) -> Response:
         caller = context.authenticate(http, Scope.READ)
-        key = context.jobs.store.key(caller.key_id)
+        key = context.jobs.store.get_key(caller.key_id)
         return JSONResponse(
             {
                 "key_id": caller.key_id,

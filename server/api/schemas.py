@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 from fastapi import Request as HttpRequest
 
 from server.api.errors import ApiError, BodyTooLargeError
-from server.jobs.request import InputSource, MediaLimits, Options, Role, Segment
+from server.jobs.request import InputSource, MediaLimits, Options, Role, SpeechInterval
 
 # --- JSON ---
 
@@ -338,7 +338,7 @@ class JobInput:
     """The validated input of a job."""
 
     files: InputFiles
-    segments: tuple[Segment, ...]
+    segments: tuple[SpeechInterval, ...]
     options: Options
     consent: str | None
 
@@ -352,7 +352,7 @@ def validate_job_input(schema: EndpointSchema, body: dict[str, Any], *, vendor_l
     Raises:
         ApiError: 400 with the name of the wrong field.
     """
-    files, segments = InputFiles(), tuple[Segment, ...]()
+    files, segments = InputFiles(), tuple[SpeechInterval, ...]()
     has_segments = schema.accepts_segments and body.get("segments") is not None
     if has_segments and body.get("audio"):
         raise ApiError(400, "Give either audio or segments, not both.", "invalid_parameter")
@@ -370,7 +370,7 @@ def validate_job_input(schema: EndpointSchema, body: dict[str, Any], *, vendor_l
     return JobInput(files, segments, options, consent)
 
 
-def _validate_segments(entries: Any, files: InputFiles, limits: MediaLimits) -> tuple[Segment, ...]:
+def _validate_segments(entries: Any, files: InputFiles, limits: MediaLimits) -> tuple[SpeechInterval, ...]:
     if not isinstance(entries, list) or not 1 <= len(entries) <= SEGMENTS["maxItems"]:
         sentence = f"segments must be a list of 1 to {SEGMENTS['maxItems']} objects."
         raise ApiError(400, sentence, "invalid_parameter")
@@ -395,7 +395,7 @@ def _validate_segments(entries: Any, files: InputFiles, limits: MediaLimits) -> 
         except ApiError as error:
             raise ApiError(400, error.message.replace(name, f"{path}.audio"), error.code) from None
         length_s = None if end_s is None else float(end_s - start_s)
-        segments.append(Segment(name, face, float(start_s), length_s))
+        segments.append(SpeechInterval(name, face, float(start_s), length_s))
     return tuple(segments)
 
 

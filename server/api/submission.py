@@ -94,8 +94,8 @@ async def build_request(
     )
     return Request(
         dialect=dialect,
-        said=json.dumps(dialect_state | {"base": base}),
-        label=endpoint,
+        dialect_state=json.dumps(dialect_state | {"base": base}),
+        endpoint=endpoint,
         sources=tuple(sources),
         key_id=caller.key_id,
         segments=job_input.segments,

@@ -149,7 +149,7 @@ def _read_flag(fields: dict[str, Any], name: str) -> bool:
 
 def prediction_object(context: ApiContext, record: Record) -> dict[str, Any]:
     """Build the prediction object; it is complete in every state and has no nulls."""
-    job, dialect_state = record.job, json.loads(record.request.said)
+    job, dialect_state = record.job, json.loads(record.request.dialect_state)
     base = dialect_state["base"]
     is_done = job.state is State.SUCCEEDED and job.output is not None
     outputs = [context.file_url(base, job.output.blob, job.created_at)] if is_done and job.output else []
@@ -254,7 +254,7 @@ def create_router(context: ApiContext) -> APIRouter:
             offset=(page - 1) * size,
             limit=size,
             states=states,
-            label=_read_text(fields, "model"),
+            endpoint=_read_text(fields, "model"),
             created_from=_read_time(fields, "created_after"),
             created_to=_read_time(fields, "created_before"),
         )
@@ -272,7 +272,7 @@ def create_router(context: ApiContext) -> APIRouter:
 
     @router.get("/webhook/secret")
     async def get_webhook_secret(http: HttpRequest) -> Response:
-        key = context.jobs.store.key(context.authenticate(http, Scope.READ).key_id)
+        key = context.jobs.store.get_key(context.authenticate(http, Scope.READ).key_id)
         return success_response({"secret": key.webhook_secret if key is not None else ""})
 
     @router.get("/balance")
@@ -377,7 +377,7 @@ async def poll_prediction(context: ApiContext, http: HttpRequest, job_id: str) -
 async def _prediction_with_content(context: ApiContext, record: Record) -> dict[str, Any]:
     """Build the prediction; in base64 output mode the file's content replaces its link."""
     prediction = prediction_object(context, record)
-    is_base64 = json.loads(record.request.said)["base64"]
+    is_base64 = json.loads(record.request.dialect_state)["base64"]
     if prediction["outputs"] and is_base64 and record.job.output is not None:
         name = record.job.output.blob
         info = await context.blobs.info(name)

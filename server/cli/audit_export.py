@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import IO
 
 from server.settings import SettingsError, load_settings
-from server.store import AlreadyOpenError, DatabaseAwayError, Store
+from server.store import AlreadyOpenError, DatabaseUnavailableError, Store
 from server.store.audit import AuditLog
 
 
@@ -27,7 +27,7 @@ def main() -> int:
         store = Store(load_settings().effective_database_url)
     except SettingsError as error:
         return _fail(str(error))
-    except DatabaseAwayError as error:
+    except DatabaseUnavailableError as error:
         return _fail(f"cannot open the database: {error}")
     except AlreadyOpenError:
         return _fail("the server is running: use its /admin/audit (see docs/trust.md), or stop it first")

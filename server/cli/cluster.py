@@ -16,8 +16,8 @@ from types import FrameType
 
 from lipsync_engine import ray_connection
 from server.settings import SettingsError, load_settings
-from server.storage.blobs import Blobs, StorageAwayError
-from server.store import DatabaseAwayError, Store
+from server.storage.blobs import Blobs, StorageUnavailableError
+from server.store import DatabaseUnavailableError, Store
 
 PORT = 6379
 RAY = [sys.executable, "-m", "ray.scripts.scripts"]
@@ -39,7 +39,14 @@ def main() -> int:
     try:
         status: int = arguments.run(arguments)
         return status
-    except (DatabaseAwayError, StorageAwayError, RayError, SettingsError, OSError, ValueError) as error:
+    except (
+        DatabaseUnavailableError,
+        StorageUnavailableError,
+        RayError,
+        SettingsError,
+        OSError,
+        ValueError,
+    ) as error:
         return _fail(f"error: {str(error).splitlines()[0]}")
 
 

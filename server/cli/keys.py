@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 
 from server.api.auth import Scope, create_key
 from server.settings import SettingsError, load_settings
-from server.store import AlreadyOpenError, DatabaseAwayError, Store
+from server.store import AlreadyOpenError, DatabaseUnavailableError, Store
 
 LIMITS = {
     "requests_per_minute": "more are answered with 429 [default: the server's setting]",
@@ -41,7 +41,7 @@ def main() -> int:
         store = Store(settings.effective_database_url)
     except SettingsError as error:
         return _fail(str(error))
-    except DatabaseAwayError as error:
+    except DatabaseUnavailableError as error:
         return _fail(f"cannot open the database: {error}")
     except AlreadyOpenError:
         return _fail("the server is running: use its /admin/keys (see docs/operations.md), or stop it first")
@@ -73,7 +73,7 @@ def _create_key(store: Store, arguments: argparse.Namespace) -> int:
 
 
 def _list_keys(store: Store, _: argparse.Namespace) -> int:
-    for key in store.all_keys():
+    for key in store.list_keys():
         state = "active"
         if key.revoked_at:
             state = "revoked"

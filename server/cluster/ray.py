@@ -29,7 +29,7 @@ from server.cluster import autoscaling
 from server.cluster.autoscaling import Condition, Limits, Worker
 from server.jobs.state import State
 from server.settings import PREFIX, Settings
-from server.store import DatabaseAwayError, Store
+from server.store import DatabaseUnavailableError, Store
 
 log = logging.getLogger("lipsync.cluster")
 
@@ -147,7 +147,7 @@ class Pool:
             try:
                 self._look()
                 self._decide()
-            except (RayError, DatabaseAwayError) as error:
+            except (RayError, DatabaseUnavailableError) as error:
                 log.warning("the pool stumbled: %s", error)
             time.sleep(TICK_S)
 
@@ -190,10 +190,10 @@ class Pool:
 
     def _backlog_s(self) -> float:
         store = self._store
-        waiting, free = len(store.waiting()), store.count_free_segments(store.now())
+        waiting, free = len(store.waiting_jobs()), store.count_free_segments(store.now())
         latest, _ = store.page(None, offset=0, limit=USUAL_JOBS, states=[State.SUCCEEDED])
-        ran_s = [record.job.ran_s for record in latest if record.job.ran_s is not None]
-        usual_s = statistics.median(ran_s) if ran_s else None
+        run_s = [record.job.run_s for record in latest if record.job.run_s is not None]
+        usual_s = statistics.median(run_s) if run_s else None
         return autoscaling.backlog_s(waiting, free, usual_s, USUAL_SEGMENT_S, self._jobs_per_worker)
 
     def _start(self) -> None:

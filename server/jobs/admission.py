@@ -103,7 +103,7 @@ def _question(record: Record, inputs: Mapping[str, Path], hashes: Mapping[str, s
         "tenant": record.job.tenant,
         "key_id": request.key_id,
         "request_id": request.request_id,
-        "model": request.label,
+        "model": request.endpoint,
         "consent": request.consent,
         "options": request.options.chosen(),
         "inputs": files,

@@ -38,7 +38,7 @@ class Inputs:
         """All inputs of a job by their names, in `folder` or where they lie.
 
         Raises:
-            TransportError: one cannot be had, or is not what the model takes. StorageAwayError.
+            TransportError: one cannot be had, or is not what the model takes. StorageUnavailableError.
         """
         return {source.name: await self._bring(source, folder) for source in record.request.sources}
 

@@ -1,7 +1,7 @@
 """A client's request, independent of the API that received it.
 
 Frozen values without behaviour. An API file translates a body into a `Request`; the store keeps it as JSON.
-No field has a vendor's name.
+No field has a vendor's name. Aliases keep the keys of stored JSON.
 """
 
 from __future__ import annotations
@@ -9,12 +9,13 @@ from __future__ import annotations
 import functools
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
+from typing import Annotated
 
-from pydantic import TypeAdapter
+from pydantic import Field, TypeAdapter
 
 
 class Role(StrEnum):
-    """What an input is for."""
+    """Purpose of an input."""
 
     VIDEO = "video"
     IMAGE = "image"
@@ -26,13 +27,13 @@ class Role(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class MediaLimits:
-    """What a model's vendor takes, enforced before work starts. None: no limit of that kind.
+    """Limits that a model's vendor documents, enforced before work starts. None: no limit of that kind.
 
     Attributes:
         formats: container names such as mp4; empty: whatever the engine reads.
         max_bytes: size of the file.
-        min_s, max_s: length.
-        min_side_px, max_side_px: both sides of the picture.
+        min_s, max_s: duration.
+        min_side_px, max_side_px: both sides of the frame.
     """
 
     formats: tuple[str, ...] = ()
@@ -45,14 +46,14 @@ class MediaLimits:
 
 @dataclass(frozen=True, slots=True)
 class InputSource:
-    """Where an input comes from: exactly one of the two.
+    """Source of one input: exactly one of `url` and `blob` is set.
 
     Attributes:
-        name: of the input in its job; the role's, except for voices of `Segment`s.
-        role: what it is for.
-        url: to be fetched.
-        blob: already here, an upload or inline data.
-        limits: of the model that was called.
+        name: of the input in its job; the role's, except for voices of `SpeechInterval`s.
+        role: purpose of the input.
+        url: to be downloaded.
+        blob: already stored, an upload or inline data.
+        limits: of the requested model.
     """
 
     name: str
@@ -63,14 +64,14 @@ class InputSource:
 
 
 @dataclass(frozen=True, slots=True)
-class Segment:
-    """Somebody speaks for a while.
+class SpeechInterval:
+    """Interval in which one face speaks.
 
     Attributes:
-        voice: name of the input that sounds.
-        face: who, as `Options.face`.
-        start_s: when in the result it begins.
-        length_s: how much of the voice is heard; None: all.
+        voice: name of the audio input.
+        face: who speaks, as `Options.face`.
+        start_s: beginning in the result.
+        length_s: how much of the voice is used; None: all.
     """
 
     voice: str
@@ -81,7 +82,7 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What may be chosen about a job; None takes the model's default."""
+    """Engine options of a job; None takes the model's default."""
 
     num_inference_steps: int | None = None
     guidance_scale: float | None = None
@@ -96,44 +97,46 @@ class Options:
     prompt: str | None = None
 
     def chosen(self) -> dict[str, object]:
-        """Those that are not left to the model, by name."""
+        """Return the options that are not left to the model, by name."""
         return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A job as asked for.
+    """Everything that a client requested for one job.
 
     Attributes:
-        dialect: the name of the dialect that took it and alone understands `said`.
-        said: JSON text, for that dialect's answers.
-        label: a word of that dialect's to look for in lists.
+        dialect: name of the dialect that accepted it; only that dialect reads `dialect_state`.
+        dialect_state: JSON text for that dialect's answers.
+        endpoint: name of the dialect's endpoint, by which lists are filtered.
         sources: inputs, each with a name of its own.
-        segments: who speaks when, where there is more to it than one voice, or a left and a right one.
+        segments: who speaks when, where there is more than one voice or a left and a right one.
         options: of the engine.
-        key_id: of the API key that asked; its secret signs the webhook.
-        request_id: of the HTTP request that submitted it; stands in logs and in the webhook's headers.
+        key_id: of the API key that submitted it; the key's secret signs the webhook.
+        request_id: of the HTTP request that submitted it, for logs and the webhook's headers.
         consent: reference to the consent of the person shown.
-        webhook_url: told about the end.
+        webhook_url: called at the end of the job.
     """
 
     dialect: str
-    said: str
-    label: str
+    dialect_state: Annotated[str, Field(alias="said")]
+    endpoint: Annotated[str, Field(alias="label")]
     sources: tuple[InputSource, ...]
     key_id: str
-    segments: tuple[Segment, ...] = ()
+    segments: tuple[SpeechInterval, ...] = ()
     options: Options = field(default_factory=Options)
     webhook_url: str | None = None
     request_id: str = "-"
     consent: str | None = None
 
     def to_json(self) -> str:
-        return _REQUEST.dump_json(self).decode()
+        """Encode for the store; `from_json` reads it."""
+        return _REQUEST.dump_json(self, by_alias=True).decode()
 
     @staticmethod
     @functools.lru_cache(maxsize=4096)
     def from_json(text: str) -> Request:
+        """Decode what `to_json` of this or an earlier version has written."""
         return _REQUEST.validate_json(text)
 
 

@@ -19,8 +19,8 @@ from typing import TypeVar
 
 from server.jobs import state as job_state
 from server.jobs.request import Request
-from server.jobs.state import Batch, Effect, Job, Policy, State, Turn
-from server.store import Change, DatabaseAwayError, News, Piece, Record, Store
+from server.jobs.state import Batch, Effect, Job, JobPolicy, QueuePosition, State
+from server.store import DatabaseUnavailableError, JobChange, Notification, Record, SegmentClaim, Store
 
 log = logging.getLogger("lipsync.jobs")
 
@@ -29,7 +29,7 @@ T = TypeVar("T")
 TURNS_AGE_S = 1.0
 
 LOOK_EVERY_S = 5.0
-"""News from other processes can be lost with a connection; so often whoever waits looks for himself."""
+"""Notifications of other processes can be lost with a connection, so waiters also poll."""
 
 LISTEN_AGAIN_S = 0.5
 
@@ -47,7 +47,7 @@ class JobService:
         workers: how many jobs run at once in this process.
     """
 
-    def __init__(self, store: Store, policy: Policy, max_waiting: int, workers: int) -> None:
+    def __init__(self, store: Store, policy: JobPolicy, max_waiting: int, workers: int) -> None:
         self.store = store
         self._workers = self._least_workers = max(1, workers)
         self.policy = policy
@@ -64,7 +64,7 @@ class JobService:
         self.is_leaving = False
         """The server stops: whoever streams to a client ends that now."""
         self._usual_run_s: float | None = None
-        self._turns: dict[str, Turn] = {}
+        self._turns: dict[str, QueuePosition] = {}
         self._turns_at = 0.0
         self._heard_since = float("-inf")
 
@@ -133,7 +133,7 @@ class JobService:
             KeyError, NotAllowedError: as `Store.change`.
         """
 
-        def changed() -> Change:
+        def changed() -> JobChange:
             now = self.store.now()
             return self.store.change(job_id, now, lambda job: transition(job, now))
 
@@ -156,16 +156,16 @@ class JobService:
             self.wake_workers()
         return result
 
-    async def help(self, fits: str) -> Piece | None:
+    async def help(self, fits: str) -> SegmentClaim | None:
         """A segment of a running job for a worker that has nothing else to do."""
-        return await self.write(lambda: self.store.help_with_segment(fits, self.store.now()))
+        return await self.write(lambda: self.store.claim_shared_segment(fits, self.store.now()))
 
     async def cancel(self, job_id: str) -> Record:
         return await self.change(job_id, job_state.cancel)
 
     async def cancel_batch(self, batch_id: str) -> None:
         """Cancel every job of a batch that has not ended, each in a commit of its own."""
-        for job_id in self.store.unfinished_jobs(batch_id):
+        for job_id in self.store.unfinished_job_ids(batch_id):
             with contextlib.suppress(KeyError):  # it ended meanwhile and was deleted
                 await self.cancel(job_id)
 
@@ -181,7 +181,7 @@ class JobService:
         is_connected = True
         while self.store.is_shared:
             try:
-                async with contextlib.aclosing(self.store.news()) as heard:
+                async with contextlib.aclosing(self.store.notifications()) as heard:
                     self._heard_since = time.monotonic()
                     async for news in heard:
                         if news is not None:
@@ -190,27 +190,27 @@ class JobService:
                             is_connected = True
                             log.info("the database is back")
                             self._look_all()
-            except DatabaseAwayError as error:
+            except DatabaseUnavailableError as error:
                 if is_connected:
                     log.warning("the database is away: %s", error)
                 is_connected = False
             await asyncio.sleep(LISTEN_AGAIN_S)
 
-    def _hear(self, news: News) -> None:
+    def _hear(self, news: Notification) -> None:
         """What a change made here or elsewhere means for those who wait here."""
         for event in self._waiters.get(news.job_id, ()):
             event.set()
-        if news.state is State.WAITING or news.help_wanted:
+        if news.state is State.WAITING or news.segments_available:
             self.wake_workers()
-        elif news.state.is_final or news.cancel_asked:
+        elif news.state.is_final or news.cancel_requested:
             self.on_stop(news.job_id)
         if news.state.is_final:
             self.webhook_due.set()
-        if news.ran_s is not None:
-            self._note_run(news.ran_s)
+        if news.run_s is not None:
+            self._note_run(news.run_s)
 
     def _look_all(self) -> None:
-        """News may have been missed."""
+        """Notification may have been missed."""
         self.wake_workers()
         self.webhook_due.set()
         for events in self._waiters.values():
@@ -222,10 +222,10 @@ class JobService:
 
         Elsewhere another server may; what nobody runs any more comes back when its lease is over.
         """
-        if not self.store.is_ours_alone:
+        if not self.store.is_exclusive:
             return
-        await self.write(self.store.free_all_segments)
-        for record in self.store.in_state(State.RUNNING):
+        await self.write(self.store.release_all_segments)
+        for record in self.store.jobs_in_state(State.RUNNING):
             await self.change(record.job.id, partial(self._lost, record.job.fence))
 
     def _lost(self, fence: int, job: Job, now: float) -> Job:
@@ -249,7 +249,7 @@ class JobService:
             try:
                 async with asyncio.timeout(timeout_s):
                     while True:
-                        with contextlib.suppress(DatabaseAwayError):
+                        with contextlib.suppress(DatabaseUnavailableError):
                             record = self.store.get(job_id)
                             if record is None or record.job.state.is_final:
                                 return record
@@ -266,10 +266,10 @@ class JobService:
         changed.clear()
         return is_news
 
-    def turn(self, job_id: str) -> Turn | None:
+    def turn(self, job_id: str) -> QueuePosition | None:
         """When a waiting job will run, as it was a moment ago: hundreds of clients ask every second."""
         if self.now() - self._turns_at > TURNS_AGE_S or job_id not in self._turns:
-            self._turns, self._turns_at = job_state.turns(self.store.waiting()), self.now()
+            self._turns, self._turns_at = job_state.queue_positions(self.store.waiting_jobs()), self.now()
             if self.store.is_shared:  # while jobs wait, as many run as there are workers anywhere
                 self._workers = max(self._least_workers, self.store.count_in_state(State.RUNNING))
         return self._turns.get(job_id)
@@ -279,7 +279,7 @@ class JobService:
         """How long a job takes from start to end, the latest counting most; None: nobody knows yet."""
         return self._usual_run_s
 
-    def starts_in_s(self, turn: Turn) -> float | None:
+    def starts_in_s(self, turn: QueuePosition) -> float | None:
         """About how long a job will still wait; None until a job has shown how long one takes."""
         if self._usual_run_s is None:
             return None
@@ -288,7 +288,7 @@ class JobService:
     def close(self) -> None:
         self._writer.shutdown()
 
-    def _follow(self, change: Change) -> None:
+    def _follow(self, change: JobChange) -> None:
         job = change.record.job
         for event in self._waiters.get(job.id, ()):
             event.set()
@@ -297,8 +297,8 @@ class JobService:
         if Effect.NOTIFY in change.effects:
             self.webhook_due.set()
             self.on_end(job)
-        if job.ran_s is not None and not self.store.is_shared:  # else it is heard, as others' are
-            self._note_run(job.ran_s)
+        if job.run_s is not None and not self.store.is_shared:  # else it is heard, as others' are
+            self._note_run(job.run_s)
         if job.state is State.WAITING:
             self.wake_workers()
 

@@ -1,14 +1,14 @@
-"""What may happen to a job: a pure table of transitions, with time as an argument.
+"""Job states and their transitions: pure functions with time as an argument.
 
-A job waits, runs under a lease, and ends exactly once. Every claim raises the fence; whoever ran it before
-and comes back late holds an old fence and changes nothing. The module knows no database, no HTTP dialect and
-no clock; `effects` says what has to follow from a change, and the store does that in the same commit.
+A job waits, runs under a lease, and ends exactly once. Every claim increments the fence. A worker that
+returns late holds an old fence, and its changes are refused. `effects` names what has to follow from a
+change, which the store does in the same commit. The module does no I/O and reads no clock.
 
     WAITING ── claim ──> RUNNING ── succeed ──> SUCCEEDED
        │                  │  │ └─── fail ─────> FAILED        (or WAITING again while attempts are left)
-       │                  │  └─ hand_back ────> WAITING       (drain: the attempt does not count)
+       │                  │  └─ requeue ──────> WAITING       (drain: the attempt does not count)
        └── cancel ──> CANCELLED <── confirm_cancel ──┘
-    expire: a lease that ran out, a wait or a run that took too long
+    expire: a lease that ran out, or a wait or run over its limit
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from enum import StrEnum
 
 
 class State(StrEnum):
+    """State of a job."""
+
     WAITING = "waiting"
     RUNNING = "running"
     SUCCEEDED = "succeeded"
@@ -33,42 +35,42 @@ class State(StrEnum):
 
 
 class Effect(StrEnum):
-    """What has to follow from a change."""
+    """Consequence of a change."""
 
-    NOTIFY = "notify"  # the webhook, where one was asked for
-    STOP_WORK = "stop_work"  # tell the worker that runs it
+    NOTIFY = "notify"  # deliver the webhook, where there is one
+    STOP_WORK = "stop_work"  # stop the worker that runs the job
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why a job did not succeed.
+    """Reason why a job did not succeed.
 
     Attributes:
         code: stable, as in `lipsync_engine.errors` or one of this module's.
         message: a sentence that the user can act on.
-        again: another attempt may succeed (a crash, a device that went away).
+        retryable: another attempt may succeed (a crash, a device that went away).
     """
 
     code: str
     message: str
-    again: bool = False
+    retryable: bool = False
 
 
 WORKER_LOST = Failure(
-    "worker_lost", "The worker stopped before the job was done; submit it again.", again=True
+    "worker_lost", "The worker stopped before the job was done; submit it again.", retryable=True
 )
-WAITED_TOO_LONG = Failure(
+WAIT_TIMEOUT = Failure(
     "queue_timeout", "The job waited longer than this server allows; submit it again later."
 )
-RAN_TOO_LONG = Failure("run_timeout", "The job ran longer than this server allows; use a shorter video.")
-STORAGE_AWAY = Failure(
-    "storage_away", "The storage of this server did not answer; submit it again later.", again=True
+RUN_TIMEOUT = Failure("run_timeout", "The job ran longer than this server allows; use a shorter video.")
+STORAGE_UNAVAILABLE = Failure(
+    "storage_away", "The storage of this server did not answer; submit it again later.", retryable=True
 )
 
 
 @dataclass(frozen=True, slots=True)
-class Progress:
-    """Where a running job is: a stage's name, done of total, per second."""
+class StageProgress:
+    """Progress of a running job: name of the stage, steps done, steps in total, steps per second."""
 
     stage: str
     done: int
@@ -77,13 +79,13 @@ class Progress:
 
 
 @dataclass(frozen=True, slots=True)
-class Sync:
-    """How well a result's lips belong to its voice.
+class SyncConfidence:
+    """Measured agreement of a result's lips with its voice.
 
     Attributes:
-        confidence: how far the best offset stands out; near 0 where the lips say something else.
-        offset_frames: by how many frames of 40 ms the lips come late; negative: early.
-        curve: (seconds of the film, confidence there), wherever it was measured.
+        confidence: how far the best offset stands out; near 0 where lips and voice do not match.
+        offset_frames: delay of the lips in frames of 40 ms; negative: early.
+        curve: (seconds of the video, confidence there), wherever it was measured.
     """
 
     confidence: float
@@ -93,17 +95,17 @@ class Sync:
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """What a job made.
+    """Result of a job.
 
     Attributes:
-        blob: its name.
-        device_s: seconds spent on the device.
-        media_s: how long the result is.
-        warnings: what was asked for and could not be done.
-        is_marked: it carries content credentials; None: nobody remembers.
-        sha256: of the file, in hex; None: nobody remembers.
+        blob: name of the result's blob.
+        device_s: seconds spent on devices.
+        media_s: length of the result.
+        warnings: sentences on requested options that had no effect.
+        is_marked: carries content credentials; None: not recorded.
+        sha256: of the file, in hex; None: not recorded.
         sync: None: not measured.
-        is_nsfw: the source is not safe for work; None: nobody looked.
+        is_nsfw: the source is not safe for work; None: not checked.
     """
 
     blob: str
@@ -112,13 +114,13 @@ class Output:
     warnings: tuple[str, ...] = ()
     is_marked: bool | None = None
     sha256: str | None = None
-    sync: Sync | None = None
+    sync: SyncConfidence | None = None
     is_nsfw: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Policy:
-    """Limits in seconds, and how often a job may be tried."""
+class JobPolicy:
+    """Time limits and the number of attempts of a job."""
 
     lease_s: float = 60.0
     max_attempts: int = 3
@@ -128,18 +130,18 @@ class Policy:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """One row of the queue. Moments are seconds since 1970.
+    """One row of the queue. Times are seconds since 1970.
 
     Attributes:
         id: 32 hex digits.
-        tenant: whose it is.
+        tenant: owner of the job.
         priority: higher runs earlier within a tenant.
         fence: number of claims so far; names the current one.
-        attempts: claims that count against `Policy.max_attempts`.
-        lease_until: while running, when the claim lapses without a beat.
+        attempts: claims that count against `JobPolicy.max_attempts`.
+        lease_until: while running, when the claim lapses unless it is renewed.
         started_at: of the current or last attempt.
-        cancel_asked: the worker was told, or will be, to stop.
-        batch_id, batch_row: which `Batch` it belongs to, and its place there from 0; None: to none.
+        cancel_requested: the worker has to stop.
+        batch_id, batch_row: `Batch` of the job, and its row there from 0; None: no batch.
     """
 
     id: str
@@ -152,16 +154,16 @@ class Job:
     lease_until: float | None = None
     started_at: float | None = None
     finished_at: float | None = None
-    cancel_asked: bool = False
-    progress: Progress | None = None
+    cancel_requested: bool = False
+    progress: StageProgress | None = None
     output: Output | None = None
     failure: Failure | None = None
     batch_id: str | None = None
     batch_row: int | None = None
 
     @property
-    def ran_s(self) -> float | None:
-        """From start to end, of a job that succeeded."""
+    def run_s(self) -> float | None:
+        """Seconds from start to end of a job that succeeded; else None."""
         if self.state is not State.SUCCEEDED or self.started_at is None or self.finished_at is None:
             return None
         return self.finished_at - self.started_at
@@ -169,24 +171,24 @@ class Job:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
-    """Jobs that were submitted together, and whose end is told once.
+    """Jobs that were submitted together and share one webhook at their end.
 
     Attributes:
         id: 32 hex digits.
-        key_id: of the API key that asked; its secret signs the webhook.
+        key_id: of the API key that submitted it; the key's secret signs the webhook.
         request_id: of the HTTP request that submitted it.
-        said: JSON text, for the answers of the dialect that took it.
-        total: jobs that it was submitted with.
-        unfinished: of these, how many have not ended.
-        webhook_url: told when the last has.
-        finished_at: when the last has; None: not yet.
+        dialect_state: JSON text for the answers of the dialect that accepted it.
+        total: number of jobs at submission.
+        unfinished: number of jobs that have not ended.
+        webhook_url: called when the last job has ended.
+        finished_at: end of the last job; None: not yet.
     """
 
     id: str
     tenant: str
     key_id: str
     request_id: str
-    said: str
+    dialect_state: str
     created_at: float
     total: int
     unfinished: int
@@ -195,7 +197,7 @@ class Batch:
 
 
 class NotAllowedError(Exception):
-    """The job is not in a state in which this can happen."""
+    """The transition is not allowed in the job's state."""
 
 
 class StaleClaimError(NotAllowedError):
@@ -205,8 +207,8 @@ class StaleClaimError(NotAllowedError):
 # --- transitions ---
 
 
-def claim(job: Job, now: float, policy: Policy) -> Job:
-    """A worker takes a waiting job."""
+def claim(job: Job, now: float, policy: JobPolicy) -> Job:
+    """Start an attempt of a waiting job."""
     if job.state is not State.WAITING:
         raise NotAllowedError(f"a {job.state} job cannot be claimed")
     return dataclasses.replace(
@@ -220,93 +222,95 @@ def claim(job: Job, now: float, policy: Policy) -> Job:
     )
 
 
-def beat(job: Job, fence: int, now: float, policy: Policy, progress: Progress | None = None) -> Job:
-    """The worker is alive; the lease runs anew."""
-    _require_held(job, fence)
+def renew_lease(
+    job: Job, fence: int, now: float, policy: JobPolicy, progress: StageProgress | None = None
+) -> Job:
+    """Extend the lease of a claim whose worker is alive."""
+    _require_claim(job, fence)
     return dataclasses.replace(job, lease_until=now + policy.lease_s, progress=progress or job.progress)
 
 
 def succeed(job: Job, fence: int, now: float, output: Output) -> Job:
-    """The output is stored. A cancellation that came too late is void."""
-    _require_held(job, fence)
-    return _ended(job, State.SUCCEEDED, now, output=output)
+    """End a job whose output is stored. A cancellation that came too late is void."""
+    _require_claim(job, fence)
+    return _end(job, State.SUCCEEDED, now, output=output)
 
 
-def fail(job: Job, fence: int, now: float, failure: Failure, policy: Policy) -> Job:
-    """The attempt failed; the job waits again where that may help."""
-    _require_held(job, fence)
-    return _failed_attempt(job, now, failure, policy)
+def fail(job: Job, fence: int, now: float, failure: Failure, policy: JobPolicy) -> Job:
+    """End a failed attempt; the job waits again where another attempt may succeed."""
+    _require_claim(job, fence)
+    return _fail_attempt(job, now, failure, policy)
 
 
-def hand_back(job: Job, fence: int, now: float) -> Job:
-    """The worker stops for reasons of its own, as at shutdown: the attempt does not count."""
-    _require_held(job, fence)
-    if job.cancel_asked:
-        return _ended(job, State.CANCELLED, now)
-    return _waiting_again(dataclasses.replace(job, attempts=job.attempts - 1))
+def requeue(job: Job, fence: int, now: float) -> Job:
+    """Release a claim for reasons that are not the job's, as at shutdown: the attempt does not count."""
+    _require_claim(job, fence)
+    if job.cancel_requested:
+        return _end(job, State.CANCELLED, now)
+    return _wait_again(dataclasses.replace(job, attempts=job.attempts - 1))
 
 
 def cancel(job: Job, now: float) -> Job:
-    """The user does not want it any more. Ended jobs stay as they are."""
+    """End a waiting job, or request that a running one stops. Ended jobs stay as they are."""
     match job.state:
         case State.WAITING:
-            return _ended(job, State.CANCELLED, now)
+            return _end(job, State.CANCELLED, now)
         case State.RUNNING:
-            return dataclasses.replace(job, cancel_asked=True)
+            return dataclasses.replace(job, cancel_requested=True)
         case _:
             return job
 
 
 def confirm_cancel(job: Job, fence: int, now: float) -> Job:
-    """The worker has stopped as it was asked to."""
-    _require_held(job, fence)
-    if not job.cancel_asked:
-        raise NotAllowedError("nobody asked for the cancellation")
-    return _ended(job, State.CANCELLED, now)
+    """End a job whose worker has stopped on request."""
+    _require_claim(job, fence)
+    if not job.cancel_requested:
+        raise NotAllowedError("no cancellation was requested")
+    return _end(job, State.CANCELLED, now)
 
 
-def expire(job: Job, now: float, policy: Policy) -> Job:
-    """Apply every limit that has passed by `now`; the job itself where none has."""
+def expire(job: Job, now: float, policy: JobPolicy) -> Job:
+    """Apply every limit that has passed by `now`; returns the job itself where none has."""
     if job.state is State.WAITING and now - job.created_at > policy.max_wait_s:
-        return _ended(job, State.FAILED, now, failure=WAITED_TOO_LONG)
+        return _end(job, State.FAILED, now, failure=WAIT_TIMEOUT)
     if job.state is not State.RUNNING or job.started_at is None or job.lease_until is None:
         return job
     if now - job.started_at > policy.max_run_s:
-        return _ended(job, State.FAILED, now, failure=RAN_TOO_LONG)
+        return _end(job, State.FAILED, now, failure=RUN_TIMEOUT)
     if now > job.lease_until:
-        return _failed_attempt(job, now, WORKER_LOST, policy)
+        return _fail_attempt(job, now, WORKER_LOST, policy)
     return job
 
 
 def effects(before: Job, after: Job) -> frozenset[Effect]:
-    """What has to follow from a change, whatever transition made it."""
-    found = set()
+    """Compare a job before and after a transition; returns what has to follow."""
+    consequences = set()
     if after.state.is_final and not before.state.is_final:
-        found.add(Effect.NOTIFY)
+        consequences.add(Effect.NOTIFY)
     stopped = before.state is State.RUNNING and after.state is not State.RUNNING
-    if (after.cancel_asked and not before.cancel_asked) or (stopped and after.failure == RAN_TOO_LONG):
-        found.add(Effect.STOP_WORK)
-    return frozenset(found)
+    if (after.cancel_requested and not before.cancel_requested) or (stopped and after.failure == RUN_TIMEOUT):
+        consequences.add(Effect.STOP_WORK)
+    return frozenset(consequences)
 
 
-def _require_held(job: Job, fence: int) -> None:
+def _require_claim(job: Job, fence: int) -> None:
     if job.state is not State.RUNNING or job.fence != fence:
         raise StaleClaimError(f"claim {fence} of job {job.id} is over")
 
 
-def _failed_attempt(job: Job, now: float, failure: Failure, policy: Policy) -> Job:
-    if job.cancel_asked:
-        return _ended(job, State.CANCELLED, now)
-    if failure.again and job.attempts < policy.max_attempts:
-        return _waiting_again(job)
-    return _ended(job, State.FAILED, now, failure=failure)
+def _fail_attempt(job: Job, now: float, failure: Failure, policy: JobPolicy) -> Job:
+    if job.cancel_requested:
+        return _end(job, State.CANCELLED, now)
+    if failure.retryable and job.attempts < policy.max_attempts:
+        return _wait_again(job)
+    return _end(job, State.FAILED, now, failure=failure)
 
 
-def _waiting_again(job: Job) -> Job:
+def _wait_again(job: Job) -> Job:
     return dataclasses.replace(job, state=State.WAITING, lease_until=None, progress=None)
 
 
-def _ended(
+def _end(
     job: Job, state: State, now: float, *, output: Output | None = None, failure: Failure | None = None
 ) -> Job:
     return dataclasses.replace(
@@ -314,12 +318,12 @@ def _ended(
     )
 
 
-# --- whose turn it is ---
+# --- order of the queue ---
 
 
 @dataclass(frozen=True, slots=True)
-class Tenant:
-    """What fairness looks at: jobs that run now, and when one last began."""
+class TenantLoad:
+    """Load of one tenant with waiting jobs: jobs that run, and the latest start of one."""
 
     name: str
     running: int
@@ -327,39 +331,39 @@ class Tenant:
 
 
 @dataclass(frozen=True, slots=True)
-class Turn:
-    """When a waiting job will run.
+class QueuePosition:
+    """Position of a waiting job.
 
     Attributes:
-        position: how many jobs of its own tenant come before it.
-        ahead: how many jobs of anybody are likely to: tenants take turns.
+        position: number of jobs of its own tenant before it.
+        ahead: number of jobs of all tenants that will probably start before it: tenants take turns.
     """
 
     position: int
     ahead: int
 
 
-def turns(waiting: Sequence[tuple[str, str]]) -> dict[str, Turn]:
-    """Of each waiting job.
+def queue_positions(waiting: Sequence[tuple[str, str]]) -> dict[str, QueuePosition]:
+    """Compute the position of every waiting job, by its id.
 
     Args:
-        waiting: (id, tenant), within a tenant in the order of their turns.
+        waiting: (job id, tenant), within a tenant in the order in which they will start.
     """
     counts = Counter(tenant for _, tenant in waiting)
-    seen: Counter[str] = Counter()
-    found = {}
+    before: Counter[str] = Counter()
+    positions = {}
     for job_id, tenant in waiting:
-        own = seen[tenant]
+        own = before[tenant]
         others = sum(min(count, own + 1) for name, count in counts.items() if name != tenant)
-        found[job_id] = Turn(own, own + others)
-        seen[tenant] += 1
-    return found
+        positions[job_id] = QueuePosition(own, own + others)
+        before[tenant] += 1
+    return positions
 
 
-def next_tenant(waiting: list[Tenant]) -> str:
-    """Of the tenants with waiting jobs: the one with the fewest running, then the one served longest ago.
+def next_tenant(tenants: Sequence[TenantLoad]) -> str:
+    """Choose the tenant with the fewest running jobs, then the one served longest ago.
 
     Raises:
-        ValueError: nobody waits.
+        ValueError: `tenants` is empty.
     """
-    return min(waiting, key=lambda tenant: (tenant.running, tenant.last_started_at, tenant.name)).name
+    return min(tenants, key=lambda tenant: (tenant.running, tenant.last_started_at, tenant.name)).name

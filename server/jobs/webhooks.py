@@ -18,7 +18,7 @@ from functools import partial
 from server.jobs.service import JobService
 from server.jobs.state import Batch
 from server.storage.transport import Transport, TransportError
-from server.store import Notice, Record
+from server.store import OutboxEntry, Record
 
 log = logging.getLogger("lipsync.webhooks")
 
@@ -78,19 +78,19 @@ class Webhooks:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._jobs.webhook_due.wait(), pause_s)
 
-    def _claim(self) -> list[Notice]:
+    def _claim(self) -> list[OutboxEntry]:
         store = self._jobs.store
-        return store.claim_notices(store.now(), AT_ONCE, HOLD_S)
+        return store.claim_webhooks(store.now(), AT_ONCE, HOLD_S)
 
     def _pause_s(self) -> float:
         """Until the next notice is due, or for a while."""
-        due_at = self._jobs.store.next_notice_at()
+        due_at = self._jobs.store.next_webhook_at()
         return LOOK_EVERY_S if due_at is None else min(LOOK_EVERY_S, max(0.05, due_at - self._jobs.now()))
 
-    async def _try(self, notice: Notice) -> None:
+    async def _try(self, notice: OutboxEntry) -> None:
         store = self._jobs.store
         if (entry := self._build_payload(notice)) is None:
-            await self._jobs.write(partial(store.not_delivered, notice.id, "the job was deleted", None))
+            await self._jobs.write(partial(store.webhook_failed, notice.id, "the job was deleted", None))
             return
         payload, tags = entry
         try:
@@ -100,24 +100,24 @@ class Webhooks:
         else:
             problem = None if 200 <= delivered.status < 300 else f"status {delivered.status}"
         if problem is None:
-            await self._jobs.write(partial(store.delivered, notice.id, self._jobs.now()))
-            log.info("%s: webhook delivered", notice.about, extra=tags)
+            await self._jobs.write(partial(store.webhook_delivered, notice.id, self._jobs.now()))
+            log.info("%s: webhook delivered", notice.subject, extra=tags)
             return
         due_at = None
         if notice.tries < len(PAUSES_S):
             due_at = self._jobs.now() + PAUSES_S[notice.tries] * random.uniform(1, 1 + JITTER)
-        await self._jobs.write(partial(store.not_delivered, notice.id, problem, due_at))
+        await self._jobs.write(partial(store.webhook_failed, notice.id, problem, due_at))
         sentence = "%s: webhook not delivered (%s), try %d"
-        log.warning(sentence, notice.about, problem, notice.tries + 1, extra=tags)
+        log.warning(sentence, notice.subject, problem, notice.tries + 1, extra=tags)
 
-    def _build_payload(self, notice: Notice) -> tuple[WebhookPayload, dict[str, str]] | None:
+    def _build_payload(self, notice: OutboxEntry) -> tuple[WebhookPayload, dict[str, str]] | None:
         """Build the payload and the tags of log lines; None: the job or batch was deleted."""
         store, now = self._jobs.store, self._jobs.now()
-        about = store.get(notice.job_id) if notice.job_id else store.batch(notice.batch_id or "")
+        about = store.get(notice.job_id) if notice.job_id else store.get_batch(notice.batch_id or "")
         if about is None:
             return None
         asked = about if isinstance(about, Batch) else about.request
-        if (key := store.key(asked.key_id)) is None:
+        if (key := store.get_key(asked.key_id)) is None:
             return None
         if isinstance(about, Batch):
             tags = {"tenant": about.tenant, "request_id": about.request_id}

@@ -63,7 +63,7 @@ class TooLargeError(Exception):
     """More bytes came than may be stored; nothing was kept."""
 
 
-class StorageAwayError(Exception):
+class StorageUnavailableError(Exception):
     """The storage does not answer, or refuses; nothing half was stored."""
 
 
@@ -100,7 +100,7 @@ class Blobs:
         """Look whether the storage can be used, for a start that says what is wrong.
 
         Raises:
-            StorageAwayError.
+            StorageUnavailableError.
         """
         with _translated():
             next(iter(self._store.list(prefix="uploads", chunk_size=1)), None)
@@ -109,7 +109,7 @@ class Blobs:
         """A blob as a local file: where it lies, else a copy in `folder`.
 
         Raises:
-            FileNotFoundError: there is no such blob. StorageAwayError.
+            FileNotFoundError: there is no such blob. StorageUnavailableError.
         """
         if self._root is not None:
             path = self._root / _checked(name)
@@ -124,7 +124,7 @@ class Blobs:
         """A blob as a file that is the caller's: it may go, but must not be written to.
 
         Raises:
-            FileNotFoundError: there is no such blob. StorageAwayError.
+            FileNotFoundError: there is no such blob. StorageUnavailableError.
         """
         if self._root is not None:
             await asyncio.to_thread(_link, self._root / _checked(name), path)
@@ -141,7 +141,7 @@ class Blobs:
         """Store a finished file that stays where it is, and is not written to any more.
 
         Raises:
-            StorageAwayError.
+            StorageUnavailableError.
         """
         if self._root is not None:
             await asyncio.to_thread(_link, file, self._root / _checked(name))
@@ -153,7 +153,7 @@ class Blobs:
         """Store a stream; the blob appears only when complete. Returns its size.
 
         Raises:
-            TooLargeError: more than `max_bytes` came. StorageAwayError.
+            TooLargeError: more than `max_bytes` came. StorageUnavailableError.
         """
         size = 0
 
@@ -175,7 +175,7 @@ class Blobs:
         """Store a finished file by moving it here.
 
         Raises:
-            StorageAwayError: the file stays where it is.
+            StorageUnavailableError: the file stays where it is.
         """
         if self._root is not None:
             await asyncio.to_thread(_move, file, self._root / _checked(name))
@@ -188,7 +188,7 @@ class Blobs:
         """None where there is no such blob.
 
         Raises:
-            StorageAwayError.
+            StorageUnavailableError.
         """
         try:
             with _translated():
@@ -201,7 +201,7 @@ class Blobs:
         """Bytes [start, stop), in chunks; each is asked for when it is wanted.
 
         Raises:
-            FileNotFoundError, StorageAwayError: perhaps after some chunks.
+            FileNotFoundError, StorageUnavailableError: perhaps after some chunks.
         """
         at = start
         while at < stop:
@@ -215,7 +215,7 @@ class Blobs:
         """Forget a blob; one that is not there is no error.
 
         Raises:
-            StorageAwayError.
+            StorageUnavailableError.
         """
         with _translated(), contextlib.suppress(FileNotFoundError):
             await self._store.delete_async(_checked(name))
@@ -224,7 +224,7 @@ class Blobs:
         """All blobs of a folder, such as `previews/<id>`, by name.
 
         Raises:
-            StorageAwayError.
+            StorageUnavailableError.
         """
         return sorted(await self._list(folder), key=lambda blob: blob.name)
 
@@ -232,7 +232,7 @@ class Blobs:
         """Forget a folder and its blobs.
 
         Raises:
-            StorageAwayError.
+            StorageUnavailableError.
         """
         for blob in await self._list(folder):
             await self.delete(blob.name)
@@ -244,7 +244,7 @@ class Blobs:
         """All blobs last changed before a moment.
 
         Raises:
-            StorageAwayError.
+            StorageUnavailableError.
         """
         return [blob for blob in await self._list(None) if blob.modified_at < before]
 
@@ -279,7 +279,7 @@ def _translated() -> Iterator[None]:
     try:
         yield
     except BaseError as error:
-        raise StorageAwayError(str(error).strip().splitlines()[0]) from error
+        raise StorageUnavailableError(str(error).strip().splitlines()[0]) from error
 
 
 def _link(file: Path, target: Path) -> None:

@@ -1,8 +1,8 @@
-"""The audit log: who had what made, when, from what, with whose consent, and whether it was marked.
+"""The audit log: who submitted what, when, from which inputs, with whose consent, and what was marked.
 
-Append-only: entries are written in the commit of what they tell, never changed (the database refuses that),
-and deleted only when they are older than the operator wants to keep them. It knows hashes, not files, and no
-HTTP.
+Append-only: entries are written in the commit of the event that they record and never changed (the database
+refuses that). They are deleted only when they are older than the operator's retention. The module handles
+hashes, not files, and knows no HTTP.
 """
 
 from __future__ import annotations
@@ -47,15 +47,15 @@ BATCH_ENDED: Final = "batch_ended"
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
-    """One line.
+class AuditEntry:
+    """One entry of the log.
 
     Attributes:
-        id: grows with time; 0 until stored.
         at: seconds since 1970.
-        event: one of this module's words.
-        tenant, key_id, job_id, request_id: whose; None for the server itself, job_id for batches.
-        facts: what there is to say of such an event; plain JSON.
+        event: one of this module's constants.
+        facts: details of such an event; plain JSON.
+        tenant, key_id, job_id, request_id: origin; None for the server itself, job_id also for batches.
+        id: increases with time; 0 until stored.
     """
 
     at: float
@@ -75,19 +75,20 @@ class Entry:
 
 
 def jobs_submitted(connection: Connection, entries: Sequence[tuple[Job, Request]]) -> None:
-    _insert(connection, *(_submitted(job, request) for job, request in entries))
+    """Insert one entry per job."""
+    _insert(connection, *(_submission(job, request) for job, request in entries))
 
 
-def _submitted(job: Job, request: Request) -> Entry:
+def _submission(job: Job, request: Request) -> AuditEntry:
     facts = {
-        "model": request.label,
+        "model": request.endpoint,
         "consent": request.consent,
         "options": request.options.chosen(),
         "inputs": {source.name: source.role for source in request.sources},
     }
     if job.batch_id is not None:
         facts["batch"] = job.batch_id
-    return _of_job(JOB_SUBMITTED, job, request, job.created_at, facts)
+    return _job_entry(JOB_SUBMITTED, job, request, job.created_at, facts)
 
 
 def job_ended(connection: Connection, job: Job, request: Request, now: float) -> None:
@@ -99,34 +100,38 @@ def job_ended(connection: Connection, job: Job, request: Request, now: float) ->
         "output_sha256": None if output is None else output.sha256,
         "is_marked": None if output is None else output.is_marked,
     }
-    _insert(connection, _of_job(JOB_ENDED, job, request, now, facts))
+    _insert(connection, _job_entry(JOB_ENDED, job, request, now, facts))
 
 
 def batch_submitted(connection: Connection, batch: Batch) -> None:
-    _insert(connection, _of_batch(BATCH_SUBMITTED, batch, batch.created_at))
+    _insert(connection, _batch_entry(BATCH_SUBMITTED, batch, batch.created_at))
 
 
 def batch_ended(connection: Connection, batch: Batch, now: float) -> None:
-    """Of its jobs each has an entry of its own."""
-    _insert(connection, _of_batch(BATCH_ENDED, batch, now))
+    """Insert the batch's entry; each of its jobs has one of its own."""
+    _insert(connection, _batch_entry(BATCH_ENDED, batch, now))
 
 
-def _of_batch(event: str, batch: Batch, at: float) -> Entry:
+def _batch_entry(event: str, batch: Batch, at: float) -> AuditEntry:
     facts = {"batch": batch.id, "jobs": batch.total}
-    return Entry(at, event, facts, batch.tenant, batch.key_id, None, batch.request_id)
+    return AuditEntry(at, event, facts, batch.tenant, batch.key_id, None, batch.request_id)
 
 
-def job_inputs(job: Job, request: Request, now: float, sha256: Mapping[str, str]) -> Entry:
-    """What an attempt works on: hashes by the inputs' names."""
-    return _of_job(JOB_INPUTS, job, request, now, {"sha256": dict(sha256)})
+def job_inputs(job: Job, request: Request, now: float, sha256: Mapping[str, str]) -> AuditEntry:
+    """Build the entry of an attempt's inputs.
+
+    Args:
+        sha256: hashes by the inputs' names.
+    """
+    return _job_entry(JOB_INPUTS, job, request, now, {"sha256": dict(sha256)})
 
 
-def _of_job(event: str, job: Job, request: Request, at: float, facts: Mapping[str, Any]) -> Entry:
-    return Entry(at, event, facts, job.tenant, request.key_id, job.id, request.request_id)
+def _job_entry(event: str, job: Job, request: Request, at: float, facts: Mapping[str, Any]) -> AuditEntry:
+    return AuditEntry(at, event, facts, job.tenant, request.key_id, job.id, request.request_id)
 
 
-def _insert(connection: Connection, *entries: Entry) -> None:
-    names = [name for name in Entry.__dataclass_fields__ if name != "id"]
+def _insert(connection: Connection, *entries: AuditEntry) -> None:
+    names = [name for name in AuditEntry.__dataclass_fields__ if name != "id"]
     rows = [
         {name: getattr(entry, name) for name in names} | {"facts": json.dumps(entry.facts)}
         for entry in entries
@@ -135,7 +140,7 @@ def _insert(connection: Connection, *entries: Entry) -> None:
 
 
 class AuditLog:
-    """The log as a whole.
+    """Part of `Store`: the audit log.
 
     Args:
         database: open.
@@ -144,27 +149,27 @@ class AuditLog:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def add(self, entry: Entry) -> None:
-        with self._database.writing() as connection:
+    def add(self, entry: AuditEntry) -> None:
+        with self._database.transaction() as connection:
             _insert(connection, entry)
 
     def page(
         self, *, after: int = 0, since: float | None = None, until: float | None = None, limit: int = 1000
-    ) -> list[Entry]:
-        """Entries in their order, from the one behind the id `after` on.
+    ) -> list[AuditEntry]:
+        """Read entries in order, starting after the id `after`.
 
         Args:
-            since, until: seconds since 1970.
+            since, until: seconds since 1970; `until` is exclusive.
         """
         query = sa.select(AUDIT).where(AUDIT.c.id > after)
         if since is not None:
             query = query.where(AUDIT.c.at >= since)
         if until is not None:
             query = query.where(AUDIT.c.at < until)
-        with self._database.reading() as connection:
+        with self._database.read_only() as connection:
             rows = connection.execute(query.order_by(AUDIT.c.id).limit(limit)).all()
-        return [Entry(**dict(row._mapping) | {"facts": json.loads(row.facts)}) for row in rows]
+        return [AuditEntry(**dict(row._mapping) | {"facts": json.loads(row.facts)}) for row in rows]
 
     def delete_older(self, before: float) -> None:
-        with self._database.writing() as connection:
+        with self._database.transaction() as connection:
             connection.execute(sa.delete(AUDIT).where(AUDIT.c.at < before))

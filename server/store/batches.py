@@ -1,4 +1,4 @@
-"""Batches: jobs that are put into the queue together or not at all, and how far they are."""
+"""Batches: jobs that are put into the queue together or not at all, and their progress."""
 
 from __future__ import annotations
 
@@ -11,32 +11,32 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from server.jobs.request import Request
-from server.jobs.state import Batch, Job, Progress, State
+from server.jobs.state import Batch, Job, StageProgress, State
 from server.store import audit
-from server.store.jobs import Queue
-from server.store.outbox import batch_of
+from server.store.jobs import JobStore
+from server.store.outbox import read_batch
 from server.store.tables import BATCHES, JOBS
 
 
 @dataclass(slots=True)
-class Tally:
-    """How the jobs of a batch are; of those that were deleted nothing is known.
+class BatchCounts:
+    """Progress of a batch's jobs; deleted jobs are not counted.
 
     Attributes:
         counts: jobs per state.
-        stopping: how many of the running ones were told to stop.
-        began_at: when the first that is not waiting was begun, in seconds since 1970; None: none was.
-        running: where those are that said so.
+        cancelling: running jobs that were requested to stop.
+        started_at: first start of a job, in seconds since 1970; None: none has started.
+        running: progress of the running jobs that have reported it.
     """
 
     counts: Counter[State] = field(default_factory=Counter)
-    stopping: int = 0
-    began_at: float | None = None
-    running: list[Progress] = field(default_factory=list)
+    cancelling: int = 0
+    started_at: float | None = None
+    running: list[StageProgress] = field(default_factory=list)
 
 
-class Batches(Queue):
-    """Part of `Store`."""
+class BatchStore(JobStore):
+    """Part of `Store`: batches."""
 
     def submit_batch(
         self,
@@ -49,8 +49,8 @@ class Batches(Queue):
         """Put all jobs of a batch into the queue, in one commit.
 
         Args:
-            entries: at least one, all by the batch's key.
-            idempotency_key: of the tenant's choice; a second batch with it is the first.
+            entries: at least one, all with the batch's key.
+            idempotency_key: chosen by the tenant; a second batch with it is the first.
             max_waiting: how many jobs of all tenants may wait.
 
         Returns:
@@ -68,48 +68,47 @@ class Batches(Queue):
             self._insert(connection, entries)
             return batch
 
-        return self.once(BATCHES, batch.tenant, idempotency_key, batch_of, insert)
+        return self.insert_idempotent(BATCHES, batch.tenant, idempotency_key, read_batch, insert)
 
-    def batch(self, batch_id: str, tenant: str | None = None) -> Batch | None:
-        """A batch; None where there is none, or where it is another tenant's."""
+    def get_batch(self, batch_id: str, tenant: str | None = None) -> Batch | None:
+        """Read a batch; None where there is none, or where it is another tenant's."""
         query = sa.select(BATCHES).where(BATCHES.c.id == batch_id)
-        with self.reading() as connection:
+        with self.read_only() as connection:
             row = connection.execute(query).one_or_none()
-        return None if row is None or tenant not in (None, row.tenant) else batch_of(row)
+        return None if row is None or tenant not in (None, row.tenant) else read_batch(row)
 
-    def batches(self, tenant: str | None, *, offset: int, limit: int) -> tuple[list[Batch], int]:
-        """A tenant's batches (None: everybody's), newest first: one page, and how many there are in all."""
-        wanted = [] if tenant is None else [BATCHES.c.tenant == tenant]
-        newest = BATCHES.c.created_at.desc(), BATCHES.c.id
-        page = sa.select(BATCHES).where(*wanted).order_by(*newest).offset(offset).limit(limit)
-        total = sa.select(sa.func.count()).select_from(BATCHES).where(*wanted)
-        with self.reading() as connection:
+    def page_batches(self, tenant: str | None, *, offset: int, limit: int) -> tuple[list[Batch], int]:
+        """Read one page of a tenant's batches (None: of all tenants), newest first, and count them all."""
+        conditions = [] if tenant is None else [BATCHES.c.tenant == tenant]
+        newest_first = BATCHES.c.created_at.desc(), BATCHES.c.id
+        page = sa.select(BATCHES).where(*conditions).order_by(*newest_first).offset(offset).limit(limit)
+        total = sa.select(sa.func.count()).select_from(BATCHES).where(*conditions)
+        with self.read_only() as connection:
             rows = connection.execute(page).all()
-            return [batch_of(row) for row in rows], int(connection.execute(total).scalar_one())
+            return [read_batch(row) for row in rows], int(connection.execute(total).scalar_one())
 
-    def tallies(self, batch_ids: Sequence[str]) -> dict[str, Tally]:
-        """How the jobs of each of these batches are."""
-        found = {batch_id: Tally() for batch_id in batch_ids}
-        kinds = JOBS.c.batch_id, JOBS.c.state, JOBS.c.cancel_asked
-        mine = JOBS.c.batch_id.in_(batch_ids)
-        counts = sa.select(
-            *kinds, sa.func.count().label("jobs"), sa.func.min(JOBS.c.started_at).label("first")
-        )
-        said = sa.select(JOBS.c.batch_id, JOBS.c.progress).where(mine, JOBS.c.state == State.RUNNING)
-        with self.reading() as connection:
-            for row in connection.execute(counts.where(mine).group_by(*kinds)):
-                tally = found[row.batch_id]
-                tally.counts[State(row.state)] += row.jobs
-                tally.stopping += row.jobs if row.state == State.RUNNING and row.cancel_asked else 0
-                begun = [at for at in (tally.began_at, row.first) if at is not None]
-                tally.began_at = min(begun, default=None)
-            for row in connection.execute(said.where(JOBS.c.progress.is_not(None))):
-                found[row.batch_id].running.append(Progress(**json.loads(row.progress)))
-        return found
+    def count_batch_jobs(self, batch_ids: Sequence[str]) -> dict[str, BatchCounts]:
+        """Count the jobs of each of these batches."""
+        batches = {batch_id: BatchCounts() for batch_id in batch_ids}
+        groups = JOBS.c.batch_id, JOBS.c.state, JOBS.c.cancel_requested
+        condition = JOBS.c.batch_id.in_(batch_ids)
+        counts = sa.select(*groups, sa.func.count(), sa.func.min(JOBS.c.started_at))
+        running = sa.select(JOBS.c.batch_id, JOBS.c.progress).where(condition, JOBS.c.state == State.RUNNING)
+        with self.read_only() as connection:
+            for row in connection.execute(counts.where(condition).group_by(*groups)):
+                batch_id, state, cancel_requested, jobs, first_start = row
+                batch = batches[batch_id]
+                batch.counts[State(state)] += jobs
+                batch.cancelling += jobs if state == State.RUNNING and cancel_requested else 0
+                starts = [at for at in (batch.started_at, first_start) if at is not None]
+                batch.started_at = min(starts, default=None)
+            for row in connection.execute(running.where(JOBS.c.progress.is_not(None))):
+                batches[row.batch_id].running.append(StageProgress(**json.loads(row.progress)))
+        return batches
 
-    def unfinished_jobs(self, batch_id: str) -> list[str]:
-        """Ids of a batch's jobs that have not ended, those that would run last first."""
-        going = JOBS.c.state.in_([State.WAITING, State.RUNNING])
-        query = sa.select(JOBS.c.id).where(JOBS.c.batch_id == batch_id, going)
-        with self.reading() as connection:
+    def unfinished_job_ids(self, batch_id: str) -> list[str]:
+        """Read ids of a batch's jobs that have not ended, those that would run last first."""
+        unfinished = JOBS.c.state.in_([State.WAITING, State.RUNNING])
+        query = sa.select(JOBS.c.id).where(JOBS.c.batch_id == batch_id, unfinished)
+        with self.read_only() as connection:
             return list(connection.execute(query.order_by(JOBS.c.batch_row.desc())).scalars())

@@ -1,4 +1,4 @@
-"""The open database: connections, transactions, its clock, and what other processes commit.
+"""The open database: connections, transactions, its clock, and notifications of other processes.
 
 What differs between SQLite and PostgreSQL is here and nowhere else.
 """
@@ -17,29 +17,22 @@ from alembic.config import Config
 from filelock import FileLock, Timeout
 from sqlalchemy.engine import URL, Connection, Engine, make_url
 
-from server.store.notifications import News, listen
+from server.store.notifications import Notification, listen
 
 T = TypeVar("T")
 
 MIGRATIONS = Path(__file__).with_name("migrations")
 
-ANSWER_WITHIN_S = 5
-"""A statement of ours takes milliseconds; what takes longer is given up, for requests wait for it."""
+STATEMENT_TIMEOUT_S = 5
+"""Our statements take milliseconds. Requests wait for them, so a longer one is aborted."""
 
-CONNECT_WITHIN_S = 2
-LIMITS = {
-    "connect_timeout": CONNECT_WITHIN_S,
-    "tcp_user_timeout": 1000 * ANSWER_WITHIN_S,  # a host that vanished without a word
+CONNECT_TIMEOUT_S = 2
+LIBPQ_OPTIONS = {
+    "connect_timeout": CONNECT_TIMEOUT_S,
+    "tcp_user_timeout": 1000 * STATEMENT_TIMEOUT_S,  # in ms, for a host that vanished
 }
-"""libpq's words."""
 
-CLOCK_EVERY_S = 10.0
-"""So often the database is asked what time it is; between, this machine's steady clock counts on."""
-
-TRUSTED_S = 1.0
-"""A connection that rested longer is asked whether it still holds before it is used."""
-
-START_LOCK = 7215
+MIGRATION_LOCK = 7215
 """PostgreSQL's advisory lock under which one process after the other brings the tables up to date."""
 
 
@@ -47,8 +40,8 @@ class AlreadyOpenError(Exception):
     """Another process has this SQLite file."""
 
 
-class DatabaseAwayError(Exception):
-    """The database does not answer, or cannot write; nothing was stored, unless only its answer was lost."""
+class DatabaseUnavailableError(Exception):
+    """The database does not answer or cannot write. Nothing was stored, unless only the answer was lost."""
 
 
 class Database:
@@ -56,64 +49,69 @@ class Database:
 
     Args:
         url: SQLAlchemy's, such as `sqlite:////var/lib/lipsync/jobs.sqlite` or `postgresql+psycopg://…`.
+        clock_interval_s: how often PostgreSQL's clock is read; in between, the monotonic clock is used.
+        ping_after_s: a PostgreSQL connection that was idle for longer is tested before it is used.
 
     Raises:
         AlreadyOpenError: another process has the SQLite file.
-        DatabaseAwayError: it cannot be opened.
+        DatabaseUnavailableError: it cannot be opened.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, clock_interval_s: float = 10.0, ping_after_s: float = 1.0) -> None:
         self._url = make_url(url)
         self._file_lock = _lock_file(self._url)
-        self._engine = _engine(self._url)
+        self._engine = _create_engine(self._url, ping_after_s)
         self._writer = self._engine.execution_options(writing=True)
         # SQLite's transactions are begun by hand: without that each statement is one already.
         self._single = (
             self._engine.execution_options(isolation_level="AUTOCOMMIT") if self.is_shared else self._engine
         )
-        self._is_away = False
-        self._ahead_s, self._clock_read_at = 0.0, float("-inf")
+        self._is_unavailable = False
+        self._clock_interval_s = clock_interval_s
+        self._clock_offset_s, self._clock_read_at = 0.0, float("-inf")
         self._migrate()
 
     @property
-    def is_ours_alone(self) -> bool:
+    def is_exclusive(self) -> bool:
         """No other process can have this database open."""
         return self._file_lock is not None
 
     @property
     def is_shared(self) -> bool:
-        """Other processes may have it open, and tell each other what they commit."""
+        """Other processes may have it open; they notify each other of their commits."""
         return self._url.get_backend_name() == "postgresql"
 
     def now(self) -> float:
-        """Seconds since 1970 by the clock that all processes of this database share, to some milliseconds."""
+        """Return seconds since 1970 by the clock that all processes of this database share, to some ms."""
         if not self.is_shared:
             return time.time()
-        began = time.monotonic()
-        if began - self._clock_read_at >= CLOCK_EVERY_S:
-            with self.reading() as connection:
-                answer = connection.execute(sa.select(sa.extract("epoch", sa.func.clock_timestamp())))
-                shared_s = float(answer.scalar_one())
-            self._ahead_s = shared_s - (began + time.monotonic()) / 2
-            self._clock_read_at = began
-        return time.monotonic() + self._ahead_s
+        before = time.monotonic()
+        if before - self._clock_read_at >= self._clock_interval_s:
+            with self.read_only() as connection:
+                query = sa.select(sa.extract("epoch", sa.func.clock_timestamp()))
+                database_s = float(connection.execute(query).scalar_one())
+            self._clock_offset_s = database_s - (before + time.monotonic()) / 2
+            self._clock_read_at = before
+        return time.monotonic() + self._clock_offset_s
 
-    async def news(self) -> AsyncGenerator[News | None, None]:
-        """What any process commits, for as long as the connection holds; None once when it stands.
+    async def notifications(self) -> AsyncGenerator[Notification | None, None]:
+        """Yield what any process commits while the connection holds, and None whenever it was tested.
 
-        Where it does not, every call here fails at once instead of waiting for an answer.
+        While it does not hold, every call of this object fails at once instead of waiting for an answer.
 
         Raises:
-            DatabaseAwayError: it broke, or could not be made.
+            DatabaseUnavailableError: the connection broke, or could not be made.
         """
         try:
-            async with contextlib.aclosing(listen(self._url, LIMITS, CONNECT_WITHIN_S)) as heard:
-                async for news in heard:
-                    self._is_away = False
-                    yield news
+            async with contextlib.aclosing(
+                listen(self._url, LIBPQ_OPTIONS, CONNECT_TIMEOUT_S)
+            ) as notifications:
+                async for notification in notifications:
+                    self._is_unavailable = False
+                    yield notification
         except OSError as error:
-            self._is_away = True
-            raise DatabaseAwayError(str(error)) from error
+            self._is_unavailable = True
+            raise DatabaseUnavailableError(str(error)) from error
 
     def close(self) -> None:
         self._engine.dispose()
@@ -121,37 +119,38 @@ class Database:
             self._file_lock.release()
 
     @contextlib.contextmanager
-    def reading(self) -> Iterator[Connection]:
-        """For statements that change nothing; each sees one state.
+    def read_only(self) -> Iterator[Connection]:
+        """Open a connection for statements that change nothing; each sees one state.
 
         Raises:
-            DatabaseAwayError.
+            DatabaseUnavailableError.
         """
-        with self.alone() as connection:
+        with self.autocommit() as connection:
             yield connection
 
     @contextlib.contextmanager
-    def alone(self) -> Iterator[Connection]:
-        """For statements each of which is a transaction, without the way there and back that two more words
-        would take; on disk when it has been executed.
+    def autocommit(self) -> Iterator[Connection]:
+        """Open a connection on which each statement is a transaction, on disk when it has been executed.
+
+        It saves the two round trips of BEGIN and COMMIT.
 
         Raises:
-            DatabaseAwayError.
+            DatabaseUnavailableError.
         """
-        with self._translated(), self._single.connect() as connection:
+        with self._translate_errors(), self._single.connect() as connection:
             yield connection
 
     @contextlib.contextmanager
-    def writing(self) -> Iterator[Connection]:
-        """A transaction; on disk when this returns.
+    def transaction(self) -> Iterator[Connection]:
+        """Open a transaction; it is on disk when this returns.
 
         Raises:
-            DatabaseAwayError.
+            DatabaseUnavailableError.
         """
-        with self._translated(), self._writer.begin() as connection:
+        with self._translate_errors(), self._writer.begin() as connection:
             yield connection
 
-    def once(
+    def insert_idempotent(
         self,
         table: sa.Table,
         tenant: str,
@@ -159,50 +158,53 @@ class Database:
         read: Callable[[Any], T],
         insert: Callable[[Connection], T],
     ) -> tuple[T, bool]:
-        """What `insert` makes in a transaction; where the tenant's key has a row of `table`, that, as `read`.
+        """Run `insert` in a transaction, unless the tenant's key has a row of `table` already.
+
+        Args:
+            read: converts that row.
 
         Returns:
-            What is stored, and whether it is new.
+            The stored value, and whether it is new.
 
         Raises:
-            DatabaseAwayError.
+            DatabaseUnavailableError.
         """
-        same = (table.c.tenant == tenant) & (table.c.idempotency_key == idempotency_key)
+        same_key = (table.c.tenant == tenant) & (table.c.idempotency_key == idempotency_key)
 
-        def known(connection: Connection) -> T | None:
+        def read_existing(connection: Connection) -> T | None:
             if idempotency_key is None:
                 return None
-            row = connection.execute(sa.select(table).where(same)).one_or_none()
+            row = connection.execute(sa.select(table).where(same_key)).one_or_none()
             return None if row is None else read(row)
 
         try:
-            with self.writing() as connection:
-                found = known(connection)
-                return (insert(connection), True) if found is None else (found, False)
+            with self.transaction() as connection:
+                existing = read_existing(connection)
+                return (insert(connection), True) if existing is None else (existing, False)
         except sa.exc.IntegrityError:
-            # PostgreSQL lets another process put the same key in between the look and the write.
-            with self.reading() as connection:
-                found = known(connection)
-            if found is None:
+            # PostgreSQL lets another process insert the same key between our read and our insert.
+            with self.read_only() as connection:
+                existing = read_existing(connection)
+            if existing is None:
                 raise
-            return found, False
+            return existing, False
 
     @contextlib.contextmanager
-    def _translated(self) -> Iterator[None]:
-        if self._is_away:
-            raise DatabaseAwayError("it was not there a moment ago")
+    def _translate_errors(self) -> Iterator[None]:
+        if self._is_unavailable:
+            raise DatabaseUnavailableError("the connection for notifications is lost")
         try:
             yield
         except (sa.exc.OperationalError, sa.exc.InterfaceError, sa.exc.TimeoutError) as error:
-            raise DatabaseAwayError(str(error).splitlines()[0]) from error
+            raise DatabaseUnavailableError(str(error).splitlines()[0]) from error
 
     def _migrate(self) -> None:
         config = Config()
         config.set_main_option("script_location", str(MIGRATIONS))
-        with self.writing() as connection:
+        with self.transaction() as connection:
             if self.is_shared:
                 connection.exec_driver_sql("SET LOCAL statement_timeout = 0")
-                connection.execute(sa.select(sa.func.pg_advisory_xact_lock(START_LOCK)))
+                connection.execute(sa.select(sa.func.pg_advisory_xact_lock(MIGRATION_LOCK)))
             config.attributes["connection"] = connection
             command.upgrade(config, "head")
 
@@ -218,23 +220,23 @@ def _lock_file(url: URL) -> FileLock | None:
     return lock
 
 
-def _engine(url: URL) -> Engine:
+def _create_engine(url: URL, ping_after_s: float) -> Engine:
     if url.get_backend_name() != "sqlite":
-        arguments = LIMITS | {"options": f"-c statement_timeout={ANSWER_WITHIN_S}s"}
-        engine = sa.create_engine(url, connect_args=arguments, pool_timeout=ANSWER_WITHIN_S)
-        _ask_rested_connections(engine)
+        arguments = LIBPQ_OPTIONS | {"options": f"-c statement_timeout={STATEMENT_TIMEOUT_S}s"}
+        engine = sa.create_engine(url, connect_args=arguments, pool_timeout=STATEMENT_TIMEOUT_S)
+        _ping_idle_connections(engine, ping_after_s)
         return engine
     engine = sa.create_engine(url)
 
     @sa.event.listens_for(engine, "connect")
-    def durable(connection: Any, _: object) -> None:
+    def configure(connection: Any, _: object) -> None:
         connection.isolation_level = None  # transactions are begun below, by us
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute("PRAGMA busy_timeout = 10000")
 
     @sa.event.listens_for(engine, "begin")
-    def at_once(connection: Connection) -> None:
+    def begin_immediate(connection: Connection) -> None:
         # A transaction that reads first and writes later could not get the lock any more. What only reads
         # needs none: each of its statements sees one state.
         if connection.get_execution_options().get("writing", False):
@@ -243,16 +245,16 @@ def _engine(url: URL) -> Engine:
     return engine
 
 
-def _ask_rested_connections(engine: Engine) -> None:
-    """As SQLAlchemy's own `pool_pre_ping`, which would ask before every use."""
+def _ping_idle_connections(engine: Engine, ping_after_s: float) -> None:
+    """Do what SQLAlchemy's `pool_pre_ping` does, but not before every use."""
 
     @sa.event.listens_for(engine, "checkin")
-    def rests(_: object, record: Any) -> None:
-        record.info["rests_since"] = time.monotonic()
+    def mark_idle(_: object, record: Any) -> None:
+        record.info["idle_since"] = time.monotonic()
 
     @sa.event.listens_for(engine, "checkout")
-    def used(connection: Any, record: Any, _: object) -> None:
-        if time.monotonic() - record.info.get("rests_since", float("inf")) < TRUSTED_S:
+    def ping(connection: Any, record: Any, _: object) -> None:
+        if time.monotonic() - record.info.get("idle_since", float("inf")) < ping_after_s:
             return
         try:
             engine.dialect.do_ping(connection)

@@ -1,49 +1,52 @@
-"""Jobs: the queue and the truth about each of them."""
+"""Jobs: the queue, and the state of every job."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Sequence
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from server.jobs import state as job_state
 from server.jobs.request import Request
-from server.jobs.state import Effect, Failure, Job, Output, Policy, Progress, State, Sync
+from server.jobs.state import Effect, Failure, Job, JobPolicy, Output, StageProgress, State, SyncConfidence
 from server.store import audit
 from server.store.database import Database
-from server.store.notifications import tell
-from server.store.outbox import job_ended
-from server.store.record_cache import Recent
-from server.store.segments import forget_segments
+from server.store.notifications import notify
+from server.store.outbox import insert_webhooks
+from server.store.segments import delete_segments
 from server.store.tables import BATCHES, JOBS, KEYS, OUTBOX
 
-RECENT_JOBS = 4096
-"""So many jobs are not read again while nothing changes them; a few kB each."""
+T = TypeVar("T")
 
-# Asked hundreds of times a second by polling clients, so it is made once.
-_JOB_BY_ID = sa.select(JOBS).where(JOBS.c.id == sa.bindparam("wanted"))
+CACHED_JOBS = 4096
+"""Size of the record cache; a record takes a few kB."""
 
-TURN = JOBS.c.priority.desc(), JOBS.c.created_at, JOBS.c.batch_row, JOBS.c.id
-"""The order of a tenant's waiting jobs."""
+# Executed hundreds of times a second for polling clients, so it is built once.
+_JOB_BY_ID = sa.select(JOBS).where(JOBS.c.id == sa.bindparam("job_id"))
+
+QUEUE_ORDER = JOBS.c.priority.desc(), JOBS.c.created_at, JOBS.c.batch_row, JOBS.c.id
+"""Order of a tenant's waiting jobs."""
 
 DAY_S = 86400.0
 
 
 class QueueFullError(Exception):
-    """As many jobs wait as may wait."""
+    """The queue has no room for that many jobs."""
 
 
 class QuotaError(Exception):
-    """The key has used up what it may.
+    """The key's quota is used up.
 
     Attributes:
-        message: what.
-        wait_s: when it may help to come again; 0: never, for so much was asked for.
+        message: which quota.
+        wait_s: when a retry may succeed; 0: never, the submission exceeds the quota.
     """
 
     def __init__(self, message: str, wait_s: float) -> None:
@@ -53,33 +56,71 @@ class QuotaError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """A job and what was asked for."""
+    """A job and its request."""
 
     job: Job
     request: Request
 
     @property
     def tags(self) -> dict[str, str]:
-        """What a log line about the job carries besides its text."""
+        """Fields of a log line about the job besides its text."""
         return {"job": self.job.id, "tenant": self.job.tenant, "request_id": self.request.request_id}
 
 
 @dataclass(frozen=True, slots=True)
-class Change:
-    """What a transition did."""
+class JobChange:
+    """Outcome of a transition: the job before it, the record after it, and what has to follow."""
 
     before: Job
     record: Record
     effects: frozenset[Effect]
 
 
-class Queue(Database):
-    """Part of `Store`."""
+class RecordCache(Generic[T]):
+    """Read-through cache of a database that no other process writes; threads may share it.
 
-    def __init__(self, url: str) -> None:
-        super().__init__(url)
+    A read that a change overtakes is not cached.
+
+    Args:
+        size: number of entries; the least recently used are dropped first.
+    """
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._entries: OrderedDict[str, T] = OrderedDict()
+        self._changes = 0
+        self._lock = threading.Lock()
+
+    def get(self, name: str, read: Callable[[str], T | None]) -> T | None:
+        """Return the cached value, else what `read` returns. None is not cached."""
+        with self._lock:
+            changes = self._changes
+            if (entry := self._entries.get(name)) is not None:
+                self._entries.move_to_end(name)
+                return entry
+        entry = read(name)
+        with self._lock:
+            if entry is not None and changes == self._changes:
+                self._entries[name] = entry
+                while len(self._entries) > self._size:
+                    self._entries.popitem(last=False)
+        return entry
+
+    def invalidate(self, names: Iterable[str]) -> None:
+        """Drop entries whose change has been committed."""
+        with self._lock:
+            self._changes += 1
+            for name in names:
+                self._entries.pop(name, None)
+
+
+class JobStore(Database):
+    """Part of `Store`: jobs."""
+
+    def __init__(self, url: str, *, clock_interval_s: float = 10.0, ping_after_s: float = 1.0) -> None:
+        super().__init__(url, clock_interval_s=clock_interval_s, ping_after_s=ping_after_s)
         self.audit = audit.AuditLog(self)
-        self._recent = Recent[Record](RECENT_JOBS) if self.is_ours_alone else None
+        self._cache = RecordCache[Record](CACHED_JOBS) if self.is_exclusive else None
 
     def submit(
         self,
@@ -92,7 +133,7 @@ class Queue(Database):
         """Put a waiting job into the queue.
 
         Args:
-            idempotency_key: of the tenant's choice; a second job with it is the first.
+            idempotency_key: chosen by the tenant; a second job with it is the first.
             max_waiting: how many jobs of all tenants may wait.
 
         Returns:
@@ -107,17 +148,17 @@ class Queue(Database):
             self._insert(connection, [(job, request)], idempotency_key)
             return Record(job, request)
 
-        return self.once(JOBS, job.tenant, idempotency_key, _record, insert)
+        return self.insert_idempotent(JOBS, job.tenant, idempotency_key, _read_record, insert)
 
     def get(self, job_id: str, tenant: str | None = None) -> Record | None:
-        """A job; None where there is none, or where it is another tenant's."""
-        record = self._read(job_id) if self._recent is None else self._recent.get(job_id, self._read)
+        """Read a job; None where there is none, or where it is another tenant's."""
+        record = self._read(job_id) if self._cache is None else self._cache.get(job_id, self._read)
         return None if record is None or tenant not in (None, record.job.tenant) else record
 
     def _read(self, job_id: str) -> Record | None:
-        with self.reading() as connection:
-            row = connection.execute(_JOB_BY_ID, {"wanted": job_id}).one_or_none()
-        return None if row is None else _record(row)
+        with self.read_only() as connection:
+            row = connection.execute(_JOB_BY_ID, {"job_id": job_id}).one_or_none()
+        return None if row is None else _read_record(row)
 
     def page(
         self,
@@ -126,147 +167,145 @@ class Queue(Database):
         offset: int,
         limit: int,
         states: Sequence[State] = (),
-        label: str | None = None,
+        endpoint: str | None = None,
         batch_id: str | None = None,
         text: str | None = None,
         created_from: float | None = None,
         created_to: float | None = None,
     ) -> tuple[list[Record], int]:
-        """A tenant's jobs (None: everybody's), newest first: one page, and how many there are in all.
+        """Read one page of a tenant's jobs (None: of all tenants), newest first, and count them all.
 
         Args:
-            batch_id: those of a batch, in its order.
-            text: stands, in whatever case, in the id or in what was asked for.
+            batch_id: jobs of a batch, in its order.
+            text: substring of the id or of the client's request, case-insensitive.
         """
-        wanted = [] if tenant is None else [JOBS.c.tenant == tenant]
+        conditions = [] if tenant is None else [JOBS.c.tenant == tenant]
         if states:
-            wanted.append(JOBS.c.state.in_(states))
-        if label is not None:
-            wanted.append(JOBS.c.label == label)
+            conditions.append(JOBS.c.state.in_(states))
+        if endpoint is not None:
+            conditions.append(JOBS.c.endpoint == endpoint)
         if text is not None:
-            # What the client said is JSON in the request's JSON.
-            within = json.dumps(json.dumps(text)[1:-1])[1:-1].lower()
-            asked = sa.func.lower(JOBS.c.request).contains(within, autoescape=True)
-            wanted.append(asked | JOBS.c.id.contains(text.lower(), autoescape=True))
+            # The client's request is JSON in the stored request's JSON.
+            escaped = json.dumps(json.dumps(text)[1:-1])[1:-1].lower()
+            in_request = sa.func.lower(JOBS.c.request).contains(escaped, autoescape=True)
+            conditions.append(in_request | JOBS.c.id.contains(text.lower(), autoescape=True))
         if created_from is not None:
-            wanted.append(JOBS.c.created_at >= created_from)
+            conditions.append(JOBS.c.created_at >= created_from)
         if created_to is not None:
-            wanted.append(JOBS.c.created_at <= created_to)
+            conditions.append(JOBS.c.created_at <= created_to)
         if batch_id is not None:
-            wanted.append(JOBS.c.batch_id == batch_id)
-        newest = JOBS.c.created_at.desc(), JOBS.c.batch_row, JOBS.c.id
-        page = sa.select(JOBS).where(*wanted).order_by(*newest).offset(offset).limit(limit)
-        with self.reading() as connection:
+            conditions.append(JOBS.c.batch_id == batch_id)
+        newest_first = JOBS.c.created_at.desc(), JOBS.c.batch_row, JOBS.c.id
+        page = sa.select(JOBS).where(*conditions).order_by(*newest_first).offset(offset).limit(limit)
+        with self.read_only() as connection:
             rows = connection.execute(page).all()
             total = connection.execute(
-                sa.select(sa.func.count()).select_from(JOBS).where(*wanted)
+                sa.select(sa.func.count()).select_from(JOBS).where(*conditions)
             ).scalar_one()
-        return [_record(row) for row in rows], total
+        return [_read_record(row) for row in rows], total
 
-    def waiting(self) -> list[tuple[str, str]]:
-        """(id, tenant) of all waiting jobs, within a tenant in the order of their turns."""
-        query = sa.select(JOBS.c.id, JOBS.c.tenant).where(JOBS.c.state == State.WAITING).order_by(*TURN)
-        with self.reading() as connection:
-            return [(row.id, row.tenant) for row in connection.execute(query)]
+    def waiting_jobs(self) -> list[tuple[str, str]]:
+        """Read (id, tenant) of all waiting jobs, within a tenant in the order in which they will start."""
+        query = (
+            sa.select(JOBS.c.id, JOBS.c.tenant).where(JOBS.c.state == State.WAITING).order_by(*QUEUE_ORDER)
+        )
+        with self.read_only() as connection:
+            return [(row.id, row.tenant) for row in connection.execute(query.order_by(*QUEUE_ORDER))]
 
-    def oldest_waiting(self) -> float | None:
-        """When the oldest waiting job was submitted."""
+    def oldest_waiting_at(self) -> float | None:
+        """Read when the oldest waiting job was submitted."""
         query = sa.select(sa.func.min(JOBS.c.created_at)).where(JOBS.c.state == State.WAITING)
-        with self.reading() as connection:
+        with self.read_only() as connection:
             created_at: float | None = connection.execute(query).scalar_one()
         return created_at
 
     def count_in_state(self, state: State) -> int:
         query = sa.select(sa.func.count()).select_from(JOBS).where(JOBS.c.state == state)
-        with self.reading() as connection:
+        with self.read_only() as connection:
             return int(connection.execute(query).scalar_one())
 
-    def in_state(self, state: State) -> list[Record]:
-        """All jobs of a state, oldest first."""
+    def jobs_in_state(self, state: State) -> list[Record]:
+        """Read all jobs in a state, oldest first."""
         query = sa.select(JOBS).where(JOBS.c.state == state).order_by(JOBS.c.created_at)
-        with self.reading() as connection:
-            return [_record(row) for row in connection.execute(query)]
+        with self.read_only() as connection:
+            return [_read_record(row) for row in connection.execute(query)]
 
     def claim(
-        self, now: float, policy: Policy, wanted: Callable[[Job], bool] = lambda job: True
+        self, now: float, policy: JobPolicy, accept: Callable[[Job], bool] = lambda job: True
     ) -> Record | None:
-        """Take the job whose turn it is: fair between tenants; in one, by priority, then by age.
+        """Claim the next job: tenants take turns; within a tenant by priority, then by age.
 
         Args:
-            wanted: whether it is to be that one; another is not looked for.
+            accept: whether to claim that job; where it returns False, no other job is tried.
         """
-        with self.writing() as connection:
-            name = self._next_tenant(connection)
-            if name is None:
+        with self.transaction() as connection:
+            tenant = self._next_tenant(connection)
+            if tenant is None:
                 return None
-            query = (
-                sa.select(JOBS).where(JOBS.c.state == State.WAITING, JOBS.c.tenant == name).order_by(*TURN)
-            )
-            row = connection.execute(query.limit(1).with_for_update(skip_locked=True)).one_or_none()
+            of_tenant = JOBS.c.state == State.WAITING, JOBS.c.tenant == tenant
+            query = sa.select(JOBS).where(*of_tenant).order_by(*QUEUE_ORDER).limit(1)
+            row = connection.execute(query.with_for_update(skip_locked=True)).one_or_none()
             if row is None:
                 return None
-            record = _record(row)
-            if not wanted(record.job):
+            record = _read_record(row)
+            if not accept(record.job):
                 return None
-            claimed = self._write(connection, record, job_state.claim(record.job, now, policy), now).record
-        self._changed([claimed])
-        return claimed
+            change = self._write(connection, record, job_state.claim(record.job, now, policy), now)
+        self._invalidate([change.record])
+        return change.record
 
-    def change(self, job_id: str, now: float, transition: Callable[[Job], Job]) -> Change:
-        """Apply a transition of `jobs` to a job, with everything that follows from it.
+    def change(self, job_id: str, now: float, transition: Callable[[Job], Job]) -> JobChange:
+        """Apply a transition of `jobs.state` to a job, with everything that has to follow.
 
         Raises:
             KeyError: there is no such job.
             NotAllowedError: from the transition; nothing is changed.
         """
-        with self.writing() as connection:
+        with self.transaction() as connection:
             query = sa.select(JOBS).where(JOBS.c.id == job_id).with_for_update()
             row = connection.execute(query).one_or_none()
             if row is None:
                 raise KeyError(job_id)
-            record = _record(row)
+            record = _read_record(row)
             change = self._write(connection, record, transition(record.job), now)
-        self._changed([change.record])
+        self._invalidate([change.record])
         return change
 
-    def expire(self, now: float, policy: Policy) -> list[Change]:
+    def expire(self, now: float, policy: JobPolicy) -> list[JobChange]:
         """Apply all limits that have passed."""
-        late = (JOBS.c.state == State.WAITING) & (JOBS.c.created_at < now - policy.max_wait_s)
-        over = (JOBS.c.state == State.RUNNING) & (
-            (JOBS.c.lease_until < now) | (JOBS.c.started_at < now - policy.max_run_s)
-        )
-        with self.writing() as connection:
-            found = connection.execute(
-                sa.select(JOBS).where(late | over).with_for_update(skip_locked=True)
-            ).all()
-            records = [_record(row) for row in found]
+        waited_too_long = (JOBS.c.state == State.WAITING) & (JOBS.c.created_at < now - policy.max_wait_s)
+        ran_too_long = (JOBS.c.lease_until < now) | (JOBS.c.started_at < now - policy.max_run_s)
+        expired = waited_too_long | ((JOBS.c.state == State.RUNNING) & ran_too_long)
+        with self.transaction() as connection:
+            query = sa.select(JOBS).where(expired).with_for_update(skip_locked=True)
+            records = [_read_record(row) for row in connection.execute(query).all()]
             # Jobs that end lock the rows of their batches: in one order, or two processes could deadlock.
             records.sort(key=lambda record: record.job.batch_id or "")
             changes = [
                 self._write(connection, record, job_state.expire(record.job, now, policy), now)
                 for record in records
             ]
-        self._changed([change.record for change in changes])
+        self._invalidate([change.record for change in changes])
         return changes
 
     def delete(self, ids: Sequence[str], tenant: str) -> list[Record]:
-        """Forget ended jobs of a tenant; returns those that were there. Their blobs are the caller's task."""
+        """Delete ended jobs of a tenant; returns those that existed. Their blobs are the caller's task."""
         ended = [state for state in State if state.is_final]
-        with self.writing() as connection:
-            wanted = JOBS.c.id.in_(ids) & (JOBS.c.tenant == tenant) & JOBS.c.state.in_(ended)
-            rows = connection.execute(sa.select(JOBS).where(wanted)).all()
-            connection.execute(sa.delete(JOBS).where(wanted))
-        return self._changed([_record(row) for row in rows])
+        condition = JOBS.c.id.in_(ids) & (JOBS.c.tenant == tenant) & JOBS.c.state.in_(ended)
+        with self.transaction() as connection:
+            rows = connection.execute(sa.select(JOBS).where(condition)).all()
+            connection.execute(sa.delete(JOBS).where(condition))
+        return self._invalidate([_read_record(row) for row in rows])
 
     def delete_older(self, before: float) -> list[Record]:
-        """Forget jobs that ended before a moment; returns them, for their blobs."""
-        with self.writing() as connection:
-            wanted = JOBS.c.finished_at < before
-            rows = connection.execute(sa.select(JOBS).where(wanted)).all()
-            connection.execute(sa.delete(JOBS).where(wanted))
+        """Delete jobs and batches that ended before a time, and old webhooks; returns the jobs."""
+        condition = JOBS.c.finished_at < before
+        with self.transaction() as connection:
+            rows = connection.execute(sa.select(JOBS).where(condition)).all()
+            connection.execute(sa.delete(JOBS).where(condition))
             connection.execute(sa.delete(OUTBOX).where(OUTBOX.c.created_at < before))
             connection.execute(sa.delete(BATCHES).where(BATCHES.c.finished_at < before))
-        return self._changed([_record(row) for row in rows])
+        return self._invalidate([_read_record(row) for row in rows])
 
     # --- inside a transaction ---
 
@@ -276,13 +315,13 @@ class Queue(Database):
         entries: Sequence[tuple[Job, Request]],
         idempotency_key: str | None = None,
     ) -> None:
-        """New jobs; that there are some is told by the first."""
+        """Insert new jobs; one notification stands for all."""
         rows = [
-            _values(job)
+            _columns(job)
             | {
                 "id": job.id,
                 "request": request.to_json(),
-                "label": request.label,
+                "endpoint": request.endpoint,
                 "key_id": request.key_id,
                 "idempotency_key": idempotency_key,
                 "batch_id": job.batch_id,
@@ -292,21 +331,21 @@ class Queue(Database):
         ]
         connection.execute(sa.insert(JOBS), rows)
         audit.jobs_submitted(connection, entries)
-        tell(connection, entries[0][0])
+        notify(connection, entries[0][0])
 
     def _require_room(
         self, connection: Connection, key_id: str, now: float, count: int, max_waiting: int | None
     ) -> None:
-        """Whether so many more jobs may be put into the queue."""
+        """Check that the queue and the key's quota have room for that many more jobs."""
         waiting = sa.select(sa.func.count()).where(JOBS.c.state == State.WAITING)
         if max_waiting is not None and connection.execute(waiting).scalar_one() + count > max_waiting:
             raise QueueFullError
         row = connection.execute(sa.select(KEYS).where(KEYS.c.id == key_id).with_for_update()).one_or_none()
         if row is None:
             return
-        mine = sa.select(sa.func.count(), sa.func.min(JOBS.c.created_at)).where(JOBS.c.key_id == key_id)
+        of_key = sa.select(sa.func.count(), sa.func.min(JOBS.c.created_at)).where(JOBS.c.key_id == key_id)
         if row.max_active_jobs is not None:
-            active = mine.where(JOBS.c.state.in_([State.WAITING, State.RUNNING]))
+            active = of_key.where(JOBS.c.state.in_([State.WAITING, State.RUNNING]))
             if (before := connection.execute(active).one()[0]) + count > row.max_active_jobs:
                 raise QuotaError(
                     f"This key may have {row.max_active_jobs} unfinished jobs, has {before}, and asks for "
@@ -314,7 +353,7 @@ class Queue(Database):
                     30.0 if count <= row.max_active_jobs else 0.0,
                 )
         if row.max_jobs_per_day is not None:
-            before, first = connection.execute(mine.where(JOBS.c.created_at > now - DAY_S)).one()
+            before, first = connection.execute(of_key.where(JOBS.c.created_at > now - DAY_S)).one()
             if before + count > row.max_jobs_per_day:
                 wait_s = max(1.0, first + DAY_S - now) if before else DAY_S
                 raise QuotaError(
@@ -324,38 +363,39 @@ class Queue(Database):
                 )
 
     def _next_tenant(self, connection: Connection) -> str | None:
-        waits = sa.select(JOBS.c.tenant).where(JOBS.c.state == State.WAITING).distinct().subquery("waits")
-        # For each tenant by the indexes: neither is about the many jobs that have ended.
-        mine = JOBS.c.tenant == waits.c.tenant
-        running = sa.select(sa.func.count()).where(mine, JOBS.c.state == State.RUNNING).scalar_subquery()
-        latest = sa.select(sa.func.max(JOBS.c.started_at)).where(mine).scalar_subquery()
-        counts = sa.select(waits.c.tenant, running, sa.func.coalesce(latest, 0.0))
-        found = [job_state.Tenant(*row) for row in connection.execute(counts)]
-        return job_state.next_tenant(found) if found else None
+        waiting = sa.select(JOBS.c.tenant).where(JOBS.c.state == State.WAITING).distinct().subquery("waiting")
+        # For each tenant by the indexes: neither reads the many jobs that have ended.
+        of_tenant = JOBS.c.tenant == waiting.c.tenant
+        running = sa.select(sa.func.count()).where(of_tenant, JOBS.c.state == State.RUNNING).scalar_subquery()
+        latest = sa.select(sa.func.max(JOBS.c.started_at)).where(of_tenant).scalar_subquery()
+        query = sa.select(waiting.c.tenant, running, sa.func.coalesce(latest, 0.0))
+        loads = [job_state.TenantLoad(*row) for row in connection.execute(query)]
+        return job_state.next_tenant(loads) if loads else None
 
-    def _changed(self, records: list[Record]) -> list[Record]:
-        """After the commit that changed or deleted them."""
-        if self._recent is not None:
-            self._recent.changed(record.job.id for record in records)
-        return records
-
-    def _write(self, connection: Connection, record: Record, after: Job, now: float) -> Change:
-        found = job_state.effects(record.job, after)
-        connection.execute(sa.update(JOBS).where(JOBS.c.id == after.id).values(**_values(after)))
-        if (after.state, after.cancel_asked) != (record.job.state, record.job.cancel_asked):
-            tell(connection, after)
-        if Effect.NOTIFY in found:
-            forget_segments(connection, after.id)
+    def _write(self, connection: Connection, record: Record, after: Job, now: float) -> JobChange:
+        effects = job_state.effects(record.job, after)
+        connection.execute(sa.update(JOBS).where(JOBS.c.id == after.id).values(**_columns(after)))
+        if (after.state, after.cancel_requested) != (record.job.state, record.job.cancel_requested):
+            notify(connection, after)
+        if Effect.NOTIFY in effects:
+            delete_segments(connection, after.id)
             audit.job_ended(connection, after, record.request, now)
-            job_ended(connection, after, record.request.webhook_url, now)
-        return Change(record.job, Record(after, record.request), found)
+            insert_webhooks(connection, after, record.request.webhook_url, now)
+        return JobChange(record.job, Record(after, record.request), effects)
+
+    def _invalidate(self, records: list[Record]) -> list[Record]:
+        """Drop records from the cache after the commit that changed or deleted them."""
+        if self._cache is not None:
+            self._cache.invalidate(record.job.id for record in records)
+        return records
 
 
 # --- rows ---
 
 
-def _values(job: Job) -> dict[str, Any]:
-    """A job's columns, without its id and what never changes of its batch."""
+def _columns(job: Job) -> dict[str, Any]:
+    """Return a job's columns without its id and its batch, which never change."""
+    failure = job.failure
     return {
         "tenant": job.tenant,
         "created_at": job.created_at,
@@ -366,21 +406,14 @@ def _values(job: Job) -> dict[str, Any]:
         "lease_until": job.lease_until,
         "started_at": job.started_at,
         "finished_at": job.finished_at,
-        "cancel_asked": job.cancel_asked,
-        "progress": _text(job.progress),
-        "output": _text(job.output),
-        "failure": _text(job.failure),
+        "cancel_requested": job.cancel_requested,
+        "progress": None if job.progress is None else json.dumps(dataclasses.asdict(job.progress)),
+        "output": None if job.output is None else json.dumps(dataclasses.asdict(job.output)),
+        "failure": None if failure is None else _failure_to_json(failure),
     }
 
 
-def _output(text: str) -> Output:
-    stored = json.loads(text)
-    sync = stored.get("sync")
-    told = {"warnings": tuple(stored.get("warnings", ())), "sync": None if sync is None else Sync(**sync)}
-    return Output(**stored | told)
-
-
-def _record(row: sa.Row[Any]) -> Record:
+def _read_record(row: sa.Row[Any]) -> Record:
     job = Job(
         id=row.id,
         tenant=row.tenant,
@@ -392,17 +425,27 @@ def _record(row: sa.Row[Any]) -> Record:
         lease_until=row.lease_until,
         started_at=row.started_at,
         finished_at=row.finished_at,
-        cancel_asked=row.cancel_asked,
-        progress=Progress(**json.loads(row.progress)) if row.progress else None,
-        output=_output(row.output) if row.output else None,
-        failure=Failure(**json.loads(row.failure)) if row.failure else None,
+        cancel_requested=row._mapping[JOBS.c.cancel_requested],
+        progress=StageProgress(**json.loads(row.progress)) if row.progress else None,
+        output=_output_from_json(row.output) if row.output else None,
+        failure=_failure_from_json(row.failure) if row.failure else None,
         batch_id=row.batch_id,
         batch_row=row.batch_row,
     )
     return Record(job, Request.from_json(row.request))
 
 
-def _text(value: Progress | Output | Failure | None) -> str | None:
-    if value is None:
-        return None
-    return json.dumps(dataclasses.asdict(value))
+def _output_from_json(text: str) -> Output:
+    values = json.loads(text)
+    if (sync := values.get("sync")) is not None:
+        values["sync"] = SyncConfidence(**sync)
+    return Output(**values | {"warnings": tuple(values.get("warnings", ()))})
+
+
+def _failure_to_json(failure: Failure) -> str:
+    return json.dumps({"code": failure.code, "message": failure.message, "again": failure.retryable})
+
+
+def _failure_from_json(text: str) -> Failure:
+    values = json.loads(text)
+    return Failure(values["code"], values["message"], values.get("again", False))

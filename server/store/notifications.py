@@ -1,7 +1,8 @@
-"""What processes that share a PostgreSQL database tell each other: a line per change that others wait for.
+"""Notifications between processes that share a PostgreSQL database: one per change that others wait for.
 
-A line is sent in the transaction that makes the change, so it comes when that is on disk, or not at all.
-While a connection is away lines are lost; whoever listens looks for itself now and then.
+A notification is sent in the transaction that makes the change, so it arrives when the change is on disk, or
+not at all. While a connection is lost, notifications are lost, so listeners also poll now and then. The
+payload keeps its form between versions: processes of two versions may run at the same time.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncGenerator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy as sa
@@ -18,76 +19,95 @@ from sqlalchemy.engine import URL, Connection
 from server.jobs.state import Job, State
 
 CHANNEL = "lipsync_jobs"
-ASK_EVERY_S = 2.0
-"""So often a silent connection is asked whether it still holds."""
+PING_INTERVAL_S = 2.0
+"""A silent connection is tested this often."""
 
 
 @dataclass(frozen=True, slots=True)
-class News:
-    """A job came, began, was to stop, or ended; or something about its segments.
+class Notification:
+    """A job was submitted, started, cancelled or ended, or a segment of it changed.
 
     Attributes:
-        ran_s: of one that succeeded, how long it took.
-        help_wanted: segments of it can be rendered by others.
+        run_s: of a job that succeeded, seconds from start to end.
+        segments_available: other workers can render segments of it.
     """
 
     job_id: str
     state: State
-    cancel_asked: bool
-    ran_s: float | None
-    help_wanted: bool = False
+    cancel_requested: bool
+    run_s: float | None
+    segments_available: bool = False
+
+    def to_json(self) -> str:
+        payload = {
+            "job_id": self.job_id,
+            "state": self.state,
+            "cancel_asked": self.cancel_requested,
+            "ran_s": self.run_s,
+            "help_wanted": self.segments_available,
+        }
+        return json.dumps(payload)
+
+    @classmethod
+    def from_json(cls, text: str) -> Notification:
+        payload = json.loads(text)
+        return cls(
+            payload["job_id"],
+            State(payload["state"]),
+            payload["cancel_asked"],
+            payload["ran_s"],
+            payload.get("help_wanted", False),
+        )
 
 
-def tell(connection: Connection, job: Job) -> None:
-    """Send the news about a job with the transaction's commit; SQLite has nobody else to tell."""
-    _tell(connection, News(job.id, job.state, job.cancel_asked, job.ran_s))
+def notify(connection: Connection, job: Job) -> None:
+    """Notify about a job's change when the transaction commits; on SQLite there is no other process."""
+    _notify(connection, Notification(job.id, job.state, job.cancel_requested, job.run_s))
 
 
-def tell_help_wanted(connection: Connection, job_id: str) -> None:
-    """As `tell`: a running job has segments for others."""
-    _tell(connection, News(job_id, State.RUNNING, False, None, help_wanted=True))
+def notify_segments_available(connection: Connection, job_id: str) -> None:
+    """Notify like `notify` that a running job has segments for other workers."""
+    _notify(connection, Notification(job_id, State.RUNNING, False, None, segments_available=True))
 
 
-def telling_segment_done(connection: Connection, job_id: str) -> sa.ColumnElement[Any]:
-    """As `tell`, for the owner: told by the statement that returns it, if that finds a row."""
-    return _telling(connection, News(job_id, State.RUNNING, False, None))
+def segment_done_expression(connection: Connection, job_id: str) -> sa.ColumnElement[Any]:
+    """Build an expression that notifies about a finished segment for each row that a statement returns."""
+    return _expression(connection, Notification(job_id, State.RUNNING, False, None))
 
 
-def _tell(connection: Connection, news: News) -> None:
-    connection.execute(sa.select(_telling(connection, news)))
+def _notify(connection: Connection, notification: Notification) -> None:
+    connection.execute(sa.select(_expression(connection, notification)))
 
 
-def _telling(connection: Connection, news: News) -> sa.ColumnElement[Any]:
+def _expression(connection: Connection, notification: Notification) -> sa.ColumnElement[Any]:
     if connection.dialect.name == "postgresql":
-        return sa.func.pg_notify(CHANNEL, json.dumps(asdict(news)))
+        return sa.func.pg_notify(CHANNEL, notification.to_json())
     return sa.null()
 
 
 async def listen(
-    url: URL, limits: dict[str, int], answer_within_s: float
-) -> AsyncGenerator[News | None, None]:
-    """News as they come; None first, and whenever the connection was asked and holds.
+    url: URL, libpq_options: dict[str, int], ping_timeout_s: float
+) -> AsyncGenerator[Notification | None, None]:
+    """Yield notifications as they arrive; None first, and whenever the connection was tested and holds.
 
     Args:
         url: of a PostgreSQL database.
-        limits: more of libpq's parameters.
 
     Raises:
         OSError: the connection could not be made, or is lost.
     """
     import psycopg  # comes with an extra
 
-    place = url.set(drivername="postgresql").render_as_string(hide_password=False)
+    address = url.set(drivername="postgresql").render_as_string(hide_password=False)
     try:
-        connection = await psycopg.AsyncConnection.connect(place, autocommit=True, **limits)  # type: ignore[arg-type]
+        connection = await psycopg.AsyncConnection.connect(address, autocommit=True, **libpq_options)  # type: ignore[arg-type]
         async with connection:
             await connection.execute(f"LISTEN {CHANNEL}")
             while True:
                 yield None
-                async for notice in connection.notifies(timeout=ASK_EVERY_S):
-                    told = json.loads(notice.payload)
-                    yield News(**told | {"state": State(told["state"])})
-                async with asyncio.timeout(answer_within_s):
+                async for notification in connection.notifies(timeout=PING_INTERVAL_S):
+                    yield Notification.from_json(notification.payload)
+                async with asyncio.timeout(ping_timeout_s):
                     await connection.execute("SELECT 1")
     except psycopg.Error as error:
         raise OSError(str(error).splitlines()[0]) from error

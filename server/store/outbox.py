@@ -1,4 +1,4 @@
-"""Notifications that are to be delivered; written in the commit that ends a job, or the last of a batch."""
+"""Outbox: webhooks to deliver, inserted in the commit that ends a job, or the last job of a batch."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from sqlalchemy.engine import Connection
 from server.jobs.state import Batch, Job
 from server.store import audit
 from server.store.database import Database
-from server.store.tables import BATCHES, OUTBOX
+from server.store.tables import BATCHES, OUTBOX, row_values
 
 _DEAD = OUTBOX.c.due_at.is_(None) & OUTBOX.c.delivered_at.is_(None)
 
 
 @dataclass(frozen=True, slots=True)
-class Notice:
-    """A notification to deliver.
+class OutboxEntry:
+    """A webhook to deliver.
 
     Attributes:
-        id: stable over all tries.
-        job_id, batch_id: whose end it tells of, one of the two.
-        due_at: next try; None: delivered, or given up.
+        id: stable over all attempts.
+        job_id, batch_id: what has ended, one of the two.
+        due_at: next attempt; None: delivered, or no more attempts.
     """
 
     id: str
@@ -38,87 +38,89 @@ class Notice:
     last_error: str | None
 
     @property
-    def about(self) -> str:
-        """For log lines."""
+    def subject(self) -> str:
+        """Job or batch, for log lines."""
         return f"job {self.job_id}" if self.job_id is not None else f"batch {self.batch_id}"
 
 
-def job_ended(connection: Connection, job: Job, url: str | None, now: float) -> None:
-    """Inside the transaction that ends a job: what is to be told of it, and of its batch if it was the last.
+def insert_webhooks(connection: Connection, job: Job, url: str | None, now: float) -> None:
+    """Insert the webhook of a job that ends in this transaction, and its batch's if it was the last.
 
-    Counting down locks the batch's row, so of two jobs that end at once one is the last.
+    Decrementing the counter locks the batch's row, so of two jobs that end at once exactly one is the last.
     """
     if url is not None:
-        _put(connection, job.id, job.tenant, url, now, job_id=job.id)
+        _insert(connection, job.id, job.tenant, url, now, job_id=job.id)
     if job.batch_id is None:
         return
-    mine = BATCHES.c.id == job.batch_id
-    less = sa.update(BATCHES).where(mine).values(unfinished=BATCHES.c.unfinished - 1)
-    row = connection.execute(less.returning(BATCHES)).one()
+    of_batch = BATCHES.c.id == job.batch_id
+    decrement = sa.update(BATCHES).where(of_batch).values(unfinished=BATCHES.c.unfinished - 1)
+    row = connection.execute(decrement.returning(BATCHES)).one()
     if row.unfinished > 0:
         return
-    connection.execute(sa.update(BATCHES).where(mine).values(finished_at=now))
-    batch = batch_of(row)
+    connection.execute(sa.update(BATCHES).where(of_batch).values(finished_at=now))
+    batch = read_batch(row)
     audit.batch_ended(connection, batch, now)
     if batch.webhook_url is not None:
-        _put(connection, batch.id, batch.tenant, batch.webhook_url, now, batch_id=batch.id)
+        _insert(connection, batch.id, batch.tenant, batch.webhook_url, now, batch_id=batch.id)
 
 
-def batch_of(row: sa.Row[Any]) -> Batch:
-    return Batch(**{name: getattr(row, name) for name in Batch.__dataclass_fields__})
+def read_batch(row: sa.Row[Any]) -> Batch:
+    values = row_values(BATCHES, row)
+    return Batch(**{name: values[name] for name in Batch.__dataclass_fields__})
 
 
-def _put(connection: Connection, notice_id: str, tenant: str, url: str, now: float, **about: str) -> None:
-    notice = {"id": notice_id, "tenant": tenant, "url": url, "created_at": now, "due_at": now, "tries": 0}
-    connection.execute(sa.insert(OUTBOX).values(**notice, **about))
+def _insert(connection: Connection, entry_id: str, tenant: str, url: str, now: float, **subject: str) -> None:
+    values = {"id": entry_id, "tenant": tenant, "url": url, "created_at": now, "due_at": now, "tries": 0}
+    connection.execute(sa.insert(OUTBOX).values(**values, **subject))
 
 
-class Outbox(Database):
-    """Part of `Store`."""
+class OutboxStore(Database):
+    """Part of `Store`: webhooks to deliver."""
 
-    def claim_notices(self, now: float, limit: int, hold_s: float) -> list[Notice]:
-        """Take notices that are due; nobody else gets them until `hold_s` later."""
+    def claim_webhooks(self, now: float, limit: int, hold_s: float) -> list[OutboxEntry]:
+        """Claim webhooks that are due; no other process gets them until `hold_s` later."""
         due = sa.select(OUTBOX.c.id).where(OUTBOX.c.due_at <= now).order_by(OUTBOX.c.due_at).limit(limit)
-        mine = OUTBOX.c.id.in_(due.with_for_update(skip_locked=True).scalar_subquery())
-        taken = sa.update(OUTBOX).where(mine).values(due_at=now + hold_s).returning(OUTBOX)
-        with self.writing() as connection:
-            return [Notice(**row._mapping) for row in connection.execute(taken)]
+        first_due = OUTBOX.c.id.in_(due.with_for_update(skip_locked=True).scalar_subquery())
+        claim = sa.update(OUTBOX).where(first_due).values(due_at=now + hold_s).returning(OUTBOX)
+        with self.transaction() as connection:
+            return [OutboxEntry(**row._mapping) for row in connection.execute(claim)]
 
-    def next_notice_at(self) -> float | None:
-        """When the next notice is due; None where none waits."""
-        with self.reading() as connection:
+    def next_webhook_at(self) -> float | None:
+        """Read when the next webhook is due; None where none waits."""
+        with self.read_only() as connection:
             due_at: float | None = connection.execute(sa.select(sa.func.min(OUTBOX.c.due_at))).scalar_one()
         return due_at
 
-    def delivered(self, notice_id: str, now: float) -> None:
-        self._tried(notice_id, delivered_at=now, due_at=None, last_error=None)
+    def webhook_delivered(self, entry_id: str, now: float) -> None:
+        """Record a delivery."""
+        self._record_attempt(entry_id, delivered_at=now, due_at=None, last_error=None)
 
-    def not_delivered(self, notice_id: str, error: str, due_at: float | None) -> None:
-        """One more try went wrong; None gives up."""
-        self._tried(notice_id, due_at=due_at, last_error=error)
+    def webhook_failed(self, entry_id: str, error: str, due_at: float | None) -> None:
+        """Record a failed attempt; without `due_at` there is no further one."""
+        self._record_attempt(entry_id, due_at=due_at, last_error=error)
 
-    def dead_notices(self, limit: int) -> list[Notice]:
-        """What could not be delivered, newest first."""
+    def dead_webhooks(self, limit: int) -> list[OutboxEntry]:
+        """Read webhooks without further attempts, newest first."""
         query = sa.select(OUTBOX).where(_DEAD).order_by(OUTBOX.c.created_at.desc()).limit(limit)
-        with self.reading() as connection:
-            return [Notice(**row._mapping) for row in connection.execute(query)]
+        with self.read_only() as connection:
+            return [OutboxEntry(**row._mapping) for row in connection.execute(query)]
 
-    def count_notices(self) -> tuple[int, int]:
-        """How many wait for a try, and how many were given up."""
+    def count_webhooks(self) -> tuple[int, int]:
+        """Count webhooks that wait for an attempt, and dead ones."""
         waiting, dead = (
-            sa.select(sa.func.count()).select_from(OUTBOX).where(kind)
-            for kind in (OUTBOX.c.due_at.is_not(None), _DEAD)
+            sa.select(sa.func.count()).select_from(OUTBOX).where(condition)
+            for condition in (OUTBOX.c.due_at.is_not(None), _DEAD)
         )
-        with self.reading() as connection:
+        with self.read_only() as connection:
             return int(connection.execute(waiting).scalar_one()), int(connection.execute(dead).scalar_one())
 
-    def try_again(self, notice_id: str, now: float) -> bool:
-        """Deliver a given-up notice after all; whether there was such a one."""
-        with self.writing() as connection:
-            revived = sa.update(OUTBOX).where(_DEAD, OUTBOX.c.id == notice_id).values(due_at=now, tries=0)
-            return connection.execute(revived).rowcount == 1
+    def retry_webhook(self, entry_id: str, now: float) -> bool:
+        """Schedule a dead webhook again; returns whether there was one."""
+        retry = sa.update(OUTBOX).where(_DEAD, OUTBOX.c.id == entry_id).values(due_at=now, tries=0)
+        with self.transaction() as connection:
+            return connection.execute(retry).rowcount == 1
 
-    def _tried(self, notice_id: str, **values: Any) -> None:
-        with self.writing() as connection:
-            changed = sa.update(OUTBOX).where(OUTBOX.c.id == notice_id)
-            connection.execute(changed.values(tries=OUTBOX.c.tries + 1, **values))
+    def _record_attempt(self, entry_id: str, **values: Any) -> None:
+        update = sa.update(OUTBOX).where(OUTBOX.c.id == entry_id)
+        with self.transaction() as connection:
+            connection.execute(update.values(tries=OUTBOX.c.tries + 1, **values))

@@ -1,6 +1,8 @@
-"""The tables; `migrations` makes them."""
+"""The tables that `migrations` creates. A `key` is the name in code of a column with an older name."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import sqlalchemy as sa
 
@@ -12,7 +14,7 @@ JOBS = sa.Table(
     sa.Column("id", sa.String(32), primary_key=True),
     sa.Column("tenant", sa.String(64), nullable=False),
     sa.Column("request", sa.Text, nullable=False),
-    sa.Column("label", sa.String(200), nullable=False),
+    sa.Column("label", sa.String(200), key="endpoint", nullable=False),
     sa.Column("key_id", sa.String(16), nullable=False),
     sa.Column("idempotency_key", sa.String(200)),
     sa.Column("created_at", sa.Float, nullable=False),
@@ -23,7 +25,7 @@ JOBS = sa.Table(
     sa.Column("lease_until", sa.Float),
     sa.Column("started_at", sa.Float),
     sa.Column("finished_at", sa.Float),
-    sa.Column("cancel_asked", sa.Boolean, nullable=False),
+    sa.Column("cancel_asked", sa.Boolean, key="cancel_requested", nullable=False),
     sa.Column("progress", sa.Text),
     sa.Column("output", sa.Text),
     sa.Column("failure", sa.Text),
@@ -44,7 +46,7 @@ BATCHES = sa.Table(
     sa.Column("tenant", sa.String(64), nullable=False),
     sa.Column("key_id", sa.String(16), nullable=False),
     sa.Column("request_id", sa.String(64), nullable=False),
-    sa.Column("said", sa.Text, nullable=False),
+    sa.Column("said", sa.Text, key="dialect_state", nullable=False),
     sa.Column("idempotency_key", sa.String(200)),
     sa.Column("created_at", sa.Float, nullable=False),
     sa.Column("total", sa.Integer, nullable=False),
@@ -60,8 +62,8 @@ SEGMENTS = sa.Table(
     metadata,
     sa.Column("job_id", sa.String(32), primary_key=True),
     sa.Column("number", sa.Integer, primary_key=True),
-    sa.Column("key", sa.String(32), nullable=False),
-    sa.Column("fits", sa.String(32), nullable=False),
+    sa.Column("key", sa.String(32), key="plan_key", nullable=False),
+    sa.Column("fits", sa.String(32), key="compatibility_key", nullable=False),
     sa.Column("frames", sa.Integer, nullable=False),
     sa.Column("frames_done", sa.Integer, nullable=False),
     sa.Column("is_done", sa.Boolean, nullable=False),
@@ -96,9 +98,9 @@ WORKERS = sa.Table(
     sa.Column("machine", sa.String(255), nullable=False),
     sa.Column("device", sa.String(64), nullable=False),
     sa.Column("model", sa.String(100), nullable=False),
-    sa.Column("condition", sa.String(16), nullable=False),
+    sa.Column("condition", sa.String(16), key="state", nullable=False),
     sa.Column("starts", sa.Integer, nullable=False),
-    sa.Column("seen_at", sa.Float, nullable=False),
+    sa.Column("seen_at", sa.Float, key="reported_at", nullable=False),
 )
 
 KEYS = sa.Table(
@@ -118,3 +120,8 @@ KEYS = sa.Table(
     sa.Column("revoked_at", sa.Float),
     sa.Column("last_used_at", sa.Float),
 )
+
+
+def row_values(table: sa.Table, row: sa.Row[Any]) -> dict[str, Any]:
+    """Return a row's values by the keys of its table's columns."""
+    return {column.key: row._mapping[column] for column in table.c}

@@ -1,30 +1,31 @@
-"""Workers of all processes of a database, as each process says now and then how its own are."""
+"""Workers of all processes of a database; each process reports its own now and then."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import sqlalchemy as sa
 
 from server.store.database import Database
-from server.store.tables import WORKERS
+from server.store.tables import WORKERS, row_values
 
-SEEN_WITHIN_S = 35.0
-"""Three beats and some: a worker of which nothing was heard for longer is gone."""
+REPORT_EXPIRY_S = 35.0
+"""Three heartbeats and some: a worker without a report for longer is gone."""
 
 
 @dataclass(frozen=True, slots=True)
-class SeenWorker:
-    """One worker.
+class WorkerRecord:
+    """Last report about one worker.
 
     Attributes:
-        process: of its server, by an id that each start makes anew.
-        number: among that process' workers.
-        condition: of `scaling.Condition`.
+        process: id of its server process, new at each start.
+        number: of the worker in that process.
+        state: a `cluster.autoscaling.WorkerState`.
         starts: worker processes started for its device.
-        seen_at: by the database's clock.
+        reported_at: by the database's clock.
     """
 
     process: str
@@ -32,32 +33,39 @@ class SeenWorker:
     machine: str
     device: str
     model: str
-    condition: str
+    state: str
     starts: int
-    seen_at: float
+    reported_at: float
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields under the names that the API documents."""
+        values = dataclasses.asdict(self)
+        return values | {"condition": values.pop("state"), "seen_at": values.pop("reported_at")}
 
 
-class Workers(Database):
-    """Part of `Store`."""
+class WorkerStore(Database):
+    """Part of `Store`: workers of all processes."""
 
-    def note_workers(self, workers: Sequence[SeenWorker]) -> None:
-        """Write down how a process' workers are now."""
-        with self.alone() as connection:
+    def upsert_workers(self, workers: Sequence[WorkerRecord]) -> None:
+        """Write the current reports of a process' workers."""
+        with self.autocommit() as connection:
             for worker in workers:
                 values = dataclasses.asdict(worker)
-                mine = (WORKERS.c.process == worker.process) & (WORKERS.c.number == worker.number)
-                if connection.execute(sa.update(WORKERS).where(mine).values(**values)).rowcount == 0:
+                same = (WORKERS.c.process == worker.process) & (WORKERS.c.number == worker.number)
+                if connection.execute(sa.update(WORKERS).where(same).values(**values)).rowcount == 0:
                     connection.execute(sa.insert(WORKERS).values(**values))
 
-    def workers(self, now: float) -> list[SeenWorker]:
-        """All that are there, by machine and device."""
-        query = sa.select(WORKERS).where(WORKERS.c.seen_at >= now - SEEN_WITHIN_S)
+    def live_workers(self, now: float) -> list[WorkerRecord]:
+        """Read all workers with a recent report, by machine and device."""
+        query = sa.select(WORKERS).where(WORKERS.c.reported_at >= now - REPORT_EXPIRY_S)
         order = WORKERS.c.machine, WORKERS.c.device, WORKERS.c.process, WORKERS.c.number
-        with self.reading() as connection:
-            return [SeenWorker(**row._mapping) for row in connection.execute(query.order_by(*order))]
+        with self.read_only() as connection:
+            return [
+                WorkerRecord(**row_values(WORKERS, row)) for row in connection.execute(query.order_by(*order))
+            ]
 
-    def forget_workers(self, process: str, now: float) -> None:
-        """A process has no more workers; those of which nothing is heard go as well."""
-        gone = (WORKERS.c.process == process) | (WORKERS.c.seen_at < now - SEEN_WITHIN_S)
-        with self.alone() as connection:
+    def delete_workers(self, process: str, now: float) -> None:
+        """Delete the workers of a process that ends, and those without a recent report."""
+        gone = (WORKERS.c.process == process) | (WORKERS.c.reported_at < now - REPORT_EXPIRY_S)
+        with self.autocommit() as connection:
             connection.execute(sa.delete(WORKERS).where(gone))

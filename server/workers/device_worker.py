@@ -18,7 +18,7 @@ from server.jobs.inputs import Inputs
 from server.jobs.service import JobService
 from server.jobs.state import Job
 from server.storage.blobs import Blobs
-from server.store import DatabaseAwayError, Piece, Record
+from server.store import DatabaseUnavailableError, Record, SegmentClaim
 from server.workers.job_runner import JobRunner
 from server.workers.process import WorkerDiedError, WorkerProcess, WorkerSettings, worker_process
 from server.workers.segment_sharing import BEAT_EVERY_S, Helper
@@ -173,7 +173,7 @@ class DeviceWorker:
             async with self._choosing:
                 news = self._jobs.job_available
                 if self._takes_more():
-                    with contextlib.suppress(DatabaseAwayError):
+                    with contextlib.suppress(DatabaseUnavailableError):
                         if (work := await self._choose(worker.fits)) is not None:
                             place.take(work)
                             self._jobs.wake_workers()  # the others look as well
@@ -196,7 +196,7 @@ class DeviceWorker:
         """Whether it is this seat's turn: those with less to do come first."""
         return self._is_open and not any(seat._is_open and seat.busy < self.busy for seat in self._beside)
 
-    async def _choose(self, fits: str) -> Record | Piece | None:
+    async def _choose(self, fits: str) -> Record | SegmentClaim | None:
         record = await self._jobs.claim(self._is_wanted)
         if record is not None:
             self._jobs_left -= 1

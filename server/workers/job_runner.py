@@ -20,17 +20,17 @@ from server.jobs import state as job_state
 from server.jobs.admission import AdmissionCheck, sha256_of
 from server.jobs.inputs import Inputs
 from server.jobs.service import JobService
-from server.jobs.state import Failure, Job, NotAllowedError, Output, Progress
+from server.jobs.state import Failure, Job, NotAllowedError, Output, StageProgress
 from server.storage.blobs import (
     Blobs,
-    StorageAwayError,
+    StorageUnavailableError,
     preview_folder,
     result_blob,
     share_folder,
     still_blob,
 )
 from server.storage.transport import TransportError
-from server.store import DatabaseAwayError, Piece, Record
+from server.store import DatabaseUnavailableError, Record, SegmentClaim
 from server.workers.messages import (
     CancelJob,
     FromWorker,
@@ -77,7 +77,7 @@ def _preview_blob(shown: PreviewReady) -> str:
 async def remove_left(folder: Path, blobs: Blobs, job_id: str) -> None:
     """What only a running job needs: its folder, and what could be seen of its result."""
     await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
-    with contextlib.suppress(StorageAwayError):  # it is done again later
+    with contextlib.suppress(StorageUnavailableError):  # it is done again later
         await blobs.delete_under(preview_folder(job_id))
         await blobs.delete_under(share_folder(job_id))
 
@@ -105,7 +105,7 @@ class JobRunner:
         pause: Callable[[], Awaitable[None]],
         may_share: bool,
     ) -> None:
-        self.work: Record | Piece | None = None
+        self.work: Record | SegmentClaim | None = None
         self._jobs, self._blobs, self._inputs, self._gate = jobs, blobs, inputs, gate
         self._settings, self._helper, self._pause, self._may_share = settings, helper, pause, may_share
         self._stop_asked = asyncio.Event()
@@ -116,7 +116,7 @@ class JobRunner:
         match self.work:
             case None:
                 return ""
-            case Piece() as piece:
+            case SegmentClaim() as piece:
                 return piece.job_id
             case record:
                 return record.job.id
@@ -133,7 +133,7 @@ class JobRunner:
         if job_id == self.job_id:
             self._stop_asked.set()
 
-    def take(self, work: Record | Piece) -> None:
+    def take(self, work: Record | SegmentClaim) -> None:
         self.work = work
         self._stop_asked.clear()
 
@@ -145,7 +145,7 @@ class JobRunner:
         """
         try:
             match self.work:
-                case Piece() as piece:
+                case SegmentClaim() as piece:
                     await self._help(piece, worker)
                 case Record() as record:
                     await self._do(record, worker)
@@ -190,29 +190,33 @@ class JobRunner:
         except TransportError as error:
             failure = Failure(error.code, error.message)
             await end(lambda job, now: job_state.fail(job, fence, now, failure, self._jobs.policy))
-        except StorageAwayError as error:
+        except StorageUnavailableError as error:
             log.warning("job %s: the storage is away: %s", job_id, error)
             await end(
-                lambda job, now: job_state.fail(job, fence, now, job_state.STORAGE_AWAY, self._jobs.policy)
+                lambda job, now: job_state.fail(
+                    job, fence, now, job_state.STORAGE_UNAVAILABLE, self._jobs.policy
+                )
             )
             await self._pause()
-        except DatabaseAwayError as error:  # before the work has begun; it is nobody's fault
+        except DatabaseUnavailableError as error:  # before the work has begun; it is nobody's fault
             log.warning("job %s: the database is away: %s", job_id, error)
-            await end(lambda job, now: job_state.hand_back(job, fence, now))
+            await end(lambda job, now: job_state.requeue(job, fence, now))
         except Exception as error:  # the worker is gone, the disk is full: another attempt may do better
             if isinstance(error, WorkerDiedError) and error.job_id not in (None, job_id):
-                await end(lambda job, now: job_state.hand_back(job, fence, now))  # it was another job's fault
+                await end(lambda job, now: job_state.requeue(job, fence, now))  # it was another job's fault
             else:
                 await end(
                     lambda job, now: job_state.fail(job, fence, now, job_state.WORKER_LOST, self._jobs.policy)
                 )
             raise
         except asyncio.CancelledError:
-            await end(lambda job, now: job_state.hand_back(job, fence, now))
+            await end(lambda job, now: job_state.requeue(job, fence, now))
             raise
         finally:
             beats.cancel()
-            with contextlib.suppress(DatabaseAwayError, StorageAwayError):  # then it is removed later
+            with contextlib.suppress(
+                DatabaseUnavailableError, StorageUnavailableError
+            ):  # then it is removed later
                 ended = self._jobs.store.get(job_id)
                 if ended is None or ended.job.state.is_final:
                     await remove_left(folder, self._blobs, job_id)
@@ -274,7 +278,7 @@ class JobRunner:
                     worker.require()
                     return JobCancelled(record.job.id)
 
-    async def _help(self, piece: Piece, worker: WorkerProcess) -> None:
+    async def _help(self, piece: SegmentClaim, worker: WorkerProcess) -> None:
         """Render a segment of a job that another seat has, here or elsewhere."""
         beats = asyncio.create_task(self._helper.beat(piece, self._stop_asked.set))
         told_at = time.monotonic()
@@ -291,18 +295,16 @@ class JobRunner:
             folder = await self._helper.bring(piece)
             began = time.monotonic()
             async with worker.order(piece.job_id) as order:
-                await order.say(RenderSegment(piece.job_id, piece.number, str(folder)))
+                await order.say(RenderSegment(piece.job_id, piece.index, str(folder)))
                 last = await self._follow(order, follow, until=SegmentRendered)
             if isinstance(last, SegmentRendered):
                 await self._helper.keep(piece, Path(last.file), time.monotonic() - began)
                 kept = True
-                log.info("job %s: segment %d was rendered here for it", piece.job_id, piece.number)
+                log.info("job %s: segment %d was rendered here for it", piece.job_id, piece.index)
             elif isinstance(last, JobFailed):
-                log.warning("job %s: segment %d failed here: %s", piece.job_id, piece.number, last.message)
-        except (StorageAwayError, DatabaseAwayError, OSError) as error:
-            log.warning(
-                "job %s: segment %d could not be rendered here: %s", piece.job_id, piece.number, error
-            )
+                log.warning("job %s: segment %d failed here: %s", piece.job_id, piece.index, last.message)
+        except (StorageUnavailableError, DatabaseUnavailableError, OSError) as error:
+            log.warning("job %s: segment %d could not be rendered here: %s", piece.job_id, piece.index, error)
             await self._pause()
         finally:
             beats.cancel()
@@ -343,7 +345,7 @@ class JobRunner:
             try:
                 await self._blobs.take(name, file)
                 return
-            except StorageAwayError as error:
+            except StorageUnavailableError as error:
                 if not left:
                     raise
                 log.error("%s could not be stored: %s", name, error)
@@ -355,7 +357,7 @@ class JobRunner:
             await self._blobs.take(_preview_blob(shown), Path(shown.file))
             if shown.still is not None:
                 await self._blobs.take(still_blob(shown.job_id), Path(shown.still))
-        except (OSError, StorageAwayError) as error:
+        except (OSError, StorageUnavailableError) as error:
             log.warning("job %s: a preview could not be stored: %s", shown.job_id, error)
 
     async def _unless_stopped(
@@ -373,14 +375,15 @@ class JobRunner:
             await asyncio.gather(task, return_exceptions=True)
         return False
 
-    async def _report(self, record: Record, progress: Progress | None) -> bool:
+    async def _report(self, record: Record, progress: StageProgress | None) -> bool:
         """Write down that it goes on, and how far it is; False where it is to stop, or no longer ours."""
         fence = record.job.fence
         try:
             now = await self._jobs.change(
-                record.job.id, lambda job, now: job_state.beat(job, fence, now, self._jobs.policy, progress)
+                record.job.id,
+                lambda job, now: job_state.renew_lease(job, fence, now, self._jobs.policy, progress),
             )
-            return not now.job.cancel_asked
+            return not now.job.cancel_requested
         except (NotAllowedError, KeyError):
             return False
         except Exception as error:  # noqa: BLE001  (a full disk, a database that is away: work goes on)

@@ -44,7 +44,7 @@ from lipsync_engine.progress import Progress, RenderedSegment, Stage
 from lipsync_engine.weights import WeightsStore
 from server import logs
 from server.jobs.request import MediaLimits, Role
-from server.jobs.state import Sync
+from server.jobs.state import SyncConfidence
 from server.workers.messages import (
     CancelJob,
     FromWorker,
@@ -275,10 +275,10 @@ class _Previews:
         self._thread.shutdown(cancel_futures=True)
 
 
-def _sync(result: SyncResult) -> Sync | None:
+def _sync(result: SyncResult) -> SyncConfidence | None:
     if result.sync is None:
         return None
-    return Sync(round(result.sync.confidence, 3), result.sync.offset_frames, result.sync.curve)
+    return SyncConfidence(round(result.sync.confidence, 3), result.sync.offset_frames, result.sync.curve)
 
 
 def _working(job_id: str, progress: Progress) -> JobProgress:

@@ -7,8 +7,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, TypeAdapter
 
-from server.jobs.request import MediaLimits, Options, Segment
-from server.jobs.state import Sync
+from server.jobs.request import MediaLimits, Options, SpeechInterval
+from server.jobs.state import SyncConfidence
 
 # --- parent to worker ---
 
@@ -27,7 +27,7 @@ class RunJob:
     job_id: str
     inputs: dict[str, str]
     limits: dict[str, MediaLimits]
-    segments: tuple[Segment, ...]
+    segments: tuple[SpeechInterval, ...]
     output: str
     options: Options
     consent: str | None = None
@@ -178,7 +178,7 @@ class JobSucceeded:
     media_s: float
     warnings: tuple[str, ...]
     is_marked: bool
-    sync: Sync | None = None
+    sync: SyncConfidence | None = None
     is_nsfw: bool | None = None
     kind: Literal["job_succeeded"] = "job_succeeded"
 

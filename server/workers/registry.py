@@ -17,7 +17,7 @@ from functools import partial
 
 from server.cluster.autoscaling import Condition
 from server.jobs.service import JobService
-from server.store import DatabaseAwayError, SeenWorker
+from server.store import DatabaseUnavailableError, WorkerRecord
 
 BEAT_EVERY_S = 10.0
 
@@ -56,32 +56,32 @@ class Roster:
     async def run(self) -> None:
         """Tell the others, for ever; where there can be none, return."""
         while self._jobs.store.is_shared and self._own():
-            await self._jobs.write(lambda: self._jobs.store.note_workers(self._mine()))
+            await self._jobs.write(lambda: self._jobs.store.upsert_workers(self._mine()))
             await asyncio.sleep(BEAT_EVERY_S)
 
     async def leave(self) -> None:
         """This process' workers have ended; nobody has to wait until they were silent for long."""
         if self._jobs.store.is_shared:
             store = self._jobs.store
-            with contextlib.suppress(DatabaseAwayError):
-                await self._jobs.write(lambda: store.forget_workers(self._process, store.now()))
+            with contextlib.suppress(DatabaseUnavailableError):
+                await self._jobs.write(lambda: store.delete_workers(self._process, store.now()))
 
-    def everywhere(self) -> list[SeenWorker]:
+    def everywhere(self) -> list[WorkerRecord]:
         """This process' workers as they are, then all others as they were heard of last."""
         store, mine = self._jobs.store, self._mine()
         if not store.is_shared:
             return mine
-        return mine + [one for one in store.workers(store.now()) if one.process != self._process]
+        return mine + [one for one in store.live_workers(store.now()) if one.process != self._process]
 
     def counts(self) -> dict[Condition, int]:
         """How many there are, by what they do."""
-        found = Counter(one.condition for one in self.everywhere())
+        found = Counter(one.state for one in self.everywhere())
         return {condition: found[condition] for condition in Condition}
 
-    def _mine(self) -> list[SeenWorker]:
+    def _mine(self) -> list[WorkerRecord]:
         now = self._jobs.store.now()
-        seen = partial(SeenWorker, self._process, machine=self._machine, model=self._model, seen_at=now)
+        seen = partial(WorkerRecord, self._process, machine=self._machine, model=self._model, reported_at=now)
         return [
-            seen(number, device=device, condition=condition, starts=starts)
+            seen(number, device=device, state=condition, starts=starts)
             for number, (device, condition, starts) in enumerate(self._own())
         ]

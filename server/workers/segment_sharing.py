@@ -17,9 +17,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from server.jobs.service import LOOK_EVERY_S, JobService
-from server.jobs.state import Progress
-from server.storage.blobs import Blobs, StorageAwayError, share_folder
-from server.store import DatabaseAwayError, Piece, Record
+from server.jobs.state import StageProgress
+from server.storage.blobs import Blobs, StorageUnavailableError, share_folder
+from server.store import DatabaseUnavailableError, Record, SegmentClaim
 from server.workers.messages import JobProgress, SegmentRendered, SegmentsPublished
 
 log = logging.getLogger("lipsync.supervisor")
@@ -43,7 +43,7 @@ class Owner:
         self._places: list[Path] = []
         self._frames: list[int] = []
         self._have: set[int] = set()
-        self._piece: Piece | None = None
+        self._piece: SegmentClaim | None = None
         self._elsewhere, self._looked_at = 0, 0.0
 
     async def left(self, folder: Path) -> tuple[str, dict[str, Path]]:
@@ -51,12 +51,12 @@ class Owner:
 
         They are a help and not needed: where the storage is away, the work is done again.
         """
-        key, shares = self._jobs.store.shares(self._job_id)
+        key, shares = self._jobs.store.get_segments(self._job_id)
         if not shares:
             return "", {}
         try:
             return key, await _bring(self._blobs, self._job_id, key, folder, with_segments=True)
-        except (StorageAwayError, OSError) as error:
+        except (StorageUnavailableError, OSError) as error:
             log.warning("job %s: what was rendered elsewhere cannot be had: %s", self._job_id, error)
             return "", {}
 
@@ -72,19 +72,19 @@ class Owner:
                 await self._blobs.copy_in(_blob(self._job_id, self._key, name), path)
             await self._jobs.change_segments(
                 self._job_id,
-                lambda now: self._jobs.store.offer_segments(
+                lambda now: self._jobs.store.publish_segments(
                     self._job_id, self._record.job.fence, self._key, self._fits, self._frames, self._have
                 ),
                 help_wanted=True,
             )
-        except (StorageAwayError, DatabaseAwayError) as error:
+        except (StorageUnavailableError, DatabaseUnavailableError) as error:
             log.warning("job %s: its segments cannot be shared: %s", self._job_id, error)
 
     async def next(self) -> int | None:
         """The segment to render; None: one has come, or all are there.
 
         Raises:
-            StorageAwayError: a finished one cannot be had.
+            StorageUnavailableError: a finished one cannot be had.
         """
         with self._jobs.watched(self._job_id) as changed:
             while True:
@@ -93,10 +93,10 @@ class Owner:
                         return None
                     self._piece = await self._jobs.write(self._take)
                     if self._piece is not None:
-                        return self._piece.number
-                    if not self._jobs.store.shares(self._job_id)[1]:
+                        return self._piece.index
+                    if not self._jobs.store.get_segments(self._job_id)[1]:
                         return self._missing()[0]  # it could not be offered
-                except DatabaseAwayError:
+                except DatabaseUnavailableError:
                     return self._missing()[0]  # perhaps others render it too; all are equal
                 await self._jobs.change_or_pause(changed, LOOK_EVERY_S)
 
@@ -107,45 +107,47 @@ class Owner:
         try:
             await self._blobs.copy_in(_blob(self._job_id, self._key, file.name), file)
             await self._jobs.write(
-                lambda: self._jobs.store.finish_segment(self._job_id, self._key, rendered.number)
+                lambda: self._jobs.store.complete_segment(self._job_id, self._key, rendered.number)
             )
-        except (StorageAwayError, DatabaseAwayError) as error:
+        except (StorageUnavailableError, DatabaseUnavailableError) as error:
             log.warning("job %s: segment %d is here alone: %s", self._job_id, rendered.number, error)
 
     async def beat(self) -> None:
         """To be called every `BEAT_EVERY_S`."""
         if (piece := self._piece) is not None:
-            with contextlib.suppress(DatabaseAwayError):
-                await self._jobs.write(lambda: self._jobs.store.beat_segment(piece, self._jobs.store.now()))
+            with contextlib.suppress(DatabaseUnavailableError):
+                await self._jobs.write(
+                    lambda: self._jobs.store.renew_segment_lease(piece, self._jobs.store.now())
+                )
 
-    def progress(self, working: JobProgress) -> Progress:
+    def progress(self, working: JobProgress) -> StageProgress:
         """What this worker has done and knows of, and what others have."""
         if self._places and time.monotonic() - self._looked_at > TELL_EVERY_S:
             self._looked_at = time.monotonic()
-            own = self._have | ({self._piece.number} if self._piece else set())
-            with contextlib.suppress(DatabaseAwayError):
-                _, shares = self._jobs.store.shares(self._job_id)
-                self._elsewhere = sum(share.frames_done for share in shares if share.number not in own)
+            own = self._have | ({self._piece.index} if self._piece else set())
+            with contextlib.suppress(DatabaseUnavailableError):
+                _, shares = self._jobs.store.get_segments(self._job_id)
+                self._elsewhere = sum(share.frames_done for share in shares if share.index not in own)
         done = min(working.total, working.done + self._elsewhere)
-        return Progress(working.stage, done, working.total, working.per_s)
+        return StageProgress(working.stage, done, working.total, working.per_s)
 
     def helper_s(self) -> float:
         """Seconds that helpers' devices have spent on it; 0 where nobody can be asked."""
-        with contextlib.suppress(DatabaseAwayError):
+        with contextlib.suppress(DatabaseUnavailableError):
             return self._jobs.store.helper_s(self._job_id)
         return 0.0
 
-    def _take(self) -> Piece | None:
+    def _take(self) -> SegmentClaim | None:
         store = self._jobs.store
-        return store.take_segment(self._job_id, self._key, store.now(), self._have)
+        return store.claim_own_segment(self._job_id, self._key, store.now(), self._have)
 
     def _missing(self) -> list[int]:
         return [number for number in range(len(self._places)) if number not in self._have]
 
     async def _fetch(self) -> bool:
         """Bring what others have finished; whether there was any."""
-        key, shares = self._jobs.store.shares(self._job_id)
-        came = [s.number for s in shares if s.is_done and key == self._key and s.number not in self._have]
+        key, shares = self._jobs.store.get_segments(self._job_id)
+        came = [s.index for s in shares if s.is_done and key == self._key and s.index not in self._have]
         for number in came:
             place = self._places[number]
             try:
@@ -153,7 +155,7 @@ class Owner:
             except FileNotFoundError:
                 log.warning("job %s: segment %d is not where it was stored", self._job_id, number)
                 lost = number
-                await self._jobs.write(lambda: self._jobs.store.lose_segment(self._job_id, key, lost))  # noqa: B023
+                await self._jobs.write(lambda: self._jobs.store.reset_segment(self._job_id, key, lost))  # noqa: B023
             else:
                 self._have.add(number)
         return bool(came)
@@ -169,39 +171,39 @@ class Helper:
     def __init__(self, jobs: JobService, blobs: Blobs, folder: Path) -> None:
         self._jobs, self._blobs, self._folder = jobs, blobs, folder
 
-    async def bring(self, piece: Piece) -> Path:
+    async def bring(self, piece: SegmentClaim) -> Path:
         """A folder with the plan and what it needs; that of the last piece where it is the same.
 
         Raises:
-            StorageAwayError, OSError.
+            StorageUnavailableError, OSError.
         """
-        folder = self._folder / f"{piece.job_id}-{piece.key[:8]}"
+        folder = self._folder / f"{piece.job_id}-{piece.plan_key[:8]}"
         if not folder.exists():
             await asyncio.to_thread(self.clear)
             part = folder.with_suffix(".part")
-            await _bring(self._blobs, piece.job_id, piece.key, part, with_segments=False)
+            await _bring(self._blobs, piece.job_id, piece.plan_key, part, with_segments=False)
             part.rename(folder)
         return folder
 
-    async def keep(self, piece: Piece, file: Path, seconds: float) -> None:
+    async def keep(self, piece: SegmentClaim, file: Path, seconds: float) -> None:
         """Store a finished segment, unless nobody wants it any more.
 
         Args:
             seconds: that it took this device.
 
         Raises:
-            StorageAwayError, DatabaseAwayError.
+            StorageUnavailableError, DatabaseUnavailableError.
         """
-        name = _blob(piece.job_id, piece.key, file.name)
+        name = _blob(piece.job_id, piece.plan_key, file.name)
         await self._blobs.take(name, file)
         store = self._jobs.store
         wanted = await self._jobs.change_segments(
-            piece.job_id, lambda _: store.finish_segment(piece.job_id, piece.key, piece.number, seconds)
+            piece.job_id, lambda _: store.complete_segment(piece.job_id, piece.plan_key, piece.index, seconds)
         )
         if not wanted:
             await self._blobs.delete(name)
 
-    async def beat(self, piece: Piece, lost: Callable[[], None]) -> None:
+    async def beat(self, piece: SegmentClaim, lost: Callable[[], None]) -> None:
         """Hold the claim for ever; `lost` when it is over, or its job is."""
         while True:
             await asyncio.sleep(BEAT_EVERY_S)
@@ -209,19 +211,19 @@ class Helper:
                 lost()
                 return
 
-    async def tell(self, piece: Piece, frames_done: int | None) -> bool:
+    async def tell(self, piece: SegmentClaim, frames_done: int | None) -> bool:
         """Write down that it goes on; whether it is to."""
         store = self._jobs.store
         try:
-            return await self._jobs.write(lambda: store.beat_segment(piece, store.now(), frames_done))
-        except DatabaseAwayError:
+            return await self._jobs.write(lambda: store.renew_segment_lease(piece, store.now(), frames_done))
+        except DatabaseUnavailableError:
             return True
 
-    async def free(self, piece: Piece) -> None:
+    async def free(self, piece: SegmentClaim) -> None:
         """Let somebody else render it."""
-        with contextlib.suppress(DatabaseAwayError):  # its lease ends
+        with contextlib.suppress(DatabaseUnavailableError):  # its lease ends
             await self._jobs.change_segments(
-                piece.job_id, lambda _: self._jobs.store.free_segment(piece), help_wanted=True
+                piece.job_id, lambda _: self._jobs.store.release_segment(piece), help_wanted=True
             )
 
     def clear(self) -> None:

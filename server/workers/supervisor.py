@@ -15,8 +15,8 @@ from server.cluster.autoscaling import Condition
 from server.jobs.admission import AdmissionCheck
 from server.jobs.inputs import Inputs
 from server.jobs.service import JobService
-from server.storage.blobs import Blobs, StorageAwayError
-from server.store import DatabaseAwayError
+from server.storage.blobs import Blobs, StorageUnavailableError
+from server.store import DatabaseUnavailableError
 from server.workers.device_worker import DeviceWorker
 from server.workers.job_runner import remove_left
 from server.workers.process import WorkerSettings
@@ -91,7 +91,7 @@ class Supervisor:
             task.add_done_callback(self._forgetting.discard)
 
     async def start(self) -> None:
-        with contextlib.suppress(DatabaseAwayError, StorageAwayError):  # it is done again later
+        with contextlib.suppress(DatabaseUnavailableError, StorageUnavailableError):  # it is done again later
             await self.remove_left()
         self._tasks = [asyncio.create_task(seat.run(), name=f"worker {seat.device}") for seat in self._seats]
 

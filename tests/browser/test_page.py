@@ -440,7 +440,12 @@ def test_both_languages_say_everything(opened: Open) -> None:
     from server.jobs.admission import AdmissionCode
     from server.storage.transport import TransportCode
 
-    kinds = (job_state.WORKER_LOST, job_state.STORAGE_AWAY, job_state.WAITED_TOO_LONG, job_state.RAN_TOO_LONG)
+    kinds = (
+        job_state.WORKER_LOST,
+        job_state.STORAGE_UNAVAILABLE,
+        job_state.WAIT_TIMEOUT,
+        job_state.RUN_TIMEOUT,
+    )
     own = {failure.code for failure in kinds}
     assert set(tables["FAILURES"]) == {
         *map(str, ErrorCode),

@@ -18,7 +18,7 @@ from server.api.submission import webhook_headers
 from server.api.wavespeed import read_submission
 from server.api.wavespeed_models import MODELS, request_schema
 from server.jobs import state as job_state
-from server.jobs.request import Role, Segment
+from server.jobs.request import Role, SpeechInterval
 from tests.contract.replay import GOLDEN, Replay, load_golden
 from tests.support.application import BASE, Api
 
@@ -68,7 +68,7 @@ def test_a_prediction_in_every_state(api: Api) -> None:
     scene.play("result_processing")
     scene.play("result_without_suffix")
     now = time.time()
-    api.server.store.change(job, now, lambda j: job_state.hand_back(j, j.fence, now))
+    api.server.store.change(job, now, lambda j: job_state.requeue(j, j.fence, now))
     api.succeed(job)
     done = scene.play("result_completed")
     scene.play("predictions_list")
@@ -338,8 +338,8 @@ def test_segments_are_voices_with_a_face_and_a_time() -> None:
     }
     given = read_submission(LATENTSYNC, json.dumps(body).encode(), "", vendor_limits=True)
     assert given.job_input.segments == (
-        Segment("segment_0", "left", 0.0, 4.0),
-        Segment("segment_1", "right", 2.5, None),
+        SpeechInterval("segment_0", "left", 0.0, 4.0),
+        SpeechInterval("segment_1", "right", 2.5, None),
     )
     assert [source.name for source in given.job_input.files.sources] == ["video", "segment_0", "segment_1"]
     assert given.job_input.files.sources[1].limits.formats == ("mp3", "aac", "wav", "m4a")

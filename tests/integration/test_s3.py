@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from server.storage import blobs as blobs_module
-from server.storage.blobs import Blobs, StorageAwayError, TooLargeError
+from server.storage.blobs import Blobs, StorageUnavailableError, TooLargeError
 from tests.support.application import Api
 from tests.support.s3 import ENVIRONMENT, Storage
 
@@ -93,11 +93,11 @@ def test_nothing_half_is_seen(storage: Storage, tmp_path: Path) -> None:
         with pytest.raises(ConnectionError):
             await blobs.write("uploads/t/c.wav", breaks(), 1 << 30)
         storage.fail_after = 2  # the upload has begun, one part is there
-        with pytest.raises(StorageAwayError):
+        with pytest.raises(StorageUnavailableError):
             await blobs.take("results/d.mp4", file)
         storage.fail_after = None
         storage.may_pass.clear()  # slower than anybody waits
-        with pytest.raises(StorageAwayError):
+        with pytest.raises(StorageUnavailableError):
             await blobs.take("results/d.mp4", file)
         storage.may_pass.set()
         assert storage.names() == []
@@ -115,7 +115,7 @@ def test_other_addresses_are_refused(url: str) -> None:
 
 
 def test_a_bucket_that_is_not_there_stops_the_start(storage: Storage) -> None:
-    with pytest.raises(StorageAwayError, match="404"):
+    with pytest.raises(StorageUnavailableError, match="404"):
         Blobs(storage.url.replace("s3://lipsync/", "s3://elsewhere/")).require()
 
 
@@ -183,6 +183,6 @@ def test_while_the_storage_is_away_uploads_and_downloads_are_refused(
     body = {"video": "https://media.example/in/talk.mp4", "audio": "aGVsbG8gd29ybGQ="}  # inline, to be stored
     refused = api.client.post("/api/v3/bytedance/latentsync", json=body, headers=api.headers)
     assert (refused.status_code, refused.json()["error_code"]) == (503, "storage_away")
-    assert api.server.store.waiting() == []
+    assert api.server.store.waiting_jobs() == []
     storage.is_away = False
     assert api.client.get(url).content == b"a film"

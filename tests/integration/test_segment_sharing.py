@@ -17,15 +17,15 @@ import sqlalchemy as sa
 from lipsync_engine import LipSyncPipeline, SyncParams
 from server.jobs import state as job_state
 from server.jobs.request import Request
-from server.jobs.state import Job, Output, Policy
-from server.store import Piece, Share, Store
-from server.store.segments import CLAIMS_OF_HELPERS, LEASE_S
+from server.jobs.state import Job, JobPolicy, Output
+from server.store import SegmentClaim, SegmentRecord, Store
+from server.store.segments import LEASE_S, MAX_HELPER_CLAIMS
 from server.store.tables import SEGMENTS
 from tests.support.live_server import Live, descendants, until
 from tests.support.s3 import ENVIRONMENT, Storage
 
-POLICY = Policy()
-REQUEST = Request(dialect="wavespeed", said="{}", label="a/b", sources=(), key_id="0" * 16)
+POLICY = JobPolicy()
+REQUEST = Request(dialect="wavespeed", dialect_state="{}", endpoint="a/b", sources=(), key_id="0" * 16)
 KEY, FITS = "k" * 32, "f" * 32
 LONG_S = 4.8
 Ffmpeg = Callable[..., None]
@@ -48,21 +48,24 @@ def running(
     store.submit(Job(id=f"{next(numbers):032x}", tenant=tenant, created_at=at), REQUEST)
     record = store.claim(at, POLICY)
     assert record is not None
-    assert store.offer_segments(record.job.id, record.job.fence, KEY, FITS, frames, set())
+    assert store.publish_segments(record.job.id, record.job.fence, KEY, FITS, frames, set())
     return record.job
 
 
 def test_each_segment_is_taken_once_the_first_ones_first(store: Store) -> None:
     job = running(store, frames=(50, 150, 150))
-    own = store.take_segment(job.id, KEY, 10, have=set())
-    helps = [store.help_with_segment(FITS, 10) for _ in range(3)]
-    assert own == Piece(job.id, 0, KEY, 50, 1)
-    assert helps == [Piece(job.id, 1, KEY, 150, 1), Piece(job.id, 2, KEY, 150, 1), None]
-    assert store.take_segment(job.id, KEY, 10, have=set()) is None
-    assert store.beat_segment(helps[0], 11, frames_done=70)
-    assert store.finish_segment(job.id, KEY, 2)
-    assert store.shares(job.id) == (KEY, [Share(0, False, 0), Share(1, False, 70), Share(2, True, 150)])
-    assert store.finish_segment(job.id, KEY, 1, helper_s=2.5)
+    own = store.claim_own_segment(job.id, KEY, 10, have=set())
+    helps = [store.claim_shared_segment(FITS, 10) for _ in range(3)]
+    assert own == SegmentClaim(job.id, 0, KEY, 50, 1)
+    assert helps == [SegmentClaim(job.id, 1, KEY, 150, 1), SegmentClaim(job.id, 2, KEY, 150, 1), None]
+    assert store.claim_own_segment(job.id, KEY, 10, have=set()) is None
+    assert store.renew_segment_lease(helps[0], 11, frames_done=70)
+    assert store.complete_segment(job.id, KEY, 2)
+    assert store.get_segments(job.id) == (
+        KEY,
+        [SegmentRecord(0, False, 0), SegmentRecord(1, False, 70), SegmentRecord(2, True, 150)],
+    )
+    assert store.complete_segment(job.id, KEY, 1, helper_s=2.5)
     assert store.helper_s(job.id) == 2.5
 
 
@@ -73,8 +76,8 @@ def test_who_asks_at_the_same_moment_gets_another_segment(postgres_url: str) -> 
 
     def take(store: Store) -> list[tuple[str, int]]:
         taken = []
-        while (piece := store.help_with_segment(FITS, 10)) is not None:
-            taken.append((piece.job_id, piece.number))
+        while (piece := store.claim_shared_segment(FITS, 10)) is not None:
+            taken.append((piece.job_id, piece.index))
         return taken
 
     with ThreadPoolExecutor(len(stores)) as at_once:
@@ -89,87 +92,87 @@ def test_a_worker_of_hundreds_costs_the_database_few_statements(store: Store) ->
     sa.event.listen(store._engine, "before_cursor_execute", lambda *told: said.append(told[2]))
     running(store)
     said.clear()
-    piece = store.help_with_segment(FITS, 10.0)
+    piece = store.claim_shared_segment(FITS, 10.0)
     assert piece is not None
     assert len(said) == 2, "whose turn it is, and the segment"
     said.clear()
-    assert store.beat_segment(piece, 11.0, 5)
-    assert store.finish_segment(piece.job_id, piece.key, piece.number)
-    assert store.take_segment(piece.job_id, piece.key, 12.0, set()) is not None
+    assert store.renew_segment_lease(piece, 11.0, 5)
+    assert store.complete_segment(piece.job_id, piece.plan_key, piece.index)
+    assert store.claim_own_segment(piece.job_id, piece.plan_key, 12.0, set()) is not None
     assert len(said) == 3
 
 
 def test_only_equal_workers_help(store: Store) -> None:
     running(store)
-    assert store.help_with_segment("other weights", 10) is None
+    assert store.claim_shared_segment("other weights", 10) is None
 
 
 def test_a_segment_that_nobody_renders_any_more_is_taken_again(store: Store) -> None:
     job = running(store, frames=(50,))
-    lost = store.help_with_segment(FITS, 10)
+    lost = store.claim_shared_segment(FITS, 10)
     assert lost is not None
-    assert store.help_with_segment(FITS, 10 + LEASE_S) is None
-    assert store.beat_segment(lost, 20)
-    assert store.help_with_segment(FITS, 11 + LEASE_S) is None
-    again = store.take_segment(job.id, KEY, 21 + LEASE_S, have=set())
+    assert store.claim_shared_segment(FITS, 10 + LEASE_S) is None
+    assert store.renew_segment_lease(lost, 20)
+    assert store.claim_shared_segment(FITS, 11 + LEASE_S) is None
+    again = store.claim_own_segment(job.id, KEY, 21 + LEASE_S, have=set())
     assert again == dataclasses.replace(lost, claim=2)
-    assert not store.beat_segment(lost, 22 + LEASE_S), "an old claim holds"
-    store.free_segment(lost)
-    assert store.help_with_segment(FITS, 22 + LEASE_S) is None, "an old claim frees another's segment"
-    store.free_segment(again)
-    assert store.help_with_segment(FITS, 22 + LEASE_S) == dataclasses.replace(lost, claim=3)
+    assert not store.renew_segment_lease(lost, 22 + LEASE_S), "an old claim holds"
+    store.release_segment(lost)
+    assert store.claim_shared_segment(FITS, 22 + LEASE_S) is None, "an old claim frees another's segment"
+    store.release_segment(again)
+    assert store.claim_shared_segment(FITS, 22 + LEASE_S) == dataclasses.replace(lost, claim=3)
 
 
 def test_a_segment_that_ends_its_workers_is_left_to_its_owner(store: Store) -> None:
     job = running(store, frames=(50,))
-    for _ in range(CLAIMS_OF_HELPERS):
-        piece = store.help_with_segment(FITS, 10)
+    for _ in range(MAX_HELPER_CLAIMS):
+        piece = store.claim_shared_segment(FITS, 10)
         assert piece is not None
-        store.free_segment(piece)
-    assert store.help_with_segment(FITS, 10) is None
-    assert store.take_segment(job.id, KEY, 10, have=set()) is not None
+        store.release_segment(piece)
+    assert store.claim_shared_segment(FITS, 10) is None
+    assert store.claim_own_segment(job.id, KEY, 10, have=set()) is not None
 
 
 def test_tenants_are_helped_in_turns(store: Store) -> None:
     first, second = running(store, "a", frames=(1,) * 9), running(store, "b", frames=(1,) * 3, at=2)
-    helped = [store.help_with_segment(FITS, 10) for _ in range(6)]
+    helped = [store.claim_shared_segment(FITS, 10) for _ in range(6)]
     assert [piece.job_id for piece in helped if piece] == [first.id, second.id] * 3
 
 
 @pytest.mark.parametrize("end", ["cancel", "fail", "again"])
 def test_no_help_for_what_does_not_run(end: str, store: Store) -> None:
     job = running(store)
-    piece = store.help_with_segment(FITS, 10)
+    piece = store.claim_shared_segment(FITS, 10)
     assert piece is not None
     change = {
         "cancel": lambda job: job_state.cancel(job, 11),
-        "fail": lambda job: job_state.fail(job, 1, 11, job_state.RAN_TOO_LONG, POLICY),
+        "fail": lambda job: job_state.fail(job, 1, 11, job_state.RUN_TIMEOUT, POLICY),
         "again": lambda job: job_state.fail(job, 1, 11, job_state.WORKER_LOST, POLICY),
     }[end]
     store.change(job.id, 11, change)
-    assert store.help_with_segment(FITS, 12) is None
+    assert store.claim_shared_segment(FITS, 12) is None
     if end != "again":  # whoever renders for the next attempt's sake goes on
-        assert not store.beat_segment(piece, 12)
+        assert not store.renew_segment_lease(piece, 12)
 
 
 def test_rows_go_with_the_end_of_the_job(store: Store) -> None:
     job = running(store)
     store.change(job.id, 11, lambda job: job_state.succeed(job, 1, 11, Output("results/a.mp4", 1.0)))
-    assert store.shares(job.id) == ("", [])
-    assert not store.finish_segment(job.id, KEY, 0)
+    assert store.get_segments(job.id) == ("", [])
+    assert not store.complete_segment(job.id, KEY, 0)
 
 
 def test_a_later_attempt_keeps_what_is_done_of_the_same_plan(store: Store) -> None:
     job = running(store)
-    assert store.finish_segment(job.id, KEY, 1)
-    assert not store.offer_segments(job.id, 7, KEY, FITS, (50, 150), set()), "an old claim offers"
+    assert store.complete_segment(job.id, KEY, 1)
+    assert not store.publish_segments(job.id, 7, KEY, FITS, (50, 150), set()), "an old claim offers"
     store.change(job.id, 11, lambda job: job_state.fail(job, 1, 11, job_state.WORKER_LOST, POLICY))
     again = store.claim(12, POLICY)
     assert again is not None
-    assert store.offer_segments(job.id, again.job.fence, KEY, FITS, (50, 150), {0})
-    assert [share.is_done for share in store.shares(job.id)[1]] == [True, True]
-    assert store.offer_segments(job.id, again.job.fence, "o" * 32, FITS, (50, 150), set())
-    assert store.shares(job.id) == ("o" * 32, [Share(0, False, 0), Share(1, False, 0)])
+    assert store.publish_segments(job.id, again.job.fence, KEY, FITS, (50, 150), {0})
+    assert [share.is_done for share in store.get_segments(job.id)[1]] == [True, True]
+    assert store.publish_segments(job.id, again.job.fence, "o" * 32, FITS, (50, 150), set())
+    assert store.get_segments(job.id) == ("o" * 32, [SegmentRecord(0, False, 0), SegmentRecord(1, False, 0)])
 
 
 # --- real workers ---
@@ -273,7 +276,7 @@ def storage(monkeypatch: pytest.MonkeyPatch) -> Iterator[Storage]:
 def claims(store: Store) -> dict[int, tuple[bool, int]]:
     """Of each segment whether it is done, and how often it was taken."""
     query = sa.select(SEGMENTS.c.number, SEGMENTS.c.is_done, SEGMENTS.c.claims)
-    with store.reading() as connection:
+    with store.read_only() as connection:
         return {number: (is_done, count) for number, is_done, count in connection.execute(query)}
 
 

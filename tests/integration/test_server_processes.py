@@ -18,7 +18,7 @@ from server.cluster.autoscaling import Condition
 from server.jobs import state as job_state
 from server.jobs.request import Request
 from server.jobs.service import LOOK_EVERY_S, JobService
-from server.jobs.state import Job, Policy, State
+from server.jobs.state import Job, JobPolicy, State
 from server.store import Store
 from server.workers.registry import Roster
 from tests.support.application import BASE, Api
@@ -87,7 +87,7 @@ def test_what_waits_on_one_process_hears_of_the_end_on_another(two: tuple[Api, A
     with ThreadPoolExecutor(1) as client:
         asked = client.submit(here.client.post, LATENTSYNC, json=body, headers=here.headers)
         until(lambda: there.server.store.count_in_state(State.WAITING) == 1, "the job did not come")
-        (job, _), *_ = there.server.store.waiting()
+        (job, _), *_ = there.server.store.waiting_jobs()
         there.succeed(job)
         since = time.monotonic()
         assert asked.result().json()["data"]["status"] == "completed"
@@ -120,9 +120,9 @@ def test_each_webhook_is_delivered_by_one_process(two: tuple[Api, Api], receiver
     made = [here.submit(webhook_url=receiver.url) for _ in range(30)]
     for job in made:
         here.client.post(f"/api/v3/predictions/{job}/cancel", headers=here.headers)
-    until(lambda: here.server.store.count_notices() == (0, 0), "not all were delivered", 20)
+    until(lambda: here.server.store.count_webhooks() == (0, 0), "not all were delivered", 20)
     assert sorted(receiver.got) == sorted(made)
-    assert there.server.store.count_notices() == (0, 0)
+    assert there.server.store.count_webhooks() == (0, 0)
 
 
 def test_keys_and_links_hold_on_both(two: tuple[Api, Api]) -> None:
@@ -163,7 +163,7 @@ def test_workers_of_one_process_are_seen_on_another(two: tuple[Api, Api]) -> Non
         await asyncio.to_thread(until, lambda: len(seen()) == 2, "the other process does not know them", 10)
         assert await asyncio.to_thread(counted) == {"busy": 1, "idle": 1}
         does = Condition.DRAINING
-        assert [one.condition for one in roster.everywhere()] == ["draining", "idle"]
+        assert [one.state for one in roster.everywhere()] == ["draining", "idle"]
         running.cancel()
         await roster.leave()
 
@@ -183,7 +183,9 @@ def test_leases_rest_while_their_holders_could_not_beat(
     here, there = two
     job = here.submit()
     here.begin()
-    here.server.store.change(job, 1.0, lambda job: job_state.beat(job, 1, 1.0, Policy()))  # an old lease
+    here.server.store.change(
+        job, 1.0, lambda job: job_state.renew_lease(job, 1, 1.0, JobPolicy())
+    )  # an old lease
     assert there.client.portal is not None
     there.client.portal.call(there.server.jobs.expire)
     assert there.server.store.count_in_state(State.RUNNING) == 1
@@ -197,7 +199,7 @@ def test_leases_rest_while_their_holders_could_not_beat(
 def test_leases_go_by_the_databases_clock(postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A process whose clock is an hour fast takes nobody's job away, and gives no lease of an hour."""
     store = Store(postgres_url)
-    jobs = JobService(store, Policy(), 10, 1)
+    jobs = JobService(store, JobPolicy(), 10, 1)
     real = time.time
 
     async def go() -> tuple[Job, Job]:
@@ -214,11 +216,11 @@ def test_leases_go_by_the_databases_clock(postgres_url: str, monkeypatch: pytest
     claimed, kept = asyncio.run(go())
     jobs.close()
     store.close()
-    assert claimed.lease_until == pytest.approx(real() + Policy().lease_s, abs=10)
+    assert claimed.lease_until == pytest.approx(real() + JobPolicy().lease_s, abs=10)
     assert kept == claimed
 
 
-REQUEST = Request(dialect="wavespeed", said="{}", label="a/b", sources=(), key_id="0" * 16)
+REQUEST = Request(dialect="wavespeed", dialect_state="{}", endpoint="a/b", sources=(), key_id="0" * 16)
 
 
 # --- real processes, and a database that goes and comes back ---

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import itertools
 
-from server.jobs.request import InputSource, MediaLimits, Options, Request, Role, Segment
-from server.jobs.state import Failure, Job, Policy
+from server.jobs.request import InputSource, MediaLimits, Options, Request, Role, SpeechInterval
+from server.jobs.state import Failure, Job, JobPolicy
 
-POLICY = Policy(lease_s=60, max_attempts=3, max_wait_s=1000, max_run_s=500)
+POLICY = JobPolicy(lease_s=60, max_attempts=3, max_wait_s=1000, max_run_s=500)
 REQUEST = Request(
     dialect="wavespeed",
-    said='{"model": "a/b"}',
-    label="a/b",
+    dialect_state='{"model": "a/b"}',
+    endpoint="a/b",
     sources=(
         InputSource(
             "video",
@@ -22,7 +22,7 @@ REQUEST = Request(
         InputSource("audio", Role.AUDIO, blob="up/1.wav"),
     ),
     key_id="0123456789abcdef",
-    segments=(Segment("audio", "left", 0.0, 1.5),),
+    segments=(SpeechInterval("audio", "left", 0.0, 1.5),),
     options=Options(guidance_scale=1.5, fps="30000/1001"),
     webhook_url="https://h.example/hook",
 )

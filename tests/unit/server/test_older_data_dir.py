@@ -76,7 +76,7 @@ def test_interrupted_and_waiting_jobs_run_to_their_end(receiver: Receiver, api: 
     assert (interrupted.job.state, interrupted.job.attempts) == (State.WAITING, 1)
     claimed: dict[str, Record] = {}
     while api.server.store.count_in_state(State.WAITING):
-        (job_id, _), *_ = api.server.store.waiting()
+        (job_id, _), *_ = api.server.store.waiting_jobs()
         record = api.server.store.get(job_id)
         assert record is not None
         claimed[job_id] = record

@@ -149,7 +149,7 @@ def test_a_full_disk_takes_nothing_more(make_api: Callable[..., Api]) -> None:
 def test_given_up_webhooks_are_listed_and_sent_again(api: Api) -> None:
     job = api.submit(webhook_url="https://hook.example/x")
     api.succeed(job)
-    api.server.store.not_delivered(job, "status 500", None)
+    api.server.store.webhook_failed(job, "status 500", None)
     (dead,) = api.client.get("/admin/webhooks/dead", headers=api.headers).json()
     assert (dead["job_id"], dead["last_error"]) == (job, "status 500")
     assert api.client.post(f"/admin/webhooks/{job}/retry", headers=api.headers).status_code == 204

@@ -22,7 +22,7 @@ from server.jobs.state import Output
 from server.settings import Settings
 from server.storage.blobs import result_blob
 from server.store import Record, Store
-from server.store.audit import Entry
+from server.store.audit import AuditEntry
 from tests.support.application import Api
 
 CONSENT = "release 17"
@@ -106,7 +106,7 @@ def test_the_log_tells_who_had_what_made(make_api: Make) -> None:
 
 def test_a_failed_and_a_cancelled_job_are_there_as_well(api: Api) -> None:
     api.submit()
-    failed = api.server.store.in_state(job_state.State.WAITING)[0].job.id
+    failed = api.server.store.jobs_in_state(job_state.State.WAITING)[0].job.id
     api.fail(failed, "face_not_found", "No face.")
     cancelled = api.submit()
     api.client.post(f"/api/v3/predictions/{cancelled}/cancel", headers=api.headers)
@@ -131,7 +131,7 @@ def test_deleting_a_job_leaves_its_entries(api: Api) -> None:
 def test_only_the_operators_retention_deletes(make_api: Make) -> None:
     for kept_s, left in ((None, 2), (3600.0, 1)):
         api = make_api(audit_retention_s=kept_s, retention_s=1.0)
-        api.server.store.audit.add(Entry(time.time() - 7200, "server_started", {}))
+        api.server.store.audit.add(AuditEntry(time.time() - 7200, "server_started", {}))
         api.client.portal.call(api.server.delete_expired_data)
         assert len(told(api)) == left
 
@@ -140,7 +140,9 @@ def test_export(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch:
     monkeypatch.setenv("LIPSYNC_DATA_DIR", str(tmp_path))
     store = Store(f"sqlite:///{tmp_path / 'lipsync.sqlite'}")
     for day in range(3):
-        store.audit.add(Entry(1_800_000_000.0 + day * 86400, "server_started", {"day": day, "name": "日"}))
+        store.audit.add(
+            AuditEntry(1_800_000_000.0 + day * 86400, "server_started", {"day": day, "name": "日"})
+        )
     command = [sys.executable, "-m", "lipsync_engine.cli", "audit", "export"]
     refused = subprocess.run(command, capture_output=True, text=True, check=False)
     assert refused.returncode == 2
@@ -211,7 +213,7 @@ def test_a_command_decides(api: Api, record: Record, inputs: dict[str, Path], tm
         for name, path in inputs.items()
     ]
     refused = admit(api, command(tmp_path, '{"allow": false, "message": "Not this person."}'), record, inputs)
-    assert (refused.code, refused.message, refused.again) == ("job_refused", "Not this person.", False)
+    assert (refused.code, refused.message, refused.retryable) == ("job_refused", "Not this person.", False)
 
 
 @pytest.mark.parametrize(

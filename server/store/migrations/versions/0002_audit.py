@@ -1,4 +1,4 @@
-"""The audit log, whose entries cannot be changed."""
+"""The append-only audit log."""
 
 import sqlalchemy as sa
 from alembic import op

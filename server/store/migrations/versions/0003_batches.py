@@ -1,4 +1,4 @@
-"""Jobs that are submitted together."""
+"""Batches: jobs that are submitted together."""
 
 import sqlalchemy as sa
 from alembic import op

@@ -1,4 +1,4 @@
-"""When a job of a tenant began last is found without a look at all that have ended."""
+"""Index for the latest start of a job of a tenant, so that claims do not read the jobs that have ended."""
 
 from alembic import op
 

@@ -1,4 +1,4 @@
-"""Workers of all processes, which say now and then that they are there."""
+"""Workers of all processes, each with its last report."""
 
 import sqlalchemy as sa
 from alembic import op

@@ -19,7 +19,7 @@ from server.api import native
 from server.api.auth import create_key
 from server.api.submission import webhook_headers
 from server.jobs import state as job_state
-from server.jobs.state import Batch, Job, Output, Progress, State
+from server.jobs.state import Batch, Job, Output, StageProgress, State
 from server.store import QueueFullError, QuotaError, Store, audit, metadata
 from server.store.database import MIGRATIONS
 from tests.support.application import Api
@@ -41,7 +41,7 @@ def new_batch(n_jobs: int, tenant: str = "studio", at: float = 100.0, key_id: st
         tenant=tenant,
         key_id=key_id,
         request_id="-",
-        said="{}",
+        dialect_state="{}",
         created_at=at,
         total=n_jobs,
         unfinished=n_jobs,
@@ -68,7 +68,7 @@ def put(store: Store, batch: Batch, **given: Any) -> list[str]:
 
 
 def batch_notices(store: Store) -> list[str | None]:
-    return [notice.batch_id for notice in store.claim_notices(1e9, 100, 60.0)]
+    return [notice.batch_id for notice in store.claim_webhooks(1e9, 100, 60.0)]
 
 
 def test_the_last_end_and_no_other_is_told(store: Store) -> None:
@@ -78,16 +78,16 @@ def test_the_last_end_and_no_other_is_told(store: Store) -> None:
     store.change(ids[0], 102.0, lambda job: job_state.fail(job, 1, 102.0, job_state.WORKER_LOST, POLICY))
     store.change(ids[1], 103.0, lambda job: job_state.fail(job, 1, 103.0, NO_FACE, POLICY))
     store.change(ids[2], 104.0, lambda job: job_state.cancel(job, 104.0))
-    assert store.batch(batch.id).unfinished == 2, "one that is tried again has not ended"  # type: ignore[union-attr]
+    assert store.get_batch(batch.id).unfinished == 2, "one that is tried again has not ended"  # type: ignore[union-attr]
     store.change(ids[2], 105.0, lambda job: job_state.confirm_cancel(job, 1, 105.0))
     assert batch_notices(store) == []
     assert store.claim(106.0, POLICY).job.id == ids[0]  # type: ignore[union-attr]
     store.change(ids[0], 107.0, lambda job: job_state.succeed(job, 2, 107.0, Output("x.mp4", 1.0)))
-    ended = store.batch(batch.id)
+    ended = store.get_batch(batch.id)
     assert ended is not None
     assert (ended.unfinished, ended.finished_at) == (0, 107.0)
     assert batch_notices(store) == [batch.id]
-    assert dict(store.tallies([batch.id])[batch.id].counts) == {
+    assert dict(store.count_batch_jobs([batch.id])[batch.id].counts) == {
         State.SUCCEEDED: 1,
         State.FAILED: 1,
         State.CANCELLED: 1,
@@ -110,7 +110,7 @@ def test_of_jobs_that_end_at_once_one_is_the_last(store: Store) -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    assert store.batch(batch.id).unfinished == 0  # type: ignore[union-attr]
+    assert store.get_batch(batch.id).unfinished == 0  # type: ignore[union-attr]
     assert batch_notices(store) == [batch.id]
 
 
@@ -123,7 +123,7 @@ def test_a_batch_is_stored_whole_or_not_at_all(store: Store) -> None:
     with pytest.raises(QuotaError, match="3 unfinished jobs, has 0, and asks for 4") as refused:
         put(store, new_batch(4, key_id=key.id))
     assert refused.value.wait_s == 0, "coming again does not help"
-    assert (store.page(None, offset=0, limit=9)[1], store.batches(None, offset=0, limit=9)[1]) == (1, 1)
+    assert (store.page(None, offset=0, limit=9)[1], store.page_batches(None, offset=0, limit=9)[1]) == (1, 1)
     assert len(store.audit.page()) == before
     ids = put(store, new_batch(3, key_id=key.id), max_waiting=4)
     for job_id in ids:
@@ -169,8 +169,8 @@ def test_an_ended_batch_goes_with_its_jobs(store: Store) -> None:
     ids = [*put(store, old), *put(store, going)]
     store.change(ids[0], 2.0, lambda job: job_state.cancel(job, 2.0))
     store.delete_older(3.0)
-    assert store.batch(old.id) is None
-    assert store.batch(going.id) == going
+    assert store.get_batch(old.id) is None
+    assert store.get_batch(going.id) == going
 
 
 def test_an_older_database_keeps_its_notices(url: str) -> None:
@@ -190,7 +190,7 @@ def test_an_older_database_keeps_its_notices(url: str) -> None:
         connection.execute(sa.text(f"INSERT INTO outbox VALUES {values}"))
     engine.dispose()
     store = Store(url)
-    (notice,) = store.claim_notices(2.0, 9, 60.0)
+    (notice,) = store.claim_webhooks(2.0, 9, 60.0)
     assert (notice.id, notice.job_id, notice.batch_id) == ("n", "j", None)
     store.close()
 
@@ -234,8 +234,8 @@ def test_a_batch_from_its_submission_to_its_end(api: Api) -> None:
     api.fail(ids[1], "face_not_found", "No face: HTTP 500.")
     record, now = api.begin(), time.time()
     assert record.job.id == ids[2]
-    half = Progress("render", 50, 100, 9.0)
-    api.server.store.change(ids[2], now, lambda job: job_state.beat(job, 1, now, POLICY, half))
+    half = StageProgress("render", 50, 100, 9.0)
+    api.server.store.change(ids[2], now, lambda job: job_state.renew_lease(job, 1, now, POLICY, half))
     seen = get(api, f"/batches/{made['id']}")
     assert seen["state"] == "running"
     assert (seen["progress"]["done"], seen["progress"]["share"]) == (2, 0.8333)
@@ -399,7 +399,7 @@ def test_one_webhook_at_the_end_that_comes_until_it_is_taken(make_api: Make) -> 
         api.client.portal.call(api.server.jobs.change, row["id"], lambda j, now, d=done: d(j, now=now))
     for _ in range(2):
         assert receiver.arrived.acquire(timeout=30)
-    key = api.server.store.key(record.request.key_id)
+    key = api.server.store.get_key(record.request.key_id)
     assert key is not None
     assert len(receiver.got) == 2
     for headers, body in receiver.got:
@@ -410,5 +410,5 @@ def test_one_webhook_at_the_end_that_comes_until_it_is_taken(make_api: Make) -> 
     told = json.loads(receiver.got[-1][1])
     assert (told["id"], told["state"], told["counts"]["succeeded"]) == (made["id"], "ended", 2)
     assert told == get(api, told["url"].partition(V1)[2])
-    assert api.server.store.dead_notices(9) == []
+    assert api.server.store.dead_webhooks(9) == []
     receiver.close()

@@ -14,7 +14,7 @@ import pytest
 
 from server.api import native
 from server.jobs import state as job_state
-from server.jobs.state import Output, Progress
+from server.jobs.state import Output, StageProgress
 from server.storage.blobs import preview_folder, still_blob
 from tests.support.application import Api, put_blob
 from tests.support.paths import ROOT
@@ -42,7 +42,9 @@ def change(api: Api, job: str, transition: Callable[..., job_state.Job]) -> None
 
 
 def at_frame(done: int, job: job_state.Job, now: float) -> job_state.Job:
-    return job_state.beat(job, job.fence, now, job_state.Policy(), Progress("render", done, 100, 20.0))
+    return job_state.renew_lease(
+        job, job.fence, now, job_state.JobPolicy(), StageProgress("render", done, 100, 20.0)
+    )
 
 
 # --- a job ---
@@ -69,7 +71,9 @@ def test_a_job_in_every_state(api: Api) -> None:
     assert (running["wait"], running["warnings"], running["output"]) == (None, [], None)
     api.server.store.change(job, time.time(), lambda j: job_state.cancel(j, time.time()))
     assert get(api, f"/jobs/{job}")["is_stopping"] is True
-    output = Output(f"results/{job}.mp4", 2.0, 4.0, sync=job_state.Sync(5.5, -1, ((0.1, 4.0),)), is_nsfw=True)
+    output = Output(
+        f"results/{job}.mp4", 2.0, 4.0, sync=job_state.SyncConfidence(5.5, -1, ((0.1, 4.0),)), is_nsfw=True
+    )
     api.server.store.change(job, time.time(), lambda j: job_state.succeed(j, 1, time.time(), output))
     put(api, f"results/{job}.mp4", b"an mp4")
     done = get(api, f"/jobs/{job}")
@@ -91,7 +95,7 @@ def test_a_failed_job_and_one_that_was_tried_again(api: Api) -> None:
     api.server.store.change(
         job,
         time.time(),
-        lambda j: job_state.fail(j, 1, time.time(), job_state.WORKER_LOST, job_state.Policy()),
+        lambda j: job_state.fail(j, 1, time.time(), job_state.WORKER_LOST, job_state.JobPolicy()),
     )
     api.begin()
     (warning,) = get(api, f"/jobs/{job}")["warnings"]
@@ -201,7 +205,7 @@ def test_stretches_are_listed_while_the_job_runs_and_gone_with_its_end(api: Api)
         api,
         job,
         lambda j, now: job_state.fail(
-            j, j.fence, now, job_state.Failure("media_failed", "No."), job_state.Policy()
+            j, j.fence, now, job_state.Failure("media_failed", "No."), job_state.JobPolicy()
         ),
     )
     ended = get(api, f"/jobs/{job}")

@@ -13,15 +13,15 @@ from server.jobs.state import (
     Effect,
     Failure,
     Job,
+    JobPolicy,
     NotAllowedError,
     Output,
-    Policy,
     StaleClaimError,
     State,
-    Tenant,
+    TenantLoad,
 )
 
-POLICY = Policy(lease_s=60, max_attempts=3, max_wait_s=1000, max_run_s=500)
+POLICY = JobPolicy(lease_s=60, max_attempts=3, max_wait_s=1000, max_run_s=500)
 OUTPUT = Output(blob="out.mp4", device_s=3.5)
 NO_FACE = Failure("no_face", "No face was found.")
 
@@ -37,7 +37,7 @@ def running(now: float = 110.0) -> Job:
 def test_the_usual_way() -> None:
     job = running()
     assert (job.state, job.fence, job.attempts, job.lease_until) == (State.RUNNING, 1, 1, 170.0)
-    job = job_state.beat(job, 1, 150.0, POLICY, job_state.Progress("render", 3, 10, 2.0))
+    job = job_state.renew_lease(job, 1, 150.0, POLICY, job_state.StageProgress("render", 3, 10, 2.0))
     assert job.lease_until == 210.0
     done = job_state.succeed(job, 1, 200.0, OUTPUT)
     assert (done.state, done.output, done.finished_at, done.lease_until) == (
@@ -54,10 +54,10 @@ def test_a_claim_that_is_over_changes_nothing() -> None:
     assert lost.state is State.WAITING
     again = job_state.claim(lost, 180.0, POLICY)
     for late in (
-        lambda: job_state.beat(again, 1, 181.0, POLICY),
+        lambda: job_state.renew_lease(again, 1, 181.0, POLICY),
         lambda: job_state.succeed(again, 1, 181.0, OUTPUT),
         lambda: job_state.fail(again, 1, 181.0, NO_FACE, POLICY),
-        lambda: job_state.hand_back(again, 1, 181.0),
+        lambda: job_state.requeue(again, 1, 181.0),
         lambda: job_state.confirm_cancel(again, 1, 181.0),
     ):
         with pytest.raises(StaleClaimError):
@@ -77,7 +77,7 @@ def test_what_may_help_is_tried_again_and_the_rest_is_not() -> None:
 
 
 def test_handing_back_costs_no_attempt() -> None:
-    job = job_state.hand_back(running(), 1, 120.0)
+    job = job_state.requeue(running(), 1, 120.0)
     assert (job.state, job.attempts, job.fence) == (State.WAITING, 0, 1)
 
 
@@ -92,23 +92,23 @@ def test_cancelling() -> None:
         job_state.confirm_cancel(running(), 1, 117.0)
     # However its worker ends, an asked-for cancellation is what comes of it; a finished output stays one.
     assert job_state.fail(asked, 1, 117.0, job_state.WORKER_LOST, POLICY).state is State.CANCELLED
-    assert job_state.hand_back(asked, 1, 117.0).state is State.CANCELLED
+    assert job_state.requeue(asked, 1, 117.0).state is State.CANCELLED
     assert job_state.expire(asked, 171.0, POLICY).state is State.CANCELLED
     assert job_state.succeed(asked, 1, 117.0, OUTPUT).state is State.SUCCEEDED
 
 
 def test_limits() -> None:
     assert job_state.expire(waiting(), 1100.0, POLICY) == waiting()
-    assert job_state.expire(waiting(), 1100.1, POLICY).failure == job_state.WAITED_TOO_LONG
+    assert job_state.expire(waiting(), 1100.1, POLICY).failure == job_state.WAIT_TIMEOUT
     assert job_state.expire(running(), 170.0, POLICY) == running()
-    beaten = job_state.beat(running(), 1, 600.0, POLICY)
+    beaten = job_state.renew_lease(running(), 1, 600.0, POLICY)
     late = job_state.expire(beaten, 610.1, POLICY)
-    assert late.failure == job_state.RAN_TOO_LONG
+    assert late.failure == job_state.RUN_TIMEOUT
     assert job_state.effects(beaten, late) == {Effect.NOTIFY, Effect.STOP_WORK}
 
 
 def test_turns_are_fair() -> None:
-    busy, idle, new = Tenant("a", 2, 5.0), Tenant("b", 1, 9.0), Tenant("c", 1, 3.0)
+    busy, idle, new = TenantLoad("a", 2, 5.0), TenantLoad("b", 1, 9.0), TenantLoad("c", 1, 3.0)
     assert job_state.next_tenant([busy, idle, new]) == "c"
     assert job_state.next_tenant([busy, idle]) == "b"
     with pytest.raises(ValueError):
@@ -157,17 +157,17 @@ class Machine(RuleBasedStateMachine):
     def cancel(self) -> None:
         self.to(job_state.cancel(self.job, self.now))
 
-    @rule(data=st.data(), what=st.sampled_from(["beat", "succeed", "fail", "lose", "hand_back", "confirm"]))
+    @rule(data=st.data(), what=st.sampled_from(["beat", "succeed", "fail", "lose", "requeue", "confirm"]))
     @precondition(lambda self: len(self.fences) > 1)
     def worker_speaks(self, data: st.DataObject, what: str) -> None:
         fence = data.draw(st.sampled_from(self.fences))
         held = self.job.state is State.RUNNING and self.job.fence == fence
         done = {
-            "beat": lambda: self.attempt(job_state.beat, fence, self.now, POLICY),
+            "beat": lambda: self.attempt(job_state.renew_lease, fence, self.now, POLICY),
             "succeed": lambda: self.attempt(job_state.succeed, fence, self.now, OUTPUT),
             "fail": lambda: self.attempt(job_state.fail, fence, self.now, NO_FACE, POLICY),
             "lose": lambda: self.attempt(job_state.fail, fence, self.now, job_state.WORKER_LOST, POLICY),
-            "hand_back": lambda: self.attempt(job_state.hand_back, fence, self.now),
+            "requeue": lambda: self.attempt(job_state.requeue, fence, self.now),
             "confirm": lambda: self.attempt(job_state.confirm_cancel, fence, self.now),
         }[what]()
         assert held or not done

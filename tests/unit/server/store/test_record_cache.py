@@ -1,44 +1,44 @@
-"""What is kept of readings: never what a change has overtaken."""
+"""The record cache never returns a value that a change has overtaken."""
 
 from __future__ import annotations
 
-from server.store.record_cache import Recent
+from server.store.jobs import RecordCache
 
 
-def test_a_reading_is_kept_until_it_changes() -> None:
+def test_value_is_cached_until_it_is_invalidated() -> None:
     rows = {"a": "first"}
-    asked: list[str] = []
+    reads: list[str] = []
 
     def read(name: str) -> str | None:
-        asked.append(name)
+        reads.append(name)
         return rows.get(name)
 
-    recent = Recent[str](8)
-    assert [recent.get("a", read), recent.get("a", read)] == ["first", "first"]
-    assert asked == ["a"]
+    cache = RecordCache[str](8)
+    assert [cache.get("a", read), cache.get("a", read)] == ["first", "first"]
+    assert reads == ["a"]
     rows["a"] = "second"
-    recent.changed(["b"])
-    assert recent.get("a", read) == "first"
-    recent.changed(["a"])
-    assert recent.get("a", read) == "second"
-    assert (recent.get("c", read), recent.get("c", read)) == (None, None)
-    assert asked == ["a", "a", "c", "c"]
+    cache.invalidate(["b"])
+    assert cache.get("a", read) == "first"
+    cache.invalidate(["a"])
+    assert cache.get("a", read) == "second"
+    assert (cache.get("c", read), cache.get("c", read)) == (None, None)
+    assert reads == ["a", "a", "c", "c"]
 
 
-def test_a_reading_that_a_change_overtakes_is_not_kept() -> None:
-    recent = Recent[str](8)
+def test_read_that_a_change_overtakes_is_not_cached() -> None:
+    cache = RecordCache[str](8)
 
     def overtaken(name: str) -> str:
-        recent.changed([name])
+        cache.invalidate([name])
         return "before the change"
 
-    assert recent.get("a", overtaken) == "before the change"
-    assert recent.get("a", lambda name: "after it") == "after it"
+    assert cache.get("a", overtaken) == "before the change"
+    assert cache.get("a", lambda name: "after it") == "after it"
 
 
-def test_the_ones_asked_for_longest_ago_go_first() -> None:
-    recent = Recent[str](2)
+def test_least_recently_used_entry_is_dropped_first() -> None:
+    cache = RecordCache[str](2)
     for name in ("a", "b", "a", "c"):
-        recent.get(name, str.upper)
-    assert recent.get("a", lambda name: "read again") == "A"
-    assert recent.get("b", lambda name: "read again") == "read again"
+        cache.get(name, str.upper)
+    assert cache.get("a", lambda name: "read again") == "A"
+    assert cache.get("b", lambda name: "read again") == "read again"

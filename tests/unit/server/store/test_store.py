@@ -20,72 +20,68 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from server.api.auth import create_key
 from server.jobs import state as job_state
-from server.jobs.state import Effect, Job, NotAllowedError, Output, State, Turn
-from server.store import AlreadyOpenError, QueueFullError, QuotaError, SeenWorker, Store, audit, metadata
+from server.jobs.state import Effect, Job, NotAllowedError, Output, QueuePosition, State
+from server.store import AlreadyOpenError, QueueFullError, QuotaError, Store, WorkerRecord, audit, metadata
 from server.store.tables import OUTBOX
-from server.store.workers import SEEN_WITHIN_S
+from server.store.workers import REPORT_EXPIRY_S
 from tests.support.records import NO_FACE, POLICY, REQUEST, new_job
 
 
 def noticed(store: Store) -> set[str]:
     """Jobs about which a notice waits."""
-    with store.reading() as connection:
+    with store.read_only() as connection:
         return set(
             connection.execute(sa.select(OUTBOX.c.job_id).where(OUTBOX.c.due_at.is_not(None))).scalars()
         )
 
 
 def test_workers_are_there_while_something_is_heard_of_them(store: Store) -> None:
-    def seen(process: str, number: int, at: float, condition: str = "idle") -> SeenWorker:
-        return SeenWorker(process, number, "here", f"cuda:{number}", "tiny", condition, 1, at)
+    def seen(process: str, number: int, at: float, condition: str = "idle") -> WorkerRecord:
+        return WorkerRecord(process, number, "here", f"cuda:{number}", "tiny", condition, 1, at)
 
-    store.note_workers([seen("a", 0, 100.0), seen("a", 1, 100.0)])
-    store.note_workers([seen("b", 0, 105.0)])
-    assert store.workers(105.0) == [seen("a", 0, 100.0), seen("b", 0, 105.0), seen("a", 1, 100.0)]
+    store.upsert_workers([seen("a", 0, 100.0), seen("a", 1, 100.0)])
+    store.upsert_workers([seen("b", 0, 105.0)])
+    assert store.live_workers(105.0) == [seen("a", 0, 100.0), seen("b", 0, 105.0), seen("a", 1, 100.0)]
     later = [seen("a", 0, 120.0, "busy"), seen("a", 1, 120.0)]
-    store.note_workers(later)
-    assert store.workers(106.0 + SEEN_WITHIN_S) == later
-    store.forget_workers("a", 106.0 + SEEN_WITHIN_S)
-    assert store.workers(0.0) == []
+    store.upsert_workers(later)
+    assert store.live_workers(106.0 + REPORT_EXPIRY_S) == later
+    store.delete_workers("a", 106.0 + REPORT_EXPIRY_S)
+    assert store.live_workers(0.0) == []
 
 
-def test_the_shared_clock_is_asked_now_and_then(postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    store = Store(postgres_url)
-    said = statements(store)
+@pytest.mark.parametrize(("interval_s", "reads"), [(60.0, 1), (0.0, 2)])
+def test_database_clock_is_read_once_per_interval(postgres_url: str, interval_s: float, reads: int) -> None:
+    store = Store(postgres_url, clock_interval_s=interval_s)
+    executed = record_statements(store)
     first, second = store.now(), store.now()
     assert 0 <= second - first < 5
-    assert len(said) == 1
-    monkeypatch.setattr("server.store.database.CLOCK_EVERY_S", 0.0)
-    assert abs(store.now() - time.time()) < 5
-    assert len(said) == 2
+    assert abs(second - time.time()) < 5
+    assert len(executed) == reads
     store.close()
 
 
-def test_a_connection_that_broke_while_it_rested_is_replaced(
-    postgres_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    store = Store(postgres_url)
-    with store.alone() as connection:
+def test_connection_that_broke_while_idle_is_replaced(postgres_url: str) -> None:
+    store = Store(postgres_url, ping_after_s=0.0)
+    with store.autocommit() as connection:
         (process,) = connection.execute(sa.text("SELECT pg_backend_pid()")).scalars()
     other = sa.create_engine(postgres_url, isolation_level="AUTOCOMMIT")
     with other.connect() as connection:
         connection.execute(sa.text(f"SELECT pg_terminate_backend({process}, 5000)"))
     other.dispose()
-    monkeypatch.setattr("server.store.database.TRUSTED_S", 0.0)
     store.submit(new_job(), REQUEST)
     assert store.count_in_state(State.WAITING) == 1
     store.close()
 
 
-def statements(store: Store) -> list[str]:
-    """What is said to the database from now on."""
-    said: list[str] = []
+def record_statements(store: Store) -> list[str]:
+    """Collect the statements that the store executes from now on."""
+    executed: list[str] = []
 
     @sa.event.listens_for(store._engine, "before_cursor_execute")
-    def note(_: object, __: object, statement: str, *___: object) -> None:
-        said.append(statement)
+    def record(_: object, __: object, statement: str, *___: object) -> None:
+        executed.append(statement)
 
-    return said
+    return executed
 
 
 def test_what_was_said_is_there_after_reopening(url: str) -> None:
@@ -96,7 +92,9 @@ def test_what_was_said_is_there_after_reopening(url: str) -> None:
     claimed = store.claim(110.0, POLICY)
     assert claimed is not None
     store.change(
-        job.id, 120.0, lambda j: job_state.beat(j, 1, 120.0, POLICY, job_state.Progress("render", 5, 9, 2.5))
+        job.id,
+        120.0,
+        lambda j: job_state.renew_lease(j, 1, 120.0, POLICY, job_state.StageProgress("render", 5, 9, 2.5)),
     )
     before = store.get(job.id)
     store.close()
@@ -104,7 +102,7 @@ def test_what_was_said_is_there_after_reopening(url: str) -> None:
     assert again.get(job.id) == before
     assert before is not None
     assert before.request == record.request == REQUEST
-    assert before.job.progress == job_state.Progress("render", 5, 9, 2.5)
+    assert before.job.progress == job_state.StageProgress("render", 5, 9, 2.5)
     again.close()
 
 
@@ -114,13 +112,13 @@ def test_the_migrations_make_the_tables_that_the_code_knows(store: Store) -> Non
 
 
 def test_entries_of_the_audit_log_cannot_be_changed(store: Store) -> None:
-    store.audit.add(audit.Entry(100.0, "server_started", {"marking": "required"}))
+    store.audit.add(audit.AuditEntry(100.0, "server_started", {"marking": "required"}))
     changes: list[dict[str, object]] = [{"facts": "{}"}, {"at": 1.0}, {"job_id": "x"}]
     for values in changes:
         change = sa.update(audit.AUDIT).values(**values)
         with pytest.raises(sa.exc.DBAPIError, match="append-only"), store._writer.begin() as connection:
             connection.execute(change)
-    store.audit.add(audit.Entry(200.0, "server_started", {}))
+    store.audit.add(audit.AuditEntry(200.0, "server_started", {}))
     assert [entry.facts for entry in store.audit.page()] == [{"marking": "required"}, {}]
     store.audit.delete_older(150.0)
     assert [entry.at for entry in store.audit.page()] == [200.0]
@@ -194,7 +192,7 @@ def test_turns(store: Store) -> None:
     other = new_job("small studio", at=50.0)
     for job in (first, second, urgent, other):
         store.submit(job, REQUEST)
-    turns = job_state.turns(store.waiting())
+    turns = job_state.queue_positions(store.waiting_jobs())
     assert [turns[job.id].position for job in (first, second, urgent, other)] == [1, 2, 0, 0]
     order = []
     while (record := store.claim(100.0 + len(order), POLICY)) is not None:
@@ -232,8 +230,8 @@ def test_tenants_see_their_own(store: Store) -> None:
     assert ([record.job.id for record in page], total) == ([mine[3].id, mine[2].id], 5)
     assert store.page("studio", offset=0, limit=9, created_from=2.0, created_to=3.0)[1] == 2
     assert store.page("studio", offset=0, limit=9, states=[State.FAILED])[1] == 0
-    assert store.page("studio", offset=0, limit=9, label="a/b")[1] == 5
-    assert store.page("studio", offset=0, limit=9, label="c/d")[1] == 0
+    assert store.page("studio", offset=0, limit=9, endpoint="a/b")[1] == 5
+    assert store.page("studio", offset=0, limit=9, endpoint="c/d")[1] == 0
 
 
 def test_only_ended_jobs_of_the_tenant_are_deleted(store: Store) -> None:
@@ -266,25 +264,25 @@ def test_the_outbox_holds_one_notice_per_ended_job(store: Store) -> None:
     store.claim(110.0, POLICY)
     done = store.change(job.id, 120.0, lambda j: job_state.succeed(j, 1, 120.0, Output("x.mp4", 2.0)))
     assert done.effects == {Effect.NOTIFY}
-    (notice,) = store.claim_notices(120.0, 10, 60.0)
+    (notice,) = store.claim_webhooks(120.0, 10, 60.0)
     assert (notice.job_id, notice.url, notice.tries) == (job.id, REQUEST.webhook_url, 0)
-    assert store.claim_notices(179.0, 10, 60.0) == [], "somebody else delivers it"
-    store.not_delivered(notice.id, "HTTP 503", 130.0)
-    assert store.claim_notices(129.0, 10, 60.0) == []
-    (again,) = store.claim_notices(130.0, 10, 60.0)
+    assert store.claim_webhooks(179.0, 10, 60.0) == [], "somebody else delivers it"
+    store.webhook_failed(notice.id, "HTTP 503", 130.0)
+    assert store.claim_webhooks(129.0, 10, 60.0) == []
+    (again,) = store.claim_webhooks(130.0, 10, 60.0)
     assert (again.id, again.tries, again.last_error) == (notice.id, 1, "HTTP 503")
-    (again,) = store.claim_notices(190.0, 10, 60.0)
+    (again,) = store.claim_webhooks(190.0, 10, 60.0)
     assert again.id == notice.id, "whoever had it is gone"
-    store.not_delivered(notice.id, "HTTP 503", None)
-    assert store.claim_notices(1e9, 10, 60.0) == []
-    assert [dead.id for dead in store.dead_notices(10)] == [notice.id]
-    assert store.count_notices() == (0, 1)
-    assert store.try_again(notice.id, 135.0)
-    assert not store.try_again(notice.id, 135.0)
-    assert [again.id for again in store.claim_notices(135.0, 10, 60.0)] == [notice.id]
-    store.delivered(notice.id, 140.0)
-    assert store.dead_notices(10) == []
-    assert store.count_notices() == (0, 0)
+    store.webhook_failed(notice.id, "HTTP 503", None)
+    assert store.claim_webhooks(1e9, 10, 60.0) == []
+    assert [dead.id for dead in store.dead_webhooks(10)] == [notice.id]
+    assert store.count_webhooks() == (0, 1)
+    assert store.retry_webhook(notice.id, 135.0)
+    assert not store.retry_webhook(notice.id, 135.0)
+    assert [again.id for again in store.claim_webhooks(135.0, 10, 60.0)] == [notice.id]
+    store.webhook_delivered(notice.id, 140.0)
+    assert store.dead_webhooks(10) == []
+    assert store.count_webhooks() == (0, 0)
 
 
 def test_a_key_submits_as_much_as_it_may(store: Store) -> None:
@@ -312,10 +310,10 @@ def test_who_comes_before_a_waiting_job(store: Store) -> None:
     mine = [new_job("mine", at=float(i)) for i in range(3)]
     for job in [*mine, *(new_job("busy", at=float(i)) for i in range(50)), new_job("calm", at=0.0)]:
         store.submit(job, REQUEST)
-    turns = job_state.turns(store.waiting())
+    turns = job_state.queue_positions(store.waiting_jobs())
     # In turns: of the busy tenant as many as of mine until then and one more, and the calm one's only one.
-    assert [turns[job.id] for job in mine] == [Turn(0, 2), Turn(1, 4), Turn(2, 6)]
-    assert store.oldest_waiting() == 0.0
+    assert [turns[job.id] for job in mine] == [QueuePosition(0, 2), QueuePosition(1, 4), QueuePosition(2, 6)]
+    assert store.oldest_waiting_at() == 0.0
 
 
 def test_limits_are_applied_to_all(store: Store) -> None:
@@ -327,7 +325,7 @@ def test_limits_are_applied_to_all(store: Store) -> None:
     store.submit(old, REQUEST)
     changed = {change.record.job.id: change.record.job for change in store.expire(1001.0, POLICY)}
     assert set(changed) == {old.id, lost.id}
-    assert changed[old.id].failure == job_state.WAITED_TOO_LONG
+    assert changed[old.id].failure == job_state.WAIT_TIMEOUT
     assert changed[lost.id].state is State.WAITING
 
 
@@ -393,17 +391,17 @@ class Both(RuleBasedStateMachine):
             assert changed.get(job.id, job) == after
             self.note(job, after)
 
-    @rule(data=st.data(), what=st.sampled_from(["cancel", "beat", "succeed", "fail", "hand_back", "confirm"]))
+    @rule(data=st.data(), what=st.sampled_from(["cancel", "beat", "succeed", "fail", "requeue", "confirm"]))
     @precondition(lambda self: self.model)
     def event(self, data: st.DataObject, what: str) -> None:
         job_id = data.draw(st.sampled_from(sorted(self.model)))
         fence, now = self.model[job_id].fence - data.draw(st.sampled_from([0, 0, 0, 1])), self.now
         transitions: dict[str, Callable[[Job], Job]] = {
             "cancel": lambda j: job_state.cancel(j, now),
-            "beat": lambda j: job_state.beat(j, fence, now, POLICY),
+            "beat": lambda j: job_state.renew_lease(j, fence, now, POLICY),
             "succeed": lambda j: job_state.succeed(j, fence, now, Output("x", 1.0)),
             "fail": lambda j: job_state.fail(j, fence, now, NO_FACE, POLICY),
-            "hand_back": lambda j: job_state.hand_back(j, fence, now),
+            "requeue": lambda j: job_state.requeue(j, fence, now),
             "confirm": lambda j: job_state.confirm_cancel(j, fence, now),
         }
         self.both(job_id, transitions[what])
