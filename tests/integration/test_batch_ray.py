@@ -200,7 +200,7 @@ def test_without_a_cluster(manifest: Path, tmp_path: Path, monkeypatch: pytest.M
 
 def test_without_ray(manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "lipsync_engine.batch.ray_backend", raising=False)
-    monkeypatch.delattr(batch, "ray_pool", raising=False)
+    monkeypatch.delattr(batch, "ray_backend", raising=False)
     monkeypatch.setitem(sys.modules, "ray", None)  # as where it is not installed
     with pytest.raises(ResourceError, match=r"lipsync-engine\[ray\]") as missing:
         next(run_batch(manifest, tmp_path / "out", QUICK, engine=BatchEngine.RAY))

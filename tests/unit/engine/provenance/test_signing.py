@@ -28,7 +28,7 @@ SIGNER = ROOT / "scripts" / "file_signer.py"
 MEMORY = """
 import resource, sys
 from pathlib import Path
-from lipsync_engine.credentials import *
+from lipsync_engine.provenance import *
 marker, file = Marker(Policy.REQUIRED, Path(sys.argv[1])), Path(sys.argv[2])
 marker.prepare(file)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
