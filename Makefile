@@ -1,4 +1,4 @@
-# `make demo` and `make test` are the two commands of the README; everything else serves them.
+# Targets for users: demo. For contributors: setup, lint, test, test-slow, lock (CONTRIBUTING.md).
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -7,8 +7,8 @@ BIN := $(VENV)/bin
 
 setup: $(VENV)/.installed
 
-# torch first and by exact version: where a wheel of that version is already at hand, perhaps one for the CPU, pip
-# takes it. Everything else is what requirements-dev.lock names, by its hash; the last line adds this package alone.
+# torch comes first, by exact version only, so that pip accepts any build of it (for example, one for the CPU). All other
+# libraries are those of requirements-dev.lock, checked by hash. The last line installs only this package.
 $(VENV)/.installed: pyproject.toml constraints.txt requirements-dev.lock
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet -c constraints.txt torch==2.13.0
@@ -25,7 +25,7 @@ demo: setup
 test: setup lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not gpu" -n 2 --dist loadfile --no-loadscope-reorder
 
-# What would make the suite too long for every day.
+# Tests that take too long for every day.
 test-slow: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "slow and not gpu" -n 2 --dist loadfile --no-loadscope-reorder
 
@@ -33,7 +33,7 @@ soak: MINUTES ?= 3
 soak: setup
 	$(BIN)/python -m tests.faults.soak --minutes $(MINUTES) --seed 1
 
-# Hostile input of every kind, about half an hour; the suite has a small share of it.
+# Hostile input of every kind, for about half an hour. The daily suite runs a small part of it.
 campaign: setup
 	$(BIN)/python -m tests.fuzz.campaign --out benchmarks/hostile.json
 
@@ -42,8 +42,8 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# After a change of constraints.txt or of the dependencies in pyproject.toml. The first lock is what the server
-# needs on a machine with a GPU; the second what `make setup` installs beside torch, so without torch's own CUDA.
+# Run this after changing constraints.txt or the dependencies in pyproject.toml. The first lock is for the server on a
+# machine with a GPU. The second is what `make setup` installs beside torch, so it excludes torch and its CUDA libraries.
 LOCK := $(BIN)/uv pip compile pyproject.toml -c constraints.txt --generate-hashes --universal \
 	--python-version 3.11 --no-annotate --no-header --quiet --no-emit-package pip
 TORCHS_OWN = $(shell grep -oE '^(torch|cuda-[a-z]+|nvidia-[a-z0-9-]+)==' constraints.txt | tr -d =)
@@ -51,11 +51,11 @@ lock: setup
 	$(LOCK) --extra postgresql --extra ray -o requirements.lock
 	$(LOCK) --extra dev $(TORCHS_OWN:%=--no-emit-package %) -o requirements-dev.lock
 
-# Known weaknesses of what the locks name.
+# Known vulnerabilities of the locked libraries.
 audit: setup
 	$(BIN)/python scripts/release/audit.py requirements.lock requirements-dev.lock
 
-# What the installation consists of, libraries and weights, for whoever has to know (CycloneDX 1.6).
+# Software bill of materials: libraries and weights, as CycloneDX 1.6.
 sbom: setup
 	$(BIN)/python scripts/release/sbom.py build/sbom.json
 

@@ -2,7 +2,7 @@
 
     LIPSYNC_SIGNING_COMMAND="python deploy/file_signer.py key.pem"
 
-Shows what such a command must do; one for a vault or an HSM does the same with a key that never leaves it.
+A command for a vault or an HSM does the same with a key that never leaves it.
 """
 
 import sys
@@ -13,6 +13,6 @@ from cryptography.hazmat.primitives.asymmetric import ec, utils
 
 key = serialization.load_pem_private_key(Path(sys.argv[1]).read_bytes(), None)
 if not isinstance(key, ec.EllipticCurvePrivateKey):
-    sys.exit("the key is not of the kind P-256")
+    sys.exit("the key is not a P-256 key")
 r, s = utils.decode_dss_signature(key.sign(sys.stdin.buffer.read(), ec.ECDSA(hashes.SHA256())))
 sys.stdout.buffer.write(r.to_bytes(32, "big") + s.to_bytes(32, "big"))
