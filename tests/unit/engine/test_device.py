@@ -22,21 +22,19 @@ def _no_setting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("LIPSYNC_DEVICE", raising=False)
 
 
-@pytest.mark.parametrize(
-    ("hardware", "device", "dtype", "reason"),
-    [
+def test_the_best_there_is(subtests: pytest.Subtests) -> None:
+    for hardware, device, dtype, reason in [
         (HOPPER, "cuda:0", torch.float16, "H100"),
         (TURING, "cuda:0", torch.float16, "T4"),
         (VOLTA, "cuda:0", torch.float32, "V100"),
         (APPLE, "mps", torch.float32, "Apple"),
         (NO_DRIVER, "cpu", torch.float32, "no CUDA device is visible"),
         (NOTHING, "cpu", torch.float32, "build of PyTorch"),
-    ],
-)
-def test_the_best_there_is(hardware: Hardware, device: str, dtype: torch.dtype, reason: str) -> None:
-    choice = choose_device(None, None, hardware=hardware)
-    assert (str(choice.device), choice.dtype) == (device, dtype)
-    assert reason in choice.reason
+    ]:
+        with subtests.test(hardware=hardware, device=device, dtype=dtype, reason=reason):
+            choice = choose_device(None, None, hardware=hardware)
+            assert (str(choice.device), choice.dtype) == (device, dtype)
+            assert reason in choice.reason
 
 
 def test_this_machine_has_something() -> None:
@@ -61,28 +59,33 @@ def test_the_environment_decides_only_where_nothing_was_asked(monkeypatch: pytes
     assert str(choose_device("cuda", None, hardware=HOPPER).device) == "cuda:0"
 
 
-@pytest.mark.parametrize(
-    ("device", "dtype", "hardware", "advice"),
-    [
+def test_what_is_not_there(subtests: pytest.Subtests) -> None:
+    for device, dtype, hardware, advice in [
         ("cuda", None, NOTHING, "install its CUDA build"),
         ("cuda", None, NO_DRIVER, "nvidia-smi"),
         ("cuda:2", None, HOPPER, "cuda:0 … cuda:1"),
         ("mps", None, HOPPER, "cpu or cuda"),
         ("cuda", "bf16", TURING, "use fp16 or fp32"),
-    ],
-)
-def test_what_is_not_there(device: str, dtype: str | None, hardware: Hardware, advice: str) -> None:
-    with pytest.raises(ResourceError, match=advice) as caught:
-        choose_device(device, dtype, hardware=hardware)
-    assert caught.value.code is ErrorCode.DEVICE_UNAVAILABLE
+    ]:
+        with subtests.test(device=device, dtype=dtype, hardware=hardware, advice=advice):
+            with pytest.raises(ResourceError, match=advice) as caught:
+                choose_device(device, dtype, hardware=hardware)
+            assert caught.value.code is ErrorCode.DEVICE_UNAVAILABLE
 
 
-@pytest.mark.parametrize(
-    ("device", "dtype"), [("gpu", None), ("cuda:-1", None), ("cuda:x", None), ("", "fp8"), ("cpu", "float16")]
-)
-def test_names_that_do_not_exist(device: str, dtype: str | None) -> None:
-    with pytest.raises(ParameterError, match="does not exist"):
-        choose_device(device, dtype, hardware=HOPPER)
+def test_names_that_do_not_exist(subtests: pytest.Subtests) -> None:
+    for device, dtype in [
+        ("gpu", None),
+        ("cuda:-1", None),
+        ("cuda:x", None),
+        ("", "fp8"),
+        ("cpu", "float16"),
+    ]:
+        with (
+            subtests.test(device=device, dtype=dtype),
+            pytest.raises(ParameterError, match="does not exist"),
+        ):
+            choose_device(device, dtype, hardware=HOPPER)
 
 
 def test_importing_it_starts_no_gpu() -> None:

@@ -54,16 +54,17 @@ def whispers(samples: np.ndarray) -> np.ndarray:
     return log_mel_spectrogram(torch.from_numpy(samples.astype(np.float32) / 32768)).numpy()
 
 
-@pytest.mark.parametrize("n_samples", LENGTHS)
-def test_equals_whisper_over_the_whole_file(tmp_path: Path, n_samples: int) -> None:
-    samples = voice(n_samples)
-    mel = write(tmp_path / "mel", np.array_split(samples, 7))
-    expected = whole(samples)
-    assert mel.frames == n_samples // 160 == expected.shape[1]
-    assert np.abs(mel.read(0, mel.frames) - expected).max() <= 1e-6
-    rounding = np.abs(mel.read(0, mel.frames) - whispers(samples))  # whisper's own, in float32
-    assert rounding.max() <= 2e-4
-    assert rounding.mean() <= 1e-6
+def test_equals_whisper_over_the_whole_file(subtests: pytest.Subtests, tmp_path: Path) -> None:
+    for n_samples in LENGTHS:
+        with subtests.test(n_samples=n_samples):
+            samples = voice(n_samples)
+            mel = write(tmp_path / "mel", np.array_split(samples, 7))
+            expected = whole(samples)
+            assert mel.frames == n_samples // 160 == expected.shape[1]
+            assert np.abs(mel.read(0, mel.frames) - expected).max() <= 1e-6
+            rounding = np.abs(mel.read(0, mel.frames) - whispers(samples))  # whisper's own, in float32
+            assert rounding.max() <= 2e-4
+            assert rounding.mean() <= 1e-6
 
 
 def test_a_peak_at_the_very_end_sets_the_scale_of_the_start(tmp_path: Path) -> None:
@@ -75,21 +76,22 @@ def test_a_peak_at_the_very_end_sets_the_scale_of_the_start(tmp_path: Path) -> N
     assert np.abs(start - whole(samples[:-500])[:, :100]).max() > 0.1  # without that end it would differ
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_chunks_do_not_change_a_bit(tmp_path: Path, seed: int) -> None:
-    rng = np.random.default_rng(seed)
-    samples = voice(2 * BLOCK + int(rng.integers(0, 5000)))
-    largest = (300, 5000, 70000, 600000)[seed]
-    cuts = np.cumsum(rng.integers(0, largest, size=4 * len(samples) // largest + 4))
-    edges = [0, *cuts[cuts < len(samples)], len(samples)]
-    at_once = write(tmp_path / "a", [samples])
-    in_parts = write(tmp_path / "b", (samples[a:b] for a, b in pairwise(edges)))
-    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
-    assert (at_once.frames, at_once.n_samples, at_once.peak) == (
-        in_parts.frames,
-        in_parts.n_samples,
-        in_parts.peak,
-    )
+def test_chunks_do_not_change_a_bit(subtests: pytest.Subtests, tmp_path: Path) -> None:
+    for seed in range(4):
+        with subtests.test(seed=seed):
+            rng = np.random.default_rng(seed)
+            samples = voice(2 * BLOCK + int(rng.integers(0, 5000)))
+            largest = (300, 5000, 70000, 600000)[seed]
+            cuts = np.cumsum(rng.integers(0, largest, size=4 * len(samples) // largest + 4))
+            edges = [0, *cuts[cuts < len(samples)], len(samples)]
+            at_once = write(tmp_path / "a", [samples])
+            in_parts = write(tmp_path / "b", (samples[a:b] for a, b in pairwise(edges)))
+            assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+            assert (at_once.frames, at_once.n_samples, at_once.peak) == (
+                in_parts.frames,
+                in_parts.n_samples,
+                in_parts.peak,
+            )
 
 
 def test_single_samples(tmp_path: Path) -> None:
@@ -106,14 +108,17 @@ def test_reading_in_parts_equals_reading_at_once(tmp_path: Path) -> None:
     assert mel.read(mel.frames, mel.frames + 10).shape == (80, 0)
 
 
-@pytest.mark.parametrize("n_samples", [0, 1, 199, 201, 319])
-def test_too_short_is_filled_with_silence_and_keeps_its_duration(tmp_path: Path, n_samples: int) -> None:
-    samples = voice(n_samples, seed=3)
-    mel = write(tmp_path / "mel", [samples])
-    assert (mel.frames, mel.n_samples) == (2, n_samples)
-    assert mel.duration_s == n_samples / 16000
-    filled = np.concatenate([samples, np.zeros(320 - n_samples, dtype=np.int16)])
-    assert np.abs(mel.read(0, 2) - whole(filled)).max() <= 1e-6
+def test_too_short_is_filled_with_silence_and_keeps_its_duration(
+    subtests: pytest.Subtests, tmp_path: Path
+) -> None:
+    for n_samples in [0, 1, 199, 201, 319]:
+        with subtests.test(n_samples=n_samples):
+            samples = voice(n_samples, seed=3)
+            mel = write(tmp_path / "mel", [samples])
+            assert (mel.frames, mel.n_samples) == (2, n_samples)
+            assert mel.duration_s == n_samples / 16000
+            filled = np.concatenate([samples, np.zeros(320 - n_samples, dtype=np.int16)])
+            assert np.abs(mel.read(0, 2) - whole(filled)).max() <= 1e-6
 
 
 def test_silence_is_what_silence_shows(tmp_path: Path) -> None:

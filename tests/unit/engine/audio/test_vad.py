@@ -76,44 +76,48 @@ def check(sound: np.ndarray, words: np.ndarray, pauses: Spans, path: Path, open_
     assert np.mean(gate_of(sound, path, words) >= 0.99) >= open_share
 
 
-@pytest.mark.parametrize("noise", ["none", "white", "pink", "hum", "chord"])
-def test_closed_in_pauses_and_open_in_words(tmp_path: Path, noise: str) -> None:
-    rng = np.random.default_rng(0)
-    sound, words, pauses = talk(rng)
-    if noise != "none":
-        power = np.mean(np.square(sound[sound != 0]))
-        sound = sound + noises(len(sound), power, rng)[noise]
-    check(sound, inside(words), pauses, tmp_path / "mel")
+def test_closed_in_pauses_and_open_in_words(subtests: pytest.Subtests, tmp_path: Path) -> None:
+    for noise in ["none", "white", "pink", "hum", "chord"]:
+        with subtests.test(noise=noise):
+            rng = np.random.default_rng(0)
+            sound, words, pauses = talk(rng)
+            if noise != "none":
+                power = np.mean(np.square(sound[sound != 0]))
+                sound = sound + noises(len(sound), power, rng)[noise]
+            check(sound, inside(words), pauses, tmp_path / "mel")
 
 
 RECORDINGS = ["media/speech_10s.wav", "parity/whisper_small_short.wav", "parity/whisper_small_long.wav"]
 
 
-@pytest.mark.parametrize("noise", ["none", "white", "pink", "hum", "chord"])
-@pytest.mark.parametrize("name", RECORDINGS)
-def test_recordings_with_pauses_put_in(tmp_path: Path, name: str, noise: str) -> None:
+def test_recordings_with_pauses_put_in(subtests: pytest.Subtests, tmp_path: Path) -> None:
     """Silences of 1-2 s at soft places of real recordings; words by the clean sound's own envelope."""
-    if not (SHARED / name).exists():
-        pytest.skip(f"no {SHARED / name}")
-    with wave.open(str(SHARED / name)) as file:
-        recording = np.frombuffer(file.readframes(file.getnframes()), np.int16) / 32768
-    parts, pauses, at = [], [], 0
-    level = envelope_db(recording)
-    for k, goal_s in enumerate(np.arange(2.2, len(recording) / RATE - 1, 2.2)):
-        low = round(goal_s * 100) - 60
-        cut = (low + int(np.argmin(np.convolve(level, np.ones(7) / 7, "same")[low : low + 120]))) * 160
-        parts += [recording[at:cut], np.zeros((2 + k % 3) * RATE // 2)]
-        stop = sum(map(len, parts))
-        pauses.append(((stop - len(parts[-1])) / RATE, stop / RATE))
-        at = cut
-    sound = np.concatenate([*parts, recording[at:]])
-    level = envelope_db(sound)
-    words = np.flatnonzero(level > np.percentile(level, 98) - 38) / 100
-    if noise != "none":
-        power = np.mean(np.square(sound[sound != 0]))
-        sound = sound + noises(len(sound), power, np.random.default_rng(0))[noise]
-    # A soft end of a word may drown in the noise.
-    check(sound, words, pauses, tmp_path / "mel", open_share=1.0 if noise == "none" else 0.995)
+    for noise in ["none", "white", "pink", "hum", "chord"]:
+        for name in RECORDINGS:
+            with subtests.test(noise=noise, name=name):
+                if not (SHARED / name).exists():
+                    pytest.skip(f"no {SHARED / name}")
+                with wave.open(str(SHARED / name)) as file:
+                    recording = np.frombuffer(file.readframes(file.getnframes()), np.int16) / 32768
+                parts, pauses, at = [], [], 0
+                level = envelope_db(recording)
+                for k, goal_s in enumerate(np.arange(2.2, len(recording) / RATE - 1, 2.2)):
+                    low = round(goal_s * 100) - 60
+                    cut = (
+                        low + int(np.argmin(np.convolve(level, np.ones(7) / 7, "same")[low : low + 120]))
+                    ) * 160
+                    parts += [recording[at:cut], np.zeros((2 + k % 3) * RATE // 2)]
+                    stop = sum(map(len, parts))
+                    pauses.append(((stop - len(parts[-1])) / RATE, stop / RATE))
+                    at = cut
+                sound = np.concatenate([*parts, recording[at:]])
+                level = envelope_db(sound)
+                words = np.flatnonzero(level > np.percentile(level, 98) - 38) / 100
+                if noise != "none":
+                    power = np.mean(np.square(sound[sound != 0]))
+                    sound = sound + noises(len(sound), power, np.random.default_rng(0))[noise]
+                # A soft end of a word may drown in the noise.
+                check(sound, words, pauses, tmp_path / "mel", open_share=1.0 if noise == "none" else 0.995)
 
 
 def envelope_db(sound: np.ndarray) -> np.ndarray:
@@ -146,18 +150,19 @@ def test_a_short_gap_is_no_rest_and_a_longer_one_is(tmp_path: Path) -> None:
         assert gate.min() == (0.0 if rests else 1.0), gap_s
 
 
-@pytest.mark.parametrize("name", ["zeros", "dither", "soft noise", "loud noise", "tone"])
-def test_nobody_speaks(tmp_path: Path, name: str) -> None:
-    rng = np.random.default_rng(0)
-    n = 8 * RATE
-    sound = {
-        "zeros": np.zeros(n),
-        "dither": rng.integers(-1, 2, n) / 32768,
-        "soft noise": rng.standard_normal(n) * 0.003,
-        "loud noise": rng.standard_normal(n) * 0.1,
-        "tone": 0.3 * np.sin(np.arange(n) * 0.3),
-    }[name]
-    assert not gate_of(sound, tmp_path / "mel", np.arange(0, 8.2, 0.04)).any()
+def test_nobody_speaks(subtests: pytest.Subtests, tmp_path: Path) -> None:
+    for name in ["zeros", "dither", "soft noise", "loud noise", "tone"]:
+        with subtests.test(name=name):
+            rng = np.random.default_rng(0)
+            n = 8 * RATE
+            sound = {
+                "zeros": np.zeros(n),
+                "dither": rng.integers(-1, 2, n) / 32768,
+                "soft noise": rng.standard_normal(n) * 0.003,
+                "loud noise": rng.standard_normal(n) * 0.1,
+                "tone": 0.3 * np.sin(np.arange(n) * 0.3),
+            }[name]
+            assert not gate_of(sound, tmp_path / "mel", np.arange(0, 8.2, 0.04)).any()
 
 
 def test_a_few_words_in_a_long_silence(tmp_path: Path) -> None:

@@ -59,14 +59,15 @@ def psnr(a: Array, b: Array) -> float:
 # --- geometry ---
 
 
-@pytest.mark.parametrize("resolution", [64, 128, 256, 512])
-@pytest.mark.parametrize("turn", [-2.0, -0.3, 0.0, 0.7])
-def test_a_moved_template_comes_back_to_its_place(resolution: int, turn: float) -> None:
-    template = align.template_points(resolution)
-    points = face_points((731.3, 402.8), 97.2, turn)
-    matrix = align.solve_matrix(points, resolution)
-    landed = points @ matrix[:, :2].T + matrix[:, 2]
-    np.testing.assert_allclose(landed, template, atol=2e-3)
+def test_a_moved_template_comes_back_to_its_place(subtests: pytest.Subtests) -> None:
+    for resolution in [64, 128, 256, 512]:
+        for turn in [-2.0, -0.3, 0.0, 0.7]:
+            with subtests.test(resolution=resolution, turn=turn):
+                template = align.template_points(resolution)
+                points = face_points((731.3, 402.8), 97.2, turn)
+                matrix = align.solve_matrix(points, resolution)
+                landed = points @ matrix[:, :2].T + matrix[:, 2]
+                np.testing.assert_allclose(landed, template, atol=2e-3)
 
 
 def test_a_mirrored_face_is_not_mirrored_back() -> None:
@@ -119,30 +120,31 @@ def test_the_crop_is_the_references_on_smooth_pictures(brow_distance: float) -> 
 # --- there and back ---
 
 
-@pytest.mark.parametrize("resolution", [256, 512])
-@pytest.mark.parametrize("face_width", [48, 125, 230])
-@pytest.mark.parametrize("turn", [0.0, 0.35])
-def test_an_unchanged_face_comes_back_unchanged(resolution: int, face_width: int, turn: float) -> None:
+def test_an_unchanged_face_comes_back_unchanged(subtests: pytest.Subtests) -> None:
     """Faces of at most the model's resolution; a larger one loses what the model cannot hold."""
-    size = face_width * 4
-    picture = natural_picture(size, size, seed=face_width)
-    centre = (size / 2 + 0.37, size / 2.3 + 0.81)
-    matrix = align.solve_matrix(face_points(centre, face_width / 2.2, turn), resolution)
-    crop = align.crop_face(picture, matrix, resolution)
-    weight = compositor.soft_mask(keep_mask(resolution))
-    rgb, alpha = compositor.paste_face((size, size), crop, weight, matrix)
-    assert rgb.dtype == alpha.dtype == np.float32
-    inside = alpha > 0.99
-    assert inside.sum() > 400
-    assert psnr(rgb[inside], picture[inside]) > 40
+    for resolution in [256, 512]:
+        for face_width in [48, 125, 230]:
+            for turn in [0.0, 0.35]:
+                with subtests.test(resolution=resolution, face_width=face_width, turn=turn):
+                    size = face_width * 4
+                    picture = natural_picture(size, size, seed=face_width)
+                    centre = (size / 2 + 0.37, size / 2.3 + 0.81)
+                    matrix = align.solve_matrix(face_points(centre, face_width / 2.2, turn), resolution)
+                    crop = align.crop_face(picture, matrix, resolution)
+                    weight = compositor.soft_mask(keep_mask(resolution))
+                    rgb, alpha = compositor.paste_face((size, size), crop, weight, matrix)
+                    assert rgb.dtype == alpha.dtype == np.float32
+                    inside = alpha > 0.99
+                    assert inside.sum() > 400
+                    assert psnr(rgb[inside], picture[inside]) > 40
 
-    u, v = np.meshgrid(np.arange(size, dtype=np.float64), np.arange(size, dtype=np.float64))
-    landed = np.stack([u, v, np.ones_like(u)], axis=-1) @ matrix.astype(np.float64).T
-    width, height = align.crop_size(resolution)
-    outside = ((landed < -0.5) | (landed > (width - 0.5, height - 0.5))).any(axis=-1)
-    assert (alpha[outside] == 0).all()
-    assert alpha.min() >= 0
-    assert alpha.max() <= 1
+                    u, v = np.meshgrid(np.arange(size, dtype=np.float64), np.arange(size, dtype=np.float64))
+                    landed = np.stack([u, v, np.ones_like(u)], axis=-1) @ matrix.astype(np.float64).T
+                    width, height = align.crop_size(resolution)
+                    outside = ((landed < -0.5) | (landed > (width - 0.5, height - 0.5))).any(axis=-1)
+                    assert (alpha[outside] == 0).all()
+                    assert alpha.min() >= 0
+                    assert alpha.max() <= 1
 
 
 def test_detail_too_fine_for_the_picture_does_not_alias() -> None:
@@ -157,55 +159,54 @@ def test_detail_too_fine_for_the_picture_does_not_alias() -> None:
     assert rgb[inside].mean() == pytest.approx(127.5, abs=2)
 
 
-@pytest.mark.parametrize(("upright", "limit"), [(True, 15), (False, 6)])
-@pytest.mark.parametrize("turn", [0.0, math.pi / 2])
-def test_detail_too_fine_for_the_model_does_not_alias(upright: bool, limit: float, turn: float) -> None:
+def test_detail_too_fine_for_the_model_does_not_alias(subtests: pytest.Subtests) -> None:
     """A large face: stripes between the square's pixels fade to grey, most where the square is coarse."""
-    stripes = np.tile(np.array([0.0, 255.0], dtype=np.float32).repeat(2), 300)
-    picture = np.broadcast_to(stripes[None, :, None], (1200, 1200, 3))
-    if upright != (turn == 0):  # upright in the face's own directions
-        picture = picture.transpose(1, 0, 2)
-    matrix = align.solve_matrix(face_points((600, 600), 250, turn), 128)
-    crop = align.crop_face(np.ascontiguousarray(picture), matrix, 128)
-    assert crop.std() < limit  # unfiltered: 127
+    for upright, limit in [(True, 15), (False, 6)]:
+        for turn in [0.0, math.pi / 2]:
+            with subtests.test(upright=upright, limit=limit, turn=turn):
+                stripes = np.tile(np.array([0.0, 255.0], dtype=np.float32).repeat(2), 300)
+                picture = np.broadcast_to(stripes[None, :, None], (1200, 1200, 3))
+                if upright != (turn == 0):  # upright in the face's own directions
+                    picture = picture.transpose(1, 0, 2)
+                matrix = align.solve_matrix(face_points((600, 600), 250, turn), 128)
+                crop = align.crop_face(np.ascontiguousarray(picture), matrix, 128)
+                assert crop.std() < limit  # unfiltered: 127
 
 
-@pytest.mark.parametrize(("resolution", "brow_distance"), [(64, 9.0), (64, 40.0), (64, 160.0), (16, 60.0)])
-@pytest.mark.parametrize("centre", [(150.0, 110.0), (10.0, 30.0), (295.0, 215.0), (150.0, -20.0)])
-def test_the_region_is_all_that_is_needed(
-    resolution: int, brow_distance: float, centre: tuple[float, float]
-) -> None:
+def test_the_region_is_all_that_is_needed(subtests: pytest.Subtests) -> None:
     """Cropping and pasting through the region equals doing it on the whole picture, at borders too."""
-    picture = natural_picture(221, 301)
-    matrix = align.solve_matrix(face_points(centre, brow_distance, 0.3), resolution)
-    box = align.face_region(matrix, resolution, 301, 221)
-    x0, y0, x1, y1 = box
-    local = align.shift_matrix(matrix, box)
-    whole = align.crop_face(picture, matrix, resolution)
-    part = align.crop_face(np.ascontiguousarray(picture[y0:y1, x0:x1]), local, resolution)
-    np.testing.assert_allclose(part, whole, atol=1.0)  # positions round to 1/32 pixel differently
-    assert np.abs(part - whole).mean() < 0.05
+    for resolution, brow_distance in [(64, 9.0), (64, 40.0), (64, 160.0), (16, 60.0)]:
+        for centre in [(150.0, 110.0), (10.0, 30.0), (295.0, 215.0), (150.0, -20.0)]:
+            with subtests.test(resolution=resolution, brow_distance=brow_distance, centre=centre):
+                picture = natural_picture(221, 301)
+                matrix = align.solve_matrix(face_points(centre, brow_distance, 0.3), resolution)
+                box = align.face_region(matrix, resolution, 301, 221)
+                x0, y0, x1, y1 = box
+                local = align.shift_matrix(matrix, box)
+                whole = align.crop_face(picture, matrix, resolution)
+                part = align.crop_face(np.ascontiguousarray(picture[y0:y1, x0:x1]), local, resolution)
+                np.testing.assert_allclose(part, whole, atol=1.0)  # positions round to 1/32 pixel differently
+                assert np.abs(part - whole).mean() < 0.05
 
-    weight = compositor.soft_mask(keep_mask(resolution))
-    _, alpha = compositor.paste_face((221, 301), whole, weight, matrix)
-    _, local_alpha = compositor.paste_face((y1 - y0, x1 - x0), whole, weight, local)
-    np.testing.assert_allclose(local_alpha, alpha[y0:y1, x0:x1], atol=0.05)
-    alpha[y0:y1, x0:x1] = 0
-    assert (alpha == 0).all()
+                weight = compositor.soft_mask(keep_mask(resolution))
+                _, alpha = compositor.paste_face((221, 301), whole, weight, matrix)
+                _, local_alpha = compositor.paste_face((y1 - y0, x1 - x0), whole, weight, local)
+                np.testing.assert_allclose(local_alpha, alpha[y0:y1, x0:x1], atol=0.05)
+                alpha[y0:y1, x0:x1] = 0
+                assert (alpha == 0).all()
 
 
-@pytest.mark.parametrize("centre", [(50, 50), (-900, 20), (5000, 40), (60, -700), (33, 9000)])
-@pytest.mark.parametrize("size", [(101, 67), (100, 66), (3, 2)])
-def test_regions_are_even_and_inside_even_for_faces_that_are_not(
-    centre: tuple[float, float], size: tuple[int, int]
-) -> None:
-    matrix = align.solve_matrix(face_points(centre, 20), 64)
-    x0, y0, x1, y1 = align.face_region(matrix, 64, *size)
-    assert 0 <= x0 < x1 <= size[0]
-    assert 0 <= y0 < y1 <= size[1]
-    assert x0 % 2 == y0 % 2 == 0
-    assert x1 % 2 == 0 or x1 == size[0]
-    assert y1 % 2 == 0 or y1 == size[1]
+def test_regions_are_even_and_inside_even_for_faces_that_are_not(subtests: pytest.Subtests) -> None:
+    for centre in [(50, 50), (-900, 20), (5000, 40), (60, -700), (33, 9000)]:
+        for size in [(101, 67), (100, 66), (3, 2)]:
+            with subtests.test(centre=centre, size=size):
+                matrix = align.solve_matrix(face_points(centre, 20), 64)
+                x0, y0, x1, y1 = align.face_region(matrix, 64, *size)
+                assert 0 <= x0 < x1 <= size[0]
+                assert 0 <= y0 < y1 <= size[1]
+                assert x0 % 2 == y0 % 2 == 0
+                assert x1 % 2 == 0 or x1 == size[0]
+                assert y1 % 2 == 0 or y1 == size[1]
 
 
 def test_a_face_that_leaves_the_picture_is_continued_not_cut() -> None:
@@ -218,16 +219,21 @@ def test_a_face_that_leaves_the_picture_is_continued_not_cut() -> None:
 # --- the soft edge ---
 
 
-@pytest.mark.parametrize("resolution", [64, 128, 256, 512])
-def test_the_soft_mask_shows_the_generated_part_and_fades_before_the_border(resolution: int) -> None:
-    mask = keep_mask(resolution)
-    weight = compositor.soft_mask(mask)
-    assert weight.dtype == np.float32
-    assert (weight[mask < 0.5] == 1).all()
-    border = np.concatenate([weight[0], weight[-1], weight[:, 0], weight[:, -1]])
-    assert (border == 0).all()
-    distance = cv2.distanceTransform((mask >= 0.5).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
-    assert (weight[distance > 0.04 * resolution] == 0).all()  # nowhere further out than a few percent
+def test_the_soft_mask_shows_the_generated_part_and_fades_before_the_border(
+    subtests: pytest.Subtests,
+) -> None:
+    for resolution in [64, 128, 256, 512]:
+        with subtests.test(resolution=resolution):
+            mask = keep_mask(resolution)
+            weight = compositor.soft_mask(mask)
+            assert weight.dtype == np.float32
+            assert (weight[mask < 0.5] == 1).all()
+            border = np.concatenate([weight[0], weight[-1], weight[:, 0], weight[:, -1]])
+            assert (border == 0).all()
+            distance = cv2.distanceTransform(
+                (mask >= 0.5).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE
+            )
+            assert (weight[distance > 0.04 * resolution] == 0).all()  # nowhere further out than a few percent
 
 
 def test_the_soft_mask_has_no_kink() -> None:

@@ -142,13 +142,18 @@ def two_people() -> FaceTracks:
     return track([[face(150, 150, size=70), face(450, 150, size=110)] for _ in range(50)])
 
 
-@pytest.mark.parametrize(
-    ("text", "x"),
-    [("largest", 450), ("left", 150), ("right", 450), ("0", 150), ("1", 450), ("160,140@0.5", 150)],
-)
-def test_who_speaks(text: str, x: float) -> None:
-    path = choose_speaker(two_people(), FaceChoice.parse(text), 60.0)
-    assert np.allclose(path.points[:, 2, 0], x, atol=0.5)
+def test_who_speaks(subtests: pytest.Subtests) -> None:
+    for text, x in [
+        ("largest", 450),
+        ("left", 150),
+        ("right", 450),
+        ("0", 150),
+        ("1", 450),
+        ("160,140@0.5", 150),
+    ]:
+        with subtests.test(text=text, x=x):
+            path = choose_speaker(two_people(), FaceChoice.parse(text), 60.0)
+            assert np.allclose(path.points[:, 2, 0], x, atol=0.5)
 
 
 def test_a_mask_selects_the_face_under_it() -> None:
@@ -216,25 +221,24 @@ def test_nobody_and_not_that_one() -> None:
     assert "2 face" in other.value.message
 
 
-@pytest.mark.parametrize(
-    "entry",
-    [
+def test_faces_given_by_the_user(subtests: pytest.Subtests, tmp_path: Path) -> None:
+    for entry in [
         {"frame": 3, "box": [100, 100, 200, 220]},
         {"frame": 3, "points": [[120, 130], [180, 130], [150, 160]]},
         {"frame": 3, "landmarks106": [[150 + i % 10, 150 + i // 10] for i in range(106)]},
-    ],
-    ids=["box", "points", "landmarks106"],
-)
-def test_faces_given_by_the_user(entry: dict[str, object], tmp_path: Path) -> None:
-    tracker = FaceTracker(None, WIDTH, HEIGHT)
-    for i in range(10):
-        tracker.add(i / FPS, picture())
-    path = tmp_path / "faces.json"
-    path.write_text(json.dumps({"frames": [entry, {**entry, "frame": 7}]}))
-    given = choose_speaker(faces.load_faces_file(path, tracker.snapshot(is_complete=True)), LARGEST, 60.0)
-    assert given.weight.min() == 1.0  # the frames between and around follow the rule for gaps
-    assert np.ptp(given.points[:, 2, 0]) < 1e-3
-    assert 100 < given.points[0, 2, 0] < 200
+    ]:
+        with subtests.test(entry=entry):
+            tracker = FaceTracker(None, WIDTH, HEIGHT)
+            for i in range(10):
+                tracker.add(i / FPS, picture())
+            path = tmp_path / "faces.json"
+            path.write_text(json.dumps({"frames": [entry, {**entry, "frame": 7}]}))
+            given = choose_speaker(
+                faces.load_faces_file(path, tracker.snapshot(is_complete=True)), LARGEST, 60.0
+            )
+            assert given.weight.min() == 1.0  # the frames between and around follow the rule for gaps
+            assert np.ptp(given.points[:, 2, 0]) < 1e-3
+            assert 100 < given.points[0, 2, 0] < 200
 
 
 @pytest.mark.parametrize(

@@ -25,10 +25,11 @@ def test_reference_length_matches_the_published_examples() -> None:
     assert [timeline.count_reference_audio_frames(n) for n in (617, 1851, 10)] == [310, 927, 7]
 
 
-@pytest.mark.parametrize("fps", [Fraction(25), Fraction(30000, 1001), Fraction(60), Fraction(12)])
-def test_conform_is_the_identity_at_the_source_rate(fps: Fraction) -> None:
-    pts = np.arange(700) / float(fps)
-    assert timeline.conform_to_rate(pts, fps, fps).tolist() == list(range(700))
+def test_conform_is_the_identity_at_the_source_rate(subtests: pytest.Subtests) -> None:
+    for fps in [Fraction(25), Fraction(30000, 1001), Fraction(60), Fraction(12)]:
+        with subtests.test(fps=fps):
+            pts = np.arange(700) / float(fps)
+            assert timeline.conform_to_rate(pts, fps, fps).tolist() == list(range(700))
 
 
 def test_conform_of_a_variable_rate_shows_each_frame_while_it_lasts() -> None:
@@ -45,17 +46,15 @@ def test_conform_changes_rate_without_changing_duration() -> None:
     assert np.abs(pts[shown] - np.arange(250) / 25).max() <= 1 / 30
 
 
-@pytest.mark.parametrize(
-    ("mode", "expected"),
-    [
+def test_loop_modes(subtests: pytest.Subtests) -> None:
+    for mode, expected in [
         (LoopMode.PINGPONG, [0, 1, 2, 3, 2, 1, 0, 1, 2, 3]),
         (LoopMode.LOOP, [0, 1, 2, 3, 0, 1, 2, 3, 0, 1]),
         (LoopMode.FREEZE, [0, 1, 2, 3, 3, 3, 3, 3, 3, 3]),
         (LoopMode.REMAP, [0, 0, 1, 1, 1, 2, 2, 3, 3, 3]),
-    ],
-)
-def test_loop_modes(mode: LoopMode, expected: list[int]) -> None:
-    assert timeline.source_order(4, 10, mode, Tail.CUT).tolist() == expected
+    ]:
+        with subtests.test(mode=mode, expected=expected):
+            assert timeline.source_order(4, 10, mode, Tail.CUT).tolist() == expected
 
 
 def test_reference_pingpong_repeats_the_end_frames() -> None:

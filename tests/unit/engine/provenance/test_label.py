@@ -18,22 +18,25 @@ def grey(width: int, height: int, level: int, chroma: Chroma = Chroma.C420) -> F
     )
 
 
-@pytest.mark.parametrize("level", [20, 120, 230])
-@pytest.mark.parametrize(("width", "height"), [(640, 360), (1080, 1920), (321, 181)])
-def test_white_on_dark_in_the_lower_left_corner(width: int, height: int, level: int) -> None:
-    frame = grey(width, height, level, Chroma.C444 if width % 2 else Chroma.C420)
-    shown = Label(frame.format, 1.0).put(frame)
-    changed = np.argwhere(shown.y != frame.y)
-    (top, left), (bottom, right) = changed.min(axis=0), changed.max(axis=0)
-    short = min(width, height)
-    assert 0 < left < short / 12
-    assert height - short / 6 < top < bottom < height
-    assert right - left < 0.7 * short
-    assert HEIGHT * short * 0.8 < bottom - top < HEIGHT * short * 2.5
-    text = region_to_rgb(shown, (0, 0, width, height))[top : bottom + 1, left : right + 1].mean(axis=-1)
-    assert (text > 200).mean() > 0.08
-    assert (text < 60).mean() > 0.1
-    assert np.array_equal(shown.u, frame.u)
+def test_white_on_dark_in_the_lower_left_corner(subtests: pytest.Subtests) -> None:
+    for level in [20, 120, 230]:
+        for width, height in [(640, 360), (1080, 1920), (321, 181)]:
+            with subtests.test(level=level, width=width, height=height):
+                frame = grey(width, height, level, Chroma.C444 if width % 2 else Chroma.C420)
+                shown = Label(frame.format, 1.0).put(frame)
+                changed = np.argwhere(shown.y != frame.y)
+                (top, left), (bottom, right) = changed.min(axis=0), changed.max(axis=0)
+                short = min(width, height)
+                assert 0 < left < short / 12
+                assert height - short / 6 < top < bottom < height
+                assert right - left < 0.7 * short
+                assert HEIGHT * short * 0.8 < bottom - top < HEIGHT * short * 2.5
+                text = region_to_rgb(shown, (0, 0, width, height))[top : bottom + 1, left : right + 1].mean(
+                    axis=-1
+                )
+                assert (text > 200).mean() > 0.08
+                assert (text < 60).mean() > 0.1
+                assert np.array_equal(shown.u, frame.u)
 
 
 def test_a_picture_too_small_for_the_words_shows_what_fits() -> None:

@@ -73,16 +73,13 @@ def test_it_lies_in_what_is_generated_and_is_weak() -> None:
         assert np.allclose(added[..., 0], added[..., 2], atol=1e-3)  # luma alone
 
 
-@pytest.mark.parametrize(
-    ("scale", "x", "y"),
-    [(1.0, 2.0, -3.0), (1.02, 0.0, 1.5), (0.98, -2.5, 0.0)],
-    ids=["moved", "larger", "smaller"],
-)
-def test_another_alignment_finds_it(scale: float, x: float, y: float) -> None:
-    rest = (SIDE - 1) / 2 * (1 - scale)
-    move = np.array([[scale, 0, rest + x], [0, scale, rest + y]], np.float32)
-    assert read([marked(face) for face in faces(1)], move).result().found
-    assert not read(faces(1), move).result().found
+def test_another_alignment_finds_it(subtests: pytest.Subtests) -> None:
+    for scale, x, y in [(1.0, 2.0, -3.0), (1.02, 0.0, 1.5), (0.98, -2.5, 0.0)]:
+        with subtests.test(scale=scale, x=x, y=y):
+            rest = (SIDE - 1) / 2 * (1 - scale)
+            move = np.array([[scale, 0, rest + x], [0, scale, rest + y]], np.float32)
+            assert read([marked(face) for face in faces(1)], move).result().found
+            assert not read(faces(1), move).result().found
 
 
 def test_noise_that_is_stronger_than_the_mark_averages_out() -> None:

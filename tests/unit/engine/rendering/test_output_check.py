@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable
 
 import cv2
@@ -107,23 +108,24 @@ def decoded(face: Array, sigma: float = 1.5) -> Array:
     return cv2.GaussianBlur(face, (0, 0), 0.8) + noise + np.array([2, -2, 3], dtype=np.float32)
 
 
-@pytest.mark.parametrize("resolution", [64, 128, 256, 512])
-@pytest.mark.parametrize("footage", FOOTAGE)
-@pytest.mark.parametrize("flat", [False, True], ids=["lit", "cartoon"])
-def test_good_mouths_pass(resolution: int, footage: str, flat: bool) -> None:
-    judge, change = FaceCheck(keep_mask(resolution)), FOOTAGE[footage]
-    faces = [drawn_face(resolution, opening, flat=flat) for opening in (0.0, 0.4, 1.0)]
-    for before in faces:
-        for after in faces:
-            assert judge.verdict_of(decoded(change(after)), change(before)) is None
+def test_plausible_mouths_pass_in_every_footage(subtests: pytest.Subtests) -> None:
+    for resolution, footage, flat in itertools.product((64, 128, 256, 512), FOOTAGE, (False, True)):
+        with subtests.test(resolution=resolution, footage=footage, flat=flat):
+            judge, change = FaceCheck(keep_mask(resolution)), FOOTAGE[footage]
+            faces = [drawn_face(resolution, opening, flat=flat) for opening in (0.0, 0.4, 1.0)]
+            sources = [change(face) for face in faces]
+            results = [decoded(change(face)) for face in faces]
+            verdicts = [judge.verdict_of(result, source) for source in sources for result in results]
+            assert verdicts == [None] * 9
 
 
-@pytest.mark.parametrize("skin", [0.2, 0.5, 1.2])
-def test_every_skin_passes(skin: float) -> None:
-    judge = FaceCheck(keep_mask(256))
-    closed, opened = (drawn_face(256, opening, skin=skin) for opening in (0.0, 1.0))
-    assert judge.verdict_of(decoded(closed), opened) is None
-    assert judge.verdict_of(decoded(opened), closed) is None
+def test_every_skin_passes(subtests: pytest.Subtests) -> None:
+    for skin in [0.2, 0.5, 1.2]:
+        with subtests.test(skin=skin):
+            judge = FaceCheck(keep_mask(256))
+            closed, opened = (drawn_face(256, opening, skin=skin) for opening in (0.0, 1.0))
+            assert judge.verdict_of(decoded(closed), opened) is None
+            assert judge.verdict_of(decoded(opened), closed) is None
 
 
 def test_a_sharp_clean_result_may_replace_poor_footage() -> None:
@@ -171,23 +173,25 @@ def bad_mouths(resolution: int) -> dict[str, tuple[Change, ErrorCode]]:
     return found
 
 
-@pytest.mark.parametrize("resolution", [64, 256, 512])
-@pytest.mark.parametrize("name", bad_mouths(64))
-def test_bad_mouths_are_named(resolution: int, name: str) -> None:
-    change, code = bad_mouths(resolution)[name]
-    judge = FaceCheck(keep_mask(resolution))
-    for opening in (0.4, 1.0):
-        source = drawn_face(resolution, opening)
-        assert judge.verdict_of(change(source), source) is code
+def test_bad_mouths_are_named(subtests: pytest.Subtests) -> None:
+    for resolution in [64, 256, 512]:
+        for name in bad_mouths(64):
+            with subtests.test(resolution=resolution, name=name):
+                change, code = bad_mouths(resolution)[name]
+                judge = FaceCheck(keep_mask(resolution))
+                for opening in (0.4, 1.0):
+                    source = drawn_face(resolution, opening)
+                    assert judge.verdict_of(change(source), source) is code
 
 
-@pytest.mark.parametrize("skin", [0.5, 1.0])
-@pytest.mark.parametrize("tint", [(0.6, 1.2, 0.7), (0.7, 0.8, 1.5)], ids=["green", "blue"])
-def test_skin_of_another_colour_is_refused(skin: float, tint: tuple[float, float, float]) -> None:
-    mask = keep_mask(256)
-    source = drawn_face(256, 0.5, skin=skin)
-    painted = inside(mask < 0.5, lambda face: face * np.array(tint))(source)
-    assert FaceCheck(mask).verdict_of(decoded(painted), source) is ErrorCode.OUTPUT_MISCOLOURED
+def test_skin_of_another_colour_is_refused(subtests: pytest.Subtests) -> None:
+    for skin in [0.5, 1.0]:
+        for tint in [(0.6, 1.2, 0.7), (0.7, 0.8, 1.5)]:
+            with subtests.test(skin=skin, tint=tint):
+                mask = keep_mask(256)
+                source = drawn_face(256, 0.5, skin=skin)
+                painted = inside(mask < 0.5, lambda face, tint=tint: face * np.array(tint))(source)
+                assert FaceCheck(mask).verdict_of(decoded(painted), source) is ErrorCode.OUTPUT_MISCOLOURED
 
 
 def test_a_cast_over_the_whole_face_is_left_to_the_paste() -> None:
@@ -218,16 +222,17 @@ def test_a_drawing_without_a_mouth_is_no_reason_to_refuse() -> None:
     assert FaceCheck(keep_mask(128)).verdict_of(blank, blank) is None
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_one_value_that_is_no_number_is_enough(value: float) -> None:
-    source = drawn_face(64, 0.5)
-    face = source.copy()
-    face[0, 0, 0] = value
-    check = OutputCheck(keep_mask(64))
-    with pytest.raises(OutputError) as caught:
-        check.add(17, face, source)
-    assert caught.value.code is ErrorCode.OUTPUT_NOT_FINITE
-    assert "17" in caught.value.message
+def test_one_value_that_is_no_number_is_enough(subtests: pytest.Subtests) -> None:
+    for value in [np.nan, np.inf, -np.inf]:
+        with subtests.test(value=value):
+            source = drawn_face(64, 0.5)
+            face = source.copy()
+            face[0, 0, 0] = value
+            check = OutputCheck(keep_mask(64))
+            with pytest.raises(OutputError) as caught:
+                check.add(17, face, source)
+            assert caught.value.code is ErrorCode.OUTPUT_NOT_FINITE
+            assert "17" in caught.value.message
 
 
 @pytest.mark.parametrize("smooth", [False, True], ids=["random latents", "blotches"])
@@ -270,26 +275,25 @@ def watch(pattern: list[bool]) -> OutputCheck:
     return check
 
 
-@pytest.mark.parametrize(
-    "pattern",
-    [
+def test_a_few_bad_frames_are_forgiven(subtests: pytest.Subtests) -> None:
+    for pattern in [
         [],
         [GOOD],
         [*[GOOD] * 50, *[FLAT] * MAX_RUN, *[GOOD] * 50],
         [*[GOOD] * 50, *[FLAT] * MAX_RUN, GOOD, *[FLAT] * MAX_RUN, *[GOOD] * 50],
-    ],
-)
-def test_a_few_bad_frames_are_forgiven(pattern: list[bool]) -> None:
-    watch(pattern).raise_if_unfit()
+    ]:
+        with subtests.test(pattern=pattern):
+            watch(pattern).raise_if_unfit()
 
 
-@pytest.mark.parametrize("pattern", [[FLAT], [FLAT, GOOD] * 3, [*[GOOD] * 8, FLAT] * 4])
-def test_a_share_of_bad_frames_is_not(pattern: list[bool]) -> None:
-    check = watch(pattern)
-    with pytest.raises(OutputError) as caught:
-        check.raise_if_unfit()
-    assert caught.value.code is ErrorCode.OUTPUT_FLAT
-    assert f"{pattern.count(FLAT)} of {len(pattern)} frames" in caught.value.message
+def test_a_share_of_bad_frames_is_not(subtests: pytest.Subtests) -> None:
+    for pattern in [[FLAT], [FLAT, GOOD] * 3, [*[GOOD] * 8, FLAT] * 4]:
+        with subtests.test(pattern=pattern):
+            check = watch(pattern)
+            with pytest.raises(OutputError) as caught:
+                check.raise_if_unfit()
+            assert caught.value.code is ErrorCode.OUTPUT_FLAT
+            assert f"{pattern.count(FLAT)} of {len(pattern)} frames" in caught.value.message
 
 
 def test_a_run_of_bad_frames_stops_the_work_at_once() -> None:

@@ -137,16 +137,15 @@ def test_truncated_checkpoint_is_reported(tmp_path: Path, form: str, state: dict
         read_checkpoint(path)
 
 
-@pytest.mark.parametrize(
-    "text", ["<html>404 not found</html>", "version https://git-lfs.github.com/spec/v1\n", "hello " * 40]
-)
-@pytest.mark.parametrize("name", ["a.pt", "a.safetensors"])
-def test_web_page_is_not_a_checkpoint(tmp_path: Path, name: str, text: str) -> None:
-    path = tmp_path / name
-    path.write_text(text)
-    with pytest.raises(WeightsError) as caught:
-        read_checkpoint(path)
-    assert caught.value.code is ErrorCode.WEIGHTS_TRUNCATED
+def test_web_page_is_not_a_checkpoint(subtests: pytest.Subtests, tmp_path: Path) -> None:
+    for text in ["<html>404 not found</html>", "version https://git-lfs.github.com/spec/v1\n", "hello " * 40]:
+        for name in ["a.pt", "a.safetensors"]:
+            with subtests.test(text=text, name=name):
+                path = tmp_path / name
+                path.write_text(text)
+                with pytest.raises(WeightsError) as caught:
+                    read_checkpoint(path)
+                assert caught.value.code is ErrorCode.WEIGHTS_TRUNCATED
 
 
 def test_missing_file_and_bare_tensor_are_rejected(tmp_path: Path) -> None:

@@ -57,9 +57,8 @@ def test_valid_manifest_is_read(tmp_path: Path) -> None:
     assert not whole.is_component
 
 
-@pytest.mark.parametrize(
-    ("old", "new", "pattern"),
-    [
+def test_manifest_error_names_the_field(subtests: pytest.Subtests, tmp_path: Path) -> None:
+    for old, new, pattern in [
         ('role = "unet"', 'role = "unet"\nsh256 = "x"', r"models\.whole\.files\.0\.sh256"),
         ('licence = "MIT"', 'license = "MIT"', r"models\.part\.licen[sc]e"),
         ('commercial = "yes"', 'commercial = "maybe"', r"models\.part\.commercial"),
@@ -75,14 +74,13 @@ def test_valid_manifest_is_read(tmp_path: Path) -> None:
         ('role = "unet"', 'role = "whisper"', "two files for the role whisper"),
         ("[models.part]", "[other]\nx = 1\n[models.part]", "unknown top-level key other"),
         ("[models.part]", "[models.part", "is invalid"),
-    ],
-)
-def test_manifest_error_names_the_field(tmp_path: Path, old: str, new: str, pattern: str) -> None:
-    assert old in VALID
-    with pytest.raises(WeightsError, match=pattern) as caught:
-        read_model_manifest(write(tmp_path, VALID.replace(old, new, 1)))
-    assert caught.value.code is ErrorCode.WEIGHTS_ARCHITECTURE
-    assert str(tmp_path) in caught.value.message
+    ]:
+        with subtests.test(old=old, new=new, pattern=pattern):
+            assert old in VALID
+            with pytest.raises(WeightsError, match=pattern) as caught:
+                read_model_manifest(write(tmp_path, VALID.replace(old, new, 1)))
+            assert caught.value.code is ErrorCode.WEIGHTS_ARCHITECTURE
+            assert str(tmp_path) in caught.value.message
 
 
 def test_unknown_model_error_lists_the_models(tmp_path: Path) -> None:

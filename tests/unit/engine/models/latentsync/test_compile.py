@@ -168,15 +168,19 @@ def test_warm_up_covers_every_step_kind_of_the_presets() -> None:
 # --- the setting ---
 
 
-@pytest.mark.parametrize(
-    ("argument", "variable", "expected"),
-    [(None, "", False), (None, "true", True), (None, "0", False), (False, "true", False), (True, "", True)],
-)
 def test_argument_overrides_compile_setting(
-    argument: bool | None, variable: str, expected: bool, monkeypatch: pytest.MonkeyPatch
+    subtests: pytest.Subtests, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("LIPSYNC_COMPILE", variable)
-    assert choose_compile(argument) is expected
+    for argument, variable, expected in [
+        (None, "", False),
+        (None, "true", True),
+        (None, "0", False),
+        (False, "true", False),
+        (True, "", True),
+    ]:
+        with subtests.test(argument=argument, variable=variable, expected=expected):
+            monkeypatch.setenv("LIPSYNC_COMPILE", variable)
+            assert choose_compile(argument) is expected
 
 
 def test_invalid_compile_setting_is_named_in_error(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -46,16 +46,17 @@ def relative_error(output: torch.Tensor, expected: torch.Tensor) -> float:
 # --- one layer ---
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("bias", [True, False])
-def test_float8_linear_is_close_and_keeps_the_dtype(dtype: torch.dtype, bias: bool) -> None:
-    torch.manual_seed(1)
-    layer = nn.Linear(256, 512, bias=bias).to(dtype).requires_grad_(False)
-    tokens = torch.randn(2, 30, 256, dtype=dtype)
-    output = Float8Linear(layer)(tokens)
-    assert output.dtype == dtype
-    assert output.shape == (2, 30, 512)
-    assert relative_error(output, layer(tokens)) < 0.045
+def test_float8_linear_is_close_and_keeps_the_dtype(subtests: pytest.Subtests) -> None:
+    for dtype in [torch.float32, torch.float16, torch.bfloat16]:
+        for bias in [True, False]:
+            with subtests.test(dtype=dtype, bias=bias):
+                torch.manual_seed(1)
+                layer = nn.Linear(256, 512, bias=bias).to(dtype).requires_grad_(False)
+                tokens = torch.randn(2, 30, 256, dtype=dtype)
+                output = Float8Linear(layer)(tokens)
+                assert output.dtype == dtype
+                assert output.shape == (2, 30, 512)
+                assert relative_error(output, layer(tokens)) < 0.045
 
 
 def test_float8_rows_do_not_depend_on_each_other() -> None:
@@ -133,15 +134,17 @@ def test_precision_names_fp8() -> None:
 # --- the setting ---
 
 
-@pytest.mark.parametrize(
-    ("argument", "variable", "expected"),
-    [(None, "", False), (None, "true", True), (None, "0", False), (False, "true", False), (True, "", True)],
-)
-def test_argument_overrides_fp8_setting(
-    argument: bool | None, variable: str, expected: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("LIPSYNC_FP8", variable)
-    assert choose_fp8(argument, CUDA, hardware=ADA) is expected
+def test_argument_overrides_fp8_setting(subtests: pytest.Subtests, monkeypatch: pytest.MonkeyPatch) -> None:
+    for argument, variable, expected in [
+        (None, "", False),
+        (None, "true", True),
+        (None, "0", False),
+        (False, "true", False),
+        (True, "", True),
+    ]:
+        with subtests.test(argument=argument, variable=variable, expected=expected):
+            monkeypatch.setenv("LIPSYNC_FP8", variable)
+            assert choose_fp8(argument, CUDA, hardware=ADA) is expected
 
 
 @pytest.mark.parametrize(("device", "device_name"), [(CUDA, "A100"), (CPU, "cpu")])

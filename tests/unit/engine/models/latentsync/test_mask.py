@@ -31,33 +31,37 @@ def test_other_sizes_are_softened_by_resizing() -> None:
     assert mask.max() == 1
 
 
-@pytest.mark.parametrize(("resolution", "zeros", "ones"), [(256, 422, 602), (512, 1604, 2359)])
-def test_the_latent_mask_counts(resolution: int, zeros: int, ones: int) -> None:
-    small = downsample_mask(load_fixed_mask(resolution), 8)
-    assert small.shape == (resolution // 8, resolution // 8)
-    assert ((small == 0).sum(), (small == 1).sum()) == (zeros, ones)
+def test_the_latent_mask_counts(subtests: pytest.Subtests) -> None:
+    for resolution, zeros, ones in [(256, 422, 602), (512, 1604, 2359)]:
+        with subtests.test(resolution=resolution, zeros=zeros, ones=ones):
+            small = downsample_mask(load_fixed_mask(resolution), 8)
+            assert small.shape == (resolution // 8, resolution // 8)
+            assert ((small == 0).sum(), (small == 1).sum()) == (zeros, ones)
 
 
-@pytest.mark.parametrize(("resolution", "highest"), [(64, 0.5), (128, 0.2), (256, 0.05), (512, 0.02)])
-def test_the_soft_edge_fades_out_before_the_crop_ends(resolution: int, highest: float) -> None:
+def test_the_soft_edge_fades_out_before_the_crop_ends(subtests: pytest.Subtests) -> None:
     """The mask leaves a thirtieth of R beside the cheeks: next to the border little of the ramp is left."""
-    mask = load_fixed_mask(resolution).astype(np.float32)
-    weight = compositor.soft_mask(mask)
-    assert (weight[mask < 0.5] == 1).all()
-    edge = np.concatenate([weight[1], weight[-2], weight[:, 1], weight[:, -2]])
-    assert edge.max() <= highest
-    assert 0.4 < weight.mean() < 0.5
+    for resolution, highest in [(64, 0.5), (128, 0.2), (256, 0.05), (512, 0.02)]:
+        with subtests.test(resolution=resolution, highest=highest):
+            mask = load_fixed_mask(resolution).astype(np.float32)
+            weight = compositor.soft_mask(mask)
+            assert (weight[mask < 0.5] == 1).all()
+            edge = np.concatenate([weight[1], weight[-2], weight[:, 1], weight[:, -2]])
+            assert edge.max() <= highest
+            assert 0.4 < weight.mean() < 0.5
 
 
-@pytest.mark.parametrize("resolution", [64, 128, 256, 512])
-def test_the_mouth_check_has_places_to_look_at(resolution: int) -> None:
+def test_the_mouth_check_has_places_to_look_at(subtests: pytest.Subtests) -> None:
     """A face equal to its source is good, and a grey mouth on it is seen."""
-    rng = np.random.default_rng(0)
-    blocks = rng.uniform(60, 220, (16, 16, 3)).astype(np.float32)
-    source = np.kron(blocks, np.ones((resolution // 16, resolution // 16, 1), dtype=np.float32))
-    mask = load_fixed_mask(resolution).astype(np.float32)
-    judge = FaceCheck(mask)
-    assert judge.verdict(source, source) is None
-    assert (
-        judge.verdict(np.where(mask[..., None] < 0.5, 127.5, source).astype(np.float32), source) is not None
-    )
+    for resolution in [64, 128, 256, 512]:
+        with subtests.test(resolution=resolution):
+            rng = np.random.default_rng(0)
+            blocks = rng.uniform(60, 220, (16, 16, 3)).astype(np.float32)
+            source = np.kron(blocks, np.ones((resolution // 16, resolution // 16, 1), dtype=np.float32))
+            mask = load_fixed_mask(resolution).astype(np.float32)
+            judge = FaceCheck(mask)
+            assert judge.verdict(source, source) is None
+            assert (
+                judge.verdict(np.where(mask[..., None] < 0.5, 127.5, source).astype(np.float32), source)
+                is not None
+            )

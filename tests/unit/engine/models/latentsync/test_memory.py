@@ -30,23 +30,21 @@ CONTEXT = GIGA // 2
 """Memory that the CUDA context takes before planning."""
 
 
-@pytest.mark.parametrize(
-    ("card_gb", "at_512", "at_256"),
-    [
+def test_plan_for_each_card_size(subtests: pytest.Subtests) -> None:
+    for card_gb, at_512, at_256 in [
         (4, MemoryPlan(MemoryMode.OFFLOAD, 1), MemoryPlan(MemoryMode.OFFLOAD, 1)),
         (6, MemoryPlan(MemoryMode.SEQUENTIAL, 1), MemoryPlan(MemoryMode.FULL, 16)),
         (8, MemoryPlan(MemoryMode.FULL, 8), MemoryPlan(MemoryMode.FULL, 32)),
         (12, MemoryPlan(MemoryMode.FULL, 16), MemoryPlan(MemoryMode.FULL, 32)),
         (16, MemoryPlan(MemoryMode.FULL, 16), MemoryPlan(MemoryMode.FULL, 32)),
         (24, MemoryPlan(MemoryMode.FULL, 32), MemoryPlan(MemoryMode.FULL, 32)),
-    ],
-)
-def test_plan_for_each_card_size(card_gb: int, at_512: MemoryPlan, at_256: MemoryPlan) -> None:
-    free = card_gb * GIGA - CONTEXT
-    for resolution, expected in ((512, at_512), (256, at_256)):
-        estimate = estimate_published(resolution, 2)
-        assert plan_memory(free, estimate) == expected
-        assert estimate.peak_bytes(expected) < free
+    ]:
+        with subtests.test(card_gb=card_gb, at_512=at_512, at_256=at_256):
+            free = card_gb * GIGA - CONTEXT
+            for resolution, expected in ((512, at_512), (256, at_256)):
+                estimate = estimate_published(resolution, 2)
+                assert plan_memory(free, estimate) == expected
+                assert estimate.peak_bytes(expected) < free
 
 
 def test_published_estimate_matches_the_networks() -> None:

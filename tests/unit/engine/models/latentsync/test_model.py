@@ -25,9 +25,8 @@ def motion(**change: Any) -> Json:
     return {"motion_module_kwargs": {**MOTION, **change}}
 
 
-@pytest.mark.parametrize(
-    ("change", "pattern"),
-    [
+def test_unsupported_unet_setting_is_named_in_error(subtests: pytest.Subtests) -> None:
+    for change, pattern in [
         (motion(temporal_position_encoding=False), "temporal_position_encoding"),
         (motion(num_transformer_block=2), "num_transformer_block"),
         (motion(attention_block_types=["Temporal_Self", "Temporal_Cross"]), "attention_block_types"),
@@ -43,13 +42,11 @@ def motion(**change: Any) -> Json:
         ({"only_cross_attention": True}, "only_cross_attention"),
         ({"norm_num_groups": 24}, "norm_num_groups"),
         ({"layers_per_block": 0}, "layers_per_block"),
-    ],
-    ids=lambda value: value if isinstance(value, str) else "",
-)
-def test_unsupported_unet_setting_is_named_in_error(change: Json, pattern: str) -> None:
-    with pytest.raises(WeightsError, match=pattern) as caught:
-        UNetConfig.from_published({**TINY, **change})
-    assert caught.value.code is ErrorCode.WEIGHTS_ARCHITECTURE
+    ]:
+        with subtests.test(change=change, pattern=pattern):
+            with pytest.raises(WeightsError, match=pattern) as caught:
+                UNetConfig.from_published({**TINY, **change})
+            assert caught.value.code is ErrorCode.WEIGHTS_ARCHITECTURE
 
 
 def test_training_settings_are_ignored() -> None:
@@ -57,9 +54,8 @@ def test_training_settings_are_ignored() -> None:
     assert UNetConfig.from_published(fields) == UNetConfig.from_published(TINY)
 
 
-@pytest.mark.parametrize(
-    ("fields", "pattern"),
-    [
+def test_invalid_run_setting_is_named_in_error(subtests: pytest.Subtests) -> None:
+    for fields, pattern in [
         ({"scheduler": {"prediction_type": "flow"}}, "scheduler.prediction_type"),
         ({"scheduler": {"timestep_spacing": "karras"}}, "scheduler.timestep_spacing"),
         ({"scheduler": {"beta_schedule": "cosine"}}, "scheduler.beta_schedule"),
@@ -71,13 +67,11 @@ def test_training_settings_are_ignored() -> None:
         ({"vae_scaling_factor": 0}, "vae_scaling_factor"),
         ({"audio_context": [2]}, "audio_context"),
         ({"mixed_noise_alpha": 1.0}, "mixed_noise_alpha"),
-    ],
-    ids=lambda value: value if isinstance(value, str) else "",
-)
-def test_invalid_run_setting_is_named_in_error(fields: Json, pattern: str) -> None:
-    with pytest.raises(WeightsError, match=pattern) as caught:
-        RunConfig.parse(fields)
-    assert caught.value.code is ErrorCode.WEIGHTS_ARCHITECTURE
+    ]:
+        with subtests.test(fields=fields, pattern=pattern):
+            with pytest.raises(WeightsError, match=pattern) as caught:
+                RunConfig.parse(fields)
+            assert caught.value.code is ErrorCode.WEIGHTS_ARCHITECTURE
 
 
 # --- the tiny model's own files, one of them changed ---

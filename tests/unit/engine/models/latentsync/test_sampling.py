@@ -140,38 +140,35 @@ def test_cached_features_skip_the_coarse_layers(model: LatentSync) -> None:
     assert batch_sizes == []
 
 
-@pytest.mark.parametrize(
-    ("fast_sampling", "coarse", "fine"),
-    [
+def test_fast_sampling_skips_the_documented_work(subtests: pytest.Subtests, model: LatentSync) -> None:
+    """Batch sizes of each step, after the unconditional and the conditional rows have parted."""
+    for fast_sampling, coarse, fine in [
         (EXACT_SAMPLING, [2, 2, 2, 2], [2, 2, 2, 2]),
         (FastSampling(guidance_interval=2), [2, 1, 2, 1], [2, 1, 2, 1]),
         (FastSampling(feature_cache_threshold=1.0), [2, 2], [2, 1, 1, 2]),
         (FastSampling(feature_cache_threshold=0.3), [2, 2, 2], [2, 1, 2, 2]),
         (FastSampling(feature_cache_threshold=0.3, guidance_interval=2), [2, 1, 2], [2, 1, 1, 2]),
         (FastSampling(feature_cache_threshold=1.0, guidance_interval=2), [2, 1], [2, 1, 1, 1]),
-    ],
-    ids=lambda value: str(value) if isinstance(value, FastSampling) else "",
-)
-def test_fast_sampling_skips_the_documented_work(
-    model: LatentSync, fast_sampling: FastSampling, coarse: list[int], fine: list[int]
-) -> None:
-    """Batch sizes of each step, after the unconditional and the conditional rows have parted."""
-    unet = model.unet
-    sizes: tuple[list[int], list[int]] = ([], [])
-    handles = [record_batch_sizes(unet.mid_block, sizes[0]), record_batch_sizes(unet.conv_norm_out, sizes[1])]
-    sample_window(unet, 4, fast_sampling)
-    for handle in handles:
-        handle.remove()
-    assert sizes == (coarse, fine)
+    ]:
+        with subtests.test(fast_sampling=fast_sampling, coarse=coarse, fine=fine):
+            unet = model.unet
+            sizes: tuple[list[int], list[int]] = ([], [])
+            handles = [
+                record_batch_sizes(unet.mid_block, sizes[0]),
+                record_batch_sizes(unet.conv_norm_out, sizes[1]),
+            ]
+            sample_window(unet, 4, fast_sampling)
+            for handle in handles:
+                handle.remove()
+            assert sizes == (coarse, fine)
 
 
-@pytest.mark.parametrize(
-    ("within", "whole"), [(0.0, [0, 1, 2, 3, 4]), (0.2, [0, 2, 3, 4]), (0.5, [0, 3, 4]), (1.0, [0, 4])]
-)
-def test_feature_cache_is_refreshed_when_signal_level_changes(within: float, whole: list[int]) -> None:
-    levels = [0.1, 0.3, 0.5, 0.8, 0.9]
-    schedule = FastSampling(feature_cache_threshold=within).schedule_steps(levels, use_guidance=False)
-    assert [number for number, (_, is_whole) in enumerate(schedule) if is_whole] == whole
+def test_feature_cache_is_refreshed_when_signal_level_changes(subtests: pytest.Subtests) -> None:
+    for within, whole in [(0.0, [0, 1, 2, 3, 4]), (0.2, [0, 2, 3, 4]), (0.5, [0, 3, 4]), (1.0, [0, 4])]:
+        with subtests.test(within=within, whole=whole):
+            levels = [0.1, 0.3, 0.5, 0.8, 0.9]
+            schedule = FastSampling(feature_cache_threshold=within).schedule_steps(levels, use_guidance=False)
+            assert [number for number, (_, is_whole) in enumerate(schedule) if is_whole] == whole
 
 
 def test_signal_levels_increase_over_the_steps() -> None:
@@ -269,17 +266,18 @@ def test_sampling_sends_nothing_to_the_device_between_steps(solver: Solver) -> N
     assert blocking.names == []
 
 
-@pytest.mark.parametrize("steps", [1, 2, 3, 8, 20])
-def test_linear_scheduler_equals_unipc(steps: int) -> None:
+def test_linear_scheduler_equals_unipc(subtests: pytest.Subtests) -> None:
     """The predictions are a function of the latents and a fixed draw."""
-    draw = torch.Generator().manual_seed(7)
-    latents, noise = torch.randn(2, 1, 4, FRAMES, SIDE, SIDE, generator=draw)
-    unipc, other = (build_scheduler(RunConfig().scheduler, Solver.UNIPC) for _ in range(2))
-    for scheduler in (unipc, other):
-        scheduler.set_timesteps(steps)
-    linear, ours, expected = LinearScheduler(other, latents), latents, latents
-    for timestep in unipc.timesteps:
-        noise_pred = 0.9 * expected + 0.3 * noise.roll(int(timestep))
-        expected = unipc.step(noise_pred, timestep, expected, return_dict=False)[0]
-        (ours,) = linear.step(noise_pred, timestep, ours, return_dict=False)
-        assert torch.allclose(ours, expected, atol=2e-5)
+    for steps in [1, 2, 3, 8, 20]:
+        with subtests.test(steps=steps):
+            draw = torch.Generator().manual_seed(7)
+            latents, noise = torch.randn(2, 1, 4, FRAMES, SIDE, SIDE, generator=draw)
+            unipc, other = (build_scheduler(RunConfig().scheduler, Solver.UNIPC) for _ in range(2))
+            for scheduler in (unipc, other):
+                scheduler.set_timesteps(steps)
+            linear, ours, expected = LinearScheduler(other, latents), latents, latents
+            for timestep in unipc.timesteps:
+                noise_pred = 0.9 * expected + 0.3 * noise.roll(int(timestep))
+                expected = unipc.step(noise_pred, timestep, expected, return_dict=False)[0]
+                (ours,) = linear.step(noise_pred, timestep, ours, return_dict=False)
+                assert torch.allclose(ours, expected, atol=2e-5)

@@ -51,20 +51,17 @@ def test_config_selects_motion_modules_and_audio_width(change: dict[str, Any], m
     assert widths == {config.cross_attention_dim}
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
+def test_config_error_names_unsupported_field(subtests: pytest.Subtests) -> None:
+    for change in [
         {"act_fn": "relu"},
         {"add_audio_layer": False},
         {"use_inflated_groupnorm": True},
         {"flip_sin_to_cos": False},
-    ],
-    ids=lambda change: next(iter(change)),
-)
-def test_config_error_names_unsupported_field(change: dict[str, Any]) -> None:
-    with pytest.raises(WeightsError, match=next(iter(change))) as raised:
-        UNetConfig.from_published({**TINY, **change})
-    assert raised.value.code is ErrorCode.WEIGHTS_ARCHITECTURE
+    ]:
+        with subtests.test(change=change):
+            with pytest.raises(WeightsError, match=next(iter(change))) as raised:
+                UNetConfig.from_published({**TINY, **change})
+            assert raised.value.code is ErrorCode.WEIGHTS_ARCHITECTURE
 
 
 def test_load_strict_recomputes_only_positional_tables() -> None:
@@ -97,11 +94,12 @@ def test_zero_audio_yields_only_the_output_bias() -> None:
 
 
 @torch.inference_mode()
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64], ids=str)
-def test_unet_agrees_across_precisions(dtype: torch.dtype) -> None:
-    torch.manual_seed(0)
-    unet = LatentSyncUNet(UNetConfig.from_published(TINY)).eval()
-    sample, audio = torch.randn(1, 13, 3, 16, 16), torch.randn(3, 50, TINY["cross_attention_dim"])
-    exact = unet(sample, torch.tensor(501), audio)
-    other = unet.to(dtype)(sample.to(dtype), torch.tensor(501), audio.to(dtype)).float()
-    assert (other - exact).norm() / exact.norm() < (1e-5 if dtype is torch.float64 else 0.1)
+def test_unet_agrees_across_precisions(subtests: pytest.Subtests) -> None:
+    for dtype in [torch.bfloat16, torch.float16, torch.float64]:
+        with subtests.test(dtype=dtype):
+            torch.manual_seed(0)
+            unet = LatentSyncUNet(UNetConfig.from_published(TINY)).eval()
+            sample, audio = torch.randn(1, 13, 3, 16, 16), torch.randn(3, 50, TINY["cross_attention_dim"])
+            exact = unet(sample, torch.tensor(501), audio)
+            other = unet.to(dtype)(sample.to(dtype), torch.tensor(501), audio.to(dtype)).float()
+            assert (other - exact).norm() / exact.norm() < (1e-5 if dtype is torch.float64 else 0.1)
