@@ -60,8 +60,8 @@ def test_the_mouth_check_has_places_to_look_at(subtests: pytest.Subtests) -> Non
             source = np.kron(blocks, np.ones((resolution // 16, resolution // 16, 1), dtype=np.float32))
             mask = load_fixed_mask(resolution).astype(np.float32)
             judge = FaceCheck(mask)
-            assert judge.verdict(source, source) is None
+            assert judge.verdict_of(source, source) is None
             assert (
-                judge.verdict(np.where(mask[..., None] < 0.5, 127.5, source).astype(np.float32), source)
+                judge.verdict_of(np.where(mask[..., None] < 0.5, 127.5, source).astype(np.float32), source)
                 is not None
             )
