@@ -28,9 +28,10 @@ def replay(api: Api, **values: str) -> Replay:
     return Replay(api.client, studio_key=api.key, base=BASE, **values)
 
 
-@pytest.mark.parametrize("name", STATELESS)
-def test_golden(name: str, api: Api) -> None:
-    replay(api).play(name)
+def test_golden(subtests: pytest.Subtests, api: Api) -> None:
+    for name in STATELESS:
+        with subtests.test(name=name):
+            replay(api).play(name)
 
 
 def test_every_golden_body_of_this_dialect_is_replayed() -> None:
@@ -75,9 +76,8 @@ def test_both_dialects_show_the_same_job(api: Api) -> None:
     assert (told["status"], told["error"]) == ("failed", "The task was cancelled.")
 
 
-@pytest.mark.parametrize(
-    ("body", "named"),
-    [
+def test_what_is_wrong_is_named(subtests: pytest.Subtests) -> None:
+    for body, named in [
         ({"formState": [FORM]}, "formState"),
         ({"formState": {**FORM, "video": ""}}, "video"),
         ({"formState": {**FORM, "mask_image": 5}}, "mask_image"),
@@ -85,22 +85,21 @@ def test_both_dialects_show_the_same_job(api: Api) -> None:
         ({"formState": {**FORM, "segments": [{"audio": FORM["audio"], "face": "left"}]}}, "not both"),
         ({"formState": FORM, "webhook": "http://app.example/hook"}, "https"),
         ({"formState": FORM, "webhook": ["https://app.example/hook"]}, "https"),
-    ],
-    ids=str,
-)
-def test_what_is_wrong_is_named(body: dict[str, object], named: str) -> None:
-    with pytest.raises(ApiError, match=named) as refused:
-        studio.read_submission(VIDEO, body)
-    assert refused.value.status == 400
+    ]:
+        with subtests.test(body=body, named=named):
+            with pytest.raises(ApiError, match=named) as refused:
+                studio.read_submission(VIDEO, body)
+            assert refused.value.status == 400
 
 
-@pytest.mark.parametrize("order", ["backwards", ["meanwhile"], 1])
-def test_an_order_is_one_of_three(order: object) -> None:
-    form = {role.value: f"https://media.example/{role}" for role in MULTI.required}
-    with pytest.raises(ApiError, match="order"):
-        studio.read_submission(MULTI, {"formState": {**form, "order": order}})
-    given = studio.read_submission(MULTI, {"formState": {**form, "order": "right_left"}})
-    assert given.job_input.options.order == "right_left"
+def test_an_order_is_one_of_three(subtests: pytest.Subtests) -> None:
+    for order in ["backwards", ["meanwhile"], 1]:
+        with subtests.test(order=order):
+            form = {role.value: f"https://media.example/{role}" for role in MULTI.required}
+            with pytest.raises(ApiError, match="order"):
+                studio.read_submission(MULTI, {"formState": {**form, "order": order}})
+            given = studio.read_submission(MULTI, {"formState": {**form, "order": "right_left"}})
+            assert given.job_input.options.order == "right_left"
 
 
 def test_the_vendors_resolution_where_none_is_asked_for() -> None:

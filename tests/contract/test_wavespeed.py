@@ -25,7 +25,8 @@ from tests.support.application import BASE, Api
 VIDEO, AUDIO = "https://media.example/in/talk.mp4", "https://media.example/in/voice.wav"
 LATENTSYNC = MODELS["bytedance/latentsync"]
 STATELESS = [
-    "submit_latentsync", "submit_extras", "submit_data_uri", "submit_with_webhook", "submit_kling_lipsync",
+    "predictions_list", "submit_latentsync", "submit_extras",
+    "submit_data_uri", "submit_with_webhook", "submit_kling_lipsync",
     "submit_with_webhook_url_in_body", "submit_v2_alias", "submit_latentsync_alias",
     "submit_avatar_omni_human", "submit_lipsync_audio_to_video", "submit_unknown_fields_ignored",
     "bad_request_missing_parameter",
@@ -33,7 +34,7 @@ STATELESS = [
     "model_not_found", "result_not_found", "unauthorized", "unauthorized_bad_key", "unauthorized_missing_key",
     "unauthorized_wrong_scheme", "payload_too_large", "models", "balance", "account_balance", "account_usage",
     "usage_stats", "billings_search", "pricing", "price", "webhook_secret", "upload_binary", "upload_legacy",
-    "upload_ticket", "predictions_list",
+    "upload_ticket",
 ]  # fmt: skip
 WITH_STATE = {
     "result_created", "result_without_suffix", "result_processing", "result_completed", "result_failed",
@@ -47,9 +48,10 @@ def replay(api: Api, **values: str) -> Replay:
     return Replay(api.client, key=api.key, base=BASE, **values)
 
 
-@pytest.mark.parametrize("name", STATELESS)
-def test_golden(name: str, api: Api) -> None:
-    replay(api).play(name)
+def test_golden(subtests: pytest.Subtests, api: Api) -> None:
+    for name in STATELESS:
+        with subtests.test(name=name):
+            replay(api).play(name)
 
 
 def test_every_golden_body_of_this_dialect_is_replayed() -> None:
@@ -253,9 +255,8 @@ def test_webhook_bodies(end: str, api: Api) -> None:
 # --- what a body may be ---
 
 
-@pytest.mark.parametrize(
-    ("body", "named"),
-    [
+def test_what_is_wrong_is_named(subtests: pytest.Subtests) -> None:
+    for body, named in [
         ({"video": VIDEO, "audio": ""}, "audio"),
         ({"video": VIDEO, "audio": 5}, "audio"),
         ({"video": None, "audio": AUDIO}, "video"),
@@ -284,27 +285,23 @@ def test_webhook_bodies(end: str, api: Api) -> None:
         ({"video": VIDEO, "audio": AUDIO, "enable_sync_mode": "yes"}, "enable_sync_mode"),
         ({"video": VIDEO, "audio": AUDIO, "webhook_url": "ftp://x"}, "webhook"),
         ([], "object"),
-    ],
-    ids=str,
-)
-def test_what_is_wrong_is_named(body: object, named: str) -> None:
-    with pytest.raises(ApiError, match=named) as refused:
-        read_submission(LATENTSYNC, json.dumps(body).encode(), "", vendor_limits=True)
-    assert refused.value.status == 400
+    ]:
+        with subtests.test(body=body, named=named):
+            with pytest.raises(ApiError, match=named) as refused:
+                read_submission(LATENTSYNC, json.dumps(body).encode(), "", vendor_limits=True)
+            assert refused.value.status == 400
 
 
-@pytest.mark.parametrize(
-    ("query", "webhook"),
-    [
+def test_webhooks_in_the_query(subtests: pytest.Subtests) -> None:
+    for query, webhook in [
         ("webhook=https%3A%2F%2Fapp.example%2Fhook%3Fjob%3D7", "https://app.example/hook?job=7"),
         ("webhook=https://app.example/hook?job=7&x=1", "https://app.example/hook?job=7&x=1"),
         ("a=1&webhook=https%3A%2F%2Fapp.example%2Fh", "https://app.example/h"),
         ("", None),
-    ],
-)
-def test_webhooks_in_the_query(query: str, webhook: str | None) -> None:
-    body = json.dumps({"video": VIDEO, "audio": AUDIO}).encode()
-    assert read_submission(LATENTSYNC, body, query, vendor_limits=True).webhook_url == webhook
+    ]:
+        with subtests.test(query=query, webhook=webhook):
+            body = json.dumps({"video": VIDEO, "audio": AUDIO}).encode()
+            assert read_submission(LATENTSYNC, body, query, vendor_limits=True).webhook_url == webhook
 
 
 def test_options_and_aliases() -> None:
@@ -359,26 +356,27 @@ def test_what_could_not_be_done_is_said(api: Api) -> None:
     assert "warnings" not in told["data"]
 
 
-@pytest.mark.parametrize("name", sorted(MODELS))
-def test_every_model_takes_what_its_schema_says(name: str, api: Api) -> None:
+def test_every_model_takes_what_its_schema_says(subtests: pytest.Subtests, api: Api) -> None:
     """Each option once, at a value that its own schema names."""
-    takes = request_schema(MODELS[name])
-    body: dict[str, object] = {role: f"https://media.example/{role}" for role in takes["required"]}
-    for option, rule in takes["properties"].items():
-        if option in ("segments", *takes["required"]):
-            continue
-        fitting = {"string": "left", "number": rule.get("maximum"), "integer": rule.get("minimum")}
-        body[option] = rule["enum"][-1] if "enum" in rule else fitting.get(rule["type"], False)
-        if "x-accept" in rule:
-            body[option] = "https://media.example/mask.png"
-    answer = api.client.post(f"/api/v3/{name}", json=body, headers=api.headers)
-    assert answer.status_code == 200, answer.text
-    record = api.server.store.get(answer.json()["data"]["id"])
-    assert record is not None
-    wanted = takes["properties"].keys() & set(OPTIONS) - {"inference_steps", "resolution"}
-    kept = dataclasses.asdict(record.request.options)
-    assert all(kept[option] is not None for option in wanted), kept
-    assert ("motion" in wanted) == ("image" in takes["required"])
+    for name in sorted(MODELS):
+        with subtests.test(name=name):
+            takes = request_schema(MODELS[name])
+            body: dict[str, object] = {role: f"https://media.example/{role}" for role in takes["required"]}
+            for option, rule in takes["properties"].items():
+                if option in ("segments", *takes["required"]):
+                    continue
+                fitting = {"string": "left", "number": rule.get("maximum"), "integer": rule.get("minimum")}
+                body[option] = rule["enum"][-1] if "enum" in rule else fitting.get(rule["type"], False)
+                if "x-accept" in rule:
+                    body[option] = "https://media.example/mask.png"
+            answer = api.client.post(f"/api/v3/{name}", json=body, headers=api.headers)
+            assert answer.status_code == 200, answer.text
+            record = api.server.store.get(answer.json()["data"]["id"])
+            assert record is not None
+            wanted = takes["properties"].keys() & set(OPTIONS) - {"inference_steps", "resolution"}
+            kept = dataclasses.asdict(record.request.options)
+            assert all(kept[option] is not None for option in wanted), kept
+            assert ("motion" in wanted) == ("image" in takes["required"])
 
 
 def test_a_job_is_as_fast_as_asked_or_as_the_server_is_set(make_api: Callable[..., Api]) -> None:

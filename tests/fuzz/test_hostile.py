@@ -27,28 +27,37 @@ HOSTILE = {
 }
 
 
-@pytest.mark.parametrize("value", HOSTILE.values(), ids=HOSTILE.keys())
-@pytest.mark.parametrize("path", ["/api/v3/bytedance/latentsync", "/api/v1/lipsync-video"])
-def test_a_poisoned_body_is_refused_and_leaves_nothing(api: Api, path: str, value: str) -> None:
-    given = json.dumps(LINKS)[:-1] + f', "more": {value}}}'
-    body = f'{{"formState": {given}}}' if "v1" in path else given
-    answer = api.client.post(path, content=body, headers=api.headers)
-    assert answer.status_code == 400
-    assert api.client.get("/api/native/v1/jobs", headers=api.headers).json() == {"total": 0, "jobs": []}
+def test_a_poisoned_body_is_refused_and_leaves_nothing(subtests: pytest.Subtests, api: Api) -> None:
+    for name, value in HOSTILE.items():
+        for path in ["/api/v3/bytedance/latentsync", "/api/v1/lipsync-video"]:
+            with subtests.test(name, path=path):
+                given = json.dumps(LINKS)[:-1] + f', "more": {value}}}'
+                body = f'{{"formState": {given}}}' if "v1" in path else given
+                answer = api.client.post(path, content=body, headers=api.headers)
+                assert answer.status_code == 400
+                assert api.client.get("/api/native/v1/jobs", headers=api.headers).json() == {
+                    "total": 0,
+                    "jobs": [],
+                }
 
 
-@pytest.mark.parametrize("model", [["a"], {"a": 1}, 10**30, 1.5])
-def test_a_model_to_search_for_is_a_string(api: Api, model: Any) -> None:
-    body = {"page": 1, "page_size": 1, "model": model}
-    answer = api.client.post("/api/v3/predictions", json=body, headers=api.headers)
-    assert (answer.status_code, answer.json()["error_code"]) == (400, "invalid_parameter")
+def test_a_model_to_search_for_is_a_string(subtests: pytest.Subtests, api: Api) -> None:
+    for model in [["a"], {"a": 1}, 10**30, 1.5]:
+        with subtests.test(model=model):
+            body = {"page": 1, "page_size": 1, "model": model}
+            answer = api.client.post("/api/v3/predictions", json=body, headers=api.headers)
+            assert (answer.status_code, answer.json()["error_code"]) == (400, "invalid_parameter")
 
 
-@pytest.mark.parametrize(
-    "path", ["/api/v3/predictions/%00", "/api/native/v1/jobs?text=a%00", "/files/%00/a", "/api/v1/jobs/%00"]
-)
-def test_no_url_holds_nul(api: Api, path: str) -> None:
-    assert api.client.get(path, headers=api.headers).status_code == 400
+def test_no_url_holds_nul(subtests: pytest.Subtests, api: Api) -> None:
+    for path in [
+        "/api/v3/predictions/%00",
+        "/api/native/v1/jobs?text=a%00",
+        "/files/%00/a",
+        "/api/v1/jobs/%00",
+    ]:
+        with subtests.test(path=path):
+            assert api.client.get(path, headers=api.headers).status_code == 400
 
 
 def test_what_is_usual_is_read() -> None:
@@ -99,12 +108,12 @@ def test_a_client_that_leaves_in_the_middle_is_no_fault(api: Api, caplog: pytest
     assert not [record for record in caplog.records if record.levelname == "ERROR"]
 
 
-@pytest.mark.parametrize("line", [b'{"kind":"boast"}\n', b"\xff\n", b"x" * 200, b'{"kind":"worker_ready"}\n'])
-def test_a_worker_that_speaks_nonsense_is_given_up(line: bytes) -> None:
-    async def hear() -> object:
-        answers = asyncio.StreamReader(limit=100)
-        answers.feed_data(line)
-        return await WorkerProcess(0, answers, None).begin(5)  # type: ignore[arg-type]
+def test_a_worker_that_speaks_nonsense_is_given_up(subtests: pytest.Subtests) -> None:
+    async def read_first_message(line: bytes) -> object:
+        stdout = asyncio.StreamReader(limit=100)
+        stdout.feed_data(line)
+        return await WorkerProcess(0, stdout, None).begin(5)  # type: ignore[arg-type]
 
-    with pytest.raises(WorkerDiedError, match="nonsense"):
-        asyncio.run(hear())
+    for line in [b'{"kind":"boast"}\n', b"\xff\n", b"x" * 200, b'{"kind":"worker_ready"}\n']:
+        with subtests.test(line=line), pytest.raises(WorkerDiedError, match="nonsense"):
+            asyncio.run(read_first_message(line))

@@ -215,11 +215,8 @@ def test_what_is_old_is_swept_away(make_api: Callable[..., Api]) -> None:
     assert api.server.store.get(fresh) is not None
 
 
-@pytest.mark.parametrize(
-    ("cores", "workers", "threads"), [(1, 1, 1), (2, 1, 1), (16, 1, 15), (16, 4, 3), (4, 8, 1)]
-)
-def test_workers_leave_the_server_a_core(
-    cores: int, workers: int, threads: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(os, "cpu_count", lambda: cores)
-    assert threads_per_worker(workers) == threads
+def test_workers_leave_the_server_a_core(subtests: pytest.Subtests, monkeypatch: pytest.MonkeyPatch) -> None:
+    for cores, workers, threads in [(1, 1, 1), (2, 1, 1), (16, 1, 15), (16, 4, 3), (4, 8, 1)]:
+        with subtests.test(cores=cores, workers=workers, threads=threads):
+            monkeypatch.setattr(os, "cpu_count", lambda cores=cores: cores)
+            assert threads_per_worker(workers) == threads

@@ -35,20 +35,18 @@ def test_environment_over_file_over_default(tmp_path: Path, monkeypatch: pytest.
     assert settings.devices == ("cuda:0", "cuda:1")
 
 
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
+def test_a_bad_value_is_named(subtests: pytest.Subtests, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in [
         ("PORT", "http"),
         ("PORT", "70000"),
         ("MAX_WAITING", "0"),
         ("SYNC_TIMEOUT_S", "300"),
         ("PUBLIC_URL", "x"),
-    ],
-)
-def test_a_bad_value_is_named(name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(f"LIPSYNC_{name}", value)
-    with pytest.raises(SettingsError, match=name.lower()):
-        load_settings()
+    ]:
+        with subtests.test(name=name, value=value), monkeypatch.context() as environment:
+            environment.setenv(f"LIPSYNC_{name}", value)
+            with pytest.raises(SettingsError, match=name.lower()):
+                load_settings()
 
 
 def test_an_unknown_name_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -188,16 +186,20 @@ def test_blobs_appear_whole_or_not_at_all(tmp_path: Path) -> None:
     asyncio.run(go_on())
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "../a.wav", "uploads/../a.wav", "/etc/passwd", "a.wav", "uploads/a", "uploads//a.wav",
-        "uploads/t/x/a.wav", "uploads/a.wav\n", "uploads/ü.wav",
-    ],
-)  # fmt: skip
-def test_names_from_outside_are_no_paths(name: str, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="no blob's name"):
-        asyncio.run(Blobs(tmp_path).info(name))
+def test_names_from_outside_are_no_paths(subtests: pytest.Subtests, tmp_path: Path) -> None:
+    for name in [
+        "../a.wav",
+        "uploads/../a.wav",
+        "/etc/passwd",
+        "a.wav",
+        "uploads/a",
+        "uploads//a.wav",
+        "uploads/t/x/a.wav",
+        "uploads/a.wav\n",
+        "uploads/ü.wav",
+    ]:
+        with subtests.test(name=name), pytest.raises(ValueError, match="no blob's name"):
+            asyncio.run(Blobs(tmp_path).info(name))
 
 
 # --- the command line for keys ---

@@ -23,9 +23,8 @@ def test_the_backlog_is_what_nobody_has_begun() -> None:
     assert backlog_s(3, 4, 20, 10, jobs_per_worker=2) == 30 + 40
 
 
-@pytest.mark.parametrize(
-    ("have", "backlog", "start"),
-    [
+def test_it_grows_with_what_waits(subtests: pytest.Subtests) -> None:
+    for have, backlog, start in [
         ((), 0, 1),  # the least
         ((Condition.IDLE,), 0, 0),
         ((Condition.BUSY,), 1, 1),
@@ -34,10 +33,9 @@ def test_the_backlog_is_what_nobody_has_begun() -> None:
         ((Condition.BUSY, Condition.STARTING, Condition.STARTING), 120, 0),  # and who comes
         ((Condition.BUSY,) * 7, 6000, 1),  # the most
         ((Condition.QUARANTINED, Condition.DRAINING), 0, 1),  # who cannot work has a substitute
-    ],
-)
-def test_it_grows_with_what_waits(have: tuple[Condition, ...], backlog: float, start: int) -> None:
-    assert decide(workers(*have), backlog, LIMITS) == (start, [])
+    ]:
+        with subtests.test(have=have, backlog=backlog, start=start):
+            assert decide(workers(*have), backlog, LIMITS) == (start, [])
 
 
 def test_who_was_idle_long_is_stopped_and_nobody_else() -> None:

@@ -82,44 +82,73 @@ GOOD_ADDRESSES = [
 ]
 
 
-@pytest.mark.parametrize("address", BAD_ADDRESSES)
-def test_addresses_that_are_not_public(address: str, tmp_path: Path) -> None:
-    assert not is_public(ipaddress.ip_address(address))
-    literal = f"[{address}]" if ":" in address else address
-    for url, resolve in (
-        (f"http://{literal}/a.wav", None),
-        ("http://innocent.example/a.wav", names({"innocent.example": [address]})),
-        ("http://mixed.example/a.wav", names({"mixed.example": [PUBLIC, address]})),
-    ):
-        with pytest.raises(TransportError) as refused:
-            fetch(url, tmp_path, TransportPolicy(), resolve=resolve)
-        assert refused.value.code is TransportCode.URL_NOT_ALLOWED
-        assert address not in refused.value.message
+def test_addresses_that_are_not_public(subtests: pytest.Subtests, tmp_path: Path) -> None:
+    for address in BAD_ADDRESSES:
+        with subtests.test(address=address):
+            assert not is_public(ipaddress.ip_address(address))
+            literal = f"[{address}]" if ":" in address else address
+            for url, resolve in (
+                (f"http://{literal}/a.wav", None),
+                ("http://innocent.example/a.wav", names({"innocent.example": [address]})),
+                ("http://mixed.example/a.wav", names({"mixed.example": [PUBLIC, address]})),
+            ):
+                with pytest.raises(TransportError) as refused:
+                    fetch(url, tmp_path, TransportPolicy(), resolve=resolve)
+                assert refused.value.code is TransportCode.URL_NOT_ALLOWED
+                assert address not in refused.value.message
 
 
-@pytest.mark.parametrize("address", GOOD_ADDRESSES)
-def test_addresses_that_are_public(address: str) -> None:
-    assert is_public(ipaddress.ip_address(address))
+def test_addresses_that_are_public(subtests: pytest.Subtests) -> None:
+    for address in GOOD_ADDRESSES:
+        with subtests.test(address=address):
+            assert is_public(ipaddress.ip_address(address))
 
 
-@pytest.mark.parametrize(
-    "url",
-    [
-        "http://2130706433/", "http://0x7f000001/", "http://0x7f.1/", "http://0177.0.0.1/", "http://127.1/",
-        "http://127.0.0.1./", "http://127.0.0.0x1/", "http://①②⑦.0.0.1/", "http://127。0。0。1/",
-        "file:///etc/passwd", "gopher://h/", "ftp://h/a.mp4", "data:audio/wav;base64,AAAA", "//h/a", "/a", "",
-        "http:///a", "http://user@h/", "http://user:pw@h/", "http://h@127.0.0.1/", "http://h\\@127.0.0.1/",
-        "http://h/a b", "http://h/\n", "http://h\t/", "http://h:0/", "http://h:99999/", "http://h:x/",
-        "http://[::1/", "http://[fe80::1%25eth0]/", "http://-h/", "http://h..x/", f"http://{'a' * 64}.x/",
-        "http://" + "a." * 200 + "x/", "http://h/" + "a" * 9000, "jar:http://h!/", "http://h%00.x/",
-    ],
-)  # fmt: skip
-def test_urls_that_are_refused_before_anything_is_asked(url: str, tmp_path: Path) -> None:
-    asked: list[str] = []
-    with pytest.raises(TransportError) as refused:
-        fetch(url, tmp_path, TransportPolicy(), resolve=names({}, asked))
-    assert refused.value.code in (TransportCode.URL_INVALID, TransportCode.URL_NOT_ALLOWED)
-    assert asked == []
+def test_urls_that_are_refused_before_anything_is_asked(subtests: pytest.Subtests, tmp_path: Path) -> None:
+    for url in [
+        "http://2130706433/",
+        "http://0x7f000001/",
+        "http://0x7f.1/",
+        "http://0177.0.0.1/",
+        "http://127.1/",
+        "http://127.0.0.1./",
+        "http://127.0.0.0x1/",
+        "http://①②⑦.0.0.1/",
+        "http://127。0。0。1/",
+        "file:///etc/passwd",
+        "gopher://h/",
+        "ftp://h/a.mp4",
+        "data:audio/wav;base64,AAAA",
+        "//h/a",
+        "/a",
+        "",
+        "http:///a",
+        "http://user@h/",
+        "http://user:pw@h/",
+        "http://h@127.0.0.1/",
+        "http://h\\@127.0.0.1/",
+        "http://h/a b",
+        "http://h/\n",
+        "http://h\t/",
+        "http://h:0/",
+        "http://h:99999/",
+        "http://h:x/",
+        "http://[::1/",
+        "http://[fe80::1%25eth0]/",
+        "http://-h/",
+        "http://h..x/",
+        f"http://{'a' * 64}.x/",
+        "http://" + "a." * 200 + "x/",
+        "http://h/" + "a" * 9000,
+        "jar:http://h!/",
+        "http://h%00.x/",
+    ]:
+        with subtests.test(url=url):
+            asked: list[str] = []
+            with pytest.raises(TransportError) as refused:
+                fetch(url, tmp_path, TransportPolicy(), resolve=names({}, asked))
+            assert refused.value.code in (TransportCode.URL_INVALID, TransportCode.URL_NOT_ALLOWED)
+            assert asked == []
 
 
 def test_names_of_this_machine_are_refused(tmp_path: Path) -> None:
@@ -241,23 +270,21 @@ def test_the_name_is_resolved_once_and_the_checked_address_is_used(site: Site, t
     assert site.asked[0][1] == f"files.local:{site.port}"
 
 
-@pytest.mark.parametrize(
-    ("location", "code"),
-    [
+def test_redirects_are_checked_like_the_first_address(
+    subtests: pytest.Subtests, site: Site, tmp_path: Path
+) -> None:
+    for location, code in [
         ("http://169.254.169.254/latest/meta-data/", TransportCode.URL_NOT_ALLOWED),
         ("http://[::ffff:10.0.0.1]/", TransportCode.URL_NOT_ALLOWED),
         ("//0.0.0.0/x", TransportCode.URL_NOT_ALLOWED),
         ("file:///etc/passwd", TransportCode.URL_INVALID),
         ("http://2130706433/", TransportCode.URL_INVALID),
         ("/loop", TransportCode.URL_TOO_MANY_REDIRECTS),
-    ],
-)
-def test_redirects_are_checked_like_the_first_address(
-    location: str, code: TransportCode, site: Site, tmp_path: Path
-) -> None:
-    site.answer("/go", b"", 302, Location=location)
-    site.answer("/loop", b"", 307, Location="/loop")
-    assert refusal(site, "/go", tmp_path) is code
+    ]:
+        with subtests.test(location=location, code=code):
+            site.answer("/go", b"", 302, Location=location)
+            site.answer("/loop", b"", 307, Location="/loop")
+            assert refusal(site, "/go", tmp_path) is code
 
 
 def test_a_harmless_redirect_is_followed(site: Site, tmp_path: Path) -> None:
@@ -266,10 +293,11 @@ def test_a_harmless_redirect_is_followed(site: Site, tmp_path: Path) -> None:
     assert fetch(site.url("/go"), tmp_path, site.policy) == WAV
 
 
-@pytest.mark.parametrize("status", [204, 206, 401, 404, 500, 503])
-def test_other_answers(status: int, site: Site, tmp_path: Path) -> None:
-    site.answer("/a", b"" if status == 204 else WAV, status)
-    assert refusal(site, "/a", tmp_path) is TransportCode.URL_BAD_STATUS
+def test_other_answers(subtests: pytest.Subtests, site: Site, tmp_path: Path) -> None:
+    for status in [204, 206, 401, 404, 500, 503]:
+        with subtests.test(status=status):
+            site.answer("/a", b"" if status == 204 else WAV, status)
+            assert refusal(site, "/a", tmp_path) is TransportCode.URL_BAD_STATUS
 
 
 def test_too_large(site: Site, tmp_path: Path) -> None:
@@ -325,18 +353,23 @@ def test_slow_and_broken_servers(site: Site, tmp_path: Path) -> None:
     assert unknown.value.code is TransportCode.URL_UNREACHABLE
 
 
-@pytest.mark.parametrize(
-    "content",
-    [
-        b"ffconcat version 1.0\nfile /etc/passwd\n", b"#EXTM3U\nhttp://10.0.0.1/\n", b"<html></html>", b"",
-        b"<?xml version='1.0'?><svg/>", b"\x7fELF" + bytes(99), b"PK\x03\x04" + bytes(99), MP4[:6], b"\xff",
-    ],
-)  # fmt: skip
 def test_what_is_no_media_is_refused_whatever_it_is_called(
-    content: bytes, site: Site, tmp_path: Path
+    subtests: pytest.Subtests, site: Site, tmp_path: Path
 ) -> None:
-    site.answer("/a.mp4", content, Content_Type="video/mp4")
-    assert refusal(site, "/a.mp4", tmp_path, MediaKind.VIDEO) is TransportCode.URL_WRONG_TYPE
+    for content in [
+        b"ffconcat version 1.0\nfile /etc/passwd\n",
+        b"#EXTM3U\nhttp://10.0.0.1/\n",
+        b"<html></html>",
+        b"",
+        b"<?xml version='1.0'?><svg/>",
+        b"\x7fELF" + bytes(99),
+        b"PK\x03\x04" + bytes(99),
+        MP4[:6],
+        b"\xff",
+    ]:
+        with subtests.test(content=content):
+            site.answer("/a.mp4", content, Content_Type="video/mp4")
+            assert refusal(site, "/a.mp4", tmp_path, MediaKind.VIDEO) is TransportCode.URL_WRONG_TYPE
 
 
 def test_sound_is_no_picture(site: Site, tmp_path: Path) -> None:
