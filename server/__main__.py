@@ -43,7 +43,7 @@ def main() -> int:
         settings = load_settings(**{name: value for name, value in arguments.items() if value is not None})
         configure_logging(settings.log_format)
         server = Server(settings, () if settings.devices == NO_DEVICE else settings.devices or _all_devices())
-        server.blobs.require()
+        server.blobs.check_access()
     except StorageUnavailableError as error:
         print(f"error: cannot use the storage: {error}", file=sys.stderr)  # noqa: T201
         return 2
@@ -85,7 +85,7 @@ class _UvicornServer(uvicorn.Server):
         self._jobs = server.jobs
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        self._jobs.is_leaving = True
+        self._jobs.is_stopping = True
         super().handle_exit(sig, frame)
 
 

@@ -26,14 +26,14 @@ from server.api.errors import ApiError, add_exception_handlers
 from server.api.fast_poll import FastPollMiddleware
 from server.api.submission import webhook_headers
 from server.jobs.admission import AdmissionCheck
-from server.jobs.inputs import Inputs
+from server.jobs.inputs import InputFetcher
 from server.jobs.service import JobService
 from server.jobs.state import Batch, Job, JobPolicy
 from server.jobs.webhooks import PayloadBuilder, WebhookPayload, Webhooks
 from server.metrics import Metrics, MetricsMiddleware
 from server.settings import Settings
 from server.storage.blobs import Blobs, StorageUnavailableError
-from server.storage.links import Signer
+from server.storage.links import LinkSigner
 from server.storage.transport import Transport, TransportPolicy
 from server.store import DatabaseUnavailableError, Record, Store, audit
 from server.workers.process import WorkerSettings
@@ -66,9 +66,17 @@ class Server:
     Args:
         devices: one worker each; none: this process only serves the API.
         quarantines: see `WorkerSettings`.
+        blobs: an open storage; by default the one that the settings name.
     """
 
-    def __init__(self, settings: Settings, devices: tuple[str, ...], *, quarantines: bool = False) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        devices: tuple[str, ...],
+        *,
+        quarantines: bool = False,
+        blobs: Blobs | None = None,
+    ) -> None:
         settings.data_dir.mkdir(parents=True, exist_ok=True)
         self.settings = settings
         self.store = Store(settings.effective_database_url)
@@ -77,12 +85,12 @@ class Server:
         )
         slots = len(devices) * settings.jobs_per_worker
         self.jobs = JobService(self.store, policy, settings.max_waiting, slots)
-        self.blobs = Blobs(settings.blob_location)
+        self.blobs = blobs or Blobs(settings.blob_location)
         self.context = ApiContext(
             settings,
             self.jobs,
             self.blobs,
-            Signer.from_file(settings.link_secret_path),
+            LinkSigner.from_file(settings.link_secret_path),
             Authenticator(self.store),
             RateLimiter(settings.requests_per_minute),
         )
@@ -106,7 +114,7 @@ class Server:
             watermark=settings.watermark,
         )
         admission = AdmissionCheck(self.jobs, settings.job_hook, settings.job_hook_timeout_s)
-        inputs = Inputs(self.transport, self.blobs)
+        inputs = InputFetcher(self.transport, self.blobs)
         self.supervisor = Supervisor(self.jobs, self.blobs, inputs, admission, devices, worker_settings)
         self.roster = Roster(self.jobs, lambda: self.supervisor.conditions, settings.model)
         self.jobs.on_end = self._on_job_end
@@ -152,7 +160,7 @@ class Server:
         for folder in self.settings.data_dir.glob(f"{native.VERIFY_PREFIX}*"):  # left by a killed server
             if folder.stat().st_mtime < before:
                 await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
-        for blob in await self.blobs.older_than(before):
+        for blob in await self.blobs.list_older_than(before):
             await self.blobs.delete(blob.name)
         await self.supervisor.remove_left()
 

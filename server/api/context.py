@@ -23,7 +23,7 @@ from server.jobs.service import JobService
 from server.jobs.state import Batch, Job
 from server.settings import Settings
 from server.storage.blobs import Blobs, TooLargeError, preview_folder, still_blob
-from server.storage.links import Signer
+from server.storage.links import LinkSigner
 from server.store import QueueFullError, QuotaError, Record
 
 BATCH_PRIORITY = -1
@@ -68,7 +68,7 @@ class ApiContext:
     settings: Settings
     jobs: JobService
     blobs: Blobs
-    signer: Signer
+    signer: LinkSigner
     authenticator: Authenticator
     rate_limiter: RateLimiter
 
@@ -82,7 +82,7 @@ class ApiContext:
         now = self.jobs.now()
         caller = self.authenticator.authenticate(http.headers.get("authorization"), now)
         if self.authenticator.should_record_use(caller, now):
-            self.jobs.write_later(partial(self.jobs.store.record_key_use, caller.key_id, now))
+            self.jobs.write_in_background(partial(self.jobs.store.record_key_use, caller.key_id, now))
         wait_s = self.rate_limiter.acquire(caller.key_id, now, caller.requests_per_minute)
         if wait_s > 0:
             raise BusyError("This key sends too many requests: retry later.", wait_s)
@@ -175,7 +175,7 @@ class ApiContext:
             record = self.find_job(caller, job_id)
             if record is not None and not record.job.state.is_final:
                 await self.jobs.cancel(job_id)
-                await self.jobs.until_final(job_id, CANCEL_WAIT_S)
+                await self.jobs.wait_until_final(job_id, CANCEL_WAIT_S)
         deleted = await self.jobs.write(lambda: self.jobs.store.delete(ids, caller.tenant))
         for record in deleted:
             await self.delete_files(record)
@@ -194,7 +194,7 @@ class ApiContext:
         for name in names:
             if not name.startswith("uploads/"):  # other jobs may use the upload
                 await self.blobs.delete(name)
-        await self.blobs.delete_under(preview_folder(record.job.id))
+        await self.blobs.delete_folder(preview_folder(record.job.id))
 
     # --- files ---
 
@@ -214,7 +214,7 @@ class ApiContext:
             return None
         token, _, name = parts.path.removeprefix("/files/").partition("/")
         name = unquote(name)
-        if not self.signer.holds("read", name, token, self.jobs.now()):
+        if not self.signer.verify("read", name, token, self.jobs.now()):
             return None
         folder, _, rest = name.partition("/")
         is_own_upload = name.startswith(f"uploads/{caller.tenant}/")

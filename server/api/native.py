@@ -118,9 +118,9 @@ def _format_time(seconds: float | None) -> str | None:
 
 def _wait_object(context: ApiContext, record: Record) -> dict[str, Any] | None:
     """Build the position in the tenant's queue and the estimated start; None: the job does not wait."""
-    if record.job.state is not State.WAITING or (turn := context.jobs.turn(record.job.id)) is None:
+    if record.job.state is not State.WAITING or (turn := context.jobs.queue_position(record.job.id)) is None:
         return None
-    wait_s = context.jobs.starts_in_s(turn)
+    wait_s = context.jobs.estimate_wait_s(turn)
     starts_at = None if wait_s is None else format_time(context.jobs.now() + wait_s)
     return {"position": turn.position, "estimated_start": starts_at}
 
@@ -200,7 +200,7 @@ async def preview_segments(
     if record.job.state.is_final:
         return []
     try:
-        blobs = await context.blobs.under(preview_folder(record.job.id))
+        blobs = await context.blobs.list_folder(preview_folder(record.job.id))
     except StorageUnavailableError:  # they are listed when the storage is back
         return []
     segments = []
@@ -228,13 +228,13 @@ async def stream_events(context: ApiContext, job_id: str, base: str, after: int)
     event's id, so that a client that reconnects misses none. `gone`: the job was deleted.
     """
     last_sent, idle_s = "", 0.0
-    with context.jobs.watched(job_id) as changed:
-        while not context.jobs.is_leaving:
+    with context.jobs.watch(job_id) as changed:
+        while not context.jobs.is_stopping:
             try:
                 record = context.jobs.store.get(job_id)
             except DatabaseUnavailableError:
                 yield ": the database is unavailable\n\n"
-                await context.jobs.change_or_pause(changed, POLL_INTERVAL_S)
+                await context.jobs.wait_for_change(changed, POLL_INTERVAL_S)
                 continue
             if record is None:
                 yield _format_event("gone", {"id": job_id})
@@ -247,7 +247,7 @@ async def stream_events(context: ApiContext, job_id: str, base: str, after: int)
                 yield f"event: job\ndata: {current}\n\n"
             if record.job.state.is_final:
                 return
-            has_changed = await context.jobs.change_or_pause(changed, POLL_INTERVAL_S)
+            has_changed = await context.jobs.wait_for_change(changed, POLL_INTERVAL_S)
             if not has_changed and (idle_s := idle_s + POLL_INTERVAL_S) >= HEARTBEAT_S:
                 idle_s = 0.0
                 yield ": heartbeat\n\n"
@@ -276,7 +276,7 @@ def health_object(
     measured = [output for output in outputs if output.media_s > 0 and output.device_s > 0]
     media_s = sum(output.media_s for output in measured)
     device_s = sum(output.device_s for output in measured)
-    workers, usual_run_s = list_workers(), context.jobs.usual_run_s
+    workers, usual_run_s = list_workers(), context.jobs.typical_run_s
     return {
         "ready": not workers or any(worker.ready for worker in workers),
         "model": settings.model,

@@ -80,7 +80,7 @@ def mount(app: FastAPI, context: ApiContext) -> None:
     @app.head("/files/{token}/{name:path}", include_in_schema=False)
     @app.get("/files/{token}/{name:path}")
     async def download(http: HttpRequest, token: str, name: str) -> Response:
-        is_valid = context.signer.holds("read", name, token, context.jobs.now())
+        is_valid = context.signer.verify("read", name, token, context.jobs.now())
         info = await context.blobs.info(name) if is_valid else None
         if info is None:
             return PlainTextResponse("There is no such file, or the link has expired.", 404)
@@ -108,7 +108,7 @@ def mount(app: FastAPI, context: ApiContext) -> None:
 
     @app.put("/uploads/{token}/{name:path}")
     async def put_upload(http: HttpRequest, token: str, name: str) -> Response:
-        if not context.signer.holds("write", name, token, context.jobs.now()):
+        if not context.signer.verify("write", name, token, context.jobs.now()):
             sentence = "This upload link is not valid, or has expired: request a new one."
             return PlainTextResponse(sentence, 403)
         await context.store_upload(name, http.stream())

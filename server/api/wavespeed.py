@@ -177,9 +177,9 @@ def prediction_object(context: ApiContext, record: Record) -> dict[str, Any]:
             "total": progress.total,
             "per_second": progress.per_s,
         }
-    if job.state is State.WAITING and (turn := context.jobs.turn(job.id)) is not None:
+    if job.state is State.WAITING and (turn := context.jobs.queue_position(job.id)) is not None:
         prediction["timings"] |= {"queue_position": turn.position}
-        if (wait_s := context.jobs.starts_in_s(turn)) is not None:
+        if (wait_s := context.jobs.estimate_wait_s(turn)) is not None:
             prediction["timings"] |= {"estimated_start": format_time(context.jobs.now() + wait_s)}
     if job.state is State.CANCELLED:
         prediction["error"] = "The task was cancelled."
@@ -222,7 +222,7 @@ def create_router(context: ApiContext) -> APIRouter:
         record = require_job(context, context.authenticate(http, Scope.RUN), job_id)
         if not record.job.state.is_final:
             await context.jobs.cancel(job_id)
-            record = await context.jobs.until_final(job_id, CANCEL_WAIT_S) or record
+            record = await context.jobs.wait_until_final(job_id, CANCEL_WAIT_S) or record
         return success_response(prediction_object(context, record))
 
     @router.delete("/predictions/{job_id}")
@@ -360,7 +360,7 @@ def create_router(context: ApiContext) -> APIRouter:
         )
         if not submission.sync:
             return success_response(prediction_object(context, record))
-        latest = await context.jobs.until_final(record.job.id, context.settings.sync_timeout_s) or record
+        latest = await context.jobs.wait_until_final(record.job.id, context.settings.sync_timeout_s) or record
         if latest.job.state.is_final:
             return success_response(await _prediction_with_content(context, latest))
         return success_response(_timed_out_prediction(context, latest))

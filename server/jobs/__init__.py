@@ -1,9 +1,9 @@
-"""Jobs: what a job is and how it goes on. No HTTP; SQL only through the store.
+"""Jobs: their states, requests and changes. No HTTP; SQL only through the store.
 
 state      states, attempts, transitions (pure)
-request    a client's request
-service    submits, claims, changes, cancels and deletes jobs; notifies waiters
+request    a client's request, independent of the API
+service    submits, claims, changes and cancels jobs, and wakes those who wait for one
 admission  the check before a job runs: input hashes, the operator's hook
-inputs     inputs as local files
-webhooks   delivery of the outbox
+inputs     downloads inputs, or finds them among the uploads
+webhooks   delivers webhooks from the outbox
 """

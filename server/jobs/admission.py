@@ -1,7 +1,7 @@
-"""Between a job's inputs and its worker: hashes go to the audit log, and the operator's hook may refuse.
+"""Admission check before a job runs: input hashes go to the audit log, and the operator's hook may reject.
 
-A hook that breaks, or answers too late or with nonsense, refuses as well: nothing runs unasked. It knows no
-dialect and no worker.
+A hook that fails, times out or sends an invalid answer rejects the job as well: no job runs unchecked. The
+module knows no dialect and no worker.
 """
 
 from __future__ import annotations
@@ -27,35 +27,36 @@ from server.jobs.state import Failure
 from server.storage.transport import Transport, TransportError, TransportPolicy
 from server.store import Record, audit
 
-log = logging.getLogger("lipsync.gate")
+log = logging.getLogger("lipsync.admission")
 
-SENTENCE_LENGTH = 300
+MAX_MESSAGE_LENGTH = 300
 
 
 class AdmissionCode(StrEnum):
-    """Why a job was not let through."""
+    """Why a job was not admitted."""
 
     JOB_REFUSED = "job_refused"
     HOOK_FAILED = "hook_failed"
 
 
-class _BrokenError(Exception):
-    """The hook gave no answer; the text says why, for the log."""
+class _HookError(Exception):
+    """The hook gave no valid answer; the text says why, for the log."""
 
 
 class AdmissionCheck:
-    """See the module.
+    """Runs the operator's hook and records input hashes.
 
     Args:
-        hook: an http(s) URL to POST to, or a command line to run without a shell; None: nobody is asked.
-        timeout_s: after which a hook counts as broken.
+        hook: an http(s) URL to POST to, or a command line to run without a shell; None: all jobs are
+            admitted.
+        timeout_s: after which the hook counts as failed.
     """
 
     def __init__(self, jobs: JobService, hook: str | None, timeout_s: float) -> None:
         self._jobs, self._hook, self._timeout_s = jobs, hook, timeout_s
 
-    async def admit(self, record: Record, inputs: Mapping[str, Path]) -> Failure | None:
-        """None where the job may run.
+    async def check(self, record: Record, inputs: Mapping[str, Path]) -> Failure | None:
+        """Return why a job must not run; None: it is admitted.
 
         Args:
             inputs: local files by name.
@@ -67,27 +68,25 @@ class AdmissionCheck:
             return None
         try:
             async with asyncio.timeout(self._timeout_s):
-                answer = _read(await self._ask(_question(record, inputs, hashes)))
-        except (_BrokenError, TimeoutError) as error:
-            why = str(error) or f"no answer within {self._timeout_s:g} s"
-            log.error("job %s: the hook is broken: %s", record.job.id, why, extra=record.tags)
-            sentence = "The check that this server asks before every job did not answer: tell its operator."
-            return Failure(AdmissionCode.HOOK_FAILED, sentence)
-        if answer.allow:
+                decision = _parse(await self._call(self._hook, _question(record, inputs, hashes)))
+        except (_HookError, TimeoutError) as error:
+            reason = str(error) or f"no answer within {self._timeout_s:g} s"
+            log.error("job %s: admission hook failed: %s", record.job.id, reason, extra=record.tags)
+            message = "The admission check of this server failed: contact its operator."
+            return Failure(AdmissionCode.HOOK_FAILED, message)
+        if decision.allow:
             return None
-        return Failure(
-            AdmissionCode.JOB_REFUSED, answer.message or "The operator of this server refused this job."
-        )
+        message = decision.message or "The operator of this server refused this job."
+        return Failure(AdmissionCode.JOB_REFUSED, message)
 
-    async def _ask(self, question: bytes) -> bytes:
-        hook = self._hook or ""
+    async def _call(self, hook: str, question: bytes) -> bytes:
         if urlsplit(hook).scheme in ("http", "https"):
-            return await _posted(hook, question, self._timeout_s)
-        return await _ran(shlex.split(hook), question)
+            return await _post(hook, question, self._timeout_s)
+        return await _run_command(shlex.split(hook), question)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class _Answer:
+class _Decision:
     allow: bool
     message: str
 
@@ -98,7 +97,7 @@ def _question(record: Record, inputs: Mapping[str, Path], hashes: Mapping[str, s
         {"name": name, "role": roles[name], "sha256": hashes[name], "path": str(path)}
         for name, path in inputs.items()
     ]
-    asked: dict[str, Any] = {
+    question: dict[str, Any] = {
         "job": record.job.id,
         "tenant": record.job.tenant,
         "key_id": request.key_id,
@@ -108,56 +107,56 @@ def _question(record: Record, inputs: Mapping[str, Path], hashes: Mapping[str, s
         "options": request.options.chosen(),
         "inputs": files,
     }
-    return json.dumps(asked).encode()
+    return json.dumps(question).encode()
 
 
-def _read(answer: bytes) -> _Answer:
+def _parse(answer: bytes) -> _Decision:
     try:
-        given = json.loads(answer)
+        fields = json.loads(answer)
     except (ValueError, RecursionError):
-        given = None
-    if not isinstance(given, dict) or not isinstance(allow := given.get("allow"), bool):
-        raise _BrokenError('its answer is not {"allow": true} or {"allow": false, "message": "…"}')
-    message = given.get("message")
-    return _Answer(allow, message[:SENTENCE_LENGTH] if isinstance(message, str) else "")
+        fields = None
+    if not isinstance(fields, dict) or not isinstance(allow := fields.get("allow"), bool):
+        raise _HookError('its answer is not {"allow": true} or {"allow": false, "message": "…"}')
+    message = fields.get("message")
+    return _Decision(allow, message[:MAX_MESSAGE_LENGTH] if isinstance(message, str) else "")
 
 
-async def _posted(url: str, question: bytes, timeout_s: float) -> bytes:
-    # The operator named this place, which may be an inner one; users' URLs get no such exception.
-    place = urlsplit(url)
-    port = place.port or (443 if place.scheme == "https" else 80)
-    host = f"[{place.hostname}]" if ":" in (place.hostname or "") else place.hostname
+async def _post(url: str, question: bytes, timeout_s: float) -> bytes:
+    # The operator configured this address, which may be private; users' URLs get no such exception.
+    parts = urlsplit(url)
+    port = parts.port or (443 if parts.scheme == "https" else 80)
+    host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname
     policy = TransportPolicy(allow=(f"{host}:{port}",), webhook_s=timeout_s)
     try:
         async with Transport(policy) as transport:
-            delivered = await transport.post_webhook(url, question, {"Content-Type": "application/json"})
+            response = await transport.post_webhook(url, question, {"Content-Type": "application/json"})
     except TransportError as error:
-        raise _BrokenError(error.message) from error
-    if delivered.status != 200:
-        raise _BrokenError(f"status {delivered.status}")
-    return delivered.body
+        raise _HookError(error.message) from error
+    if response.status != 200:
+        raise _HookError(f"status {response.status}")
+    return response.body
 
 
-async def _ran(command: list[str], question: bytes) -> bytes:
+async def _run_command(command: list[str], question: bytes) -> bytes:
     try:
         process = await asyncio.create_subprocess_exec(
             *command, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, start_new_session=True
         )
     except OSError as error:
-        raise _BrokenError(f"{command[0]}: {error.strerror}") from error
+        raise _HookError(f"{command[0]}: {error.strerror}") from error
     try:
-        said, _ = await process.communicate(question)
+        answer, _ = await process.communicate(question)
     finally:
         if process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             await process.wait()
     if process.returncode != 0:
-        raise _BrokenError(f"{command[0]}: status {process.returncode}")
-    return said
+        raise _HookError(f"{command[0]}: status {process.returncode}")
+    return answer
 
 
 def sha256_of(path: Path) -> str:
-    """Of a file's content, in hex."""
+    """Compute the hash of a file's content, in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

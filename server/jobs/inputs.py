@@ -1,6 +1,6 @@
-"""A job's inputs as local files: fetched, or uploads that are here already; vendors' limits are checked.
+"""Inputs of a job as local files: downloads, or uploads that are stored already; vendors' limits are checked.
 
-It knows nothing of dialects; what may be fetched from where is `transport`'s to decide.
+The module knows no dialect. `storage.transport` decides which addresses may be reached.
 """
 
 from __future__ import annotations
@@ -23,26 +23,27 @@ KINDS = {
 HEAD_BYTES = 4096
 
 
-class Inputs:
-    """Brings inputs.
+class InputFetcher:
+    """Fetches the inputs of jobs.
 
     Args:
-        transport: open; stays the caller's.
-        blobs: where uploads lie.
+        transport: open; the caller closes it.
+        blobs: storage of uploads.
     """
 
     def __init__(self, transport: Transport, blobs: Blobs) -> None:
         self._transport, self._blobs = transport, blobs
 
-    async def bring(self, record: Record, folder: Path) -> dict[str, Path]:
-        """All inputs of a job by their names, in `folder` or where they lie.
+    async def fetch(self, record: Record, folder: Path) -> dict[str, Path]:
+        """Return local files by the inputs' names, in `folder` or where they are stored.
 
         Raises:
-            TransportError: one cannot be had, or is not what the model takes. StorageUnavailableError.
+            TransportError: an input cannot be downloaded, or the model does not accept it.
+            StorageUnavailableError.
         """
-        return {source.name: await self._bring(source, folder) for source in record.request.sources}
+        return {source.name: await self._fetch_one(source, folder) for source in record.request.sources}
 
-    async def _bring(self, source: InputSource, folder: Path) -> Path:
+    async def _fetch_one(self, source: InputSource, folder: Path) -> Path:
         if source.url is not None:
             path = folder / source.name
             try:
@@ -58,7 +59,7 @@ class Inputs:
             except FileNotFoundError:
                 raise TransportError(
                     TransportCode.URL_BAD_STATUS,
-                    f"The uploaded {source.role} is not here any more: upload it again.",
+                    f"The uploaded {source.role} has expired: upload it again.",
                 ) from None
         _check(path, source.role, source.limits)
         return path
@@ -67,11 +68,14 @@ class Inputs:
 def _check(path: Path, role: Role, limits: MediaLimits) -> None:
     size = path.stat().st_size
     with path.open("rb") as file:
-        found = sniff(file.read(HEAD_BYTES))
-    if found is None or KINDS[role] not in found.kinds:
-        raise TransportError(TransportCode.URL_WRONG_TYPE, f"The {role} is no {role} file that can be used.")
-    # An MP4 with sound alone is what m4a means; the container does not always say so.
-    suffix = "m4a" if role is Role.AUDIO and found.suffix == "mp4" else found.suffix
+        media_type = sniff(file.read(HEAD_BYTES))
+    if media_type is None or KINDS[role] not in media_type.kinds:
+        raise TransportError(
+            TransportCode.URL_WRONG_TYPE,
+            f"The {role} is not a supported {KINDS[role]} file: send another one.",
+        )
+    # An MP4 without a video stream is an m4a; the container does not always say so.
+    suffix = "m4a" if role is Role.AUDIO and media_type.suffix == "mp4" else media_type.suffix
     if limits.formats and suffix not in limits.formats:
         raise TransportError(
             TransportCode.URL_WRONG_TYPE,

@@ -1,8 +1,8 @@
-"""The jobs as the running server sees them: changes are committed here, and whoever waits for one is told.
+"""The job service: commits changes of jobs, and wakes whoever waits for one.
 
-Between the event loop and the database: writes run in a thread, one after the other, so that a commit's wait
-for the disk does not hold up requests; reads are short and run at once. What other processes commit to a
-shared database is heard here. It knows no dialect, no HTTP and no worker process; those subscribe.
+It stands between the event loop and the database. Writes run in a thread, one after the other, so that a
+commit's wait for the disk does not block requests; reads are short and run at once. Commits of other
+processes arrive as notifications. It knows no dialect, no HTTP and no worker process; those subscribe.
 """
 
 from __future__ import annotations
@@ -26,68 +26,80 @@ log = logging.getLogger("lipsync.jobs")
 
 T = TypeVar("T")
 
-TURNS_AGE_S = 1.0
-
-LOOK_EVERY_S = 5.0
+POLL_INTERVAL_S = 5.0
 """Notifications of other processes can be lost with a connection, so waiters also poll."""
 
-LISTEN_AGAIN_S = 0.5
-
-LEASES_REST_S = 20.0
-"""So long after the database came back no lease counts as over: those who hold them must beat first."""
+RECONNECT_INTERVAL_S = 0.5
+POSITIONS_MAX_AGE_S = 1.0
 
 
 class JobService:
-    """See the module.
+    """Changes and reads of jobs for one server process.
 
     Args:
-        store: open database; stays the caller's.
+        store: open database; the caller closes it.
         policy: limits of jobs.
         max_waiting: size of the queue.
-        workers: how many jobs run at once in this process.
+        slots: how many jobs run at once in this process.
+        lease_grace_s: after the database was unavailable no lease expires for so long: their holders must
+            have the chance to renew them first.
+
+    Attributes:
+        job_available: set once, and replaced: take it before a search for work, and wait for it after.
+        webhook_due: set when a webhook may have become due; the one that delivers clears it.
+        on_stop: called with the id of a running job that has to stop.
+        on_end: called with a job that a change of this process has ended.
+        is_stopping: the server stops, and event streams have to end.
     """
 
-    def __init__(self, store: Store, policy: JobPolicy, max_waiting: int, workers: int) -> None:
+    def __init__(
+        self,
+        store: Store,
+        policy: JobPolicy,
+        max_waiting: int,
+        slots: int,
+        *,
+        lease_grace_s: float = 20.0,
+    ) -> None:
         self.store = store
-        self._workers = self._least_workers = max(1, workers)
         self.policy = policy
         self._max_waiting = max_waiting
+        self._slots = self._own_slots = max(1, slots)
+        self._lease_grace_s = lease_grace_s
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="database")
-        self._waiters: dict[str, set[asyncio.Event]] = defaultdict(set)
+        self._watchers: dict[str, set[asyncio.Event]] = defaultdict(set)
         self.job_available = asyncio.Event()
-        """Set once, and replaced: who looks for work takes it before, and waits for it after."""
         self.webhook_due = asyncio.Event()
         self.on_stop: Callable[[str], None] = lambda job_id: None
-        """Told when a running job has to stop."""
         self.on_end: Callable[[Job], None] = lambda job: None
-        """Told when a job has ended by a change of this process."""
-        self.is_leaving = False
-        """The server stops: whoever streams to a client ends that now."""
-        self._usual_run_s: float | None = None
-        self._turns: dict[str, QueuePosition] = {}
-        self._turns_at = 0.0
-        self._heard_since = float("-inf")
+        self.is_stopping = False
+        self._typical_run_s: float | None = None
+        self._positions: dict[str, QueuePosition] = {}
+        self._positions_at = 0.0
+        self._connected_at = float("-inf")
 
     @staticmethod
     def now() -> float:
-        """Seconds since 1970 by this machine; changes take the database's clock instead."""
+        """Return seconds since 1970 by this machine; changes use the database's clock instead."""
         return time.time()
 
     async def write(self, change: Callable[[], T]) -> T:
-        """Run a change of the database in its thread; a caller that goes away does not undo it."""
+        """Run a change of the database in its thread; it is not undone when the caller is cancelled."""
         return await asyncio.shield(asyncio.get_running_loop().run_in_executor(self._writer, change))
 
-    def write_later(self, change: Callable[[], object]) -> None:
-        """Run a change that nobody waits for and whose loss harms nobody."""
+    def write_in_background(self, change: Callable[[], object]) -> None:
+        """Run a change that nobody waits for and that may be lost."""
         self._writer.submit(change)
 
     def wake_workers(self) -> None:
-        """There may be work."""
-        came, self.job_available = self.job_available, asyncio.Event()
-        came.set()
+        """Wake all slots that wait for work."""
+        event, self.job_available = self.job_available, asyncio.Event()
+        event.set()
+
+    # --- changes ---
 
     async def submit(self, job: Job, request: Request, idempotency_key: str | None) -> tuple[Record, bool]:
-        """As `Store.submit`; on disk when it returns."""
+        """Put a job into the queue, as `Store.submit`; it is on disk when this returns."""
         record, is_new = await self.write(
             partial(
                 self.store.submit,
@@ -104,7 +116,7 @@ class JobService:
     async def submit_batch(
         self, batch: Batch, entries: Sequence[tuple[Job, Request]], idempotency_key: str | None
     ) -> tuple[Batch, bool]:
-        """As `Store.submit_batch`; on disk when it returns."""
+        """Put a batch into the queue, as `Store.submit_batch`; it is on disk when this returns."""
         stored, is_new = await self.write(
             partial(
                 self.store.submit_batch,
@@ -119,48 +131,34 @@ class JobService:
         return stored, is_new
 
     def is_full(self, count: int = 1) -> bool:
-        """Whether so many jobs would be refused now."""
+        """Check whether the queue has no room for that many more jobs."""
         return self.store.count_in_state(State.WAITING) + count > self._max_waiting
 
-    async def claim(self, wanted: Callable[[Job], bool] = lambda job: True) -> Record | None:
-        """As `Store.claim`."""
-        return await self.write(lambda: self.store.claim(self.store.now(), self.policy, wanted))
+    async def claim(self, accept: Callable[[Job], bool] = lambda job: True) -> Record | None:
+        """Claim the next job, as `Store.claim`. `accept` is called in the database's thread."""
+        return await self.write(lambda: self.store.claim(self.store.now(), self.policy, accept))
 
     async def change(self, job_id: str, transition: Callable[[Job, float], Job]) -> Record:
-        """Apply a transition (job, now) → job and what follows from it.
+        """Apply a transition (job, now) → job and everything that has to follow.
 
         Raises:
             KeyError, NotAllowedError: as `Store.change`.
         """
 
-        def changed() -> JobChange:
+        def commit() -> JobChange:
             now = self.store.now()
             return self.store.change(job_id, now, lambda job: transition(job, now))
 
-        change = await self.write(changed)
-        self._follow(change)
+        change = await self.write(commit)
+        self._after_change(change)
         return change.record
 
-    async def change_segments(
-        self, job_id: str, change: Callable[[float], T], *, help_wanted: bool = False
-    ) -> T:
-        """Apply a change (now) of a job's segments, and tell those who wait for one here.
-
-        Args:
-            help_wanted: there are segments for others.
-        """
-        result = await self.write(lambda: change(self.store.now()))
-        for event in self._waiters.get(job_id, ()):
-            event.set()
-        if help_wanted:
-            self.wake_workers()
-        return result
-
-    async def help(self, fits: str) -> SegmentClaim | None:
-        """A segment of a running job for a worker that has nothing else to do."""
-        return await self.write(lambda: self.store.claim_shared_segment(fits, self.store.now()))
-
     async def cancel(self, job_id: str) -> Record:
+        """Cancel a job, as `state.cancel`.
+
+        Raises:
+            KeyError: there is no such job.
+        """
         return await self.change(job_id, job_state.cancel)
 
     async def cancel_batch(self, batch_id: str) -> None:
@@ -169,83 +167,128 @@ class JobService:
             with contextlib.suppress(KeyError):  # it ended meanwhile and was deleted
                 await self.cancel(job_id)
 
+    async def change_segments(
+        self, job_id: str, change: Callable[[float], T], *, segments_available: bool = False
+    ) -> T:
+        """Apply a change (now) of a job's segments, and wake those who watch the job in this process.
+
+        Args:
+            segments_available: other workers can render segments of the job.
+        """
+        result = await self.write(lambda: change(self.store.now()))
+        self._wake_watchers(job_id)
+        if segments_available:
+            self.wake_workers()
+        return result
+
+    async def claim_shared_segment(self, compatibility_key: str) -> SegmentClaim | None:
+        """Claim a segment of a running job for a worker that has nothing else to do."""
+        return await self.write(lambda: self.store.claim_shared_segment(compatibility_key, self.store.now()))
+
     async def expire(self) -> None:
         """Apply the limits that have passed; to be called every few seconds."""
-        if time.monotonic() - self._heard_since < LEASES_REST_S:
+        if time.monotonic() - self._connected_at < self._lease_grace_s:
             return
         for change in await self.write(lambda: self.store.expire(self.store.now(), self.policy)):
-            self._follow(change)
-
-    async def listen(self) -> None:
-        """Follow what other processes commit, for ever; where there can be none, return."""
-        is_connected = True
-        while self.store.is_shared:
-            try:
-                async with contextlib.aclosing(self.store.notifications()) as heard:
-                    self._heard_since = time.monotonic()
-                    async for news in heard:
-                        if news is not None:
-                            self._hear(news)
-                        elif not is_connected:
-                            is_connected = True
-                            log.info("the database is back")
-                            self._look_all()
-            except DatabaseUnavailableError as error:
-                if is_connected:
-                    log.warning("the database is away: %s", error)
-                is_connected = False
-            await asyncio.sleep(LISTEN_AGAIN_S)
-
-    def _hear(self, news: Notification) -> None:
-        """What a change made here or elsewhere means for those who wait here."""
-        for event in self._waiters.get(news.job_id, ()):
-            event.set()
-        if news.state is State.WAITING or news.segments_available:
-            self.wake_workers()
-        elif news.state.is_final or news.cancel_requested:
-            self.on_stop(news.job_id)
-        if news.state.is_final:
-            self.webhook_due.set()
-        if news.run_s is not None:
-            self._note_run(news.run_s)
-
-    def _look_all(self) -> None:
-        """Notification may have been missed."""
-        self.wake_workers()
-        self.webhook_due.set()
-        for events in self._waiters.values():
-            for event in events:
-                event.set()
+            self._after_change(change)
 
     async def recover(self) -> None:
-        """After a start: where the database is ours alone, nobody runs what is said to be running.
+        """Return interrupted jobs to the queue after a start.
 
-        Elsewhere another server may; what nobody runs any more comes back when its lease is over.
+        Where no other process can have the database open, no job can be running. Elsewhere another server may
+        run it; an interrupted job returns when its lease has expired.
         """
         if not self.store.is_exclusive:
             return
         await self.write(self.store.release_all_segments)
         for record in self.store.jobs_in_state(State.RUNNING):
-            await self.change(record.job.id, partial(self._lost, record.job.fence))
+            await self.change(record.job.id, partial(self._lose_worker, record.job.fence))
 
-    def _lost(self, fence: int, job: Job, now: float) -> Job:
+    def _lose_worker(self, fence: int, job: Job, now: float) -> Job:
         return job_state.fail(job, fence, now, job_state.WORKER_LOST, self.policy)
 
+    # --- notifications ---
+
+    async def listen(self) -> None:
+        """Follow the commits of other processes, for ever; return at once where there can be none."""
+        is_connected = True
+        while self.store.is_shared:
+            try:
+                async with contextlib.aclosing(self.store.notifications()) as notifications:
+                    self._connected_at = time.monotonic()
+                    async for notification in notifications:
+                        if notification is not None:
+                            self._on_notification(notification)
+                        elif not is_connected:
+                            is_connected = True
+                            log.info("database connection restored")
+                            self._wake_all()
+            except DatabaseUnavailableError as error:
+                if is_connected:
+                    log.warning("database connection lost: %s", error)
+                is_connected = False
+            await asyncio.sleep(RECONNECT_INTERVAL_S)
+
+    def _on_notification(self, notification: Notification) -> None:
+        """Wake those who wait in this process for a change made here or elsewhere."""
+        self._wake_watchers(notification.job_id)
+        if notification.state is State.WAITING or notification.segments_available:
+            self.wake_workers()
+        elif notification.state.is_final or notification.cancel_requested:
+            self.on_stop(notification.job_id)
+        if notification.state.is_final:
+            self.webhook_due.set()
+        if notification.run_s is not None:
+            self._record_run_time(notification.run_s)
+
+    def _after_change(self, change: JobChange) -> None:
+        job = change.record.job
+        self._wake_watchers(job.id)
+        if Effect.STOP_WORK in change.effects:
+            self.on_stop(job.id)
+        if Effect.NOTIFY in change.effects:
+            self.webhook_due.set()
+            self.on_end(job)
+        if job.run_s is not None and not self.store.is_shared:  # else the notification records it
+            self._record_run_time(job.run_s)
+        if job.state is State.WAITING:
+            self.wake_workers()
+
+    def _wake_watchers(self, job_id: str) -> None:
+        for event in self._watchers.get(job_id, ()):
+            event.set()
+
+    def _wake_all(self) -> None:
+        """Wake everybody, because notifications may have been lost."""
+        self.wake_workers()
+        self.webhook_due.set()
+        for job_id in self._watchers:
+            self._wake_watchers(job_id)
+
     @contextlib.contextmanager
-    def watched(self, job_id: str) -> Iterator[asyncio.Event]:
-        """An event that is set whenever the job changes."""
+    def watch(self, job_id: str) -> Iterator[asyncio.Event]:
+        """Provide an event that is set whenever the job changes."""
         event = asyncio.Event()
-        self._waiters[job_id].add(event)
+        self._watchers[job_id].add(event)
         try:
             yield event
         finally:
-            self._waiters[job_id].discard(event)
-            if not self._waiters[job_id]:
-                del self._waiters[job_id]
+            self._watchers[job_id].discard(event)
+            if not self._watchers[job_id]:
+                del self._watchers[job_id]
 
-    async def until_final(self, job_id: str, timeout_s: float) -> Record | None:
-        """The job when it has ended, or as it is when the time is up; None where it was deleted."""
-        with self.watched(job_id) as changed:
+    @staticmethod
+    async def wait_for_change(changed: asyncio.Event, timeout_s: float) -> bool:
+        """Wait until a `watch`ed job changes or the time is up; returns whether it changed."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(changed.wait(), timeout_s)
+        has_changed = changed.is_set()
+        changed.clear()
+        return has_changed
+
+    async def wait_until_final(self, job_id: str, timeout_s: float) -> Record | None:
+        """Wait until a job has ended or the time is up; returns its record, or None where it was deleted."""
+        with self.watch(job_id) as changed:
             try:
                 async with asyncio.timeout(timeout_s):
                     while True:
@@ -253,55 +296,35 @@ class JobService:
                             record = self.store.get(job_id)
                             if record is None or record.job.state.is_final:
                                 return record
-                        await self.change_or_pause(changed, LOOK_EVERY_S)
+                        await self.wait_for_change(changed, POLL_INTERVAL_S)
             except TimeoutError:
                 return self.store.get(job_id)
 
-    @staticmethod
-    async def change_or_pause(changed: asyncio.Event, seconds: float) -> bool:
-        """Wait for a `watched` job to change, or so long; whether it changed."""
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(changed.wait(), seconds)
-        is_news = changed.is_set()
-        changed.clear()
-        return is_news
+    # --- estimates ---
 
-    def turn(self, job_id: str) -> QueuePosition | None:
-        """When a waiting job will run, as it was a moment ago: hundreds of clients ask every second."""
-        if self.now() - self._turns_at > TURNS_AGE_S or job_id not in self._turns:
-            self._turns, self._turns_at = job_state.queue_positions(self.store.waiting_jobs()), self.now()
-            if self.store.is_shared:  # while jobs wait, as many run as there are workers anywhere
-                self._workers = max(self._least_workers, self.store.count_in_state(State.RUNNING))
-        return self._turns.get(job_id)
+    def queue_position(self, job_id: str) -> QueuePosition | None:
+        """Return a waiting job's position, at most `POSITIONS_MAX_AGE_S` old: hundreds of clients poll it."""
+        if self.now() - self._positions_at > POSITIONS_MAX_AGE_S or job_id not in self._positions:
+            self._positions = job_state.queue_positions(self.store.waiting_jobs())
+            self._positions_at = self.now()
+            if self.store.is_shared:  # while jobs wait, as many run as there are slots in all processes
+                self._slots = max(self._own_slots, self.store.count_in_state(State.RUNNING))
+        return self._positions.get(job_id)
 
     @property
-    def usual_run_s(self) -> float | None:
-        """How long a job takes from start to end, the latest counting most; None: nobody knows yet."""
-        return self._usual_run_s
+    def typical_run_s(self) -> float | None:
+        """Moving average of the time from start to end of a job; None: none has succeeded yet."""
+        return self._typical_run_s
 
-    def starts_in_s(self, turn: QueuePosition) -> float | None:
-        """About how long a job will still wait; None until a job has shown how long one takes."""
-        if self._usual_run_s is None:
+    def estimate_wait_s(self, position: QueuePosition) -> float | None:
+        """Estimate how long a job will still wait; None until a job has succeeded."""
+        if self._typical_run_s is None:
             return None
-        return self._usual_run_s * (turn.ahead + 0.5) / self._workers
+        return self._typical_run_s * (position.ahead + 0.5) / self._slots
+
+    def _record_run_time(self, run_s: float) -> None:
+        typical_s = run_s if self._typical_run_s is None else self._typical_run_s
+        self._typical_run_s = 0.8 * typical_s + 0.2 * run_s
 
     def close(self) -> None:
         self._writer.shutdown()
-
-    def _follow(self, change: JobChange) -> None:
-        job = change.record.job
-        for event in self._waiters.get(job.id, ()):
-            event.set()
-        if Effect.STOP_WORK in change.effects:
-            self.on_stop(job.id)
-        if Effect.NOTIFY in change.effects:
-            self.webhook_due.set()
-            self.on_end(job)
-        if job.run_s is not None and not self.store.is_shared:  # else it is heard, as others' are
-            self._note_run(job.run_s)
-        if job.state is State.WAITING:
-            self.wake_workers()
-
-    def _note_run(self, run_s: float) -> None:
-        usual_s = run_s if self._usual_run_s is None else self._usual_run_s
-        self._usual_run_s = 0.8 * usual_s + 0.2 * run_s

@@ -1,8 +1,8 @@
-"""Tells callers that their jobs or batches have ended: at least once, in order of need, over about a day.
+"""Webhook delivery from the outbox: at least once, with exponential back-off for about 24 hours.
 
-What is to be told stands in the store's outbox, written in the commit that ended the job; so a crash loses
-nothing. The body and its signature are made anew for every try by the job's dialect. It knows no dialect by
-name and opens no connection itself.
+Entries are inserted in the commit that ends a job or batch, so a crash loses none. The dialect of the job
+builds and signs the body anew for every attempt. The module knows no dialect by name and opens no connection
+itself.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from server.store import OutboxEntry, Record
 
 log = logging.getLogger("lipsync.webhooks")
 
-PAUSES_S = (2.0, 10.0, 60.0, 300.0, 1800.0, 7200.0, 21600.0, 43200.0)
-"""After each failed try. The first three are the contract's; the last ends about a day after the first."""
+RETRY_DELAYS_S = (2.0, 10.0, 60.0, 300.0, 1800.0, 7200.0, 21600.0, 43200.0)
+"""Delays after failed attempts. The first three are contract; the last attempt is about a day later."""
 
 JITTER = 0.2
-"""Each pause is up to that much longer, so that receivers that come back are not met by everybody at once."""
+"""Each delay is up to this part longer, so that a recovered receiver does not get all webhooks at once."""
 
-LOOK_EVERY_S = 30.0
-AT_ONCE = 8
+POLL_INTERVAL_S = 30.0
+MAX_CONCURRENT = 8
 HOLD_S = 60.0
-"""So long a notice belongs to the process that delivers it; a delivery takes a sixth of it at most."""
+"""How long a process that has claimed an entry keeps it; a delivery takes at most a sixth of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ BatchPayloadBuilder = Callable[[Batch, str, float], WebhookPayload]
 
 
 class Webhooks:
-    """Delivers notices until cancelled.
+    """Delivers webhooks until cancelled.
 
     Args:
         payload_builders: by dialect name, for jobs.
@@ -68,62 +68,66 @@ class Webhooks:
         self._payload_builders, self._batch_payload_builder = payload_builders, batch_payload_builder
 
     async def run(self) -> None:
+        """Deliver webhooks as they become due, for ever."""
         while True:
             self._jobs.webhook_due.clear()
-            due = await self._jobs.write(self._claim)
-            if due:
-                await asyncio.gather(*(self._try(notice) for notice in due))
+            entries = await self._jobs.write(self._claim)
+            if entries:
+                await asyncio.gather(*(self._deliver(entry) for entry in entries))
                 continue
-            pause_s = self._pause_s()
+            timeout_s = self._until_next_s()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._jobs.webhook_due.wait(), pause_s)
+                await asyncio.wait_for(self._jobs.webhook_due.wait(), timeout_s)
 
     def _claim(self) -> list[OutboxEntry]:
         store = self._jobs.store
-        return store.claim_webhooks(store.now(), AT_ONCE, HOLD_S)
+        return store.claim_webhooks(store.now(), MAX_CONCURRENT, HOLD_S)
 
-    def _pause_s(self) -> float:
-        """Until the next notice is due, or for a while."""
+    def _until_next_s(self) -> float:
+        """Seconds until the next entry is due, at most the poll interval."""
         due_at = self._jobs.store.next_webhook_at()
-        return LOOK_EVERY_S if due_at is None else min(LOOK_EVERY_S, max(0.05, due_at - self._jobs.now()))
+        if due_at is None:
+            return POLL_INTERVAL_S
+        return min(POLL_INTERVAL_S, max(0.05, due_at - self._jobs.now()))
 
-    async def _try(self, notice: OutboxEntry) -> None:
+    async def _deliver(self, entry: OutboxEntry) -> None:
         store = self._jobs.store
-        if (entry := self._build_payload(notice)) is None:
-            await self._jobs.write(partial(store.webhook_failed, notice.id, "the job was deleted", None))
+        if (delivery := self._build_payload(entry)) is None:
+            await self._jobs.write(partial(store.webhook_failed, entry.id, "the job was deleted", None))
             return
-        payload, tags = entry
+        payload, tags = delivery
         try:
-            delivered = await self._transport.post_webhook(notice.url, payload.body, payload.headers)
+            response = await self._transport.post_webhook(entry.url, payload.body, payload.headers)
         except TransportError as error:
             problem: str | None = error.message
         else:
-            problem = None if 200 <= delivered.status < 300 else f"status {delivered.status}"
+            problem = None if 200 <= response.status < 300 else f"status {response.status}"
         if problem is None:
-            await self._jobs.write(partial(store.webhook_delivered, notice.id, self._jobs.now()))
-            log.info("%s: webhook delivered", notice.subject, extra=tags)
+            await self._jobs.write(partial(store.webhook_delivered, entry.id, self._jobs.now()))
+            log.info("%s: webhook delivered", entry.subject, extra=tags)
             return
         due_at = None
-        if notice.tries < len(PAUSES_S):
-            due_at = self._jobs.now() + PAUSES_S[notice.tries] * random.uniform(1, 1 + JITTER)
-        await self._jobs.write(partial(store.webhook_failed, notice.id, problem, due_at))
-        sentence = "%s: webhook not delivered (%s), try %d"
-        log.warning(sentence, notice.subject, problem, notice.tries + 1, extra=tags)
+        if entry.tries < len(RETRY_DELAYS_S):
+            due_at = self._jobs.now() + RETRY_DELAYS_S[entry.tries] * random.uniform(1, 1 + JITTER)
+        await self._jobs.write(partial(store.webhook_failed, entry.id, problem, due_at))
+        log.warning(
+            "%s: webhook not delivered, attempt %d: %s", entry.subject, entry.tries + 1, problem, extra=tags
+        )
 
-    def _build_payload(self, notice: OutboxEntry) -> tuple[WebhookPayload, dict[str, str]] | None:
+    def _build_payload(self, entry: OutboxEntry) -> tuple[WebhookPayload, dict[str, str]] | None:
         """Build the payload and the tags of log lines; None: the job or batch was deleted."""
         store, now = self._jobs.store, self._jobs.now()
-        about = store.get(notice.job_id) if notice.job_id else store.get_batch(notice.batch_id or "")
-        if about is None:
+        subject = store.get(entry.job_id) if entry.job_id else store.get_batch(entry.batch_id or "")
+        if subject is None:
             return None
-        asked = about if isinstance(about, Batch) else about.request
-        if (key := store.get_key(asked.key_id)) is None:
+        request = subject if isinstance(subject, Batch) else subject.request
+        if (key := store.get_key(request.key_id)) is None:
             return None
-        if isinstance(about, Batch):
-            tags = {"tenant": about.tenant, "request_id": about.request_id}
-            payload = self._batch_payload_builder(about, key.webhook_secret, now)
+        if isinstance(subject, Batch):
+            tags = {"tenant": subject.tenant, "request_id": subject.request_id}
+            payload = self._batch_payload_builder(subject, key.webhook_secret, now)
         else:
-            tags = about.tags
-            payload = self._payload_builders[about.request.dialect](about, key.webhook_secret, now)
-        headers = payload.headers | {"X-Request-Id": asked.request_id}
+            tags = subject.tags
+            payload = self._payload_builders[subject.request.dialect](subject, key.webhook_secret, now)
+        headers = payload.headers | {"X-Request-Id": request.request_id}
         return WebhookPayload(payload.body, headers), tags

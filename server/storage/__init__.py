@@ -1,6 +1,6 @@
-"""Files and the way out: objects, outgoing HTTP, signed links.
+"""Storage and outgoing HTTP.
 
-blobs      a folder or S3
-transport  the only outgoing HTTP: guarded fetch, webhook POST
-links      signed names
+blobs      files in a folder or in S3
+transport  the only outgoing HTTP: SSRF-safe downloads and webhooks
+links      signed URLs
 """

@@ -1,7 +1,7 @@
-"""Files that belong to jobs: uploads, inputs, results. The only owner of object storage.
+"""Files of jobs: uploads, inputs, results. The only owner of object storage.
 
-Names are paths of our own making, such as `results/<id>.mp4`; nothing from outside becomes a name unchecked.
-The module knows neither HTTP nor what happens to a job.
+Names are paths that this server chooses, such as `results/<id>.mp4`; names from outside are validated. The
+module knows neither HTTP nor the state of a job.
 """
 
 from __future__ import annotations
@@ -29,47 +29,42 @@ if TYPE_CHECKING:
 NAME = re.compile(r"[a-z]+/[A-Za-z0-9_-]{1,64}(/[A-Za-z0-9_-]{1,64})?\.[a-z0-9]{1,7}")
 CHUNK_BYTES = 1 << 20
 PART_BYTES = 8 << 20
-"""Of a multipart upload; S3 takes parts of at least 5 MiB and at most 10,000 of them."""
+"""Size of a part of a multipart upload; S3 takes parts of at least 5 MiB and at most 10,000 of them."""
 
-PARTS_AT_ONCE = 4
-ANSWER_WITHIN_S = 20.0
-"""One request to S3; it has a part of a file at most to carry."""
-
-RETRY_WITHIN_S = 8.0
-"""So long requests that S3 refused for the moment are sent again."""
+MAX_CONCURRENT_PARTS = 4
 
 
 def result_blob(job_id: str) -> str:
-    """A job's film."""
+    """Name a job's result."""
     return f"results/{job_id}.mp4"
 
 
 def preview_folder(job_id: str) -> str:
-    """Where the stretches of a running job's result lie that can be watched already."""
+    """Name the folder of a running job's previews, the parts of the result that can be watched already."""
     return f"previews/{job_id}"
 
 
-def share_folder(job_id: str) -> str:
-    """Where a running job's plan lies for others, and the segments that are finished."""
+def shared_folder(job_id: str) -> str:
+    """Name the folder of a running job's shared plan and finished segments."""
     return f"shared/{job_id}"
 
 
 def still_blob(job_id: str) -> str:
-    """A small picture out of a job's result."""
+    """Name a job's still, a small frame of its result."""
     return f"stills/{job_id}.jpg"
 
 
 class TooLargeError(Exception):
-    """More bytes came than may be stored; nothing was kept."""
+    """The stream is longer than allowed; nothing was stored."""
 
 
 class StorageUnavailableError(Exception):
-    """The storage does not answer, or refuses; nothing half was stored."""
+    """The storage does not answer, or rejects the request; no partial file was stored."""
 
 
 @dataclass(frozen=True, slots=True)
 class BlobInfo:
-    """Attributes: size in bytes; modified_at in seconds since 1970."""
+    """Size in bytes and time of the last change, in seconds since 1970."""
 
     name: str
     size: int
@@ -80,39 +75,42 @@ class Blobs:
     """Blobs in a folder or in a bucket.
 
     Args:
-        place: a folder, created when missing, or `s3://BUCKET/PREFIX?endpoint=URL&region=NAME`, all but the
-            bucket optional; credentials come from the environment, in AWS' names.
+        location: a folder, created when missing, or `s3://BUCKET/PREFIX?endpoint=URL&region=NAME`, all but
+            the bucket optional; credentials come from AWS' environment variables.
+        timeout_s: of one request to S3, which carries at most one part of a file.
+        retry_s: how long requests that S3 rejects temporarily are repeated.
 
     Raises:
         ValueError: a URL of another kind.
     """
 
-    def __init__(self, place: Path | str) -> None:
-        self._root = place if isinstance(place, Path) else None
+    def __init__(self, location: Path | str, *, timeout_s: float = 20.0, retry_s: float = 8.0) -> None:
+        self._root = location if isinstance(location, Path) else None
         self._store: LocalStore | S3Store
-        if isinstance(place, Path):
-            place.mkdir(parents=True, exist_ok=True)
-            self._store = LocalStore(place)
+        if isinstance(location, Path):
+            location.mkdir(parents=True, exist_ok=True)
+            self._store = LocalStore(location)
         else:
-            self._store = _s3(place)
+            self._store = _open_s3(location, timeout_s, retry_s)
 
-    def require(self) -> None:
-        """Look whether the storage can be used, for a start that says what is wrong.
+    def check_access(self) -> None:
+        """Check that the storage can be used, so that a start fails with the reason.
 
         Raises:
             StorageUnavailableError.
         """
-        with _translated():
+        with _translate_errors():
             next(iter(self._store.list(prefix="uploads", chunk_size=1)), None)
 
     async def local(self, name: str, folder: Path) -> Path:
-        """A blob as a local file: where it lies, else a copy in `folder`.
+        """Return a blob as a local file: where it is stored, else a copy in `folder`.
 
         Raises:
-            FileNotFoundError: there is no such blob. StorageUnavailableError.
+            FileNotFoundError: there is no such blob.
+            StorageUnavailableError.
         """
         if self._root is not None:
-            path = self._root / _checked(name)
+            path = self._root / _validate(name)
             if not path.exists():
                 raise FileNotFoundError(name)
             return path
@@ -121,43 +119,58 @@ class Blobs:
         return path
 
     async def copy_out(self, name: str, path: Path) -> None:
-        """A blob as a file that is the caller's: it may go, but must not be written to.
+        """Copy a blob to a file that the caller may delete, but must not write to.
 
         Raises:
-            FileNotFoundError: there is no such blob. StorageUnavailableError.
+            FileNotFoundError: there is no such blob.
+            StorageUnavailableError.
         """
         if self._root is not None:
-            await asyncio.to_thread(_link, self._root / _checked(name), path)
+            await asyncio.to_thread(_link, self._root / _validate(name), path)
             return
-        if (found := await self.info(name)) is None:
+        if (info := await self.info(name)) is None:
             raise FileNotFoundError(name)
         part = path.with_name(f"{path.name}.part")
         with part.open("wb") as file:
-            async for chunk in self.read(name, 0, found.size):
+            async for chunk in self.read(name, 0, info.size):
                 await asyncio.to_thread(file.write, chunk)
         part.replace(path)
 
     async def copy_in(self, name: str, file: Path) -> None:
-        """Store a finished file that stays where it is, and is not written to any more.
+        """Store a finished file that stays in place and is not written to any more.
 
         Raises:
             StorageUnavailableError.
         """
         if self._root is not None:
-            await asyncio.to_thread(_link, file, self._root / _checked(name))
+            await asyncio.to_thread(_link, file, self._root / _validate(name))
             return
-        with _translated():
-            await self._put(_checked(name), file)
+        with _translate_errors():
+            await self._put(_validate(name), file)
 
-    async def write(self, name: str, chunks: AsyncIterator[bytes], max_bytes: int) -> int:
-        """Store a stream; the blob appears only when complete. Returns its size.
+    async def move_in(self, name: str, file: Path) -> None:
+        """Store a finished file and delete it here.
 
         Raises:
-            TooLargeError: more than `max_bytes` came. StorageUnavailableError.
+            StorageUnavailableError: the file stays in place.
+        """
+        if self._root is not None:
+            await asyncio.to_thread(_move, file, self._root / _validate(name))
+            return
+        with _translate_errors():
+            await self._put(_validate(name), file)
+        file.unlink()
+
+    async def write(self, name: str, chunks: AsyncIterator[bytes], max_bytes: int) -> int:
+        """Store a stream and return its size; the blob appears only when complete.
+
+        Raises:
+            TooLargeError: the stream is longer than `max_bytes`.
+            StorageUnavailableError.
         """
         size = 0
 
-        async def counted() -> AsyncIterator[bytes]:
+        async def count_bytes() -> AsyncIterator[bytes]:
             nonlocal size
             async for chunk in chunks:
                 size += len(chunk)
@@ -165,40 +178,27 @@ class Blobs:
                     raise TooLargeError
                 yield chunk
 
-        with _translated():
-            await self._put(_checked(name), counted())
+        with _translate_errors():
+            await self._put(_validate(name), count_bytes())
         if self._root is not None:
-            await asyncio.to_thread(_to_disk, self._root / name)
+            await asyncio.to_thread(_sync_to_disk, self._root / name)
         return size
 
-    async def take(self, name: str, file: Path) -> None:
-        """Store a finished file by moving it here.
-
-        Raises:
-            StorageUnavailableError: the file stays where it is.
-        """
-        if self._root is not None:
-            await asyncio.to_thread(_move, file, self._root / _checked(name))
-            return
-        with _translated():
-            await self._put(_checked(name), file)
-        file.unlink()
-
     async def info(self, name: str) -> BlobInfo | None:
-        """None where there is no such blob.
+        """Look up a blob; None where there is none.
 
         Raises:
             StorageUnavailableError.
         """
         try:
-            with _translated():
-                found = await self._store.head_async(_checked(name))
+            with _translate_errors():
+                meta = await self._store.head_async(_validate(name))
         except FileNotFoundError:
             return None
-        return BlobInfo(name, found["size"], found["last_modified"].timestamp())
+        return BlobInfo(name, meta["size"], meta["last_modified"].timestamp())
 
     async def read(self, name: str, start: int, stop: int) -> AsyncIterator[bytes]:
-        """Bytes [start, stop), in chunks; each is asked for when it is wanted.
+        """Yield bytes [start, stop) in chunks; each is requested when it is needed.
 
         Raises:
             FileNotFoundError, StorageUnavailableError: perhaps after some chunks.
@@ -206,30 +206,30 @@ class Blobs:
         at = start
         while at < stop:
             end = min(stop, at + CHUNK_BYTES)
-            with _translated():
-                part = await obstore.get_range_async(self._store, _checked(name), start=at, end=end)
+            with _translate_errors():
+                part = await obstore.get_range_async(self._store, _validate(name), start=at, end=end)
             yield bytes(part)
             at = end
 
     async def delete(self, name: str) -> None:
-        """Forget a blob; one that is not there is no error.
+        """Delete a blob; a missing one is no error.
 
         Raises:
             StorageUnavailableError.
         """
-        with _translated(), contextlib.suppress(FileNotFoundError):
-            await self._store.delete_async(_checked(name))
+        with _translate_errors(), contextlib.suppress(FileNotFoundError):
+            await self._store.delete_async(_validate(name))
 
-    async def under(self, folder: str) -> list[BlobInfo]:
-        """All blobs of a folder, such as `previews/<id>`, by name.
+    async def list_folder(self, folder: str) -> list[BlobInfo]:
+        """List all blobs of a folder, such as `previews/<id>`, by name.
 
         Raises:
             StorageUnavailableError.
         """
         return sorted(await self._list(folder), key=lambda blob: blob.name)
 
-    async def delete_under(self, folder: str) -> None:
-        """Forget a folder and its blobs.
+    async def delete_folder(self, folder: str) -> None:
+        """Delete a folder and its blobs.
 
         Raises:
             StorageUnavailableError.
@@ -237,11 +237,11 @@ class Blobs:
         for blob in await self._list(folder):
             await self.delete(blob.name)
         if self._root is not None:
-            with contextlib.suppress(OSError):  # not there, or something was stored meanwhile
+            with contextlib.suppress(OSError):  # it does not exist, or something was stored meanwhile
                 (self._root / folder).rmdir()
 
-    async def older_than(self, before: float) -> list[BlobInfo]:
-        """All blobs last changed before a moment.
+    async def list_older_than(self, before: float) -> list[BlobInfo]:
+        """List all blobs last changed before a time.
 
         Raises:
             StorageUnavailableError.
@@ -249,33 +249,33 @@ class Blobs:
         return [blob for blob in await self._list(None) if blob.modified_at < before]
 
     async def _list(self, folder: str | None) -> list[BlobInfo]:
-        with _translated():
-            found = await self._store.list(prefix=folder).collect_async()
-        return [BlobInfo(meta["path"], meta["size"], meta["last_modified"].timestamp()) for meta in found]
+        with _translate_errors():
+            blobs = await self._store.list(prefix=folder).collect_async()
+        return [BlobInfo(meta["path"], meta["size"], meta["last_modified"].timestamp()) for meta in blobs]
 
     async def _put(self, name: str, content: AsyncIterator[bytes] | Path) -> None:
         part_bytes = CHUNK_BYTES if self._root is not None else PART_BYTES
         await obstore.put_async(
-            self._store, name, content, chunk_size=part_bytes, max_concurrency=PARTS_AT_ONCE
+            self._store, name, content, chunk_size=part_bytes, max_concurrency=MAX_CONCURRENT_PARTS
         )
 
 
-def _s3(place: str) -> S3Store:
-    parts = urlsplit(place)
-    given = dict(parse_qsl(parts.query))
-    if parts.scheme != "s3" or not parts.netloc or not set(given) <= {"endpoint", "region"}:
-        raise ValueError(f"blobs = {place!r}: write it as s3://BUCKET/PREFIX?endpoint=URL&region=NAME")
+def _open_s3(location: str, timeout_s: float, retry_s: float) -> S3Store:
+    parts = urlsplit(location)
+    options = dict(parse_qsl(parts.query))
+    if parts.scheme != "s3" or not parts.netloc or not set(options) <= {"endpoint", "region"}:
+        raise ValueError(f"blobs = {location!r}: write it as s3://BUCKET/PREFIX?endpoint=URL&region=NAME")
     return S3Store(
         parts.netloc,
         prefix=parts.path.strip("/") or None,
-        config=cast("S3Config", given),
-        client_options={"allow_http": True, "timeout": timedelta(seconds=ANSWER_WITHIN_S)},
-        retry_config={"max_retries": 5, "retry_timeout": timedelta(seconds=RETRY_WITHIN_S)},
+        config=cast("S3Config", options),
+        client_options={"allow_http": True, "timeout": timedelta(seconds=timeout_s)},
+        retry_config={"max_retries": 5, "retry_timeout": timedelta(seconds=retry_s)},
     )
 
 
 @contextlib.contextmanager
-def _translated() -> Iterator[None]:
+def _translate_errors() -> Iterator[None]:
     try:
         yield
     except BaseError as error:
@@ -283,7 +283,7 @@ def _translated() -> Iterator[None]:
 
 
 def _link(file: Path, target: Path) -> None:
-    """The same bytes under another name; a copy where the two are on different file systems."""
+    """Create a hard link; a copy where the two are on different file systems."""
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(f".{uuid.uuid4().hex}.part")  # others may link to the same name at this moment
     try:
@@ -293,26 +293,26 @@ def _link(file: Path, target: Path) -> None:
     except OSError:
         shutil.copyfile(file, part)
     part.replace(target)
-    part.unlink(missing_ok=True)  # it stays where both were links to one file already
+    part.unlink(missing_ok=True)  # `replace` does nothing where both are links to one file already
 
 
 def _move(file: Path, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     file.replace(target)
-    _to_disk(target)
+    _sync_to_disk(target)
 
 
-def _to_disk(path: Path) -> None:
+def _sync_to_disk(path: Path) -> None:
     """Wait until a file and its name are on the disk: what is acknowledged survives a power failure."""
-    for place in (path, path.parent):
-        descriptor = os.open(place, os.O_RDONLY)
+    for entry in (path, path.parent):
+        descriptor = os.open(entry, os.O_RDONLY)
         try:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
 
 
-def _checked(name: str) -> str:
+def _validate(name: str) -> str:
     if not NAME.fullmatch(name):
-        raise ValueError(f"{name!r} is no blob's name")
+        raise ValueError(f"{name!r} is not a blob name")
     return name

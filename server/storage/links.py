@@ -1,4 +1,4 @@
-"""Signed names: links that carry their own permission and need no key. No HTTP, no clock of its own."""
+"""Signed URLs: names that carry their own permission and need no API key. No HTTP, no clock of its own."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import secrets
 from pathlib import Path
 
 
-class Signer:
-    """Makes and checks names that carry their own permission.
+class LinkSigner:
+    """Signs names and verifies their signatures.
 
     Args:
         secret: at least 32 bytes.
@@ -21,29 +21,30 @@ class Signer:
         self._secret = secret
 
     @classmethod
-    def from_file(cls, path: Path) -> Signer:
-        """The installation's secret, made on the first start; readable by its owner only."""
+    def from_file(cls, path: Path) -> LinkSigner:
+        """Read the installation's secret; the first start creates it, readable by its owner only."""
         if not path.exists():
-            fresh = path.with_name(f"{path.name}.{secrets.token_hex(4)}")
-            fresh.touch(mode=0o600)
-            fresh.write_bytes(secrets.token_bytes(32))
-            with contextlib.suppress(FileExistsError):  # another process was faster: its secret holds
-                path.hardlink_to(fresh)
-            fresh.unlink()
+            new_file = path.with_name(f"{path.name}.{secrets.token_hex(4)}")
+            new_file.touch(mode=0o600)
+            new_file.write_bytes(secrets.token_bytes(32))
+            with contextlib.suppress(FileExistsError):  # another process was faster: its secret is used
+                path.hardlink_to(new_file)
+            new_file.unlink()
         return cls(path.read_bytes())
 
     def sign(self, purpose: str, name: str, expires_at: float) -> str:
-        """`<expiry>-<signature>`, URL-safe, for one purpose and one name."""
-        until = f"{int(expires_at):x}"
-        return f"{until}-{self._mac(purpose, name, until)}"
+        """Return `<expiry>-<signature>`, URL-safe, for one purpose and one name."""
+        expiry = f"{int(expires_at):x}"
+        return f"{expiry}-{self._signature(purpose, name, expiry)}"
 
-    def holds(self, purpose: str, name: str, token: str, now: float) -> bool:
-        until, _, mac = token.partition("-")
-        if not hmac.compare_digest(mac.encode(), self._mac(purpose, name, until).encode()):
+    def verify(self, purpose: str, name: str, token: str, now: float) -> bool:
+        """Check that a token was signed for this purpose and name and has not expired."""
+        expiry, _, signature = token.partition("-")
+        if not hmac.compare_digest(signature.encode(), self._signature(purpose, name, expiry).encode()):
             return False
-        return int(until, 16) > now
+        return int(expiry, 16) > now
 
-    def _mac(self, purpose: str, name: str, until: str) -> str:
-        message = f"{purpose}\0{name}\0{until}".encode()
+    def _signature(self, purpose: str, name: str, expiry: str) -> str:
+        message = f"{purpose}\0{name}\0{expiry}".encode()
         digest = hmac.new(self._secret, message, hashlib.sha256).digest()
         return base64.urlsafe_b64encode(digest[:24]).decode()

@@ -1,9 +1,9 @@
-"""The only way out: inputs are fetched and webhooks are sent through one guarded HTTP client.
+"""The only outgoing HTTP: inputs are downloaded and webhooks are sent through one SSRF-safe client.
 
-A host is resolved once, every address that it has must be public (or allowed by the operator), and the
-connection goes to the address that was checked, so that a name cannot change its meaning in between.
-Redirects are followed here, each hop checked the same way. Everything has a limit: bytes, time, hops. Content
-is judged by its first bytes, never by name or announced type. It knows neither jobs nor dialects.
+A host is resolved once, all of its addresses must be public (or allowed by the operator), and the connection
+goes to the address that was checked, so DNS rebinding has no effect. Redirects are followed here, each hop
+checked in the same way. Bytes, time and hops are limited. A file's type is detected from its first bytes,
+never from its name or the Content-Type header. The module knows neither jobs nor dialects.
 """
 
 from __future__ import annotations
@@ -44,22 +44,24 @@ NOT_PUBLIC = tuple(
         ),
     )
 )
-"""Beside what Python calls private, reserved or multicast."""
+"""In addition to what Python calls private, reserved or multicast."""
 
 LABEL = re.compile(r"(?!-)[a-z0-9_-]{1,63}(?<!-)")
 REDIRECTS = (301, 302, 303, 307, 308)
 HEAD_BYTES = 4096
-WEBHOOK_ANSWER_BYTES = 64 * 1024
+WEBHOOK_RESPONSE_BYTES = 64 * 1024
 
 
 class MediaKind(StrEnum):
+    """Use of a media file."""
+
     VIDEO = "video"
     AUDIO = "audio"
     IMAGE = "image"
 
 
 class TransportCode(StrEnum):
-    """Stable names of what can go wrong."""
+    """Stable error codes."""
 
     URL_INVALID = "url_invalid"
     URL_NOT_ALLOWED = "url_not_allowed"
@@ -72,7 +74,7 @@ class TransportCode(StrEnum):
 
 
 class TransportError(Exception):
-    """A sentence that the caller's user can act on; it tells nothing of inner addresses."""
+    """A failed request; the message is for the user and reveals no private address."""
 
     def __init__(self, code: TransportCode, message: str) -> None:
         super().__init__(message)
@@ -81,13 +83,13 @@ class TransportError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class TransportPolicy:
-    """Limits, and exceptions from "public addresses only".
+    """Limits, and addresses that are allowed although they are not public.
 
     Attributes:
         allow: host names and networks (`files.local`, `10.1.0.0/16`), each with an optional `:port`.
-        max_bytes: of a fetched file.
-        total_s, idle_s, connect_s: whole fetch, pause between two pieces, connection.
-        webhook_s: a whole webhook.
+        max_bytes: size of a download.
+        total_s, idle_s, connect_s: time limits of a download, of a pause in it, and of a connection attempt.
+        webhook_s: time limit of a webhook.
     """
 
     allow: tuple[str, ...] = ()
@@ -100,78 +102,78 @@ class TransportPolicy:
 
 
 @dataclass(frozen=True, slots=True)
-class Fetched:
-    """A complete file on disk."""
+class FetchedFile:
+    """A complete download: size in bytes and usual suffix of its type."""
 
     size: int
     suffix: str
 
 
 @dataclass(frozen=True, slots=True)
-class Delivered:
-    """A webhook was answered; of the body, what came within the limit."""
+class WebhookResponse:
+    """Response to a webhook; the body is cut off at a limit."""
 
     status: int
     body: bytes = b""
 
 
-# --- what a file is ---
+# --- media types ---
 
 
 @dataclass(frozen=True, slots=True)
-class Sniffed:
-    """What the first bytes say: what the file may be used as, and its usual suffix."""
+class MediaType:
+    """Type of a file: possible uses and usual suffix."""
 
     kinds: frozenset[MediaKind]
     suffix: str
 
 
-FILM = frozenset({MediaKind.VIDEO, MediaKind.AUDIO})
-SOUND = frozenset({MediaKind.AUDIO})
-PICTURE = frozenset({MediaKind.IMAGE})
+VIDEO_OR_AUDIO = frozenset({MediaKind.VIDEO, MediaKind.AUDIO})
+AUDIO_ONLY = frozenset({MediaKind.AUDIO})
+IMAGE_ONLY = frozenset({MediaKind.IMAGE})
 
 
-def sniff(head: bytes) -> Sniffed | None:
-    """What a file is by its first bytes (4 KiB are enough); None for anything that is not known media."""
+def sniff(head: bytes) -> MediaType | None:
+    """Detect the type of a file from its first bytes (4 KiB are enough); None: not a known media type."""
     box, brand = head[4:8], head[8:12]
     if box == b"ftyp":
         match brand:
             case b"M4A " | b"M4B ":
-                return Sniffed(SOUND, "m4a")
+                return MediaType(AUDIO_ONLY, "m4a")
             case b"qt  ":
-                return Sniffed(FILM, "mov")
+                return MediaType(VIDEO_OR_AUDIO, "mov")
             case b"heic" | b"heix" | b"mif1" | b"avif" | b"avis":
                 return None
-        return Sniffed(FILM, "mp4")
+        return MediaType(VIDEO_OR_AUDIO, "mp4")
     if box in (b"moov", b"mdat", b"wide"):
-        return Sniffed(FILM, "mov")
+        return MediaType(VIDEO_OR_AUDIO, "mov")
     if head.startswith(b"\x1a\x45\xdf\xa3"):
-        return Sniffed(FILM, "webm" if b"webm" in head[:64] else "mkv")
+        return MediaType(VIDEO_OR_AUDIO, "webm" if b"webm" in head[:64] else "mkv")
     if head[:4] in (b"RIFF", b"RF64"):
-        return {b"WAVE": Sniffed(SOUND, "wav"), b"WEBP": Sniffed(PICTURE, "webp")}.get(brand)
-    for magic, found in (
-        (b"\x89PNG\r\n\x1a\n", Sniffed(PICTURE, "png")),
-        (b"\xff\xd8\xff", Sniffed(PICTURE, "jpg")),
-        (b"ID3", Sniffed(SOUND, "mp3")),
-        (b"OggS", Sniffed(SOUND, "ogg")),
-        (b"fLaC", Sniffed(SOUND, "flac")),
+        return {b"WAVE": MediaType(AUDIO_ONLY, "wav"), b"WEBP": MediaType(IMAGE_ONLY, "webp")}.get(brand)
+    for magic, media_type in (
+        (b"\x89PNG\r\n\x1a\n", MediaType(IMAGE_ONLY, "png")),
+        (b"\xff\xd8\xff", MediaType(IMAGE_ONLY, "jpg")),
+        (b"ID3", MediaType(AUDIO_ONLY, "mp3")),
+        (b"OggS", MediaType(AUDIO_ONLY, "ogg")),
+        (b"fLaC", MediaType(AUDIO_ONLY, "flac")),
     ):
         if head.startswith(magic):
-            return found
+            return media_type
     if len(head) > 4 and head[0] == 0xFF:
         if head[1] & 0xF6 == 0xF0:
-            return Sniffed(SOUND, "aac")
+            return MediaType(AUDIO_ONLY, "aac")
         if head[1] & 0xE0 == 0xE0 and head[1] & 0x06 and head[2] & 0xF0 != 0xF0:
-            return Sniffed(SOUND, "mp3")
+            return MediaType(AUDIO_ONLY, "mp3")
     return None
 
 
-# --- where a URL leads ---
+# --- addresses ---
 
 
 @dataclass(frozen=True, slots=True)
 class _Target:
-    """A checked place: connect to `address`, speak to `host`."""
+    """A checked target: connect to `address`, request `host`."""
 
     url: SplitResult
     host: str
@@ -179,30 +181,30 @@ class _Target:
     address: Address
 
 
-def _parsed(url: str) -> tuple[SplitResult, str, int]:
-    """(parts, host in ASCII, port) of an acceptable URL."""
+def _parse_url(url: str) -> tuple[SplitResult, str, int]:
+    """Return (parts, host in ASCII, port) of a valid URL."""
 
     def invalid(reason: str) -> TransportError:
         return TransportError(TransportCode.URL_INVALID, f"The URL cannot be used: {reason}.")
 
     if len(url) > 8192 or re.search(r"[\x00-\x20\x7f\\]", url):
-        raise invalid("it is too long, or holds spaces, control characters or backslashes")
+        raise invalid("it is too long, or contains spaces, control characters or backslashes")
     try:
         parts = urlsplit(url)
         host, port = parts.hostname, parts.port
     except ValueError:
         raise invalid("host or port is malformed") from None
     if parts.scheme not in ("http", "https"):
-        raise invalid("only http and https are taken")
+        raise invalid("only http and https are supported")
     if not host or "@" in parts.netloc:
-        raise invalid("it names no host, or carries a user name")
+        raise invalid("it has no host, or contains a user name")
     if port == 0:
         raise invalid("port 0 does not exist")
     port = port or (443 if parts.scheme == "https" else 80)
     with contextlib.suppress(ValueError):
         address = ipaddress.ip_address(host)
         if "%" in host:
-            raise invalid("an address with a zone is not taken")
+            raise invalid("an address with a zone is not supported")
         return parts, str(address), port
     try:
         name = host.encode("idna").decode("ascii").lower().removesuffix(".")
@@ -217,7 +219,7 @@ def _parsed(url: str) -> tuple[SplitResult, str, int]:
 
 
 def is_public(address: Address) -> bool:
-    """Whether an address is one of the open internet's, whatever it may be wrapped in."""
+    """Check that an address, and any address embedded in it, belongs to the public internet."""
     if isinstance(address, IPv6Address):
         inner = address.ipv4_mapped or address.sixtofour
         if address in NAT64:
@@ -234,23 +236,23 @@ def is_public(address: Address) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class _Exception:
-    """One entry of the operator's list."""
+class _AllowedHost:
+    """One entry of the operator's allow list."""
 
     name: str | None
     network: IPv4Network | IPv6Network | None
     port: int | None
 
     @classmethod
-    def parse(cls, text: str) -> _Exception:
-        place, port = text, None
-        if found := re.fullmatch(r"(\[[^\]]+\]|[^:\[\]]+):(\d{1,5})", text):
-            place, port = found[1], int(found[2])
-        place = place.removeprefix("[").removesuffix("]")
+    def parse(cls, text: str) -> _AllowedHost:
+        host, port = text, None
+        if match := re.fullmatch(r"(\[[^\]]+\]|[^:\[\]]+):(\d{1,5})", text):
+            host, port = match[1], int(match[2])
+        host = host.removeprefix("[").removesuffix("]")
         try:
-            return cls(None, ipaddress.ip_network(place), port)
+            return cls(None, ipaddress.ip_network(host), port)
         except ValueError:
-            return cls(place.lower(), None, port)
+            return cls(host.lower(), None, port)
 
     def covers(self, host: str, port: int, address: Address) -> bool:
         if self.port is not None and self.port != port:
@@ -259,25 +261,25 @@ class _Exception:
 
 
 async def _system_resolve(host: str, port: int) -> list[str]:
-    found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    return [str(entry[4][0]) for entry in found]
+    entries = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    return [str(entry[4][0]) for entry in entries]
 
 
 # --- the client ---
 
 
 class Transport:
-    """Guarded client; to be used as an async context.
+    """SSRF-safe client; an async context manager.
 
     Args:
-        resolve: names to addresses; the system's unless given.
+        resolve: resolver of host names; by default the system's.
     """
 
     def __init__(self, policy: TransportPolicy, resolve: Resolve = _system_resolve) -> None:
         self._policy, self._resolve = policy, resolve
-        self._exceptions = [_Exception.parse(entry) for entry in policy.allow]
+        self._allowed = [_AllowedHost.parse(entry) for entry in policy.allow]
         timeout = httpx2.Timeout(policy.idle_s, connect=policy.connect_s)
-        # Nothing is kept between requests: a connection belongs to one checked address.
+        # No connection is reused: each belongs to one checked address.
         limits = httpx2.Limits(max_keepalive_connections=0)
         self._client = httpx2.AsyncClient(
             trust_env=False, follow_redirects=False, timeout=timeout, limits=limits
@@ -291,61 +293,61 @@ class Transport:
     ) -> None:
         await self._client.aclose()
 
-    async def fetch(self, url: str, destination: Path, kind: MediaKind) -> Fetched:
-        """A remote file into `destination`, which appears only when complete.
+    async def fetch(self, url: str, destination: Path, kind: MediaKind) -> FetchedFile:
+        """Download a file to `destination`, which appears only when complete.
 
         Raises:
-            TransportError: with a sentence; nothing is left on disk.
+            TransportError: no file is left on disk.
         """
         part = destination.with_name(destination.name + ".part")
         try:
-            async with self._limited(self._policy.total_s):
+            async with self._limit(self._policy.total_s):
                 for _ in range(self._policy.max_redirects + 1):
-                    async with self._asked("GET", url) as answer:
-                        if answer.status_code not in REDIRECTS or "location" not in answer.headers:
-                            found = await self._save(answer, part, kind)
+                    async with self._request("GET", url) as response:
+                        if response.status_code not in REDIRECTS or "location" not in response.headers:
+                            file = await self._save(response, part, kind)
                             part.replace(destination)
-                            return found
-                        url = urljoin(url, answer.headers["location"])
+                            return file
+                        url = urljoin(url, response.headers["location"])
             raise TransportError(
-                TransportCode.URL_TOO_MANY_REDIRECTS, "The URL redirects too often: give the final address."
+                TransportCode.URL_TOO_MANY_REDIRECTS, "The URL redirects too often: send the final address."
             )
         finally:
             part.unlink(missing_ok=True)
 
-    async def post_webhook(self, url: str, body: bytes, headers: dict[str, str]) -> Delivered:
+    async def post_webhook(self, url: str, body: bytes, headers: dict[str, str]) -> WebhookResponse:
         """Send a body once; redirects are not followed.
 
         Raises:
-            TransportError: it was not answered.
+            TransportError: there was no response.
         """
         async with (
-            self._limited(self._policy.webhook_s),
-            self._asked("POST", url, content=body, headers=headers) as answer,
+            self._limit(self._policy.webhook_s),
+            self._request("POST", url, content=body, headers=headers) as response,
         ):
-            body = b""
-            async for chunk in answer.aiter_raw():
-                body += chunk
-                if len(body) > WEBHOOK_ANSWER_BYTES:
+            content = b""
+            async for chunk in response.aiter_raw():
+                content += chunk
+                if len(content) > WEBHOOK_RESPONSE_BYTES:
                     break
-            return Delivered(answer.status_code, body[:WEBHOOK_ANSWER_BYTES])
+            return WebhookResponse(response.status_code, content[:WEBHOOK_RESPONSE_BYTES])
 
-    async def _checked(self, url: str) -> _Target:
-        parts, host, port = _parsed(url)
+    async def _resolve_target(self, url: str) -> _Target:
+        parts, host, port = _parse_url(url)
         try:
             addresses = [ipaddress.ip_address(host)]
         except ValueError:
             try:
-                found = await self._resolve(host, port)
+                texts = await self._resolve(host, port)
             except OSError:
-                found = []
-            if not found:
+                texts = []
+            if not texts:
                 raise TransportError(
-                    TransportCode.URL_UNREACHABLE, f"The host {host!r} is not known: check the URL."
+                    TransportCode.URL_UNREACHABLE, f"The host {host!r} does not exist: check the URL."
                 ) from None
-            addresses = [ipaddress.ip_address(text.partition("%")[0]) for text in found]
+            addresses = [ipaddress.ip_address(text.partition("%")[0]) for text in texts]
         for address in addresses:
-            allowed = any(entry.covers(host, port, address) for entry in self._exceptions)
+            allowed = any(entry.covers(host, port, address) for entry in self._allowed)
             if not allowed and not is_public(address):
                 raise TransportError(
                     TransportCode.URL_NOT_ALLOWED,
@@ -355,52 +357,53 @@ class Transport:
         return _Target(parts, host, port, addresses[0])
 
     @contextlib.asynccontextmanager
-    async def _asked(
+    async def _request(
         self, method: str, url: str, *, content: bytes | None = None, headers: dict[str, str] | None = None
     ) -> AsyncIterator[httpx2.Response]:
-        """The answer of one hop: connected to the checked address, named as the URL names it."""
-        target = await self._checked(url)
+        """Send one request to the checked address under the URL's host name."""
+        target = await self._resolve_target(url)
         address = f"[{target.address}]" if target.address.version == 6 else str(target.address)
         pinned = target.url._replace(netloc=f"{address}:{target.port}", fragment="").geturl()
-        sent = {**(headers or {}), "Host": target.url.netloc, "Accept-Encoding": "identity"}
+        all_headers = {**(headers or {}), "Host": target.url.netloc, "Accept-Encoding": "identity"}
         async with self._client.stream(
-            method, pinned, content=content, headers=sent, extensions={"sni_hostname": target.host}
-        ) as answer:
-            yield answer
+            method, pinned, content=content, headers=all_headers, extensions={"sni_hostname": target.host}
+        ) as response:
+            yield response
 
-    async def _save(self, answer: httpx2.Response, part: Path, kind: MediaKind) -> Fetched:
-        if answer.status_code != 200:
+    async def _save(self, response: httpx2.Response, part: Path, kind: MediaKind) -> FetchedFile:
+        if response.status_code != 200:
             raise TransportError(
                 TransportCode.URL_BAD_STATUS,
-                f"The URL was answered with status {answer.status_code}.",
+                f"The URL responded with status {response.status_code}.",
             )
-        if answer.headers.get("content-encoding", "identity") != "identity":
+        if response.headers.get("content-encoding", "identity") != "identity":
             raise TransportError(
-                TransportCode.URL_WRONG_TYPE, "The file was sent compressed, which was not asked for."
+                TransportCode.URL_WRONG_TYPE,
+                "The URL sends the file compressed: send a direct link to the file.",
             )
         too_large = TransportError(
             TransportCode.URL_TOO_LARGE,
             f"The file has more than {self._policy.max_bytes / 1e6:.0f} MB, which is the limit here.",
         )
-        announced = answer.headers.get("content-length", "")
+        announced = response.headers.get("content-length", "")
         if announced.isascii() and announced.isdigit() and int(announced) > self._policy.max_bytes:
             raise too_large
-        size, head, found = 0, b"", None
+        size, head, media_type = 0, b"", None
         with part.open("wb") as file:
-            async for chunk in answer.aiter_raw():
+            async for chunk in response.aiter_raw():
                 size += len(chunk)
                 if size > self._policy.max_bytes:
                     raise too_large
-                if found is None and len(head) < HEAD_BYTES:
+                if media_type is None and len(head) < HEAD_BYTES:
                     head += chunk[: HEAD_BYTES - len(head)]
                     if len(head) >= HEAD_BYTES:
-                        found = _required(head, kind)
+                        media_type = _detect(head, kind)
                 await asyncio.to_thread(partial(file.write, chunk))
-        return Fetched(size, (found or _required(head, kind)).suffix)
+        return FetchedFile(size, (media_type or _detect(head, kind)).suffix)
 
     @contextlib.asynccontextmanager
-    async def _limited(self, total_s: float) -> AsyncIterator[None]:
-        """Time, and the client's errors in our words."""
+    async def _limit(self, total_s: float) -> AsyncIterator[None]:
+        """Limit the time, and translate the client's errors."""
         try:
             async with asyncio.timeout(total_s):
                 yield
@@ -414,11 +417,11 @@ class Transport:
             ) from None
 
 
-def _required(head: bytes, kind: MediaKind) -> Sniffed:
-    found = sniff(head)
-    if found is None or kind not in found.kinds:
+def _detect(head: bytes, kind: MediaKind) -> MediaType:
+    media_type = sniff(head)
+    if media_type is None or kind not in media_type.kinds:
         raise TransportError(
             TransportCode.URL_WRONG_TYPE,
-            f"What the URL gives is not {kind.value}: give a direct link to the file.",
+            f"The URL does not lead to a supported {kind.value} file: send a direct link to one.",
         )
-    return found
+    return media_type

@@ -14,7 +14,7 @@ import uuid
 from collections.abc import Sequence
 
 from server.jobs.admission import AdmissionCheck
-from server.jobs.inputs import Inputs
+from server.jobs.inputs import InputFetcher
 from server.jobs.service import JobService
 from server.jobs.state import Job
 from server.storage.blobs import Blobs
@@ -53,7 +53,7 @@ class DeviceWorker:
         beside: Sequence[DeviceWorker],
         jobs: JobService,
         blobs: Blobs,
-        inputs: Inputs,
+        inputs: InputFetcher,
         gate: AdmissionCheck,
         settings: WorkerSettings,
         threads: int,
@@ -203,7 +203,7 @@ class DeviceWorker:
             if not self._jobs_left:
                 self._closing.set()
         elif self._may_share and not self.busy:  # who has work gives no help, and one place is enough for it
-            return await self._jobs.help(fits)
+            return await self._jobs.claim_shared_segment(fits)
         return record
 
     def _is_wanted(self, job: Job) -> bool:

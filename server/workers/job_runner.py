@@ -18,7 +18,7 @@ from typing import Any
 
 from server.jobs import state as job_state
 from server.jobs.admission import AdmissionCheck, sha256_of
-from server.jobs.inputs import Inputs
+from server.jobs.inputs import InputFetcher
 from server.jobs.service import JobService
 from server.jobs.state import Failure, Job, NotAllowedError, Output, StageProgress
 from server.storage.blobs import (
@@ -26,7 +26,7 @@ from server.storage.blobs import (
     StorageUnavailableError,
     preview_folder,
     result_blob,
-    share_folder,
+    shared_folder,
     still_blob,
 )
 from server.storage.transport import TransportError
@@ -78,8 +78,8 @@ async def remove_left(folder: Path, blobs: Blobs, job_id: str) -> None:
     """What only a running job needs: its folder, and what could be seen of its result."""
     await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
     with contextlib.suppress(StorageUnavailableError):  # it is done again later
-        await blobs.delete_under(preview_folder(job_id))
-        await blobs.delete_under(share_folder(job_id))
+        await blobs.delete_folder(preview_folder(job_id))
+        await blobs.delete_folder(shared_folder(job_id))
 
 
 class JobRunner:
@@ -98,7 +98,7 @@ class JobRunner:
         self,
         jobs: JobService,
         blobs: Blobs,
-        inputs: Inputs,
+        inputs: InputFetcher,
         gate: AdmissionCheck,
         settings: WorkerSettings,
         helper: Helper,
@@ -225,12 +225,12 @@ class JobRunner:
 
     async def _work(self, record: Record, folder: Path, worker: WorkerProcess, owner: Owner) -> FromWorker:
         """Bring the inputs, ask whether the job may run, and follow the worker; its last word on this job."""
-        fetching = asyncio.create_task(self._inputs.bring(record, folder))
+        fetching = asyncio.create_task(self._inputs.fetch(record, folder))
         if not await self._unless_stopped(fetching, worker.gone):
             worker.require()
             return JobCancelled(record.job.id)
         local = fetching.result()
-        asking = asyncio.create_task(self._gate.admit(record, local))
+        asking = asyncio.create_task(self._gate.check(record, local))
         if not await self._unless_stopped(asking, worker.gone):
             worker.require()
             return JobCancelled(record.job.id)
@@ -343,7 +343,7 @@ class JobRunner:
         """Store a result, which took long to make: while the storage is away, try for a good while."""
         for left in reversed(range(KEEP_TRIES)):
             try:
-                await self._blobs.take(name, file)
+                await self._blobs.move_in(name, file)
                 return
             except StorageUnavailableError as error:
                 if not left:
@@ -354,9 +354,9 @@ class JobRunner:
     async def _show(self, shown: PreviewReady) -> None:
         """Put a stretch where it can be watched; without it the job is as good."""
         try:
-            await self._blobs.take(_preview_blob(shown), Path(shown.file))
+            await self._blobs.move_in(_preview_blob(shown), Path(shown.file))
             if shown.still is not None:
-                await self._blobs.take(still_blob(shown.job_id), Path(shown.still))
+                await self._blobs.move_in(still_blob(shown.job_id), Path(shown.still))
         except (OSError, StorageUnavailableError) as error:
             log.warning("job %s: a preview could not be stored: %s", shown.job_id, error)
 

@@ -16,9 +16,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from server.jobs.service import LOOK_EVERY_S, JobService
+from server.jobs.service import POLL_INTERVAL_S, JobService
 from server.jobs.state import StageProgress
-from server.storage.blobs import Blobs, StorageUnavailableError, share_folder
+from server.storage.blobs import Blobs, StorageUnavailableError, shared_folder
 from server.store import DatabaseUnavailableError, Record, SegmentClaim
 from server.workers.messages import JobProgress, SegmentRendered, SegmentsPublished
 
@@ -75,7 +75,7 @@ class Owner:
                 lambda now: self._jobs.store.publish_segments(
                     self._job_id, self._record.job.fence, self._key, self._fits, self._frames, self._have
                 ),
-                help_wanted=True,
+                segments_available=True,
             )
         except (StorageUnavailableError, DatabaseUnavailableError) as error:
             log.warning("job %s: its segments cannot be shared: %s", self._job_id, error)
@@ -86,7 +86,7 @@ class Owner:
         Raises:
             StorageUnavailableError: a finished one cannot be had.
         """
-        with self._jobs.watched(self._job_id) as changed:
+        with self._jobs.watch(self._job_id) as changed:
             while True:
                 try:
                     if await self._fetch() or len(self._have) == len(self._places):
@@ -98,7 +98,7 @@ class Owner:
                         return self._missing()[0]  # it could not be offered
                 except DatabaseUnavailableError:
                     return self._missing()[0]  # perhaps others render it too; all are equal
-                await self._jobs.change_or_pause(changed, LOOK_EVERY_S)
+                await self._jobs.wait_for_change(changed, POLL_INTERVAL_S)
 
     async def rendered(self, rendered: SegmentRendered) -> None:
         """A segment of this worker is there; it outlives this process in the storage."""
@@ -195,7 +195,7 @@ class Helper:
             StorageUnavailableError, DatabaseUnavailableError.
         """
         name = _blob(piece.job_id, piece.plan_key, file.name)
-        await self._blobs.take(name, file)
+        await self._blobs.move_in(name, file)
         store = self._jobs.store
         wanted = await self._jobs.change_segments(
             piece.job_id, lambda _: store.complete_segment(piece.job_id, piece.plan_key, piece.index, seconds)
@@ -223,7 +223,7 @@ class Helper:
         """Let somebody else render it."""
         with contextlib.suppress(DatabaseUnavailableError):  # its lease ends
             await self._jobs.change_segments(
-                piece.job_id, lambda _: self._jobs.store.release_segment(piece), help_wanted=True
+                piece.job_id, lambda _: self._jobs.store.release_segment(piece), segments_available=True
             )
 
     def clear(self) -> None:
@@ -233,7 +233,7 @@ class Helper:
 
 def _blob(job_id: str, key: str, name: str) -> str:
     """A blob's name has an ending."""
-    return f"{share_folder(job_id)}/{key}-{name if '.' in name else f'{name}.bin'}"
+    return f"{shared_folder(job_id)}/{key}-{name if '.' in name else f'{name}.bin'}"
 
 
 async def _bring(
@@ -241,8 +241,8 @@ async def _bring(
 ) -> dict[str, Path]:
     """What is stored of a plan, by its name: files in `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
-    found, prefix = {}, f"{share_folder(job_id)}/{key}-"
-    for blob in await blobs.under(share_folder(job_id)):
+    found, prefix = {}, f"{shared_folder(job_id)}/{key}-"
+    for blob in await blobs.list_folder(shared_folder(job_id)):
         name = blob.name.removeprefix(prefix).removesuffix(".bin")
         if blob.name.startswith(prefix) and (with_segments or not name.startswith("segment-")):
             found[name] = folder / name

@@ -13,7 +13,7 @@ import time
 
 from server.cluster.autoscaling import Condition
 from server.jobs.admission import AdmissionCheck
-from server.jobs.inputs import Inputs
+from server.jobs.inputs import InputFetcher
 from server.jobs.service import JobService
 from server.storage.blobs import Blobs, StorageUnavailableError
 from server.store import DatabaseUnavailableError
@@ -44,7 +44,7 @@ class Supervisor:
         self,
         jobs: JobService,
         blobs: Blobs,
-        inputs: Inputs,
+        inputs: InputFetcher,
         gate: AdmissionCheck,
         devices: tuple[str, ...],
         settings: WorkerSettings,
@@ -99,7 +99,7 @@ class Supervisor:
         """Remove what is left of jobs that ended elsewhere, between two attempts, or just before a crash."""
         left = {folder.name for folder in self._folder.glob("*")}
         for place in ("previews", "shared"):
-            left |= {blob.name.split("/")[1] for blob in await self._blobs.under(place)}
+            left |= {blob.name.split("/")[1] for blob in await self._blobs.list_folder(place)}
         for folder in self._helps.glob("*"):  # of processes that were killed, here or on another machine
             if folder.stat().st_mtime < time.time() - HELP_FORGOTTEN_S:
                 await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""Files in S3, over HTTP: whole or not at all, in pieces, and with errors and delays in between."""
+"""Files in S3, over HTTP: stored whole or not at all, read in ranges, with errors and delays in between."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from server.storage import blobs as blobs_module
 from server.storage.blobs import Blobs, StorageUnavailableError, TooLargeError
 from tests.support.application import Api
 from tests.support.s3 import ENVIRONMENT, Storage
@@ -22,8 +21,6 @@ def storage() -> Iterator[Storage]:
     with pytest.MonkeyPatch.context() as changed:
         for name, value in ENVIRONMENT.items():
             changed.setenv(name, value)
-        changed.setattr(blobs_module, "RETRY_WITHIN_S", 0.5)  # tests need not wait as users would
-        changed.setattr(blobs_module, "ANSWER_WITHIN_S", 3.0)
         opened = Storage()
         yield opened
         opened.close()
@@ -37,6 +34,11 @@ def healthy(storage: Storage) -> Iterator[None]:
     storage.has_waited.clear()
 
 
+def open_bucket(storage: Storage) -> Blobs:
+    """The bucket, given up sooner than users would want."""
+    return Blobs(storage.url, timeout_s=3.0, retry_s=0.5)
+
+
 async def stream(content: bytes) -> AsyncIterator[bytes]:
     for start in range(0, len(content), 1 << 20):
         yield content[start : start + (1 << 20)]
@@ -48,24 +50,24 @@ async def whole(blobs: Blobs, name: str) -> bytes:
     return b"".join([part async for part in blobs.read(name, 0, info.size)])
 
 
-def test_blobs_in_a_bucket_are_as_in_a_folder(storage: Storage, tmp_path: Path) -> None:
-    blobs = Blobs(storage.url)
-    blobs.require()
+def test_bucket_behaves_like_folder(storage: Storage, tmp_path: Path) -> None:
+    blobs = open_bucket(storage)
+    blobs.check_access()
     file = tmp_path / "film.mp4"
     file.write_bytes(LARGE)
 
     async def go() -> None:
         assert await blobs.write("uploads/t/a.wav", stream(LARGE), len(LARGE)) == len(LARGE)
         assert await whole(blobs, "uploads/t/a.wav") == LARGE
-        await blobs.take("results/b.mp4", file)
+        await blobs.move_in("results/b.mp4", file)
         copy = await blobs.local("results/b.mp4", tmp_path)
         assert copy.read_bytes() == LARGE
         assert copy.parent == tmp_path
-        assert [blob.name for blob in await blobs.under("uploads/t")] == ["uploads/t/a.wav"]
-        now = (await blobs.under("results"))[0].modified_at
-        assert len(await blobs.older_than(now + 60)) == 2
-        assert await blobs.older_than(now - 60) == []
-        await blobs.delete_under("uploads/t")
+        assert [blob.name for blob in await blobs.list_folder("uploads/t")] == ["uploads/t/a.wav"]
+        now = (await blobs.list_folder("results"))[0].modified_at
+        assert len(await blobs.list_older_than(now + 60)) == 2
+        assert await blobs.list_older_than(now - 60) == []
+        await blobs.delete_folder("uploads/t")
         await blobs.delete("results/b.mp4")
         await blobs.delete("results/b.mp4")
         assert await blobs.info("results/b.mp4") is None
@@ -78,8 +80,8 @@ def test_blobs_in_a_bucket_are_as_in_a_folder(storage: Storage, tmp_path: Path) 
     assert storage.names() == []
 
 
-def test_nothing_half_is_seen(storage: Storage, tmp_path: Path) -> None:
-    blobs = Blobs(storage.url)
+def test_partial_upload_is_never_visible(storage: Storage, tmp_path: Path) -> None:
+    blobs = open_bucket(storage)
     file = tmp_path / "film.mp4"
     file.write_bytes(LARGE)
 
@@ -94,29 +96,29 @@ def test_nothing_half_is_seen(storage: Storage, tmp_path: Path) -> None:
             await blobs.write("uploads/t/c.wav", breaks(), 1 << 30)
         storage.fail_after = 2  # the upload has begun, one part is there
         with pytest.raises(StorageUnavailableError):
-            await blobs.take("results/d.mp4", file)
+            await blobs.move_in("results/d.mp4", file)
         storage.fail_after = None
         storage.may_pass.clear()  # slower than anybody waits
         with pytest.raises(StorageUnavailableError):
-            await blobs.take("results/d.mp4", file)
+            await blobs.move_in("results/d.mp4", file)
         storage.may_pass.set()
         assert storage.names() == []
         assert file.read_bytes() == LARGE, "it can be tried again"
-        await blobs.take("results/d.mp4", file)
+        await blobs.move_in("results/d.mp4", file)
         await blobs.delete("results/d.mp4")
 
     asyncio.run(go())
 
 
 @pytest.mark.parametrize("url", ["s3://", "http://bucket/x", "s3://bucket?endpont=http://x"])
-def test_other_addresses_are_refused(url: str) -> None:
+def test_invalid_location_is_refused(url: str) -> None:
     with pytest.raises(ValueError, match="s3://BUCKET"):
         Blobs(url)
 
 
-def test_a_bucket_that_is_not_there_stops_the_start(storage: Storage) -> None:
+def test_access_check_fails_without_bucket(storage: Storage) -> None:
     with pytest.raises(StorageUnavailableError, match="404"):
-        Blobs(storage.url.replace("s3://lipsync/", "s3://elsewhere/")).require()
+        Blobs(storage.url.replace("s3://lipsync/", "s3://elsewhere/")).check_access()
 
 
 # --- through the server ---
@@ -134,10 +136,10 @@ def upload(api: Api, content: bytes) -> tuple[int, str, str]:
 
 @pytest.fixture(params=["folder", "bucket"])
 def any_api(request: pytest.FixtureRequest, storage: Storage, make_api: Callable[..., Api]) -> Api:
-    return make_api(blobs=storage.url) if request.param == "bucket" else make_api()
+    return make_api(open_bucket(storage)) if request.param == "bucket" else make_api()
 
 
-def test_files_are_read_in_pieces(any_api: Api) -> None:
+def test_downloads_support_byte_ranges(any_api: Api) -> None:
     content = LARGE[: 3 << 20]
     status, _, url = upload(any_api, content)
     assert status == 200
@@ -168,10 +170,10 @@ def test_files_are_read_in_pieces(any_api: Api) -> None:
     assert (head.headers["content-length"], head.content) == (str(size), b"")
 
 
-def test_while_the_storage_is_away_uploads_and_downloads_are_refused(
+def test_requests_are_refused_while_storage_is_unavailable(
     storage: Storage, make_api: Callable[..., Api]
 ) -> None:
-    api = make_api(blobs=storage.url)
+    api = make_api(open_bucket(storage))
     status, _, url = upload(api, b"a film")
     assert status == 200
     storage.is_away = True

@@ -70,4 +70,4 @@ class Api:
 def put_blob(blobs: Blobs, name: str, content: bytes) -> None:
     with tempfile.NamedTemporaryFile(delete=False) as file:
         file.write(content)
-    asyncio.run(blobs.take(name, Path(file.name)))
+    asyncio.run(blobs.move_in(name, Path(file.name)))

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
+    from server.storage.blobs import Blobs
     from server.store import Store
     from tests.support.application import Api
 
@@ -66,9 +67,9 @@ def make_api(tmp_path: Path) -> Iterator[Callable[..., Api]]:
 
     open_clients = []
 
-    def make(**changes: object) -> Api:
+    def make(storage: Blobs | None = None, **changes: object) -> Api:
         folder = tmp_path / f"data {len(open_clients)}"
-        server = Server(Settings(data_dir=folder, **changes), devices=())  # type: ignore[arg-type]
+        server = Server(Settings(data_dir=folder, **changes), devices=(), blobs=storage)  # type: ignore[arg-type]
         now = time.time()
         key, _ = auth.create_key(server.store, now, tenant="studio", scopes=frozenset(Scope))
         other, _ = auth.create_key(server.store, now, tenant="other")

@@ -155,7 +155,7 @@ def url(data: bytes) -> None:
     from server.storage import transport
 
     try:
-        _, host, port = transport._parsed(data.decode("utf-8", "surrogateescape"))
+        _, host, port = transport._parse_url(data.decode("utf-8", "surrogateescape"))
     except transport.TransportError:
         return
     _require(bool(host) and 0 < port < 65536 and not set(host) & set(" /@\\?#\0\r\n"), (host, port))
@@ -173,7 +173,7 @@ def blob_name(data: bytes) -> None:
 
     text = data.decode("utf-8", "surrogateescape")
     try:
-        name = blobs._checked(text)
+        name = blobs._validate(text)
     except ValueError:
         return
     _require(".." not in name and not name.startswith("/") and "\\" not in name and name.isprintable(), name)

@@ -170,8 +170,11 @@ def test_a_waiting_job_knows_about_when_it_starts(api: Api) -> None:
     first, second = (api.server.store.get(api.submit()) for _ in range(2))
     assert first is not None
     assert second is not None
-    turns = [jobs.turn(record.job.id) for record in (first, second)]
-    assert [turn and jobs.starts_in_s(turn) for turn in turns] == [pytest.approx(20.0), pytest.approx(60.0)]
+    turns = [jobs.queue_position(record.job.id) for record in (first, second)]
+    assert [turn and jobs.estimate_wait_s(turn) for turn in turns] == [
+        pytest.approx(20.0),
+        pytest.approx(60.0),
+    ]
 
 
 def _ended_at(job: Job, moment: float) -> Job:

@@ -16,7 +16,7 @@ from server.api import auth
 from server.api.auth import AccessDeniedError, Authenticator, RateLimiter, Scope
 from server.settings import Settings, SettingsError, load_settings, settings_table
 from server.storage.blobs import Blobs, TooLargeError
-from server.storage.links import Signer
+from server.storage.links import LinkSigner
 from server.store import Store
 from tests.support.paths import ROOT
 
@@ -132,17 +132,17 @@ def test_rates() -> None:
 
 
 def test_signed_names(tmp_path: Path) -> None:
-    signer = Signer.from_file(tmp_path / "signing.key")
+    signer = LinkSigner.from_file(tmp_path / "signing.key")
     assert stat.S_IMODE((tmp_path / "signing.key").stat().st_mode) == 0o600
-    again = Signer.from_file(tmp_path / "signing.key")
+    again = LinkSigner.from_file(tmp_path / "signing.key")
     token = signer.sign("read", "results/a.mp4", 200.0)
-    assert again.holds("read", "results/a.mp4", token, 199.0)
-    assert not again.holds("read", "results/a.mp4", token, 200.0)
-    assert not again.holds("write", "results/a.mp4", token, 199.0)
-    assert not again.holds("read", "results/b.mp4", token, 199.0)
+    assert again.verify("read", "results/a.mp4", token, 199.0)
+    assert not again.verify("read", "results/a.mp4", token, 200.0)
+    assert not again.verify("write", "results/a.mp4", token, 199.0)
+    assert not again.verify("read", "results/b.mp4", token, 199.0)
     for bent in ("", "-", "zz-x", token[:-1], token + "=", "f" + token, "ünï-x"):
-        assert not again.holds("read", "results/a.mp4", bent, 199.0)
-    assert not Signer(b"x" * 32).holds("read", "results/a.mp4", token, 199.0)
+        assert not again.verify("read", "results/a.mp4", bent, 199.0)
+    assert not LinkSigner(b"x" * 32).verify("read", "results/a.mp4", token, 199.0)
 
 
 # --- blobs ---
@@ -177,8 +177,10 @@ def test_blobs_appear_whole_or_not_at_all(tmp_path: Path) -> None:
 
     async def go_on() -> None:
         assert await blobs.info("uploads/t/b.wav") is None
-        assert [blob.name for blob in await blobs.older_than(found.modified_at + 1)] == ["uploads/t/a.wav"]
-        assert await blobs.older_than(found.modified_at - 1) == []
+        assert [blob.name for blob in await blobs.list_older_than(found.modified_at + 1)] == [
+            "uploads/t/a.wav"
+        ]
+        assert await blobs.list_older_than(found.modified_at - 1) == []
         await blobs.delete("uploads/t/a.wav")
         await blobs.delete("uploads/t/a.wav")
         assert await blobs.info("uploads/t/a.wav") is None
@@ -198,7 +200,7 @@ def test_names_from_outside_are_no_paths(subtests: pytest.Subtests, tmp_path: Pa
         "uploads/a.wav\n",
         "uploads/ü.wav",
     ]:
-        with subtests.test(name=name), pytest.raises(ValueError, match="no blob's name"):
+        with subtests.test(name=name), pytest.raises(ValueError, match="not a blob name"):
             asyncio.run(Blobs(tmp_path).info(name))
 
 

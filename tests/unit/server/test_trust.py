@@ -189,7 +189,7 @@ def inputs(tmp_path: Path) -> dict[str, Path]:
 def admit(api: Api, hook: str | None, record: Record, inputs: dict[str, Path], timeout_s: float = 20) -> Any:
     gate = AdmissionCheck(api.server.jobs, hook, timeout_s)
     assert api.client.portal is not None
-    return api.client.portal.call(gate.admit, record, inputs)
+    return api.client.portal.call(gate.check, record, inputs)
 
 
 def test_hashes_are_on_record_before_a_job_runs(api: Api, record: Record, inputs: dict[str, Path]) -> None:

@@ -221,7 +221,7 @@ def test_a_start_removes_what_ended_jobs_have_left(api: Api) -> None:
     for job in (running, gone):
         put(api, f"{preview_folder(job)}/00000-0-6240.mp4")
     asyncio.run(api.server.supervisor.start())
-    left = asyncio.run(api.server.blobs.under("previews"))
+    left = asyncio.run(api.server.blobs.list_folder("previews"))
     assert [blob.name.split("/")[1] for blob in left] == [running]
 
 
@@ -289,7 +289,7 @@ def test_a_deleted_job_and_a_stopping_server_end_the_stream(api: Api) -> None:
     job = api.submit()
 
     def leave(_: int) -> None:
-        api.server.jobs.is_leaving = True
+        api.server.jobs.is_stopping = True
 
     assert len(read_events(api, job, leave)) == 1
 
