@@ -33,8 +33,8 @@ from lipsync_engine.planning.planner import plan_job
 from lipsync_engine.planning.speakers import SpeakerMix
 from lipsync_engine.portrait.source import ClipCache, write_source_video
 from lipsync_engine.progress import Meter, Progress, Stage
-from lipsync_engine.provenance import Facts, Marker, Policy, require_consent
-from lipsync_engine.provenance.content_filter import ContentFinding, ContentGuard, ContentPolicy
+from lipsync_engine.provenance import ManifestFacts, ManifestSigner, SigningPolicy, require_consent
+from lipsync_engine.provenance.content_filter import ContentFilter, ContentPolicy, ContentResult
 from lipsync_engine.rendering.segment_renderer import RemoteRenderers, SegmentRenderer
 from lipsync_engine.rendering.work_dir import (
     adopt_segments,
@@ -43,7 +43,7 @@ from lipsync_engine.rendering.work_dir import (
     work_dir,
 )
 from lipsync_engine.result import StageSeconds, SyncResult
-from lipsync_engine.sync_score import SyncScore, SyncScorer, installed_scorer, score_job
+from lipsync_engine.sync_score import SyncScore, SyncScorer, find_installed_scorer, score_job
 from lipsync_engine.utils import default_cache_dir, drain
 from lipsync_engine.weights import WeightsStore
 
@@ -61,9 +61,9 @@ class LipSyncPipeline:
         cache_dir: for face tracks, generated motion and unfinished work; None: LIPSYNC_CACHE_DIR, else the
             user's cache folder.
         weights: where models of generated motion come from; None: the default store.
-        marker: signs results; None: as the environment sets it up.
+        signer: signs results; None: as the environment sets it up.
         scorer: measures the lip-sync of every result; None: not measured.
-        guard: classifies every source; None: not classified.
+        content_filter: classifies every source; None: not classified.
     """
 
     def __init__(
@@ -73,17 +73,17 @@ class LipSyncPipeline:
         *,
         cache_dir: Path | None = None,
         weights: WeightsStore | None = None,
-        marker: Marker | None = None,
+        signer: ManifestSigner | None = None,
         scorer: SyncScorer | None = None,
-        guard: ContentGuard | None = None,
+        content_filter: ContentFilter | None = None,
     ) -> None:
         self.model = model
         self.detector = detector
         self._cache_dir = cache_dir or default_cache_dir()
         self._weights = weights or WeightsStore()
-        self.marker = marker or Marker.from_environment()
+        self.signer = signer or ManifestSigner.from_environment()
         self._scorer = scorer
-        self._guard = guard or ContentGuard(ContentPolicy.OFF, None)
+        self._content_filter = content_filter or ContentFilter(ContentPolicy.OFF, None)
 
     @classmethod
     def from_pretrained(
@@ -124,8 +124,8 @@ class LipSyncPipeline:
             ResourceError: the device is not available.
             ParameterError: marking or the content policy is invalid.
         """
-        marker = Marker.from_environment(marking)
-        if marker.policy is Policy.OFF:
+        signer = ManifestSigner.from_environment(marking)
+        if signer.policy is SigningPolicy.OFF:
             log.warning("signing is off: results have no content credentials")
         store = WeightsStore(weights_dir)
         target = choose_device(device, dtype)
@@ -140,9 +140,9 @@ class LipSyncPipeline:
             load_detector(detector_name, store),
             cache_dir=cache_dir,
             weights=store,
-            marker=marker,
-            scorer=installed_scorer(detector_name, store, target.device) if sync_score else None,
-            guard=ContentGuard.from_environment(store, target.device),
+            signer=signer,
+            scorer=find_installed_scorer(detector_name, store, target.device) if sync_score else None,
+            content_filter=ContentFilter.from_environment(store, target.device),
         )
 
     def clone_for_thread(self, detector: faces.FaceDetector) -> Self:
@@ -152,9 +152,9 @@ class LipSyncPipeline:
             detector,
             cache_dir=self._cache_dir,
             weights=self._weights,
-            marker=self.marker,
+            signer=self.signer,
             scorer=self._scorer,
-            guard=self._guard,
+            content_filter=self._content_filter,
         )
 
     def __call__(
@@ -222,7 +222,7 @@ class LipSyncPipeline:
         params = params or SyncParams()
         # 1. Probe inputs and output before any expensive work.
         video_info = media.probe_video(Path(video))
-        content = self._guard.look(video_info)
+        content = self._content_filter.check(video_info)
         mix = None if isinstance(audio, (str, Path)) else SpeakerMix.from_speakers(audio)
         voices = [Path(audio)] if isinstance(audio, (str, Path)) else [speaker.audio for speaker in audio]
         voice_infos = [media.probe_audio(path) for path in voices]
@@ -271,7 +271,7 @@ class LipSyncPipeline:
                 renderer.files, part, video_info, plan.header.fps, params.quality, audio=result_audio
             )
             facts = self._manifest_facts(plan, provenance or Provenance(), key)
-            signing_warning = self.marker.mark(part, source, facts)
+            signing_warning = self.signer.sign(part, source, facts)
             part.replace(output)
             yield meter.at(1)
             seconds[Stage.ASSEMBLE] = meter.elapsed_s
@@ -399,10 +399,10 @@ class LipSyncPipeline:
         Raises:
             As `media.write_comparison`, and SigningError.
         """
-        self.marker.prepare(output)
+        self.signer.check_can_sign(output)
         with translate_resource_errors(), atomic_output(output, (video, result.output), "compare") as part:
             media.write_comparison(video, result.output, part, result.frames)
-            facts = Facts(
+            facts = ManifestFacts(
                 model=result.model,
                 weights_sha256=result.weights_sha256,
                 seed=result.seed,
@@ -410,21 +410,21 @@ class LipSyncPipeline:
                 job=result.job,
                 consent=None if provenance is None else provenance.consent,
             )
-            signing_warning = self.marker.mark(part, video, facts)
+            signing_warning = self.signer.sign(part, video, facts)
             part.replace(output)
         return signing_warning
 
     def _require_permitted(self, output: Path, provenance: Provenance | None) -> None:
         """Raise unless the job has the consent that it needs and its result can be signed."""
         require_consent((provenance or Provenance()).consent)
-        self.marker.prepare(output)
+        self.signer.check_can_sign(output)
 
     def _score_sync(self, plan: Plan, files: Sequence[Path], voices: Sequence[Path]) -> SyncScore | None:
         return None if self._scorer is None else score_job(plan, files, voices, self._scorer)
 
-    def _manifest_facts(self, plan: Plan, provenance: Provenance, key: str) -> Facts:
+    def _manifest_facts(self, plan: Plan, provenance: Provenance, key: str) -> ManifestFacts:
         info, params = self.model.info, plan.header.params
-        return Facts(
+        return ManifestFacts(
             model=info.name,
             weights_sha256=info.weights_sha256,
             seed=params.seed,
@@ -442,7 +442,7 @@ class LipSyncPipeline:
         job: str,
         signing_warning: str | None,
         sync: SyncScore | None,
-        content: ContentFinding,
+        content: ContentResult,
     ) -> SyncResult:
         info, params = self.model.info, plan.header.params
         guidance_scale = info.guidance_scale if params.guidance_scale is None else params.guidance_scale

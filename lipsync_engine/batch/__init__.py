@@ -29,7 +29,7 @@ from lipsync_engine.batch.runner import REPORT_NAME, Batch, BatchProgress, Runni
 from lipsync_engine.batch.worker_process import Loading, Machines, ThisMachine
 from lipsync_engine.errors import ErrorCode, ParameterError, ResourceError
 from lipsync_engine.params import BatchEngine, SyncParams
-from lipsync_engine.provenance import Marker
+from lipsync_engine.provenance import ManifestSigner
 from lipsync_engine.weights import WeightsStore
 
 __all__ = [
@@ -119,15 +119,15 @@ def run_batch(
     # 1. Read: what is wrong with the manifest itself is known before anything is written.
     WeightsStore().entry(loading.model)
     manifest = read_manifest(Path(source), params or SyncParams(), folder, consent)
-    marker = Marker.from_environment(loading.marking)
-    marker.prepare(Path("result.mp4"))
+    signer = ManifestSigner.from_environment(loading.marking)
+    signer.check_can_sign(Path("result.mp4"))
     with (
         _machines(engine, loading, manifest, folder) as machines,
         only_batch(folder),
         Ledger(folder) as ledger,
     ):
         # 2. Look at every row: is it done, and if not, can its files be used?
-        batch = Batch(manifest, folder, ledger, loading, marker)
+        batch = Batch(manifest, folder, ledger, loading, signer)
         yield from batch.check()
         if batch.problems and not skip_bad:
             raise ManifestError(batch.problems, manifest.n_rows)

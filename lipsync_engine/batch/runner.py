@@ -30,7 +30,7 @@ from lipsync_engine.batch.results import (
 from lipsync_engine.batch.worker_process import Loading, Machines, Pool, Worker
 from lipsync_engine.errors import ErrorCode, LipSyncError, ParameterError, ResourceError
 from lipsync_engine.progress import Stage
-from lipsync_engine.provenance import Marker
+from lipsync_engine.provenance import ManifestSigner
 
 ATTEMPTS = 2
 """So often is a clip tried whose worker dies; another death is taken for the clip's doing."""
@@ -116,10 +116,10 @@ class Batch:
     """
 
     def __init__(
-        self, manifest: Manifest, folder: Path, ledger: Ledger, loading: Loading, marker: Marker
+        self, manifest: Manifest, folder: Path, ledger: Ledger, loading: Loading, signer: ManifestSigner
     ) -> None:
         self._manifest, self._folder, self._ledger, self._loading = manifest, folder, ledger, loading
-        self._marker = marker
+        self._signer = signer
         self._model = (loading.model, str(loading.detector), str(loading.dtype))
         self.rows = {row.number: row for row in manifest.rows}
         self.problems = manifest.problems
@@ -168,7 +168,7 @@ class Batch:
         if done is not None:
             return done
         try:
-            self._marker.check_container(Path(row.output))
+            self._signer.check_container(Path(row.output))
         except ParameterError as error:
             return Problem(row.number, "output", error.code, error.message)
         duration_s = 0.0

@@ -245,7 +245,7 @@ def doctor(
     from lipsync_engine import media
     from lipsync_engine.cli.memory import plans
     from lipsync_engine.device import choose_compile, choose_device, choose_fp8
-    from lipsync_engine.provenance import Marker
+    from lipsync_engine.provenance import ManifestSigner
     from lipsync_engine.utils import default_cache_dir
     from lipsync_engine.weights import WeightsStore
 
@@ -264,8 +264,8 @@ def doctor(
     table.add_row("fp8", f"{fp8} (LIPSYNC_FP8)")
     table.add_row("ffmpeg", f"{media.find_ffmpeg()} ({media.ffmpeg_version()})")
     table.add_row("isolation", media.check_sandbox().describe())
-    marker = Marker.from_environment()
-    table.add_row("marking", f"{marker.policy}, {marker.describe()} (LIPSYNC_MARKING)")
+    signer = ManifestSigner.from_environment()
+    table.add_row("marking", f"{signer.policy}, {signer.describe_signer()} (LIPSYNC_MARKING)")
     store = WeightsStore()
     table.add_row("cache", f"{default_cache_dir()} (LIPSYNC_CACHE_DIR)")
     table.add_row("weights", f"{store.root} (LIPSYNC_WEIGHTS_DIR)")

@@ -63,12 +63,12 @@ class Model:
 
 def load(model: Model, *outputs: Path | None) -> LipSyncPipeline:
     """The pipeline, unless the outputs could not be signed: loading can take long."""
-    from lipsync_engine.provenance import Marker
+    from lipsync_engine.provenance import ManifestSigner
 
-    marker = Marker.from_environment(model.marking)
+    signer = ManifestSigner.from_environment(model.marking)
     for output in outputs:
         if output is not None:
-            marker.check_container(output)
+            signer.check_container(output)
     if model.name == "tiny" and model.detector not in (None, "drawn"):
         warn("tiny knows drawn presenters only; on real people it paints nonsense.")
     from lipsync_engine.pipeline import LipSyncPipeline

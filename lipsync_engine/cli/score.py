@@ -41,11 +41,11 @@ def score(
     from lipsync_engine import media
     from lipsync_engine.device import choose_device
     from lipsync_engine.faces.registry import load_detector
-    from lipsync_engine.sync_score import installed_scorer, score_film
+    from lipsync_engine.sync_score import find_installed_scorer, score_video
     from lipsync_engine.weights import WeightsStore
 
     store = WeightsStore()
-    scorer = installed_scorer(detector, store, choose_device(device, None).device)
+    scorer = find_installed_scorer(detector, store, choose_device(device, None).device)
     if scorer is None:
         raise WeightsError(
             ErrorCode.WEIGHTS_MISSING,
@@ -54,7 +54,7 @@ def score(
         )
     media.probe_audio(audio or video)
     choice = None if face is None else FaceChoice.parse(face)
-    found = score_film(video, audio or video, scorer, load_detector(detector, store), choice)
+    found = score_video(video, audio or video, scorer, load_detector(detector, store), choice)
     if as_json:
         out.print_json(json.dumps(dataclasses.asdict(found)), indent=None, highlight=False)
     else:

@@ -1,34 +1,37 @@
-"""Content credentials (C2PA): sign what is published, and say what a file's own credentials are worth.
+"""Provenance of results: content credentials (C2PA), visible label, invisible watermark, content filter.
 
-The only owner of c2pa. A result says that a generative model edited it, from which source, with which model,
-weights and seed; nothing about anybody. Whose signature that is, the operator decides: certificates and key
-in files, or a command that signs; without either a development certificate, made here, which nobody else
-knows. It knows neither codecs nor models. How to set it up: docs/trust.md.
+This package is the only owner of c2pa. A manifest states that a generative model edited the video, from which
+source, with which model, weights and seed. It contains no personal data. The operator configures the signer:
+certificate and key in files, or a command that signs. Otherwise a development certificate is created, which
+no other machine trusts. Set-up: docs/trust.md.
 
-    signing      `Marker` signs results
-    development  the certificate that is made where the operator has given none
-    reading      `verify`
+    signing         `ManifestSigner`
+    verification    `verify_credentials`
+    development     the development certificate
+    label           visible label
+    watermark       invisible watermark
+    content_filter  NSFW policy on sources
 """
 
 from lipsync_engine.provenance.signing import (
-    Facts,
-    Marker,
-    Policy,
+    ManifestFacts,
+    ManifestSigner,
     SigningError,
+    SigningPolicy,
     require_consent,
-    signed_beside,
+    signed_copy_path,
 )
-from lipsync_engine.provenance.verification import Source, Verdict, Verification, verify
+from lipsync_engine.provenance.verification import Ingredient, Verdict, Verification, verify_credentials
 
 __all__ = [
-    "Facts",
-    "Marker",
-    "Policy",
+    "Ingredient",
+    "ManifestFacts",
+    "ManifestSigner",
     "SigningError",
-    "Source",
+    "SigningPolicy",
     "Verdict",
     "Verification",
     "require_consent",
-    "signed_beside",
-    "verify",
+    "signed_copy_path",
+    "verify_credentials",
 ]

@@ -1,10 +1,10 @@
-"""Whether a video or picture may be worked on: its content, as a classifier sees a few of its frames.
+"""Content filter: a classifier checks a few frames of the source for NSFW content.
 
-    off       nothing is looked at (default: the weights do not come with the program)
-    flag      the result says what was found
-    refuse    such a job fails before any work
+    off       nothing is checked (default, because the weights do not ship with the package)
+    flag      the result carries the classification
+    refuse    a job with an NSFW source fails before any work
 
-What is looked at is the source: lips alone make no picture other than it was.
+Only the source is checked, because generated lips do not change the kind of content.
 """
 
 from __future__ import annotations
@@ -22,41 +22,45 @@ from lipsync_engine.models.nsfw import NsfwClassifier
 from lipsync_engine.weights import FileState, WeightsStore
 
 CLASSIFIER = "nsfw-image-detection"
-SAMPLES = 8
-"""Frames that are looked at, evenly over the video."""
+SAMPLE_FRAMES = 8
+"""Number of classified frames, evenly spaced over the video."""
 
 MAX_SIDE = 448
 THRESHOLD = 0.5
 
-UNCHECKED = (
-    "The content was not checked: the classifier's weights are not here. Run `lipsync weights pull "
+UNCHECKED_WARNING = (
+    "The content was not checked because the classifier's weights are missing. Run `lipsync weights pull "
     f"{CLASSIFIER}`, or set content_check=off."
 )
 
 
 class ContentPolicy(StrEnum):
+    """What happens to sources with NSFW content."""
+
     OFF = "off"
     FLAG = "flag"
     REFUSE = "refuse"
 
 
 @dataclass(frozen=True, slots=True)
-class ContentFinding:
-    """Attributes:
-    is_nsfw: some frame is not safe for work; None: nobody looked.
-    warning: why nobody did, though it was asked for.
+class ContentResult:
+    """Result of a content check.
+
+    Attributes:
+        is_nsfw: at least one frame is not safe for work; None: not checked.
+        warning: why the source was not checked although the policy requests it.
     """
 
     is_nsfw: bool | None = None
     warning: str | None = None
 
 
-class ContentGuard:
-    """Looks at sources.
+class ContentFilter:
+    """Checks sources for NSFW content.
 
     Args:
-        policy: what happens to what is found.
-        classifier: None where its weights are not here.
+        policy: what happens to sources with NSFW content.
+        classifier: None if its weights are missing.
         threshold: a frame with a higher probability counts as not safe for work.
     """
 
@@ -67,46 +71,46 @@ class ContentGuard:
 
     @classmethod
     def from_environment(cls, store: WeightsStore, device: torch.device) -> Self:
-        """As LIPSYNC_CONTENT_CHECK and LIPSYNC_CONTENT_THRESHOLD say.
+        """Configure a filter from LIPSYNC_CONTENT_CHECK and LIPSYNC_CONTENT_THRESHOLD.
 
         Raises:
-            ParameterError: one of them cannot be used.
-            WeightsError: refusing is asked for without weights, or the weights do not fit.
+            ParameterError: a value is invalid.
+            WeightsError: the policy is `refuse` and the weights are missing, or the weights do not fit.
         """
-        told = os.environ.get("LIPSYNC_CONTENT_CHECK") or ContentPolicy.OFF
-        given = os.environ.get("LIPSYNC_CONTENT_THRESHOLD") or str(THRESHOLD)
+        policy_text = os.environ.get("LIPSYNC_CONTENT_CHECK") or ContentPolicy.OFF
+        threshold_text = os.environ.get("LIPSYNC_CONTENT_THRESHOLD") or str(THRESHOLD)
         try:
-            policy, threshold = ContentPolicy(told), float(given)
+            policy, threshold = ContentPolicy(policy_text), float(threshold_text)
         except ValueError:
             raise ParameterError(
-                f"LIPSYNC_CONTENT_CHECK={told} LIPSYNC_CONTENT_THRESHOLD={given} cannot be used: say off, "
-                "flag or refuse, and a number from 0 to 1."
+                f"LIPSYNC_CONTENT_CHECK={policy_text} LIPSYNC_CONTENT_THRESHOLD={threshold_text} is invalid: "
+                "use off, flag or refuse, and a number from 0 to 1."
             ) from None
         if policy is ContentPolicy.OFF:
             return cls(policy, None)
-        is_here = all(report.state is not FileState.MISSING for report in store.file_reports(CLASSIFIER))
-        if policy is ContentPolicy.FLAG and not is_here:
+        is_installed = all(report.state is not FileState.MISSING for report in store.file_reports(CLASSIFIER))
+        if policy is ContentPolicy.FLAG and not is_installed:
             return cls(policy, None)
         folder = store.verified_files(CLASSIFIER)["content_config"].parent
         return cls(policy, NsfwClassifier(folder, device), threshold)
 
-    def look(self, video: media.VideoInfo) -> ContentFinding:
-        """Look at a source.
+    def check(self, video: media.VideoInfo) -> ContentResult:
+        """Classify a source.
 
         Raises:
             InputError: CONTENT_REFUSED.
-            MediaError: it cannot be decoded.
+            MediaError: the source cannot be decoded.
         """
         if self._policy is ContentPolicy.OFF:
-            return ContentFinding()
+            return ContentResult()
         if self._classifier is None:
-            return ContentFinding(warning=UNCHECKED)
-        scores = self._classifier.classify(media.sample_frames(video, SAMPLES, MAX_SIDE))
+            return ContentResult(warning=UNCHECKED_WARNING)
+        scores = self._classifier.classify(media.sample_frames(video, SAMPLE_FRAMES, MAX_SIDE))
         is_nsfw = max(scores) > self._threshold
         if is_nsfw and self._policy is ContentPolicy.REFUSE:
             raise InputError(
                 ErrorCode.CONTENT_REFUSED,
-                "The video or picture is refused for its content (not safe for work): use another one, or "
-                "ask the operator of this installation.",
+                "The video or image is refused for its content (not safe for work): use another one, or "
+                "contact the operator of this installation.",
             )
-        return ContentFinding(is_nsfw)
+        return ContentResult(is_nsfw)

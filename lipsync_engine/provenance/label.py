@@ -1,4 +1,4 @@
-"""A visible label in the lower left corner of every picture that says how it was made. Pure."""
+"""Visible "AI-generated" label in the lower left corner of every frame; pure."""
 
 from __future__ import annotations
 
@@ -9,48 +9,49 @@ from lipsync_engine.media.yuv import Frame, FrameFormat, blend_region
 
 TEXT = "AI-generated"
 
-HEIGHT = 1 / 28
-"""Of the letters, in the picture's shorter side, and at least `MIN_HEIGHT_PX`."""
+HEIGHT_FRACTION = 1 / 28
+"""Text height as a fraction of the frame's shorter side (at least `MIN_HEIGHT_PX`)."""
 
 MIN_HEIGHT_PX = 8
 FONT = cv2.FONT_HERSHEY_DUPLEX
-OUTLINE = 2
-"""Of the dark edge, in thicknesses of the letters: white on dark is read before any picture."""
+OUTLINE_THICKNESS = 2
+"""Width of the dark outline in multiples of the stroke width, for contrast with any background."""
 
 
 class Label:
-    """The same label for all frames of a format.
+    """The label for all frames of one format.
 
     Args:
-        form: of the frames; in a picture too small for the text what fits is shown.
-        aspect: width of one stored pixel over its height.
+        form: format of the frames; the text is cropped if they are too small.
+        aspect: sample aspect ratio.
     """
 
     def __init__(self, form: FrameFormat, aspect: float) -> None:
-        letters = max(MIN_HEIGHT_PX, HEIGHT * min(form.width, form.height))
-        thickness = max(1, round(letters / 12))
-        scale = cv2.getFontScaleFromHeight(FONT, round(letters), thickness)
-        outlined = (1 + OUTLINE) * thickness + 1
-        (width, height), below = cv2.getTextSize(TEXT, FONT, scale, thickness)
-        shape = (height + below + 2 * outlined, width + 2 * outlined)
-        light, dark = (
-            _drawn(shape, (outlined, outlined + height), scale, thick) for thick in (thickness, outlined)
+        text_height = max(MIN_HEIGHT_PX, HEIGHT_FRACTION * min(form.width, form.height))
+        thickness = max(1, round(text_height / 12))
+        scale = cv2.getFontScaleFromHeight(FONT, round(text_height), thickness)
+        outlined = (1 + OUTLINE_THICKNESS) * thickness + 1
+        (width, height), baseline = cv2.getTextSize(TEXT, FONT, scale, thickness)
+        shape = (height + baseline + 2 * outlined, width + 2 * outlined)
+        text, outline = (
+            _draw_text(shape, (outlined, outlined + height), scale, stroke)
+            for stroke in (thickness, outlined)
         )
         size = (max(2, round(shape[1] / aspect)), shape[0])
-        self._rgb = cv2.resize(np.repeat(255 * light[..., None], 3, axis=-1), size)
-        self._weight = cv2.resize(np.maximum(light, dark), size)
-        margin = round(letters / 2)
+        self._rgb = cv2.resize(np.repeat(255 * text[..., None], 3, axis=-1), size)
+        self._weight = cv2.resize(np.maximum(text, outline), size)
+        margin = round(text_height / 2)
         x0, y0 = margin // 2 * 2, max(0, form.height - size[1] - margin) // 2 * 2
         x1, y1 = min(form.width, x0 + size[0]), min(form.height, y0 + size[1])
         self._box = (x0, y0, x1, y1)
         self._rgb, self._weight = self._rgb[: y1 - y0, : x1 - x0], self._weight[: y1 - y0, : x1 - x0]
 
-    def put(self, frame: Frame) -> Frame:
-        """The frame with the label; everything outside it stays to the bit."""
+    def draw(self, frame: Frame) -> Frame:
+        """Return the frame with the label; pixels outside the label are bit-identical."""
         return blend_region(frame, self._box, self._rgb, self._weight)
 
 
-def _drawn(
+def _draw_text(
     shape: tuple[int, int], origin: tuple[int, int], scale: float, thickness: int
 ) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
     canvas = np.zeros(shape, np.uint8)

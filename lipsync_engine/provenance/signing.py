@@ -1,4 +1,4 @@
-"""Signs results, as the operator says."""
+"""Signs results with C2PA content credentials, under the operator's certificate or a development one."""
 
 from __future__ import annotations
 
@@ -22,38 +22,38 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
 from lipsync_engine.errors import ErrorCode, InputError, ParameterError, ResourceError
-from lipsync_engine.provenance.development import make_development, pem
+from lipsync_engine.provenance.development import create_development_certificate, to_pem
 
 log = logging.getLogger(__name__)
 
 MEDIA_TYPES = {".mp4": "video/mp4", ".mov": "video/quicktime"}
-"""Results that can hold credentials."""
+"""Containers of results that can hold content credentials."""
 
-COMPOSITE = "http://cv.iptc.org/newscodes/digitalsourcetype/compositeWithTrainedAlgorithmicMedia"
+COMPOSITE_SOURCE_TYPE = "http://cv.iptc.org/newscodes/digitalsourcetype/compositeWithTrainedAlgorithmicMedia"
 OWN_ASSERTION = "org.lipsync-engine.generation"
 COMMAND_TIMEOUT_S = 30.0
-UNKNOWN_KIND = "application/octet-stream"
-"""c2pa looks for no credentials in it."""
+UNKNOWN_MEDIA_TYPE = "application/octet-stream"
+"""For this type c2pa does not search for credentials."""
 
-DOT = binascii.a2b_base64(
+PROBE_PNG = binascii.a2b_base64(
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNgAAAAAgABSK+kcQAAAABJRU5ErkJggg=="
 )
-"""A PNG of one pixel, to try the signer with."""
+"""A PNG of one pixel, signed to check the signer."""
 
-UNMARKED = "The result carries no content credentials: marking is off."
+UNSIGNED_WARNING = "The result carries no content credentials: marking is off."
 
 
-class Policy(StrEnum):
-    """What happens to a result that cannot be signed; or that none is to be."""
+class SigningPolicy(StrEnum):
+    """Whether results are signed, and what happens to a result that cannot be signed."""
 
     REQUIRED = "required"  # the job fails, nothing is published
-    BEST_EFFORT = "best_effort"  # it is published unmarked, with a warning
+    BEST_EFFORT = "best_effort"  # the result is published unsigned, with a warning
     OFF = "off"  # nothing is signed
 
 
 @dataclass(frozen=True, slots=True)
-class Facts:
-    """What a result says of its making.
+class ManifestFacts:
+    """How a result was generated, as its C2PA manifest states it.
 
     Attributes:
         job: any name of the job; only its SHA-256 is written.
@@ -67,15 +67,16 @@ class Facts:
     job: str
     consent: str | None = None
 
-    def assertion(self) -> dict[str, Any]:
-        said = {
+    def to_assertion(self) -> dict[str, Any]:
+        """Return the data of the manifest's own assertion."""
+        data = {
             "model": self.model,
             "weights_sha256": self.weights_sha256,
             "seed": self.seed,
             "num_inference_steps": self.num_inference_steps,
             "job_sha256": _sha256(self.job),
         }
-        return said if self.consent is None else said | {"consent_sha256": _sha256(self.consent)}
+        return data if self.consent is None else data | {"consent_sha256": _sha256(self.consent)}
 
 
 class SigningError(ResourceError):
@@ -87,25 +88,25 @@ class SigningError(ResourceError):
 
 
 @dataclass(frozen=True, slots=True)
-class Marker:
-    """Signs results.
+class ManifestSigner:
+    """Signs results with C2PA manifests.
 
     Attributes:
-        policy: see there.
-        folder: of the development certificate, made on first use.
-        chain: PEM file, the signer's certificate first, then those between it and the root.
-        key: PEM file with the private key (PKCS #8, unencrypted) that belongs to it.
-        command: instead of a key: reads bytes on standard input, writes their raw signature to standard
-            output.
-        anchors: PEM file of further roots whose signatures count as known.
+        policy: whether results are signed.
+        development_dir: folder of the development certificate, which is created on first use.
+        chain: PEM file with the signer's certificate, followed by the intermediate certificates.
+        key: PEM file with the certificate's private key (PKCS #8, unencrypted).
+        command: used instead of a key; it reads bytes from standard input and writes their raw signature to
+            standard output.
+        trust_anchors: PEM file of further trusted root certificates.
     """
 
-    policy: Policy
-    folder: Path
+    policy: SigningPolicy
+    development_dir: Path
     chain: Path | None = None
     key: Path | None = None
     command: tuple[str, ...] = ()
-    anchors: Path | None = None
+    trust_anchors: Path | None = None
 
     def __post_init__(self) -> None:
         keys = (self.key is not None) + bool(self.command)
@@ -117,78 +118,83 @@ class Marker:
 
     @classmethod
     def from_environment(cls, policy: str | None = None) -> Self:
-        """As LIPSYNC_MARKING, LIPSYNC_SIGNING_… and LIPSYNC_TRUST_ANCHORS say.
+        """Configure a signer from LIPSYNC_MARKING, LIPSYNC_SIGNING_… and LIPSYNC_TRUST_ANCHORS.
 
         Args:
-            policy: instead of LIPSYNC_MARKING.
+            policy: overrides LIPSYNC_MARKING.
 
         Raises:
-            ParameterError: a value that cannot be used.
+            ParameterError: a value is invalid.
         """
-        chosen = policy or os.environ.get("LIPSYNC_MARKING") or Policy.REQUIRED
-        if chosen not in list(Policy):
-            raise ParameterError(f"marking={chosen!r} does not exist: use {', '.join(Policy)}.")
+        chosen = policy or os.environ.get("LIPSYNC_MARKING") or SigningPolicy.REQUIRED
+        if chosen not in list(SigningPolicy):
+            raise ParameterError(f"marking={chosen!r} does not exist: use {', '.join(SigningPolicy)}.")
         folder = os.environ.get("LIPSYNC_CREDENTIALS_DIR")
         return cls(
-            Policy(chosen),
+            SigningPolicy(chosen),
             Path(folder) if folder else Path(platformdirs.user_data_dir("lipsync")) / "credentials",
-            chain=_path("LIPSYNC_SIGNING_CHAIN"),
-            key=_path("LIPSYNC_SIGNING_KEY"),
+            chain=_path_setting("LIPSYNC_SIGNING_CHAIN"),
+            key=_path_setting("LIPSYNC_SIGNING_KEY"),
             command=tuple(shlex.split(os.environ.get("LIPSYNC_SIGNING_COMMAND", ""))),
-            anchors=_path("LIPSYNC_TRUST_ANCHORS"),
+            trust_anchors=_path_setting("LIPSYNC_TRUST_ANCHORS"),
         )
 
-    def prepare(self, output: Path) -> None:
-        """Find out before any work whether a result can be signed.
+    def check_can_sign(self, output: Path) -> None:
+        """Check before any work that a result can be signed, if the policy requires it.
 
         Raises:
-            ParameterError: its container cannot hold credentials. SigningError: certificate or key cannot be
-                used. Both only where marking is required.
+            ParameterError: the container cannot hold credentials.
+            SigningError: certificate or key cannot be used.
         """
         self.check_container(output)
-        if self.policy is Policy.REQUIRED:
-            nothing = Facts("", "", 0, 0, "")
-            self._sign(io.BytesIO(DOT), "image/png", io.BytesIO(), io.BytesIO(DOT), nothing)
+        if self.policy is SigningPolicy.REQUIRED:
+            facts = ManifestFacts("", "", 0, 0, "")
+            self._sign_stream(io.BytesIO(PROBE_PNG), "image/png", io.BytesIO(), io.BytesIO(PROBE_PNG), facts)
 
     def check_container(self, output: Path) -> None:
-        """Refuse a container that cannot hold credentials where marking is required.
+        """Check that the output's container can hold credentials, if the policy requires signing.
 
         Raises:
-            ParameterError.
+            ParameterError: it cannot.
         """
-        if self.policy is Policy.REQUIRED and output.suffix.lower() not in MEDIA_TYPES:
+        if self.policy is SigningPolicy.REQUIRED and output.suffix.lower() not in MEDIA_TYPES:
             raise ParameterError(
-                _no_place(output) + " Name an .mp4 or .mov file, or use marking=best_effort."
+                _unsupported_container(output) + " Name an .mp4 or .mov file, or use marking=best_effort."
             )
 
-    def mark(self, file: Path, source: Path, facts: Facts) -> str | None:
-        """Sign a finished video in its place.
+    def sign(self, file: Path, source: Path, facts: ManifestFacts) -> str | None:
+        """Sign a finished video in place.
 
         Args:
-            file: the video; while this runs it needs its size once more beside it.
-            source: the video or picture that it was made from; credentials that it has are kept.
+            file: the video. The signed copy needs the same disk space beside it.
+            source: the video or image that it was generated from; the source's own credentials are kept.
 
         Returns:
-            A sentence where the file is left unmarked.
+            None, or a warning if the file stays unsigned.
 
         Raises:
-            SigningError, ParameterError: it cannot be signed and must be. OSError: the disk is full.
+            SigningError, ParameterError: the file cannot be signed, but the policy requires it.
+            OSError: the disk is full.
         """
-        if self.policy is Policy.OFF:
-            return UNMARKED
+        if self.policy is SigningPolicy.OFF:
+            return UNSIGNED_WARNING
         self.check_container(file)
         if (media_type := MEDIA_TYPES.get(file.suffix.lower())) is None:
-            return f"The result carries no content credentials: {_no_place(file)}"
-        signed = signed_beside(file)
+            return f"The result carries no content credentials: {_unsupported_container(file)}"
+        signed = signed_copy_path(file)
         try:
-            with file.open("rb") as plain, _Written(signed) as target, source.open("rb") as origin:
+            with (
+                file.open("rb") as unsigned,
+                _ErrorRecordingFile(signed) as target,
+                source.open("rb") as source_file,
+            ):
                 try:
-                    self._sign(plain, media_type, target, origin, facts)
+                    self._sign_stream(unsigned, media_type, target, source_file, facts)
                 except SigningError as error:
                     raise target.error or error from None
             signed.replace(file)
         except SigningError as error:
-            if self.policy is Policy.REQUIRED:
+            if self.policy is SigningPolicy.REQUIRED:
                 raise
             log.warning("%s", error)
             return f"The result carries no content credentials: {error.message}"
@@ -196,82 +202,83 @@ class Marker:
             signed.unlink(missing_ok=True)
         return None
 
-    def describe(self) -> str:
-        """Whose signature results get, or why they get none."""
+    def describe_signer(self) -> str:
+        """Describe the certificate that results are signed with, or the error that prevents signing."""
         try:
-            self.prepare(Path("result.mp4"))
+            self.check_can_sign(Path("result.mp4"))
         except SigningError as error:
             return error.message
-        return "with a development certificate" if self.chain is None else f"as {self.chain.name} says"
+        return "development certificate" if self.chain is None else f"certificate {self.chain.name}"
 
-    def known(self) -> str:
-        """PEM of all roots whose signatures count as known here."""
-        roots = [path.read_text() for path in (self.folder / "root.pem", self.anchors) if _is_file(path)]
+    def trusted_roots(self) -> str:
+        """Return the PEM of all root certificates that are trusted on this machine."""
+        files = (self.development_dir / "root.pem", self.trust_anchors)
+        roots = [path.read_text() for path in files if _is_file(path)]
         if _is_file(self.chain):
-            roots += map(pem, x509.load_pem_x509_certificates(self.chain.read_bytes())[1:])
+            roots += map(to_pem, x509.load_pem_x509_certificates(self.chain.read_bytes())[1:])
         return "".join(roots)
 
-    def _sign(
-        self, plain: BinaryIO, media_type: str, target: BinaryIO, source: BinaryIO, facts: Facts
+    def _sign_stream(
+        self, unsigned: BinaryIO, media_type: str, target: BinaryIO, source: BinaryIO, facts: ManifestFacts
     ) -> None:
         failures: list[SigningError] = []
         try:
             with (
                 self._signer(failures) as signer,
                 c2pa.Context.from_dict({"builder": {"thumbnail": {"enabled": False}}}) as context,
-                c2pa.Builder(_manifest(facts), context) as builder,
+                c2pa.Builder(_build_manifest(facts), context) as builder,
             ):
                 _add_source(builder, source)
-                builder.sign(signer, media_type, plain, target)
+                builder.sign(signer, media_type, unsigned, target)
         except (OSError, ValueError, c2pa.C2paError) as error:
-            raise failures[0] if failures else SigningError(_reason(error)) from error
+            raise failures[0] if failures else SigningError(_error_text(error)) from error
 
     def _signer(self, failures: list[SigningError]) -> c2pa.Signer:
-        """c2pa's signer, without time-stamps: for those it would have to ask over the network."""
-        chain, key = self._certificate()
+        """Build c2pa's signer, without time-stamps, which would need network access."""
+        chain, key = self._certificate_files()
         certificates = x509.load_pem_x509_certificates(chain.read_bytes())
-        chain_pem, algorithm = "".join(map(pem, certificates)), _algorithm(certificates[0])
+        chain_pem, algorithm = "".join(map(to_pem, certificates)), _signing_algorithm(certificates[0])
         if key is None:
-            sign = _commanded(self.command, failures)
-            return c2pa.Signer.from_callback(sign, c2pa.C2paSigningAlg[algorithm], chain_pem, None)
+            run_command = _command_signer(self.command, failures)
+            return c2pa.Signer.from_callback(run_command, c2pa.C2paSigningAlg[algorithm], chain_pem, None)
         return c2pa.Signer.from_info(
             c2pa.C2paSignerInfo(algorithm.lower().encode(), chain_pem.encode(), key.read_bytes(), None)
         )
 
-    def _certificate(self) -> tuple[Path, Path | None]:
-        """Files of chain and key."""
+    def _certificate_files(self) -> tuple[Path, Path | None]:
+        """Return the files of chain and key."""
         if self.chain is not None:
             return self.chain, self.key
-        if not self.folder.exists():
-            make_development(self.folder)
-        return self.folder / "chain.pem", self.folder / "key.pem"
+        if not self.development_dir.exists():
+            create_development_certificate(self.development_dir)
+        return self.development_dir / "chain.pem", self.development_dir / "key.pem"
 
 
-def signed_beside(file: Path) -> Path:
-    """Where the signed copy of a video lies until it takes the video's place."""
+def signed_copy_path(file: Path) -> Path:
+    """Return the path of a video's signed copy, which replaces the video when it is complete."""
     return file.with_name(f"{file.name}.signed")
 
 
-def consent_is_required() -> bool:
-    """The operator's LIPSYNC_REQUIRE_CONSENT."""
+def is_consent_required() -> bool:
+    """Return whether LIPSYNC_REQUIRE_CONSENT is on."""
     return os.environ.get("LIPSYNC_REQUIRE_CONSENT", "").lower() in ("1", "true", "yes", "on")
 
 
 def require_consent(consent: str | None) -> None:
-    """Refuse a job without a reference to a consent, where the operator wants one.
+    """Reject a job without a consent reference, if the operator requires one.
 
     Raises:
         InputError: CONSENT_REQUIRED.
     """
-    if consent is None and consent_is_required():
+    if consent is None and is_consent_required():
         raise InputError(
             ErrorCode.CONSENT_REQUIRED,
-            "Jobs need a reference to the consent of the person shown here: give one as consent.",
+            "Jobs need a reference to the consent of the person shown: set consent.",
         )
 
 
-class _Written(io.BufferedRandom):
-    """A new file that remembers what went wrong with it: c2pa tells that a write failed, not why."""
+class _ErrorRecordingFile(io.BufferedRandom):
+    """A new file that records write errors, because c2pa reports that a write failed but not why."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(io.FileIO(path, "w+"))
@@ -285,44 +292,47 @@ class _Written(io.BufferedRandom):
             raise
 
 
-def _manifest(facts: Facts) -> dict[str, Any]:
+def _build_manifest(facts: ManifestFacts) -> dict[str, Any]:
     actions = [
         {"action": "c2pa.opened", "parameters": {"ingredientIds": ["source"]}},
-        {"action": "c2pa.edited", "digitalSourceType": COMPOSITE},
+        {"action": "c2pa.edited", "digitalSourceType": COMPOSITE_SOURCE_TYPE},
     ]
     return {
         "title": "lip-sync",
         "claim_generator_info": [{"name": "lipsync-engine", "version": version("lipsync-engine")}],
         "assertions": [
             {"label": "c2pa.actions.v2", "data": {"actions": actions}},
-            {"label": OWN_ASSERTION, "data": facts.assertion()},
+            {"label": OWN_ASSERTION, "data": facts.to_assertion()},
         ],
     }
 
 
-def _commanded(command: tuple[str, ...], failures: list[SigningError]) -> Callable[[bytes], bytes]:
-    """Signs by the operator's command; what goes wrong is also put into `failures`, for c2pa drops it."""
+def _command_signer(command: tuple[str, ...], failures: list[SigningError]) -> Callable[[bytes], bytes]:
+    """Return a function that signs with the operator's command.
 
-    def sign(data: bytes) -> bytes:
+    Its errors are also appended to `failures`, because c2pa discards exceptions of callbacks.
+    """
+
+    def run_command(data: bytes) -> bytes:
         try:
-            done = subprocess.run(
+            process = subprocess.run(
                 command, input=data, capture_output=True, timeout=COMMAND_TIMEOUT_S, check=False
             )
         except (OSError, subprocess.TimeoutExpired) as error:
-            failures.append(SigningError(f"{command[0]} could not be asked, {_reason(error)}"))
+            failures.append(SigningError(f"{command[0]} could not be run, {_error_text(error)}"))
             raise failures[0] from error
-        if done.returncode != 0 or not done.stdout:
-            words = done.stderr.decode(errors="replace").strip().splitlines()
-            said = f", {words[-1][:200]}" if words else ""
-            failures.append(SigningError(f"{command[0]} ended with status {done.returncode}{said}"))
+        if process.returncode != 0 or not process.stdout:
+            stderr = process.stderr.decode(errors="replace").strip().splitlines()
+            detail = f", {stderr[-1][:200]}" if stderr else ""
+            failures.append(SigningError(f"{command[0]} exited with status {process.returncode}{detail}"))
             raise failures[0]
-        return done.stdout
+        return process.stdout
 
-    return sign
+    return run_command
 
 
-def _algorithm(certificate: x509.Certificate) -> str:
-    """How that certificate's key signs, in C2PA's words."""
+def _signing_algorithm(certificate: x509.Certificate) -> str:
+    """Return C2PA's name of the certificate's signature algorithm."""
     match certificate.public_key():
         case ec.EllipticCurvePublicKey() as key if key.key_size in (256, 384, 521):
             return f"ES{512 if key.key_size == 521 else key.key_size}"
@@ -330,43 +340,45 @@ def _algorithm(certificate: x509.Certificate) -> str:
             return "ED25519"
         case rsa.RSAPublicKey():
             return "PS256"
-    raise ValueError("the certificate's key is of a kind that content credentials do not know")
+    raise ValueError("C2PA does not support the type of the certificate's key")
 
 
 def _add_source(builder: c2pa.Builder, source: BinaryIO) -> None:
-    """Name the source, with the credentials that it has. A damaged one, which FFmpeg may play all the same,
-    has none that could be read."""
+    """Add the source with its own credentials as an ingredient.
+
+    The credentials of a damaged file, which FFmpeg may still decode, cannot be read and are left out.
+    """
     parent = {"title": "source", "relationship": "parentOf", "label": "source"}
     try:
-        builder.add_ingredient(parent, _kind(source), source)
+        builder.add_ingredient(parent, _detect_media_type(source), source)
     except c2pa.C2paError:
         source.seek(0)
-        builder.add_ingredient(parent, UNKNOWN_KIND, source)
+        builder.add_ingredient(parent, UNKNOWN_MEDIA_TYPE, source)
 
 
-def _kind(source: BinaryIO) -> str:
-    """A source's media type by its first bytes: inputs of the server have no suffix."""
+def _detect_media_type(source: BinaryIO) -> str:
+    """Detect a source's media type by its magic bytes, because inputs of the server have no suffix."""
     head = source.read(12)
     source.seek(0)
     if head[4:8] in (b"ftyp", b"moov", b"mdat", b"wide"):
         return "video/mp4"
     if head[:4] == b"RIFF" and head[8:] == b"WEBP":
         return "image/webp"
-    kinds = {b"\x89PNG": "image/png", b"\xff\xd8\xff": "image/jpeg", b"\x1aE\xdf\xa3": "video/x-matroska"}
-    found = (kind for magic, kind in kinds.items() if head.startswith(magic))
-    return next(found, UNKNOWN_KIND)
+    types = {b"\x89PNG": "image/png", b"\xff\xd8\xff": "image/jpeg", b"\x1aE\xdf\xa3": "video/x-matroska"}
+    matches = (media_type for magic, media_type in types.items() if head.startswith(magic))
+    return next(matches, UNKNOWN_MEDIA_TYPE)
 
 
-def _path(name: str) -> Path | None:
-    given = os.environ.get(name)
-    return Path(given) if given else None
+def _path_setting(name: str) -> Path | None:
+    value = os.environ.get(name)
+    return Path(value) if value else None
 
 
 def _is_file(path: Path | None) -> TypeGuard[Path]:
     return path is not None and path.is_file()
 
 
-def _no_place(output: Path) -> str:
+def _unsupported_container(output: Path) -> str:
     return f"A {output.suffix} file cannot hold content credentials."
 
 
@@ -374,5 +386,5 @@ def _sha256(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _reason(error: Exception) -> str:
+def _error_text(error: Exception) -> str:
     return str(error).strip().rstrip(".")[:300]

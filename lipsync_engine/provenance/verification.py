@@ -1,7 +1,8 @@
-"""Says what a file's credentials are worth. What it reads may be hostile: nothing is fetched for it."""
+"""Verification of a file's content credentials, which may be hostile: nothing is fetched from the network."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,24 +13,26 @@ from typing import Any
 import c2pa
 
 from lipsync_engine.errors import ErrorCode, InputError
-from lipsync_engine.provenance.development import DEVELOPMENT
+from lipsync_engine.provenance.development import DEVELOPMENT_ORGANISATION
 from lipsync_engine.provenance.signing import OWN_ASSERTION
 
 
 class Verdict(StrEnum):
-    TRUSTED = "trusted"  # as it was signed, by somebody known here
-    UNKNOWN_SIGNER = "unknown_signer"  # as it was signed, by whoever that may be
-    INVALID = "invalid"  # changed since, or never rightly signed
+    """Result of a verification."""
+
+    TRUSTED = "trusted"  # unchanged, and signed under a trusted root
+    UNKNOWN_SIGNER = "unknown_signer"  # unchanged, but the root is not trusted here
+    INVALID = "invalid"  # changed after signing, or never validly signed
     NONE = "none"
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
-    """What a file was made from, as it says.
+class Ingredient:
+    """A source of a file, as its manifest states it.
 
     Attributes:
-        relationship: C2PA's: parentOf, componentOf, inputTo.
-        signer: of its own credentials; None where it had none.
+        relationship: C2PA's parentOf, componentOf or inputTo.
+        signer: of the source's own credentials; None if it had none.
     """
 
     relationship: str
@@ -38,16 +41,16 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class Verification:
-    """What a file's credentials are worth.
+    """The content credentials of a file, and whether they are valid.
 
     Attributes:
-        signer: organisation, or name, in the certificate.
-        is_development: made by this program for trying things out.
-        is_generated: it says that a generative model made or edited it.
+        signer: organisation, or name, of the certificate.
+        is_development: signed with a development certificate of this program.
+        is_generated: the manifest states that a generative model created or edited the file.
         generator: program that wrote the credentials.
-        made: what our own programs say of the making (`Facts`); empty for others'.
-        sources: what it was made from.
-        problems: C2PA's codes of what does not hold.
+        generation: the assertion of this program (`ManifestFacts.to_assertion`); None in files of others.
+        ingredients: sources of the file.
+        problems: C2PA's codes of failed checks.
     """
 
     verdict: Verdict
@@ -55,48 +58,57 @@ class Verification:
     is_development: bool = False
     is_generated: bool = False
     generator: str | None = None
-    made: Mapping[str, Any] | None = None
-    sources: tuple[Source, ...] = ()
+    generation: Mapping[str, Any] | None = None
+    ingredients: tuple[Ingredient, ...] = ()
     problems: tuple[str, ...] = ()
 
+    def to_json(self) -> dict[str, Any]:
+        """Return the JSON object of `lipsync verify --json` and of the HTTP API."""
+        fields = dataclasses.asdict(self)
+        json_keys = {"generation": "made", "ingredients": "sources"}
+        return {json_keys.get(name, name): value for name, value in fields.items()}
 
-def verify(file: Path, known: str) -> Verification:
-    """Read and check the credentials of a video or picture.
+
+def verify_credentials(file: Path, trusted_roots: str) -> Verification:
+    """Read and verify the credentials of a video or image.
 
     Args:
-        known: PEM of roots whose signatures count as known, as from `Marker.known`.
+        trusted_roots: PEM of the trusted root certificates, from `ManifestSigner.trusted_roots`.
 
     Raises:
         InputError: INPUT_NOT_FOUND, INPUT_IS_DIRECTORY, INPUT_UNREADABLE.
     """
     try:
         with file.open("rb") as content:
-            return _verify(content, known)
+            return _verify_stream(content, trusted_roots)
     except OSError as error:
-        code = {FileNotFoundError: ErrorCode.INPUT_NOT_FOUND, IsADirectoryError: ErrorCode.INPUT_IS_DIRECTORY}
+        codes = {
+            FileNotFoundError: ErrorCode.INPUT_NOT_FOUND,
+            IsADirectoryError: ErrorCode.INPUT_IS_DIRECTORY,
+        }
         raise InputError(
-            code.get(type(error), ErrorCode.INPUT_UNREADABLE),
-            f"{file.name!r} cannot be read ({error.strerror}): name a video or picture.",
+            codes.get(type(error), ErrorCode.INPUT_UNREADABLE),
+            f"{file.name!r} cannot be read ({error.strerror}): name a video or image.",
         ) from error
 
 
-def _verify(content: Any, known: str) -> Verification:
-    trust = {"trust": {"trust_anchors": known}} if known else {}
-    # Never over the network: whoever made the file would choose the address.
+def _verify_stream(content: Any, trusted_roots: str) -> Verification:
+    trust = {"trust": {"trust_anchors": trusted_roots}} if trusted_roots else {}
+    # Never over the network: the file's author would choose the address.
     offline = {"verify": {"verify_trust": True, "ocsp_fetch": False, "remote_manifest_fetch": False}}
     try:
         with (
             c2pa.Context.from_dict(offline | trust) as context,
             c2pa.Reader(None, content, context=context) as reader,
         ):
-            state, said = reader.get_validation_state(), json.loads(reader.json())
+            state, report = reader.get_validation_state(), json.loads(reader.json())
     except c2pa.C2paError as error:
         if isinstance(error, (c2pa.C2paError.ManifestNotFound, c2pa.C2paError.NotSupported)):
             return Verification(Verdict.NONE)
         return Verification(Verdict.INVALID, problems=(str(error)[:300],))
     verdict = {"Trusted": Verdict.TRUSTED, "Valid": Verdict.UNKNOWN_SIGNER}.get(state, Verdict.INVALID)
-    manifests = said["manifests"]
-    active = manifests.get(said.get("active_manifest"), {})
+    manifests = report["manifests"]
+    active = manifests.get(report.get("active_manifest"), {})
     assertions = active.get("assertions", [])
     actions = [
         action
@@ -108,19 +120,19 @@ def _verify(content: Any, known: str) -> Verification:
     generators = active.get("claim_generator_info") or [{}]
     generator = " ".join(str(generators[0].get(name, "")) for name in ("name", "version")).strip()
     signer = _signer_name(active)
-    failures = said.get("validation_status") or []
+    failures = report.get("validation_status") or []
     return Verification(
         verdict,
         signer=signer,
-        is_development=signer == DEVELOPMENT,
+        is_development=signer == DEVELOPMENT_ORGANISATION,
         is_generated=any(
             "trainedalgorithmicmedia" in str(action.get("digitalSourceType", "")).lower()
             for action in actions
         ),
         generator=generator or None,
-        made=own[0] if own else None,
-        sources=tuple(
-            Source(
+        generation=own[0] if own else None,
+        ingredients=tuple(
+            Ingredient(
                 str(part.get("relationship", "")),
                 _signer_name(manifests.get(part.get("active_manifest"), {})),
             )

@@ -30,7 +30,7 @@ from lipsync_engine.models import LipSyncModel
 from lipsync_engine.planning.plan import Plan
 from lipsync_engine.planning.timeline import Segment, Window
 from lipsync_engine.provenance.label import Label
-from lipsync_engine.provenance.watermark import marked
+from lipsync_engine.provenance.watermark import embed_watermark
 from lipsync_engine.rendering.output_check import OutputCheck
 from lipsync_engine.utils import FloatArray
 
@@ -103,7 +103,7 @@ def _label_function(plan: Plan) -> Callable[[Frame], Frame]:
     if not plan.header.params.label:
         return lambda frame: frame
     video = plan.header.video
-    return Label(video.format, float(video.sample_aspect_ratio)).put
+    return Label(video.format, float(video.sample_aspect_ratio)).draw
 
 
 # --- decode and crop ---
@@ -332,7 +332,7 @@ class _FrameCompositor:
         frame = source.frame
         for speaker, crop in source.crops.items():
             self._checks[speaker].add(source.number, faces[speaker], crop.face)
-            face = marked(faces[speaker]) if self._has_watermark else faces[speaker]
+            face = embed_watermark(faces[speaker]) if self._has_watermark else faces[speaker]
             weight = float(self._weight[speaker, source.number])
             frame = self._compositor.paste(frame, crop, face, weight, source.matte)
         return frame

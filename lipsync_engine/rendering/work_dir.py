@@ -14,7 +14,7 @@ from filelock import FileLock, Timeout
 
 from lipsync_engine import media
 from lipsync_engine.errors import ErrorCode, InputError, ResourceError
-from lipsync_engine.provenance import signed_beside
+from lipsync_engine.provenance import signed_copy_path
 
 STALE_AFTER_S = 7 * 24 * 3600
 """Unfinished work older than this is removed when a new job starts."""
@@ -62,7 +62,7 @@ def atomic_output(output: Path, inputs: tuple[Path, ...], key: str) -> Generator
     """
     media.check_output(output, inputs)
     part = output.with_name(f".{output.stem}.{key[:8]}.part{output.suffix}")
-    temporary_files = (part, signed_beside(part))
+    temporary_files = (part, signed_copy_path(part))
     for path in temporary_files:
         path.unlink(missing_ok=True)
     try:

@@ -1,8 +1,8 @@
-"""SyncNet (Chung and Zisserman, "Out of time", 2016): one tower sees a mouth, the other hears a voice.
+"""SyncNet (Chung and Zisserman, "Out of time", 2016): a face tower and an audio tower.
 
-Both towers read 0.2 s and give a vector; vectors of a mouth and of the sound that it makes lie near each
-other. Layer order and key names are those of the published `syncnet_v2.model`, so that its files load as they
-are; widths and the side of the picture are free, so that a small one of our own is the same network.
+Each tower embeds 0.2 s as a vector. Vectors of a mouth and of the speech that it produces are close together.
+Layer order and key names are those of the published `syncnet_v2.model`, so that its files load unchanged.
+Widths and face size are configurable, for smaller networks of the same form.
 """
 
 from __future__ import annotations
@@ -21,22 +21,25 @@ from lipsync_engine.errors import ErrorCode, WeightsError
 from lipsync_engine.weights import load_strict, read_checkpoint
 
 CLIP_FRAMES = 5
-"""Pictures that the face's tower sees at once, at 25 per second."""
+"""Frames per input of the face tower, at 25 per second."""
 
 CLIP_STEPS = 20
-"""Columns of sound that the voice's tower hears at once, at 100 per second."""
+"""MFCC columns per input of the audio tower, at 100 per second."""
 
 COEFFICIENTS = 13
+"""MFCC coefficients per column."""
 
 
 @dataclass(frozen=True, slots=True)
 class SyncConfig:
     """Sizes of a SyncNet; the defaults are the published network's.
 
+    The field names are the keys of its JSON file.
+
     Attributes:
-        side: of the square pictures, pixels.
+        side: of the square faces, pixels.
         voice_widths, face_widths: channels of the six convolutions of each tower.
-        hidden: width of the layer behind them.
+        hidden: width of the layer after them.
         embedding: length of the vectors.
     """
 
@@ -48,40 +51,36 @@ class SyncConfig:
 
 
 class SyncNet(nn.Module):
-    """The two towers. Names of modules are the published file's.
-
-    Args:
-        config: sizes.
-    """
+    """The two towers of SyncNet; the module names are the published file's."""
 
     def __init__(self, config: SyncConfig) -> None:
         super().__init__()
         self.config = config
-        self.netcnnaud = _voice_layers(config.voice_widths)
-        self.netfcaud = _head(config.voice_widths[-1], config)
-        self.netcnnlip = _face_layers(config.face_widths, _last_kernel(config.side))
-        self.netfclip = _head(config.face_widths[-1], config)
+        self.netcnnaud = _build_audio_tower(config.voice_widths)
+        self.netfcaud = _build_head(config.voice_widths[-1], config)
+        self.netcnnlip = _build_face_tower(config.face_widths, _last_kernel_size(config.side))
+        self.netfclip = _build_head(config.face_widths[-1], config)
 
-    def hear(self, sound: Tensor) -> Tensor:
-        """(B, 1, 13, 20) cepstral coefficients → (B, embedding)."""
-        out: Tensor = self.netfcaud(self.netcnnaud(sound).flatten(1))
+    def embed_audio(self, mfcc: Tensor) -> Tensor:
+        """Embed MFCC (B, 1, 13, 20) → (B, embedding)."""
+        out: Tensor = self.netfcaud(self.netcnnaud(mfcc).flatten(1))
         return out
 
-    def see(self, faces: Tensor) -> Tensor:
-        """(B, 3, T, side, side), blue green red, 0..255 → (B, T - 4, embedding): of every clip of five.
+    def embed_faces(self, faces: Tensor) -> Tensor:
+        """Embed faces (B, 3, T, side, side), BGR, 0..255 → (B, T - 4, embedding), one per five frames.
 
-        Only the first layer looks across time, so clips that overlap are seen together.
+        Only the first layer spans time, so overlapping clips share all other computation.
         """
-        found = self.netcnnlip(faces).flatten(2).transpose(1, 2)  # (B, T - 4, width)
-        out: Tensor = self.netfclip(found.flatten(0, 1)).unflatten(0, found.shape[:2])
+        features = self.netcnnlip(faces).flatten(2).transpose(1, 2)  # (B, T - 4, width)
+        out: Tensor = self.netfclip(features.flatten(0, 1)).unflatten(0, features.shape[:2])
         return out
 
 
-def _voice_layers(widths: tuple[int, ...]) -> nn.Sequential:
+def _build_audio_tower(widths: tuple[int, ...]) -> nn.Sequential:
     a, b, c, d, e, f = widths
     return nn.Sequential(
         *_conv2d(1, a, 3, 1),
-        nn.MaxPool2d(1),  # of the published file's layers, which are numbered
+        nn.MaxPool2d(1),  # keeps the layer numbers of the published file
         *_conv2d(a, b, 3, 1),
         nn.MaxPool2d(3, stride=(1, 2)),
         *_conv2d(b, c, 3, 1),
@@ -92,7 +91,7 @@ def _voice_layers(widths: tuple[int, ...]) -> nn.Sequential:
     )
 
 
-def _face_layers(widths: tuple[int, ...], last_kernel: int) -> nn.Sequential:
+def _build_face_tower(widths: tuple[int, ...], last_kernel: int) -> nn.Sequential:
     a, b, c, d, e, f = widths
     return nn.Sequential(
         *_conv3d(3, a, (CLIP_FRAMES, 7, 7), 2, 0),
@@ -118,7 +117,7 @@ def _conv3d(
     return conv, nn.BatchNorm3d(after), nn.ReLU()
 
 
-def _head(before: int, config: SyncConfig) -> nn.Sequential:
+def _build_head(before: int, config: SyncConfig) -> nn.Sequential:
     return nn.Sequential(
         nn.Linear(before, config.hidden),
         nn.BatchNorm1d(config.hidden),
@@ -127,28 +126,28 @@ def _head(before: int, config: SyncConfig) -> nn.Sequential:
     )
 
 
-def _last_kernel(side: int) -> int:
-    """What the layers before the last convolution leave of a picture's side: 6 of 224."""
+def _last_kernel_size(side: int) -> int:
+    """Return the side of the features before the last convolution: 6 for faces of 224 pixels."""
     for kernel, stride, padding in ((7, 2, 0), (3, 2, 0), (5, 2, 1), (3, 2, 1), (3, 2, 0)):
         side = (side + 2 * padding - kernel) // stride + 1
     if side < 1:
         raise WeightsError(
             ErrorCode.WEIGHTS_ARCHITECTURE,
-            "The sync score's pictures are too small for its network: get the files that `lipsync weights "
-            "list` names.",
+            "The face size of the sync score model is too small for its network: get the files that `lipsync "
+            "weights list` names.",
         )
     return side
 
 
 def load_sync_net(files: Mapping[str, Path]) -> SyncNet:
-    """A SyncNet from its files, in float32 on the CPU.
+    """Load a SyncNet in float32 on the CPU.
 
     Args:
-        files: `sync`, a state dict; `sync_config` (JSON of `SyncConfig`) where its sizes are not the
-            published ones.
+        files: `sync`, a state dict; `sync_config` (JSON of `SyncConfig`) if its sizes are not the published
+            ones.
 
     Raises:
-        WeightsError: the files are damaged, or of another architecture.
+        WeightsError: the files are damaged, or have another architecture.
     """
     config = SyncConfig()
     if "sync_config" in files:
@@ -163,12 +162,12 @@ def load_sync_net(files: Mapping[str, Path]) -> SyncNet:
             ) from error
     with torch.device("meta"):
         net = SyncNet(config)
-    # The published file is older than this counter, which only training reads.
+    # The published file lacks this counter, which only training uses.
     counters = {key: torch.tensor(0) for key in net.state_dict() if key.endswith("num_batches_tracked")}
     load_strict(net, read_checkpoint(files["sync"]), recomputable=counters)
     return net.float().eval().requires_grad_(False)
 
 
-def config_json(config: SyncConfig) -> str:
-    """What `load_sync_net` reads."""
+def dump_config(config: SyncConfig) -> str:
+    """Serialise a configuration as `load_sync_net` reads it."""
     return json.dumps(dataclasses.asdict(config), indent=1) + "\n"

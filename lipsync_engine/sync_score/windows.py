@@ -1,6 +1,6 @@
-"""Pictures and sound of a few seconds out of files, as `measure` takes them.
+"""Windows of a few seconds of faces and audio out of files, the input of `measure`.
 
-What is looked at is bounded: so many stretches of so many seconds, wherever they lie in however long a film.
+The number and length of windows are limited, so the cost does not depend on the length of the video.
 """
 
 from __future__ import annotations
@@ -17,31 +17,33 @@ import numpy.typing as npt
 
 from lipsync_engine import media
 from lipsync_engine.sync_score.cepstrum import SAMPLE_RATE
-from lipsync_engine.sync_score.measure import FPS, Stretch
+from lipsync_engine.sync_score.measure import FPS, ScoreWindow
 
-STRETCHES = 3
-STRETCH_S = 4.0
-MIN_STRETCH_S = 1.0
-"""Shorter ones say too little."""
+MAX_WINDOWS = 3
+WINDOW_S = 4.0
+MIN_WINDOW_S = 1.0
+"""Shorter windows are not measured, because their score is unreliable."""
 
 MAX_SIDE = 960
-"""Pictures are looked at scaled down to this longest side."""
+"""Longest side to which frames are downscaled."""
 
 MARGIN_FRAMES = 25
-"""Of sound to either side: 15 frames of offset and a clip of five need 20."""
+"""Audio to either side of a window: 15 frames of offset and a clip of five frames need 20."""
 
 FRAME_SAMPLES = SAMPLE_RATE // FPS
 
-Picture = npt.NDArray[np.uint8]
+FaceArray = npt.NDArray[np.uint8]
 T = TypeVar("T")
 
 
-def at_25_fps(frames: Iterable[tuple[float, T]], frame_rate: Fraction, start_s: float) -> Iterator[T]:
-    """The frame nearest to each 25th of a second from `start_s` on.
+def resample_to_25_fps(
+    frames: Iterable[tuple[float, T]], frame_rate: Fraction, start_s: float
+) -> Iterator[T]:
+    """Yield the nearest frame for each 25th of a second from `start_s` on.
 
     Args:
         frames: (seconds, frame), in order.
-        frame_rate: their usual rate.
+        frame_rate: nominal frame rate.
     """
     reach_s, tick = 0.5 / float(frame_rate), 0
     for pts_s, frame in frames:
@@ -51,44 +53,44 @@ def at_25_fps(frames: Iterable[tuple[float, T]], frame_rate: Fraction, start_s: 
 
 
 def longest_run(usable: npt.NDArray[np.bool_], shots: npt.NDArray[np.int64]) -> tuple[int, int]:
-    """[start, stop) of the longest run of usable frames in one shot; empty where there is none."""
+    """Return [start, stop) of the longest run of usable frames in one shot; empty if there is none."""
     edges = np.flatnonzero(np.diff(usable.astype(np.int64)) | np.diff(shots)) + 1
     bounds = [0, *edges.tolist(), len(usable)]
     runs = [(start, stop) for start, stop in itertools.pairwise(bounds) if start < stop and usable[start]]
     return max(runs, key=lambda run: run[1] - run[0], default=(0, 0))
 
 
-def with_sound(faces: Sequence[tuple[float, Picture]], sound: Path) -> list[Stretch]:
-    """Stretches from the faces, with the sound around them.
+def attach_audio(faces: Sequence[tuple[float, FaceArray]], audio: Path) -> list[ScoreWindow]:
+    """Build windows from faces and the audio around them.
 
     Args:
-        faces: in order: when each stretch starts, seconds; uint8 (n, side, side, 3).
-        sound: any file with sound; its time 0 is the film's.
+        faces: in order: start of each window, seconds; uint8 (n, side, side, 3).
+        audio: any file with audio; its time 0 is the video's.
 
     Raises:
-        MediaError: it has no sound, or none that can be decoded.
+        MediaError: the file has no audio, or it cannot be decoded.
     """
     spans = []
-    for start_s, pictures in faces:
+    for start_s, crops in faces:
         start = round(start_s * SAMPLE_RATE)
         lead = min(MARGIN_FRAMES, start // FRAME_SAMPLES) * FRAME_SAMPLES
-        spans.append((start - lead, start + (len(pictures) + MARGIN_FRAMES) * FRAME_SAMPLES, lead))
-    heard: list[list[npt.NDArray[np.int16]]] = [[] for _ in spans]
-    at = 0
-    with closing(media.read_audio(sound)) as chunks:
+        spans.append((start - lead, start + (len(crops) + MARGIN_FRAMES) * FRAME_SAMPLES, lead))
+    parts: list[list[npt.NDArray[np.int16]]] = [[] for _ in spans]
+    position = 0
+    with closing(media.read_audio(audio)) as chunks:
         for chunk in chunks:
-            for pieces, (start, stop, _) in zip(heard, spans, strict=True):
-                pieces.append(chunk[max(0, start - at) : max(0, stop - at)])
-            at += len(chunk)
-            if at >= max(stop for _, stop, _ in spans):
+            for window_parts, (start, stop, _) in zip(parts, spans, strict=True):
+                window_parts.append(chunk[max(0, start - position) : max(0, stop - position)])
+            position += len(chunk)
+            if position >= max(stop for _, stop, _ in spans):
                 break
     return [
-        Stretch(pictures, np.concatenate(pieces), lead, start_s)
-        for (start_s, pictures), pieces, (_, _, lead) in zip(faces, heard, spans, strict=True)
+        ScoreWindow(crops, np.concatenate(window_parts), lead, start_s)
+        for (start_s, crops), window_parts, (_, _, lead) in zip(faces, parts, spans, strict=True)
     ]
 
 
-def spread(count: int) -> list[int]:
-    """At most STRETCHES of `count` places, evenly."""
-    n = min(STRETCHES, count)
+def spread_evenly(count: int) -> list[int]:
+    """Return at most `MAX_WINDOWS` indices below `count`, evenly spaced."""
+    n = min(MAX_WINDOWS, count)
     return [int((i + 0.5) * count / n) for i in range(n)]

@@ -26,9 +26,9 @@ from lipsync_engine.faces.compositor import SoftCompositor
 from lipsync_engine.faces.registry import load_detector
 from lipsync_engine.models.latentsync.mask import load_fixed_mask
 from lipsync_engine.params import FaceChoice, Quality
-from lipsync_engine.provenance.watermark import marked
+from lipsync_engine.provenance.watermark import embed_watermark
 from lipsync_engine.provenance.watermark.pattern import THRESHOLD
-from lipsync_engine.provenance.watermark.video import averaged_faces
+from lipsync_engine.provenance.watermark.video import average_faces
 from lipsync_engine.weights import WeightsStore
 from scripts.bench.common import DEMO_VIDEO, DEMO_VOICE, run_ffmpeg, write_report
 from tests.support import presenter
@@ -82,7 +82,7 @@ def mark(source: Path, detector: FaceDetector, plain: Path, path: Path) -> None:
         for frame, matrix in zip(frames, matrices, strict=True):
             crop = compositor.crop(frame, matrix)
             unmarked.write(compositor.paste(frame, crop, crop.face, 1.0, None))
-            writer.write(compositor.paste(frame, crop, marked(crop.face), 1.0, None))
+            writer.write(compositor.paste(frame, crop, embed_watermark(crop.face), 1.0, None))
 
 
 def likeness(plain: Path, path: Path) -> dict[str, float]:
@@ -131,7 +131,7 @@ def attacked(plain: Path, path: Path, detector: FaceDetector, folder: Path) -> d
 
 
 def score(film: Path, detector: FaceDetector) -> float:
-    return round(float(averaged_faces(film, detector).scores()[0]), 2)
+    return round(float(average_faces(film, detector).scores()[0]), 2)
 
 
 def clean(count: int, detector: FaceDetector, folder: Path) -> dict[str, Any]:
@@ -139,7 +139,7 @@ def clean(count: int, detector: FaceDetector, folder: Path) -> dict[str, Any]:
     own, others = [], []
     for number in range(count):
         film = drawn(CLEAN_SEED + number, CLEAN_SIDE, CLEAN_FRAMES, folder / "clean.mp4")
-        scores = averaged_faces(film, detector).scores()
+        scores = average_faces(film, detector).scores()
         own.append(float(scores[0]))
         others.append(scores[1:])
     every = np.concatenate([own, *others])

@@ -27,8 +27,8 @@ import torch
 from lipsync_engine.faces import FaceDetector
 from lipsync_engine.faces.registry import load_detector
 from lipsync_engine.sync_score import SyncScore, SyncScorer, load_scorer
-from lipsync_engine.sync_score.video import find_faces
-from lipsync_engine.sync_score.windows import with_sound
+from lipsync_engine.sync_score.video import extract_face_windows
+from lipsync_engine.sync_score.windows import attach_audio
 from lipsync_engine.weights import WeightsStore
 from scripts.eval.sync import SENTENCES, VOICES
 from tests.support import presenter, speech
@@ -93,13 +93,13 @@ def ranked(number: int, scorer: SyncScorer, detector: FaceDetector, folder: Path
     poses = presenter.poses(speech.articulation(said.events, n), seed)
     film = folder / "film.mp4"
     presenter.encode([presenter.draw(Identity.from_seed(seed), pose, SIDE) for pose in poses], None, film)
-    faces = find_faces(film, scorer.side, detector)
+    faces = extract_face_windows(film, scorer.side, detector)
     if not faces:
         return None
     late = int(rng.integers(2, 13) * rng.choice([-1, 1]))
 
     def score(sound: speech.Speech, move: int) -> SyncScore:
-        found = scorer.measure(with_sound(faces, wav(sound, move, folder / "voice.wav")))
+        found = scorer.score(attach_audio(faces, wav(sound, move, folder / "voice.wav")))
         if found is None:
             raise ValueError("a stretch holds a clip")
         return found

@@ -24,9 +24,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lipsync_engine import media
-from lipsync_engine.sync_score.cepstrum import SAMPLE_RATE, cepstrum
-from lipsync_engine.sync_score.crop import cut, squares
-from lipsync_engine.sync_score.network import CLIP_FRAMES, CLIP_STEPS, SyncConfig, SyncNet, config_json
+from lipsync_engine.sync_score.cepstrum import SAMPLE_RATE, compute_mfcc
+from lipsync_engine.sync_score.crop import compute_squares, crop_square
+from lipsync_engine.sync_score.network import CLIP_FRAMES, CLIP_STEPS, SyncConfig, SyncNet, dump_config
 from scripts.train.tiny import ROOT, TRACK_S, Clock, Optimiser, fast, random_who, record, stage
 from tests.support import presenter, speech
 
@@ -66,7 +66,7 @@ def export(net: SyncNet) -> None:
     state = {key: value.half() for key, value in net.state_dict().items() if value.is_floating_point()}
     save_file(state, folder / "sync.safetensors")
     (folder / "sync.safetensors").chmod(0o644)
-    (folder / "sync_config.json").write_text(config_json(CONFIG))
+    (folder / "sync_config.json").write_text(dump_config(CONFIG))
     record("sync-tiny", folder)
 
 
@@ -88,7 +88,7 @@ def track(work: Path, number: int) -> dict[str, Tensor]:
     wav.unlink()
     clean = np.pad(clean, (0, SAMPLE_RATE * TRACK_S - len(clean) + SAMPLE_RATE))
     columns = 100 * TRACK_S
-    both = [cepstrum(samples, 0, columns) for samples in (clean, disturbed(clean, rng))]
+    both = [compute_mfcc(samples, 0, columns) for samples in (clean, disturbed(clean, rng))]
     mouth = speech.articulation(said.events, speech.FPS * TRACK_S)
     return {"sound": torch.from_numpy(np.stack(both)), "mouth": torch.from_numpy(mouth).float()}
 
@@ -105,7 +105,7 @@ def disturbed(samples: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def clip(job: tuple[int, np.ndarray]) -> np.ndarray:
-    """uint8 (CLIP_LENGTH, side, side, 3) of one identity with the given mouth, cut as detectors err."""
+    """uint8 (CLIP_LENGTH, side, side, 3) of one identity with the given mouth, cropped as detectors err."""
     number, mouth = job
     cv2.setNumThreads(1)
     rng = np.random.default_rng((SEED, 2, number))
@@ -115,7 +115,7 @@ def clip(job: tuple[int, np.ndarray]) -> np.ndarray:
     points = np.stack([presenter.alignment(pose, side) for pose in poses])
     size = poses[0].scale * side
     points = points + rng.normal(0, 0.012 * size, (1, 3, 2)) + rng.normal(0, 0.006 * size, points.shape)
-    places = squares(points.astype(np.float32))
+    places = compute_squares(points.astype(np.float32))
     blur, quality = rng.choice([0.0, rng.uniform(0.4, 2.0)]), int(rng.integers(40, 96))
     shown = []
     for pose, place in zip(poses, places, strict=True):
@@ -123,7 +123,7 @@ def clip(job: tuple[int, np.ndarray]) -> np.ndarray:
         if blur:
             picture = cv2.GaussianBlur(picture, (0, 0), blur * side / 300)
         coded = cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, quality])[1]
-        shown.append(cut(cv2.imdecode(coded, cv2.IMREAD_COLOR), place, CONFIG.side))
+        shown.append(crop_square(cv2.imdecode(coded, cv2.IMREAD_COLOR), place, CONFIG.side))
     return np.stack(shown)
 
 
@@ -177,7 +177,10 @@ def train(learner: Learner, clock: Clock, data: Data) -> Iterator[str]:
     while clock.used < 1:
         seen, heard, mouth = zip(*(row(data) for _ in range(ROWS)), strict=True)
         with fast():
-            vectors = learner.net.see(torch.stack(seen)).flatten(0, 1), learner.net.hear(torch.cat(heard))
+            vectors = (
+                learner.net.embed_faces(torch.stack(seen)).flatten(0, 1),
+                learner.net.embed_audio(torch.cat(heard)),
+            )
             said = [head(vector) for head, vector in zip(learner.heads, vectors, strict=True)]
         shape = sum(functional.mse_loss(one.float(), torch.cat(mouth)) for one in said)
         apart = torch.cdist(*(vector.float() for vector in vectors)).masked_fill(near, 1e4)

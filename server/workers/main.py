@@ -381,7 +381,7 @@ def main() -> None:
         sync_score=not arguments.no_sync_score,
     )
     try:
-        pipeline.marker.prepare(Path("out.mp4"))
+        pipeline.signer.check_can_sign(Path("out.mp4"))
     except LipSyncError as error:
         log.error("jobs will fail until this is put right: %s", error)
     detectors = (_detector(arguments.model) for _ in range(1, arguments.jobs))

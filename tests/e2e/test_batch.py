@@ -20,7 +20,7 @@ from lipsync_engine import LipSyncPipeline, SyncParams
 from lipsync_engine.batch import Loading, ManifestError, Status, run_batch
 from lipsync_engine.batch.manifest import read_manifest
 from lipsync_engine.errors import EXIT_STATUS, ErrorCode, InputError, LipSyncError, ParameterError
-from lipsync_engine.provenance import Marker, Verdict, verify
+from lipsync_engine.provenance import ManifestSigner, Verdict, verify_credentials
 from tests.support.cli_process import DEADLINE_S, start, wait_for
 
 Ffmpeg = Callable[..., None]
@@ -93,8 +93,10 @@ def test_a_csv_with_a_bad_clip_in_the_middle(inputs: Path, tmp_path: Path, lipsy
     assert (found[1]["consent"], found[3]["consent"]) == ("release 17", None)
     for row in (1, 3):
         assert found[row]["made"]["is_marked"]
-        signed = verify(out / found[row]["output"], Marker.from_environment().known())
-        assert (signed.verdict, len(signed.sources)) == (Verdict.TRUSTED, 1)
+        signed = verify_credentials(
+            out / found[row]["output"], ManifestSigner.from_environment().trusted_roots()
+        )
+        assert (signed.verdict, len(signed.ingredients)) == (Verdict.TRUSTED, 1)
         assert ("consent_sha256" in (signed.made or {})) == (row == 1)
 
     report = (out / "report.html").read_text()

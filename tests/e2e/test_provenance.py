@@ -13,13 +13,13 @@ import pytest
 
 from lipsync_engine import LipSyncPipeline, Provenance, SyncParams
 from lipsync_engine.errors import ErrorCode, LipSyncError
-from lipsync_engine.provenance import Marker, Policy, Verdict, verify
+from lipsync_engine.provenance import ManifestSigner, SigningPolicy, Verdict, verify_credentials
 from lipsync_engine.provenance.watermark import read_watermark
 from tests.support.paths import ROOT
 
 Ffmpeg = Callable[..., None]
 Run = Callable[..., Any]
-SIGNER = ROOT / "scripts" / "file_signer.py"
+SIGNER = ROOT / "deploy" / "file_signer.py"
 PARAMS = SyncParams(seed=3, num_inference_steps=1)
 
 FAILS_SECOND = """
@@ -78,14 +78,14 @@ def test_nothing_is_published_unsigned(
     pipeline: LipSyncPipeline, short: tuple[Path, Path], tmp_path: Path, credentials_dir: Path
 ) -> None:
     """A signer that works when it is tried and fails when it matters; later it works again."""
-    pipeline.marker.prepare(Path("out.mp4"))  # the development certificate is there
+    pipeline.signer.check_can_sign(Path("out.mp4"))  # the development certificate is there
     program, key = tmp_path / "signer.py", credentials_dir / "key.pem"
     program.write_text(FAILS_SECOND)
     command = (sys.executable, str(program), str(tmp_path / "count"), str(SIGNER), str(key))
     chain, out = credentials_dir / "chain.pem", tmp_path / "out.mp4"
     out.write_bytes(b"an older result")
-    strict = Marker(Policy.REQUIRED, tmp_path / "none", chain=chain, command=command)
-    broken = LipSyncPipeline(pipeline.model, pipeline.detector, cache_dir=tmp_path / "cache", marker=strict)
+    strict = ManifestSigner(SigningPolicy.REQUIRED, tmp_path / "none", chain=chain, command=command)
+    broken = LipSyncPipeline(pipeline.model, pipeline.detector, cache_dir=tmp_path / "cache", signer=strict)
     with pytest.raises(LipSyncError, match="the vault is shut") as failed:
         broken(*short, out, PARAMS)
     assert failed.value.code is ErrorCode.SIGNING_FAILED
@@ -95,13 +95,13 @@ def test_nothing_is_published_unsigned(
     assert (result.segments_resumed, result.is_marked, result.warnings) == (1, True, ())
 
     (tmp_path / "count").write_text("x")  # the next is the second
-    lax = Marker(Policy.BEST_EFFORT, tmp_path / "none", chain=chain, command=command)
-    result = LipSyncPipeline(pipeline.model, pipeline.detector, cache_dir=tmp_path / "cache", marker=lax)(
+    lax = ManifestSigner(SigningPolicy.BEST_EFFORT, tmp_path / "none", chain=chain, command=command)
+    result = LipSyncPipeline(pipeline.model, pipeline.detector, cache_dir=tmp_path / "cache", signer=lax)(
         *short, out, PARAMS
     )
     assert not result.is_marked
     assert "the vault is shut" in result.warnings[0]
-    assert verify(out, "").verdict is Verdict.NONE
+    assert verify_credentials(out, "").verdict is Verdict.NONE
 
 
 def test_consent_may_be_required(
@@ -131,4 +131,4 @@ def test_the_watermark_outlives_what_takes_credentials_away(
     assert found["verdict"] == "none"
     assert found["watermark"]["found"] is True
     assert found["watermark"]["frames"] == 10
-    assert not read_watermark(short[0], pipeline.detector).found
+    assert not read_watermark(short[0], pipeline.detector).is_detected

@@ -1,14 +1,14 @@
-"""An imperceptible mark in generated faces, and looking for it in a film.
+"""Invisible watermark in generated faces, and its detection in a video.
 
-    pattern   what is added to a face; averaging faces and looking for it (pure)
-    film      the faces of a file
+    pattern   embedding in a face; detection over averaged faces (pure)
+    video     faces of a video file
 
-It knows neither models nor who asks.
+This package does not know models or callers.
 """
 
 from __future__ import annotations
 
-from lipsync_engine.provenance.watermark.pattern import Watermark, WatermarkReader, marked
+from lipsync_engine.provenance.watermark.pattern import WatermarkDetector, WatermarkResult, embed_watermark
 from lipsync_engine.provenance.watermark.video import read_watermark
 
-__all__ = ["Watermark", "WatermarkReader", "marked", "read_watermark"]
+__all__ = ["WatermarkDetector", "WatermarkResult", "embed_watermark", "read_watermark"]

@@ -1,4 +1,4 @@
-"""Looking for the mark in a film: its faces are found, aligned and averaged."""
+"""Watermark detection in a video file: faces are detected, aligned and averaged."""
 
 from __future__ import annotations
 
@@ -12,46 +12,46 @@ from lipsync_engine import media
 from lipsync_engine.faces import FaceDetector, FaceTracker, align, choose_speaker
 from lipsync_engine.faces.compositor import SoftCompositor
 from lipsync_engine.params import FaceChoice
-from lipsync_engine.provenance.watermark.pattern import SIDE, Watermark, WatermarkReader
+from lipsync_engine.provenance.watermark.pattern import PATTERN_SIDE, WatermarkDetector, WatermarkResult
 
-FRAMES = 150
-"""So many from the film's start are looked at."""
+MAX_FRAMES = 150
+"""Number of frames that are examined, from the start of the video."""
 
 MAX_SIDE = 960
-"""Pictures are looked at scaled down to this longest side."""
+"""Longest side to which frames are downscaled."""
 
 MAX_YAW_DEG = 60.0
-"""Heads turned further are not aligned well."""
+"""Faces turned further cannot be aligned well."""
 
 
-def read_watermark(film: Path, detector: FaceDetector) -> Watermark:
-    """Look for the mark in the largest face of a film's first 150 frames.
+def read_watermark(video: Path, detector: FaceDetector) -> WatermarkResult:
+    """Detect the watermark in the largest face of a video's first 150 frames.
 
     Raises:
         MediaError, InputError: the file cannot be used.
     """
-    return averaged_faces(film, detector).result()
+    return average_faces(video, detector).result()
 
 
-def averaged_faces(film: Path, detector: FaceDetector) -> WatermarkReader:
-    """The faces that are looked at, in a reader."""
-    info = media.probe_video(film)
+def average_faces(video: Path, detector: FaceDetector) -> WatermarkDetector:
+    """Add the largest face of each examined frame to a watermark detector."""
+    info = media.probe_video(video)
     tracker = FaceTracker(detector, info.format.width, info.format.height)
-    pictures = []
-    with closing(media.scan_frames(info, MAX_SIDE)) as frames:
-        for pts_s, picture in itertools.islice(frames, FRAMES):
-            tracker.add(pts_s, picture)
-            pictures.append(picture)
-    reader, tracks = WatermarkReader(), tracker.snapshot(is_complete=True)
+    frames = []
+    with closing(media.scan_frames(info, MAX_SIDE)) as scan:
+        for pts_s, frame in itertools.islice(scan, MAX_FRAMES):
+            tracker.add(pts_s, frame)
+            frames.append(frame)
+    watermark, tracks = WatermarkDetector(), tracker.snapshot(is_complete=True)
     if not tracks.tracks:
-        return reader
+        return watermark
     path = choose_speaker(tracks, FaceChoice(), MAX_YAW_DEG)
-    scale = np.float32(pictures[0].shape[1] / info.format.width)
-    whole = np.ones((SIDE, SIDE), np.float32)
-    matrices = SoftCompositor(whole, info.sample_aspect_ratio).matrices(path.points * scale)
-    for picture, matrix, weight in zip(pictures, matrices, path.weight, strict=True):
+    scale = np.float32(frames[0].shape[1] / info.format.width)
+    mask = np.ones((PATTERN_SIDE, PATTERN_SIDE), np.float32)
+    matrices = SoftCompositor(mask, info.sample_aspect_ratio).matrices(path.points * scale)
+    for frame, matrix, weight in zip(frames, matrices, path.weight, strict=True):
         if weight > 0 and np.isfinite(matrix).all():
-            box = align.face_region(matrix, SIDE, picture.shape[1], picture.shape[0])
-            region = picture[box[1] : box[3], box[0] : box[2]].astype(np.float32)
-            reader.add(align.crop_face(region, align.shift_matrix(matrix, box), SIDE))
-    return reader
+            box = align.face_region(matrix, PATTERN_SIDE, frame.shape[1], frame.shape[0])
+            region = frame[box[1] : box[3], box[0] : box[2]].astype(np.float32)
+            watermark.add_face(align.crop_face(region, align.shift_matrix(matrix, box), PATTERN_SIDE))
+    return watermark

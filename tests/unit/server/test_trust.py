@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from lipsync_engine.provenance import Facts, Marker, Policy
+from lipsync_engine.provenance import ManifestFacts, ManifestSigner, SigningPolicy
 from server.cli import audit_export
 from server.jobs import state as job_state
 from server.jobs.admission import AdmissionCheck, sha256_of
@@ -270,7 +270,12 @@ def test_a_url_decides(api: Api, record: Record, inputs: dict[str, Path], hook_u
 def signed(clip: Path, tmp_path: Path, credentials_dir: Path) -> bytes:
     film = tmp_path / "film.mp4"
     film.write_bytes(clip.read_bytes())
-    assert Marker(Policy.REQUIRED, credentials_dir).mark(film, clip, Facts("tiny", "", 7, 1, "x")) is None
+    assert (
+        ManifestSigner(SigningPolicy.REQUIRED, credentials_dir).sign(
+            film, clip, ManifestFacts("tiny", "", 7, 1, "x")
+        )
+        is None
+    )
     return film.read_bytes()
 
 
@@ -312,6 +317,6 @@ def test_the_engine_signs_as_the_settings_say(tmp_path: Path, monkeypatch: pytes
     settings = Settings(data_dir=tmp_path, marking="best_effort", trust_anchors=tmp_path / "roots.pem")
     for name, value in settings.signing_environment.items():
         monkeypatch.setenv(name, value)
-    marker = Marker.from_environment()
-    assert (marker.policy, marker.folder) == (Policy.BEST_EFFORT, tmp_path / "credentials")
-    assert (marker.chain, marker.anchors) == (None, tmp_path / "roots.pem")
+    signer = ManifestSigner.from_environment()
+    assert (signer.policy, signer.development_dir) == (SigningPolicy.BEST_EFFORT, tmp_path / "credentials")
+    assert (signer.chain, signer.trust_anchors) == (None, tmp_path / "roots.pem")

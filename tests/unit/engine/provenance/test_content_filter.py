@@ -1,4 +1,4 @@
-"""Content flags: a ViT of the published classifier's class, tiny, has learned that red is not safe."""
+"""Tests of the content filter with a tiny classifier that has learned that red is not safe for work."""
 
 from __future__ import annotations
 
@@ -13,7 +13,12 @@ import transformers
 from lipsync_engine import LipSyncPipeline, SyncParams, media
 from lipsync_engine.errors import ErrorCode, InputError, ParameterError, WeightsError
 from lipsync_engine.models.nsfw import NsfwClassifier
-from lipsync_engine.provenance.content_filter import CLASSIFIER, UNCHECKED, ContentFinding, ContentGuard
+from lipsync_engine.provenance.content_filter import (
+    CLASSIFIER,
+    UNCHECKED_WARNING,
+    ContentFilter,
+    ContentResult,
+)
 from lipsync_engine.weights import WeightsStore
 from tests.support import presenter
 
@@ -27,7 +32,7 @@ def plain(colour: tuple[int, int, int]) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A weights folder with the tiny classifier where the manifest wants the published one."""
+    """A weights folder with the tiny classifier in place of the published one."""
     root = tmp_path_factory.mktemp("weights")
     torch.manual_seed(0)
     config = transformers.ViTConfig(
@@ -52,8 +57,8 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def films(tmp_path: Path) -> dict[str, Path]:
-    """Ten seconds that are safe throughout, and ten of which the last four are not."""
+def videos(tmp_path: Path) -> dict[str, Path]:
+    """Ten seconds that are safe, and ten seconds of which the last four are not."""
     paths = {"safe": tmp_path / "safe.mp4", "unsafe": tmp_path / "unsafe.mp4"}
     presenter.encode([plain(SAFE)[:48, :48]] * 250, None, paths["safe"])
     presenter.encode([plain(SAFE)[:48, :48]] * 150 + [plain(NOT_SAFE)[:48, :48]] * 100, None, paths["unsafe"])
@@ -64,62 +69,66 @@ def first_picture(film: Path) -> np.ndarray:
     return next(media.scan_frames(media.probe_video(film), 1000))[1].astype(float)
 
 
-def guard(monkeypatch: pytest.MonkeyPatch, root: Path, check: str, threshold: str = "0.5") -> ContentGuard:
+def make_filter(
+    monkeypatch: pytest.MonkeyPatch, root: Path, check: str, threshold: str = "0.5"
+) -> ContentFilter:
     monkeypatch.setenv("LIPSYNC_CONTENT_CHECK", check)
     monkeypatch.setenv("LIPSYNC_CONTENT_THRESHOLD", threshold)
-    return ContentGuard.from_environment(WeightsStore(root), CPU)
+    return ContentFilter.from_environment(WeightsStore(root), CPU)
 
 
-def test_a_part_of_a_film_is_enough(
-    weights: Path, films: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+def test_one_nsfw_frame_is_enough(
+    weights: Path, videos: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    safe, unsafe = (media.probe_video(films[name]) for name in ("safe", "unsafe"))
-    flagging = guard(monkeypatch, weights, "flag")
-    assert flagging.look(safe) == ContentFinding(False)
-    assert flagging.look(unsafe) == ContentFinding(True)
-    assert guard(monkeypatch, weights, "flag", "1").look(unsafe) == ContentFinding(False)
-    refusing = guard(monkeypatch, weights, "refuse")
-    assert refusing.look(safe) == ContentFinding(False)
+    safe, unsafe = (media.probe_video(videos[name]) for name in ("safe", "unsafe"))
+    flagging = make_filter(monkeypatch, weights, "flag")
+    assert flagging.check(safe) == ContentResult(False)
+    assert flagging.check(unsafe) == ContentResult(True)
+    assert make_filter(monkeypatch, weights, "flag", "1").check(unsafe) == ContentResult(False)
+    refusing = make_filter(monkeypatch, weights, "refuse")
+    assert refusing.check(safe) == ContentResult(False)
     with pytest.raises(InputError, match="not safe for work") as failed:
-        refusing.look(unsafe)
+        refusing.check(unsafe)
     assert failed.value.code is ErrorCode.CONTENT_REFUSED
 
 
-def test_without_weights_nothing_is_claimed(
-    films: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_missing_weights_are_a_warning_or_an_error(
+    videos: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    unsafe, empty = media.probe_video(films["unsafe"]), tmp_path / "empty"
-    assert guard(monkeypatch, empty, "off").look(unsafe) == ContentFinding()
-    assert guard(monkeypatch, empty, "flag").look(unsafe) == ContentFinding(None, UNCHECKED)
+    unsafe, empty = media.probe_video(videos["unsafe"]), tmp_path / "empty"
+    assert make_filter(monkeypatch, empty, "off").check(unsafe) == ContentResult()
+    assert make_filter(monkeypatch, empty, "flag").check(unsafe) == ContentResult(None, UNCHECKED_WARNING)
     with pytest.raises(WeightsError, match=f"lipsync weights pull {CLASSIFIER}"):
-        guard(monkeypatch, empty, "refuse")
+        make_filter(monkeypatch, empty, "refuse")
     for check, threshold in (("sometimes", "0.5"), ("flag", "much")):
-        with pytest.raises(ParameterError, match="say off, flag or refuse"):
-            guard(monkeypatch, empty, check, threshold)
+        with pytest.raises(ParameterError, match="use off, flag or refuse"):
+            make_filter(monkeypatch, empty, check, threshold)
 
 
-def test_another_classifier_is_refused(weights: Path, tmp_path: Path) -> None:
+def test_classifier_without_nsfw_label_is_rejected(weights: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(weights / CLASSIFIER, tmp_path / "other")
     config = folder / "config.json"
     config.write_text(config.read_text().replace('"nsfw"', '"cat"'))
-    with pytest.raises(WeightsError, match="knows no label 'nsfw'"):
+    with pytest.raises(WeightsError, match="has no label 'nsfw'"):
         NsfwClassifier(folder, CPU)
     (folder / "model.safetensors").write_bytes(b"cut")
     with pytest.raises(WeightsError, match="cannot be loaded"):
         NsfwClassifier(folder, CPU)
 
 
-def test_a_result_says_what_was_found(
+def test_result_reports_the_classification(
     weights: Path, clip: Path, voice: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The whole engine: threshold 0 finds fault with any picture."""
+    """Run whole jobs; with threshold 0 every frame counts as NSFW."""
     params = SyncParams(num_inference_steps=1)
     monkeypatch.setenv("LIPSYNC_MARKING", "off")
     base = LipSyncPipeline.from_pretrained("tiny", device="cpu", sync_score=False)
 
     def pipeline(check: str, root: Path) -> LipSyncPipeline:
-        looks = guard(monkeypatch, root, check, "0")
-        return LipSyncPipeline(base.model, base.detector, cache_dir=tmp_path / "cache", guard=looks)
+        content_filter = make_filter(monkeypatch, root, check, "0")
+        return LipSyncPipeline(
+            base.model, base.detector, cache_dir=tmp_path / "cache", content_filter=content_filter
+        )
 
     refusing = pipeline("refuse", weights)
     for one in (refusing, refusing.clone_for_thread(base.detector)):
@@ -127,14 +136,16 @@ def test_a_result_says_what_was_found(
             one(clip, voice, tmp_path / "out.mp4", params)
         assert failed.value.code is ErrorCode.CONTENT_REFUSED
     assert not (tmp_path / "out.mp4").exists()
-    found = pipeline("flag", weights)(clip, voice, tmp_path / "out.mp4", params)
-    assert (found.is_nsfw, found.sync) == (True, None)
+    flagged = pipeline("flag", weights)(clip, voice, tmp_path / "out.mp4", params)
+    assert (flagged.is_nsfw, flagged.sync) == (True, None)
     labelled = SyncParams(num_inference_steps=1, label=True)
     unchecked = pipeline("flag", tmp_path / "empty")(clip, voice, tmp_path / "again.mp4", labelled)
     assert unchecked.is_nsfw is None
-    assert UNCHECKED in unchecked.warnings
-    plain_luma, shown = (first_picture(result.output).mean(axis=-1) for result in (found, unchecked))
-    height, width = shown.shape
-    apart = np.abs(shown - plain_luma)
+    assert UNCHECKED_WARNING in unchecked.warnings
+    plain_luma, labelled_luma = (
+        first_picture(result.output).mean(axis=-1) for result in (flagged, unchecked)
+    )
+    height, width = labelled_luma.shape
+    apart = np.abs(labelled_luma - plain_luma)
     assert apart[7 * height // 8 :, : width // 2].max() > 80
     assert apart[: 3 * height // 4].mean() < 1
