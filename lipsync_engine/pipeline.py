@@ -470,7 +470,7 @@ class LipSyncPipeline:
             dtype=self.model.precision,
             seconds=StageSeconds(**{stage.value: seconds[stage] for stage in Stage}),
             job=job,
-            is_marked=signing_warning is None,
+            is_signed=signing_warning is None,
             sync=sync,
             is_nsfw=content.is_nsfw,
             warnings=tuple(warning for warning in warnings if warning is not None),

@@ -1,4 +1,4 @@
-"""What a finished job says of itself."""
+"""The properties of a finished job."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from lipsync_engine.sync_score import SyncScore
 
 @dataclass(frozen=True, slots=True)
 class StageSeconds:
-    """Wall-clock seconds that each stage took in this run; `motion` is a portrait's."""
+    """Wall-clock seconds of each stage in this run; `motion` is 0 except for portraits."""
 
     motion: float
     faces: float
@@ -22,24 +22,25 @@ class StageSeconds:
 
 @dataclass(frozen=True, slots=True)
 class SyncResult:
-    """What was made, and from what.
+    """The result of a job, and what it was computed from.
 
     Attributes:
         output: the finished video.
         width, height: displayed size.
         fps: frame rate.
         frames: number of frames.
-        frames_without_face: of these, how many under the voice show the source untouched for want of a face.
-        segments: number of segments; `segments_resumed` of them came from an earlier, interrupted run.
+        frames_without_face: frames during the audio that show the source for want of a usable face.
+        segments: number of segments.
+        segments_resumed: segments that an earlier, interrupted run had rendered.
         analysis_cached: the face tracks came from an earlier job on the same video.
         seed, num_inference_steps, guidance_scale, model, weights_sha256, device, dtype: what decided the
             pixels.
-        seconds: per stage.
-        job: the name whose SHA-256 stands in the content credentials.
-        is_marked: it carries them.
-        sync: how well lips and voice belong together; None where that was not measured.
-        is_nsfw: the source is not safe for work; None where nobody looked.
-        warnings: sentences about what was asked for and not done.
+        seconds: time per stage.
+        job: the job's name, whose SHA-256 is in the content credentials.
+        is_signed: the output has content credentials.
+        sync: how well lips and audio match; None: not measured.
+        is_nsfw: the source was classified as not safe for work; None: not classified.
+        warnings: sentences about options that had no effect.
     """
 
     output: Path
@@ -60,7 +61,7 @@ class SyncResult:
     dtype: str
     seconds: StageSeconds
     job: str
-    is_marked: bool
+    is_signed: bool
     sync: SyncScore | None = None
     is_nsfw: bool | None = None
     warnings: tuple[str, ...] = ()

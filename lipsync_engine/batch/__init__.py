@@ -1,17 +1,17 @@
-"""Many clips from one command: checked as a whole, made by workers that load the model once, resumed.
+"""Many clips from one command: checked as a whole, rendered by workers that load the model once, resumable.
 
-    manifest  rows of a file or a folder, and what is wrong with them
-    results   OUT/results.jsonl: what is done
-    folder    OUT belongs to one batch; OUT/workers.log
-    making    rows are looked at, given to workers, their results noted
-    messages  what the batch and its workers say to each other
-    pool      workers: processes here
-    ray_pool  workers on a Ray cluster
-    worker    the process that makes clips
-    report    OUT/report.html
+    manifest        rows of a file or a folder, and their problems
+    results         OUT/results.jsonl
+    output_dir      the lock of OUT; OUT/workers.log
+    messages        commands and events between the batch and its workers
+    worker_process  handles of workers, the pool, processes on this machine
+    ray_backend     workers on a Ray cluster
+    worker          the worker process
+    report          OUT/report.html
+    runner          checks rows, assigns them to workers, records results
 
-`run_batch` is a generator that yields where it is; closing it stops the workers between two frames. It knows
-neither terminals nor HTTP.
+`run_batch` is a generator that yields progress; closing it stops the workers between two frames. The package
+knows neither terminals nor HTTP.
 """
 
 from __future__ import annotations
@@ -21,12 +21,18 @@ from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
 
-from lipsync_engine.batch.manifest import Manifest, ManifestError, Problem, Row, read_manifest
-from lipsync_engine.batch.output_dir import LOCK_NAME, only_batch
+from lipsync_engine.batch.manifest import (
+    Manifest,
+    ManifestError,
+    ManifestProblem,
+    ManifestRow,
+    read_manifest,
+)
+from lipsync_engine.batch.output_dir import LOCK_NAME, locked_output_dir
 from lipsync_engine.batch.report import write_report
-from lipsync_engine.batch.results import Ledger, Result, Status
-from lipsync_engine.batch.runner import REPORT_NAME, Batch, BatchProgress, Running
-from lipsync_engine.batch.worker_process import Loading, Machines, ThisMachine
+from lipsync_engine.batch.results import ResultLog, RowResult, RowStatus
+from lipsync_engine.batch.runner import REPORT_NAME, BatchProgress, BatchRunner, RunningClip
+from lipsync_engine.batch.worker_process import LocalBackend, ModelOptions, WorkerBackend
 from lipsync_engine.errors import ErrorCode, ParameterError, ResourceError
 from lipsync_engine.params import BatchEngine, SyncParams
 from lipsync_engine.provenance import ManifestSigner
@@ -35,13 +41,13 @@ from lipsync_engine.weights import WeightsStore
 __all__ = [
     "BatchProgress",
     "BatchResult",
-    "Loading",
     "ManifestError",
-    "Problem",
-    "Result",
-    "Row",
-    "Running",
-    "Status",
+    "ManifestProblem",
+    "ManifestRow",
+    "ModelOptions",
+    "RowResult",
+    "RowStatus",
+    "RunningClip",
     "run_batch",
 ]
 
@@ -51,23 +57,24 @@ MAX_JOBS = 16
 
 @dataclass(frozen=True, slots=True)
 class BatchResult:
-    """How it ended.
+    """The outcome of a batch.
 
     Attributes:
         results: of every row, in the manifest's order.
-        resumed: how many of them an earlier run had done.
+        resumed: number of rows that an earlier run had done.
         elapsed_s: of this run.
         report: the HTML file.
-        warnings: why workers were let go, while others went on.
+        warnings: reasons why workers were retired while others continued.
     """
 
-    results: tuple[Result, ...]
+    results: tuple[RowResult, ...]
     resumed: int
     elapsed_s: float
     report: Path
     warnings: tuple[str, ...] = ()
 
-    def count(self, status: Status) -> int:
+    def count(self, status: RowStatus) -> int:
+        """Return the number of rows with that status."""
         return sum(result.status is status for result in self.results)
 
 
@@ -76,83 +83,85 @@ def run_batch(
     output: Path | str,
     params: SyncParams | None = None,
     *,
-    loading: Loading | None = None,
+    model_options: ModelOptions | None = None,
     engine: BatchEngine = BatchEngine.LOCAL,
     workers: int | None = None,
     skip_bad: bool = False,
     consent: str | None = None,
 ) -> Generator[BatchProgress, None, BatchResult]:
-    """Make every clip of a manifest or folder that is not made yet.
+    """Lip-sync every clip of a manifest or folder that is not done yet.
 
     Args:
         source: .csv, .jsonl or a folder with pairs such as talk.mp4 and talk.wav.
-        output: folder for the results, results.jsonl, report.html and thumbnails; made where there is none.
-        params: options of rows that have none of their own; None: the default preset.
-        loading: the model, and how it is loaded.
+        output: folder for the results, results.jsonl, report.html and thumbnails; created if missing.
+        params: options of rows that do not set their own; None: the default preset.
+        model_options: the model, and how it is loaded.
         engine: where workers run. All machines of a Ray cluster must see inputs and output under one path.
-        workers: 1-64; None: one, on a Ray cluster as many as have a free device.
-        skip_bad: make the good rows where others are bad.
-        consent: reference to the consent of the people shown, of rows that have none of their own.
+        workers: 1-64; None: one, on a Ray cluster as many as there are free devices.
+        skip_bad: render the valid rows although others are invalid.
+        consent: reference to the consent of the people shown, of rows that do not set their own.
 
     Yields:
-        Where it is.
+        Progress.
 
     Returns:
-        The result of every row; one bad clip does not stop the others.
+        The result of every row; a failed clip does not stop the others.
 
     Raises:
-        ManifestError: rows are bad, and `skip_bad` is not given; nothing was started.
-        InputError: the manifest cannot be read.
+        ManifestError: rows are invalid and `skip_bad` is not set; nothing was started.
+        InputError: the manifest is not readable.
         ResourceError: JOB_BUSY, another batch writes to the folder; OUTPUT_NOT_WRITABLE; WORKER_LOST, workers
-            do not start; CLUSTER_AWAY; DISK_FULL, DEVICE_UNAVAILABLE, FFMPEG_MISSING or SIGNING_FAILED,
-            which no clip would survive.
-        ParameterError: workers, or `loading.jobs`.
-        LipSyncError: the model cannot be loaded, with the code that says why.
+            do not start; CLUSTER_AWAY; DISK_FULL, DEVICE_UNAVAILABLE, FFMPEG_MISSING or SIGNING_FAILED, with
+            which every clip would fail.
+        ParameterError: `workers` or `model_options.jobs` is out of range.
+        LipSyncError: the model cannot be loaded; the code tells the reason.
     """
     if workers is not None and not 1 <= workers <= MAX_WORKERS:
-        raise ParameterError(f"workers={workers} is out of range: it must lie between 1 and {MAX_WORKERS}.")
-    loading = loading or Loading()
-    if not 1 <= loading.jobs <= MAX_JOBS:
-        raise ParameterError(f"jobs={loading.jobs} is out of range: it must lie between 1 and {MAX_JOBS}.")
+        raise ParameterError(f"workers={workers} is out of range: use a value between 1 and {MAX_WORKERS}.")
+    options = model_options or ModelOptions()
+    if not 1 <= options.jobs <= MAX_JOBS:
+        raise ParameterError(f"jobs={options.jobs} is out of range: use a value between 1 and {MAX_JOBS}.")
     folder = Path(output)
-    began = time.monotonic()
-    # 1. Read: what is wrong with the manifest itself is known before anything is written.
-    WeightsStore().entry(loading.model)
+    start_s = time.monotonic()
+    # 1. Read the manifest. Problems in it are raised before anything is written.
+    WeightsStore().entry(options.model)
     manifest = read_manifest(Path(source), params or SyncParams(), folder, consent)
-    signer = ManifestSigner.from_environment(loading.marking)
+    signer = ManifestSigner.from_environment(options.marking)
     signer.check_can_sign(Path("result.mp4"))
     with (
-        _machines(engine, loading, manifest, folder) as machines,
-        only_batch(folder),
-        Ledger(folder) as ledger,
+        _open_backend(engine, options, manifest, folder) as backend,
+        locked_output_dir(folder),
+        ResultLog(folder) as log,
     ):
-        # 2. Look at every row: is it done, and if not, can its files be used?
-        batch = Batch(manifest, folder, ledger, loading, signer)
-        yield from batch.check()
-        if batch.problems and not skip_bad:
-            raise ManifestError(batch.problems, manifest.n_rows)
-        batch.refuse()
-        # 3. Make the rest. The report is true whatever ends this.
+        # 2. Check every row: whether it is done, and if not, whether its files are usable.
+        runner = BatchRunner(manifest, folder, log, options, signer)
+        yield from runner.check_rows()
+        if runner.problems and not skip_bad:
+            raise ManifestError(runner.problems, manifest.n_rows)
+        runner.refuse_invalid_rows()
+        # 3. Render the rest. The report is written however this ends.
         try:
-            if batch.waiting:
-                yield from batch.make(machines, workers or min(machines.usual_size(), MAX_WORKERS))
+            if runner.waiting:
+                yield from runner.run_jobs(backend, workers or min(backend.default_size(), MAX_WORKERS))
         finally:
             report = folder / REPORT_NAME
-            write_report(report, batch.rows, batch.results, manifest.n_rows, time.monotonic() - began)
-        results = tuple(batch.results[number] for number in sorted(batch.results))
-        elapsed_s = time.monotonic() - began
-        return BatchResult(results, batch.resumed, elapsed_s, report, tuple(batch.warnings))
+            write_report(report, runner.rows, runner.results, manifest.n_rows, time.monotonic() - start_s)
+        results = tuple(runner.results[number] for number in sorted(runner.results))
+        elapsed_s = time.monotonic() - start_s
+        return BatchResult(results, runner.n_resumed, elapsed_s, report, tuple(runner.warnings))
 
 
-def _machines(engine: BatchEngine, loading: Loading, manifest: Manifest, folder: Path) -> Machines:
+def _open_backend(
+    engine: BatchEngine, options: ModelOptions, manifest: Manifest, folder: Path
+) -> WorkerBackend:
     if engine is BatchEngine.LOCAL:
-        return ThisMachine(loading)
+        return LocalBackend(options)
     try:
         from lipsync_engine.batch import ray_backend  # Ray comes with an extra
     except ModuleNotFoundError as error:
         raise ResourceError(
-            ErrorCode.CLUSTER_AWAY, "Ray is not installed: pip install 'lipsync-engine[ray]'."
+            ErrorCode.CLUSTER_AWAY, "Ray is not installed: run `pip install 'lipsync-engine[ray]'`."
         ) from error
     inputs = {path.absolute().parent for row in manifest.rows for path in row.inputs.values()}
-    folders = ray_backend.Folders(folder.absolute(), LOCK_NAME, inputs)
-    return ray_backend.Cluster(loading, folders)
+    paths = ray_backend.SharedPaths(folder.absolute(), LOCK_NAME, inputs)
+    return ray_backend.RayBackend(options, paths)

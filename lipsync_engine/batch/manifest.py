@@ -1,9 +1,8 @@
-"""What is to be made: rows of a CSV or JSONL file, or pairs of files in a folder.
+"""The rows of a batch: from a CSV or JSONL file, or from pairs of files in a folder.
 
-Nothing in a manifest is believed: a row becomes a `Row` only when its options are in range and its result
-stays inside the output folder, alone under its name. Whether its files can be used is not looked at here.
-
-It reads manifests and lists folders; it knows neither models nor results.
+Manifests are untrusted. A row becomes a `ManifestRow` only if its options are in range and its output path is
+unique and inside the output folder. Input files are not opened here. The module knows neither models nor
+results.
 """
 
 from __future__ import annotations
@@ -21,12 +20,12 @@ from typing import Any
 from lipsync_engine.errors import ErrorCode, InputError, LipSyncError, ParameterError
 from lipsync_engine.media import OUTPUT_SUFFIXES
 from lipsync_engine.media.rates import parse_rate
-from lipsync_engine.params import FaceChoice, LoopMode, Motion, Provenance, SyncParams, Tail
+from lipsync_engine.params import IMAGE_SUFFIXES, FaceChoice, LoopMode, Motion, Provenance, SyncParams, Tail
 from lipsync_engine.provenance import require_consent
 
 
-class Input(StrEnum):
-    """What the files of a row are for; also the names of their columns."""
+class InputRole(StrEnum):
+    """Role of a row's input file; also the name of its column."""
 
     VIDEO = "video"
     IMAGE = "image"
@@ -36,16 +35,18 @@ class Input(StrEnum):
 
 
 VIDEO_SUFFIXES = frozenset({".mp4", ".mov", ".mkv", ".webm"})
-IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp"})
 AUDIO_SUFFIXES = frozenset({".wav", ".mp3", ".m4a", ".aac", ".flac", ".ogg", ".opus", ".aiff"})
 
-KINDS = ((Input.VIDEO, VIDEO_SUFFIXES), (Input.IMAGE, IMAGE_SUFFIXES), (Input.AUDIO, AUDIO_SUFFIXES))
-"""What a file of a folder is by the end of its name."""
+SUFFIXES = (
+    (InputRole.VIDEO, VIDEO_SUFFIXES),
+    (InputRole.IMAGE, IMAGE_SUFFIXES),
+    (InputRole.AUDIO, AUDIO_SUFFIXES),
+)
+"""Role of a file in a folder by its suffix."""
 
 MAX_MANIFEST_BYTES = 64 << 20
 MAX_NAME_BYTES = 200
-"""Of one part of an output's path: file systems take 255, and the unfinished file's name is longer."""
-
+"""Limit for one part of an output path. File systems allow 255, and the temporary file's name is longer."""
 
 OPTIONS: Mapping[str, tuple[str, Callable[[str], Any]]] = {
     "face": ("face", FaceChoice.parse),
@@ -57,28 +58,28 @@ OPTIONS: Mapping[str, tuple[str, Callable[[str], Any]]] = {
     "loop_mode": ("loop_mode", LoopMode),
     "tail": ("tail", Tail),
 }
-"""Columns that are options of a job: the field of `SyncParams`, and how a cell is read."""
+"""Columns that are options of a job: the field of `SyncParams`, and the parser of a cell."""
 
 PORTRAIT_OPTIONS = ("motion", "prompt")
 VIDEO_OPTIONS = ("fps", "loop_mode", "tail")
-COLUMNS = (*map(str, Input), "output", *OPTIONS, *PORTRAIT_OPTIONS, "consent")
+COLUMNS = (*map(str, InputRole), "output", *OPTIONS, *PORTRAIT_OPTIONS, "consent")
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
-    """One clip to make.
+class ManifestRow:
+    """One clip to lip-sync.
 
     Attributes:
-        number: of the row, from 1; a CSV's header is not counted, a folder's pairs are in order of names.
-        inputs: the files that are read; VIDEO or IMAGE, and AUDIO, are always there.
-        output: path of the result in the output folder, with `/`; no other row has it.
-        params: the batch's options with the row's own.
+        number: of the row, from 1; a CSV's header is not counted, a folder's pairs are sorted by name.
+        inputs: files to read; VIDEO or IMAGE, and AUDIO, are always among them.
+        output: path of the result in the output folder, with `/`; unique in the batch.
+        params: the batch's options, overridden by the row's.
         motion, prompt: of a portrait.
         consent: reference to the consent of the person shown.
     """
 
     number: int
-    inputs: Mapping[Input, Path]
+    inputs: Mapping[InputRole, Path]
     output: str
     params: SyncParams
     motion: Motion = Motion.NATURAL
@@ -86,19 +87,20 @@ class Row:
     consent: str | None = None
 
     @property
-    def picture(self) -> Input:
-        return Input.IMAGE if Input.IMAGE in self.inputs else Input.VIDEO
+    def source_role(self) -> InputRole:
+        """IMAGE for a portrait, otherwise VIDEO."""
+        return InputRole.IMAGE if InputRole.IMAGE in self.inputs else InputRole.VIDEO
 
 
 @dataclass(frozen=True, slots=True)
-class Problem:
-    """Why a row cannot be made.
+class ManifestProblem:
+    """One reason why a row is invalid.
 
     Attributes:
         row: its number, from 1.
-        column: where the mistake is; empty where it is the row as a whole.
+        column: with the invalid value; empty if it is the row as a whole.
         code, message: as those of errors.
-        clip: what the row calls its result or files, for people.
+        clip: display name of the row, from its output or input files.
     """
 
     row: int
@@ -108,84 +110,86 @@ class Problem:
     clip: str = ""
 
     def __str__(self) -> str:
-        place = f"row {self.row}, {self.column}" if self.column else f"row {self.row}"
-        return f"{place}: {self.message}"
+        position = f"row {self.row}, {self.column}" if self.column else f"row {self.row}"
+        return f"{position}: {self.message}"
 
 
 class ManifestError(InputError):
-    """Rows that cannot be made.
+    """Some rows are invalid, so the batch was not started.
 
     Args:
         problems: at least one, in order of rows.
-        rows: how many there are in all.
+        rows: number of rows in the manifest.
     """
 
-    def __init__(self, problems: tuple[Problem, ...], rows: int) -> None:
-        bad = len({problem.row for problem in problems})
+    def __init__(self, problems: tuple[ManifestProblem, ...], rows: int) -> None:
+        n_invalid = len({problem.row for problem in problems})
         super().__init__(
             ErrorCode.MANIFEST_INVALID,
-            f"{bad} of {rows} rows cannot be made, so nothing was started: correct them, or leave them out "
-            "with --skip-bad.",
+            f"{n_invalid} of {rows} rows are invalid, so nothing was started: correct them, or use "
+            "--skip-bad to leave them out.",
         )
         self.problems = problems
 
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """What was read: rows that may be made, and what is wrong with the others."""
+    """The valid rows of a manifest, and the problems of the others."""
 
-    rows: tuple[Row, ...]
-    problems: tuple[Problem, ...]
+    rows: tuple[ManifestRow, ...]
+    problems: tuple[ManifestProblem, ...]
 
     @property
     def n_rows(self) -> int:
+        """Number of valid and invalid rows."""
         return len(self.rows) + len({problem.row for problem in self.problems})
 
 
 def read_manifest(source: Path, params: SyncParams, output: Path, consent: str | None = None) -> Manifest:
-    """Rows of a file or pairs of a folder.
+    """Read the rows of a file or the pairs of a folder.
 
     Args:
         source: .csv, .jsonl or a folder; relative paths in a file are relative to it.
-        params: options of rows that have none of their own.
+        params: options of rows that do not set their own.
         output: folder of the results; it need not exist.
-        consent: of rows that have none of their own.
+        consent: of rows that do not set their own.
 
     Raises:
-        InputError: the file cannot be read at all, has columns that do not exist, or no rows.
+        InputError: the file is not readable, has unknown columns, or has no rows.
     """
     try:
-        cells = list(_cells(source))
+        entries = list(_read_entries(source))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(
             ErrorCode.INPUT_NOT_FOUND if isinstance(error, FileNotFoundError) else ErrorCode.INPUT_UNREADABLE,
-            f"{source.name!r} cannot be read ({_reason(error)}): give a CSV or JSONL file in UTF-8, or "
-            "a folder.",
+            f"{source.name!r} is not readable ({_describe_error(error)}): use a CSV or JSONL file in UTF-8, "
+            "or a folder.",
         ) from error
-    if not cells:
+    if not entries:
         raise InputError(
             ErrorCode.INPUT_EMPTY,
             f"{source.name!r} names no clips: a file needs a row, a folder two files such as talk.mp4 and "
             "talk.wav.",
         )
     base = source if source.is_dir() else source.parent
-    rows: list[Row] = []
-    problems: list[Problem] = []
-    for number, found in enumerate(cells, 1):
-        row = found if isinstance(found, _Wrong) else _row(number, found, base, params, consent)
-        if isinstance(row, Row):
+    rows: list[ManifestRow] = []
+    problems: list[ManifestProblem] = []
+    for number, entry in enumerate(entries, 1):
+        row = entry if isinstance(entry, _RowError) else _parse_row(number, entry, base, params, consent)
+        if isinstance(row, ManifestRow):
             rows.append(row)
         else:
-            clip = found.clip if isinstance(found, _Wrong) else _clip(found)
-            problems += [Problem(number, *mistake, clip) for mistake in row.mistakes]
-    misplaced = list(_misplaced(rows, output))
-    refused = {problem.row for problem in misplaced}
-    kept = tuple(row for row in rows if row.number not in refused)
-    return Manifest(kept, tuple(sorted([*problems, *misplaced], key=lambda problem: problem.row)))
+            clip = entry.clip if isinstance(entry, _RowError) else _display_name(entry)
+            problems += [ManifestProblem(number, *problem, clip) for problem in row.problems]
+    output_problems = list(_check_output_paths(rows, output))
+    invalid = {problem.row for problem in output_problems}
+    valid_rows = tuple(row for row in rows if row.number not in invalid)
+    problems = sorted([*problems, *output_problems], key=lambda problem: problem.row)
+    return Manifest(valid_rows, tuple(problems))
 
 
-def readable(text: str) -> str:
-    """With escapes in place of what cannot be written as UTF-8."""
+def escape_undecodable(text: str) -> str:
+    """Replace characters that UTF-8 cannot represent with escapes."""
     return text.encode("utf-8", "backslashreplace").decode()
 
 
@@ -193,41 +197,44 @@ def readable(text: str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class _Wrong:
-    """(column, code, message) of every mistake in a row; `clip` as a problem has it."""
+class _RowError:
+    """(column, code, message) of every problem in a row; `clip` as in `ManifestProblem`."""
 
-    mistakes: tuple[tuple[str, ErrorCode, str], ...]
+    problems: tuple[tuple[str, ErrorCode, str], ...]
     clip: str = ""
 
     @classmethod
-    def one(
+    def single(
         cls, column: str, message: str, code: ErrorCode = ErrorCode.PARAMETER_INVALID, clip: str = ""
-    ) -> _Wrong:
+    ) -> _RowError:
         return cls(((column, code, message),), clip)
 
 
 Cells = Mapping[str, str]
 
 
-def _cells(source: Path) -> Iterator[Cells | _Wrong]:
+def _read_entries(source: Path) -> Iterator[Cells | _RowError]:
     if source.is_dir():
-        return _pairs(source)
-    kind, size_bytes = source.suffix.lower(), source.stat().st_size
-    if kind not in (".csv", ".jsonl"):
-        raise ParameterError(f"{source.name!r} is not understood: give a .csv or .jsonl file, or a folder.")
+        return _pair_files(source)
+    suffix, size_bytes = source.suffix.lower(), source.stat().st_size
+    if suffix not in (".csv", ".jsonl"):
+        raise ParameterError(f"{source.name!r} is no manifest: give a .csv or .jsonl file, or a folder.")
     if size_bytes > MAX_MANIFEST_BYTES:
-        raise ParameterError(f"{source.name!r} is larger than {MAX_MANIFEST_BYTES >> 20} MiB: split it.")
+        raise ParameterError(
+            f"{source.name!r} has {size_bytes >> 20} MiB; the limit is {MAX_MANIFEST_BYTES >> 20} MiB: split "
+            "the file."
+        )
     text = source.read_text(encoding="utf-8-sig")
-    return _csv(text) if kind == ".csv" else _jsonl(text)
+    return _read_csv(text) if suffix == ".csv" else _read_jsonl(text)
 
 
-def _csv(text: str) -> Iterator[Cells | _Wrong]:
+def _read_csv(text: str) -> Iterator[Cells | _RowError]:
     lines = csv.reader(text.splitlines(keepends=True), strict=True)
     header = [name.strip().lower() for name in next(lines, [])]
     if unknown := [name for name in header if name not in COLUMNS]:
         raise ParameterError(
-            f"Column {readable(unknown[0])!r} does not exist: the first line names columns, which are "
-            f"{', '.join(COLUMNS)}."
+            f"Column {escape_undecodable(unknown[0])!r} does not exist: use {', '.join(COLUMNS)} in the "
+            "first line."
         )
     if len(set(header)) < len(header):
         raise ParameterError("A column is named twice in the first line: name each once.")
@@ -235,201 +242,211 @@ def _csv(text: str) -> Iterator[Cells | _Wrong]:
         if not any(cell.strip() for cell in cells):
             continue
         if len(cells) > len(header):
-            yield _Wrong.one(
-                "", f"It has {len(cells)} cells, the first line only {len(header)}: quote commas."
+            yield _RowError.single(
+                "", f"The row has {len(cells)} cells, the first line {len(header)}: quote cells with commas."
             )
         else:
             yield dict(zip(header, cells, strict=False))
 
 
-def _jsonl(text: str) -> Iterator[Cells | _Wrong]:
+def _read_jsonl(text: str) -> Iterator[Cells | _RowError]:
     for line in text.split("\n"):
         if not line.strip():
             continue
         try:
-            found = json.loads(line)
+            value = json.loads(line)
         except (ValueError, RecursionError):
-            yield _Wrong.one("", "It is not JSON: write one object per line.")
+            yield _RowError.single("", "The line is not JSON: write one object per line.")
             continue
-        if not isinstance(found, dict):
-            yield _Wrong.one(
-                "", 'It is not a JSON object such as {"video": "talk.mp4", "audio": "talk.wav"}.'
+        if not isinstance(value, dict):
+            yield _RowError.single(
+                "",
+                'The line is no JSON object: write one such as {"video": "talk.mp4", "audio": "talk.wav"}.',
             )
-        elif unknown := [key for key in found if key not in COLUMNS]:
-            yield _Wrong.one(
-                readable(unknown[0])[:40], f"There is no such key; known are {', '.join(COLUMNS)}."
+        elif unknown := [key for key in value if key not in COLUMNS]:
+            yield _RowError.single(
+                escape_undecodable(unknown[0])[:40], f"The key does not exist: use {', '.join(COLUMNS)}."
             )
-        elif wrong := [key for key, value in found.items() if not _is_plain(value)]:
-            yield _Wrong.one(wrong[0], "It must be text or a number.")
+        elif not_scalar := [key for key, cell in value.items() if not _is_scalar(cell)]:
+            yield _RowError.single(not_scalar[0], "The value is neither text nor a number: use one of them.")
         else:
-            yield {key: str(value) for key, value in found.items() if value is not None}
+            yield {key: str(cell) for key, cell in value.items() if cell is not None}
 
 
-def _is_plain(value: object) -> bool:
+def _is_scalar(value: object) -> bool:
     return value is None or (isinstance(value, (str, int, float)) and not isinstance(value, bool))
 
 
-def _pairs(folder: Path) -> Iterator[Cells | _Wrong]:
-    """A video or picture and a sound with the same name."""
+def _pair_files(folder: Path) -> Iterator[Cells | _RowError]:
+    """Yield pairs of a video or image and an audio file with the same stem."""
     by_stem: dict[str, dict[str, list[str]]] = {}
     for path in sorted(folder.iterdir()):
         suffix = path.suffix.lower()
-        kind = next((name for name, suffixes in KINDS if suffix in suffixes), None)
-        if kind is not None and not path.name.startswith("."):
-            by_stem.setdefault(path.stem, {}).setdefault(kind, []).append(path.name)
-    for stem, kinds in sorted(by_stem.items()):
-        pictures = kinds.get(Input.VIDEO, []) + kinds.get(Input.IMAGE, [])
-        sounds = kinds.get(Input.AUDIO, [])
-        names = ", ".join(readable(name) for name in pictures + sounds)
-        if len(pictures) == 1 and len(sounds) == 1:
-            yield {name: files[0] for name, files in kinds.items()}
-        elif not sounds:
-            missing = f"{names} has no sound beside it: add {readable(stem)}.wav."
-            yield _Wrong.one(Input.AUDIO, missing, ErrorCode.INPUT_NOT_FOUND, names)
-        elif not pictures:
-            name = readable(stem)
-            missing = f"{names} has no video or picture beside it: add {name}.mp4 or {name}.png."
-            yield _Wrong.one(Input.VIDEO, missing, ErrorCode.INPUT_NOT_FOUND, names)
+        role = next((name for name, suffixes in SUFFIXES if suffix in suffixes), None)
+        if role is not None and not path.name.startswith("."):
+            by_stem.setdefault(path.stem, {}).setdefault(role, []).append(path.name)
+    for stem, by_role in sorted(by_stem.items()):
+        sources = by_role.get(InputRole.VIDEO, []) + by_role.get(InputRole.IMAGE, [])
+        audio = by_role.get(InputRole.AUDIO, [])
+        names = ", ".join(escape_undecodable(name) for name in sources + audio)
+        stem = escape_undecodable(stem)
+        if len(sources) == 1 and len(audio) == 1:
+            yield {role: files[0] for role, files in by_role.items()}
+        elif not audio:
+            message = f"{names} has no audio file of the same name: add {stem}.wav."
+            yield _RowError.single(InputRole.AUDIO, message, ErrorCode.INPUT_NOT_FOUND, names)
+        elif not sources:
+            message = f"{names} has no video or image of the same name: add {stem}.mp4 or {stem}.png."
+            yield _RowError.single(InputRole.VIDEO, message, ErrorCode.INPUT_NOT_FOUND, names)
         else:
-            yield _Wrong.one(
-                "", f"{names} have one name: leave one picture and one sound, or use a CSV file."
+            yield _RowError.single(
+                "",
+                f"{names} have the same name: keep one video or image and one audio file, or use a CSV file.",
             )
 
 
 # --- rows ---
 
 
-def _row(number: int, cells: Cells, base: Path, params: SyncParams, consent: str | None) -> Row | _Wrong:
-    given = {name: cell.strip() for name, cell in cells.items() if cell.strip()}
-    mistakes: list[tuple[str, ErrorCode, str]] = []
+def _parse_row(
+    number: int, cells: Cells, base: Path, params: SyncParams, consent: str | None
+) -> ManifestRow | _RowError:
+    values = {name: cell.strip() for name, cell in cells.items() if cell.strip()}
+    problems: list[tuple[str, ErrorCode, str]] = []
 
-    def wrong(column: str, message: str) -> None:
-        mistakes.append((column, ErrorCode.PARAMETER_INVALID, message))
+    def add_problem(column: str, message: str) -> None:
+        problems.append((column, ErrorCode.PARAMETER_INVALID, message))
 
-    for name, text in given.items():
-        if not _is_text(text):
-            wrong(name, f"{readable(text)[:80]!r} has characters that names and options cannot have.")
-    if mistakes:
-        return _Wrong(tuple(mistakes))
-    if (Input.VIDEO in given) == (Input.IMAGE in given):
-        wrong(Input.VIDEO, "Name a video or an image, and not both.")
-    if Input.AUDIO not in given:
-        wrong(Input.AUDIO, "Name the file with the voice.")
-    unused = VIDEO_OPTIONS if Input.IMAGE in given else PORTRAIT_OPTIONS
-    for name in sorted(given.keys() & set(unused)):
-        wrong(
-            name,
-            f"It has no meaning for {'an image' if Input.IMAGE in given else 'a video'}: leave it empty.",
+    for name, text in values.items():
+        if not _is_printable(text):
+            add_problem(
+                name, f"{escape_undecodable(text)[:80]!r} has control characters or line breaks: remove them."
+            )
+    if problems:
+        return _RowError(tuple(problems))
+    is_portrait = InputRole.IMAGE in values
+    if (InputRole.VIDEO in values) == is_portrait:
+        add_problem(InputRole.VIDEO, "The row needs either a video or an image: name one of them.")
+    if InputRole.AUDIO not in values:
+        add_problem(InputRole.AUDIO, "The row has no audio file: name the file with the voice.")
+    inapplicable = VIDEO_OPTIONS if is_portrait else PORTRAIT_OPTIONS
+    for name in sorted(values.keys() & set(inapplicable)):
+        add_problem(
+            name, f"The option does not apply to {'an image' if is_portrait else 'a video'}: leave it empty."
         )
-    for name in OPTIONS.keys() & given.keys():
-        field, read = OPTIONS[name]
+    for name in OPTIONS.keys() & values.keys():
+        field, parse = OPTIONS[name]
         try:
-            params = dataclasses.replace(params, **{field: read(given[name])})
+            params = dataclasses.replace(params, **{field: parse(values[name])})
         except LipSyncError as error:
-            wrong(name, error.message)
+            add_problem(name, error.message)
         except ValueError:
-            wrong(name, f"{given[name][:80]!r} is not understood{_choices(read)}.")
-    motion = given.get("motion", Motion.NATURAL)
+            add_problem(name, f"{values[name][:80]!r} is invalid{_describe_choices(parse)}.")
+    motion = values.get("motion", Motion.NATURAL)
     if motion not in list(Motion):
-        wrong("motion", f"{motion[:80]!r} is not understood{_choices(Motion)}.")
-    consent = given.get("consent", consent)
+        add_problem("motion", f"{motion[:80]!r} is invalid{_describe_choices(Motion)}.")
+    consent = values.get("consent", consent)
     try:
         Provenance(consent)
         require_consent(consent)
     except LipSyncError as error:
-        mistakes.append(("consent", error.code, error.message))
-    if mistakes:
-        return _Wrong(tuple(mistakes))
-    inputs = {role: base / given[role] for role in Input if role in given}
-    if Input.MASK_IMAGE in inputs:
-        params = dataclasses.replace(params, mask_image=inputs[Input.MASK_IMAGE])
+        problems.append(("consent", error.code, error.message))
+    if problems:
+        return _RowError(tuple(problems))
+    inputs = {role: base / values[role] for role in InputRole if role in values}
+    if InputRole.MASK_IMAGE in inputs:
+        params = dataclasses.replace(params, mask_image=inputs[InputRole.MASK_IMAGE])
     elif params.mask_image is not None:
-        inputs[Input.MASK_IMAGE] = params.mask_image
-    picture = inputs[Input.IMAGE if Input.IMAGE in inputs else Input.VIDEO]
-    output = given.get("output") or _default_output(picture, inputs[Input.AUDIO])
-    if mistake := _mistake_in_name(output):
-        return _Wrong.one("output", mistake)
-    return Row(
-        number, inputs, str(PurePosixPath(output)), params, Motion(motion), given.get("prompt"), consent
+        inputs[InputRole.MASK_IMAGE] = params.mask_image
+    source = inputs[InputRole.IMAGE if is_portrait else InputRole.VIDEO]
+    output = values.get("output") or _default_output_name(source, inputs[InputRole.AUDIO])
+    if problem := _output_name_problem(output):
+        return _RowError.single("output", problem)
+    return ManifestRow(
+        number, inputs, str(PurePosixPath(output)), params, Motion(motion), values.get("prompt"), consent
     )
 
 
-def _clip(cells: Cells) -> str:
-    names = [cells[name] for name in ("output", Input.VIDEO, Input.IMAGE, Input.AUDIO) if cells.get(name)]
-    shown = names[:1] if cells.get("output") else names
-    return readable(" + ".join(name[:80] for name in shown))
+def _display_name(cells: Cells) -> str:
+    columns = ("output", InputRole.VIDEO, InputRole.IMAGE, InputRole.AUDIO)
+    names = [cells[name] for name in columns if cells.get(name)]
+    if cells.get("output"):
+        names = names[:1]
+    return escape_undecodable(" + ".join(name[:80] for name in names))
 
 
-def _is_text(text: str) -> bool:
+def _is_printable(text: str) -> bool:
     return all(unicodedata.category(character) not in ("Cc", "Cs", "Zl", "Zp") for character in text)
 
 
-def _choices(read: Callable[[str], Any]) -> str:
-    if isinstance(read, type) and issubclass(read, StrEnum):
-        return f": use {', '.join(read)}"
-    return ": use a whole number" if read is int else ": use a number"
+def _describe_choices(parse: Callable[[str], Any]) -> str:
+    if isinstance(parse, type) and issubclass(parse, StrEnum):
+        return f": use {', '.join(parse)}"
+    return ": use a whole number" if parse is int else ": use a number"
 
 
-def _default_output(picture: Path, audio: Path) -> str:
-    same = picture.stem == audio.stem
-    return f"{picture.stem}.mp4" if same else f"{picture.stem}-{audio.stem}.mp4"
+def _default_output_name(source: Path, audio: Path) -> str:
+    has_same_stem = source.stem == audio.stem
+    return f"{source.stem}.mp4" if has_same_stem else f"{source.stem}-{audio.stem}.mp4"
 
 
-def _mistake_in_name(output: str) -> str | None:
+def _output_name_problem(output: str) -> str | None:
     path = PurePosixPath(output)
-    shown = output[:80]
+    name = output[:80]
     if path.is_absolute() or "\\" in output or ".." in path.parts or (len(output) > 1 and output[1] == ":"):
-        return f"{shown!r} leaves the output folder: use a name such as talk.mp4 or monday/talk.mp4."
+        return f"{name!r} leaves the output folder: use a name such as talk.mp4 or monday/talk.mp4."
     if any(part.startswith(".") for part in path.parts):
-        return f"{shown!r} is a hidden name: do not begin it with a dot."
+        return f"{name!r} is a hidden name: do not begin it with a dot."
     if path.suffix.lower() not in OUTPUT_SUFFIXES:
-        return f"{shown!r} must end in one of {', '.join(sorted(OUTPUT_SUFFIXES))}."
+        return f"{name!r} has an unknown suffix: use one of {', '.join(sorted(OUTPUT_SUFFIXES))}."
     if any(len(part.encode()) > MAX_NAME_BYTES for part in path.parts):
-        return f"{shown!r} is longer than {MAX_NAME_BYTES} bytes: give the result a shorter name."
+        return f"{name!r} is longer than {MAX_NAME_BYTES} bytes: use a shorter name."
     return None
 
 
-def _misplaced(rows: Iterable[Row], output: Path) -> Iterator[Problem]:
-    """Results that would overwrite one another, an input, or something outside the folder."""
+def _check_output_paths(rows: Iterable[ManifestRow], output: Path) -> Iterator[ManifestProblem]:
+    """Yield rows whose result would overwrite another result, an input, or a file outside the folder."""
     root = output.resolve()
-    inputs = {_resolved(path) for row in rows for path in row.inputs.values()}
-    first: dict[str, int] = {}
-    folders: dict[str, int] = {}
+    inputs = {_resolve(path) for row in rows for path in row.inputs.values()}
+    row_by_file: dict[str, int] = {}
+    row_by_folder: dict[str, int] = {}
     for row in rows:
-        name = _folded(row.output)
-        above = [_folded(str(parent)) for parent in PurePosixPath(row.output).parents]
-        place = root / row.output
-        if name in first:
-            message = f"Row {first[name]} has the result {row.output!r} too: give each its own name."
-        elif name in folders or (taken := next((parent for parent in above if parent in first), None)):
-            other = folders[name] if name in folders else first[taken or ""]
-            message = f"{row.output!r} cannot be a file and a folder, which row {other} needs it for."
-        elif not _resolved(place.parent).is_relative_to(root):
+        name = _fold_name(row.output)
+        parents = [_fold_name(str(parent)) for parent in PurePosixPath(row.output).parents]
+        path = root / row.output
+        conflict = row_by_folder.get(name) or next(
+            (row_by_file[p] for p in parents if p in row_by_file), None
+        )
+        if name in row_by_file:
+            message = f"Row {row_by_file[name]} has the result {row.output!r} too: give each its own name."
+        elif conflict is not None:
+            message = f"{row.output!r} cannot be a file and a folder, which row {conflict} needs it for."
+        elif not _resolve(path.parent).is_relative_to(root):
             message = f"{row.output!r} leads out of the output folder through a link: use another name."
-        elif place.is_dir():
+        elif path.is_dir():
             message = f"{row.output!r} is a folder already: use another name."
-        elif _resolved(place) in inputs:
+        elif _resolve(path) in inputs:
             message = f"{row.output!r} is an input of this batch: use another name or output folder."
         else:
-            first[name] = row.number
-            folders |= {parent: row.number for parent in above if parent not in folders}
+            row_by_file[name] = row.number
+            row_by_folder |= {parent: row.number for parent in parents if parent not in row_by_folder}
             continue
-        yield Problem(row.number, "output", ErrorCode.PARAMETER_INVALID, message, row.output)
+        yield ManifestProblem(row.number, "output", ErrorCode.PARAMETER_INVALID, message, row.output)
 
 
-def _folded(name: str) -> str:
-    """Equal for names that are one file on some file system."""
+def _fold_name(name: str) -> str:
+    """Return a form that is equal for names that some file system treats as one file."""
     return unicodedata.normalize("NFC", name).casefold()
 
 
-def _resolved(path: Path) -> Path:
+def _resolve(path: Path) -> Path:
     try:
         return path.resolve()
-    except (OSError, RuntimeError):  # links in circles: opening it will say so
+    except (OSError, RuntimeError):  # a loop of links; opening the file reports it
         return path.absolute()
 
 
-def _reason(error: Exception) -> str:
+def _describe_error(error: Exception) -> str:
     if isinstance(error, OSError):
-        return error.strerror or "it is not there"
+        return error.strerror or "it does not exist"
     return "it is not UTF-8" if isinstance(error, UnicodeDecodeError) else f"not CSV: {error}"

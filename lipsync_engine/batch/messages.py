@@ -1,4 +1,4 @@
-"""What a batch and its workers say to each other: one JSON object per line. Pure."""
+"""Messages between a batch and its workers: one JSON object per line. Pure."""
 
 from __future__ import annotations
 
@@ -9,101 +9,105 @@ from typing import Annotated, Literal
 
 from pydantic import Field, TypeAdapter
 
-from lipsync_engine.batch.manifest import Row
-from lipsync_engine.batch.results import InputFile, Made
+from lipsync_engine.batch.manifest import ManifestRow
+from lipsync_engine.batch.results import ClipStats, InputFile
 from lipsync_engine.errors import ErrorCode
 from lipsync_engine.progress import Stage
 
 
 @dataclass(frozen=True, slots=True)
-class Start:
-    """Make a clip.
+class RunJob:
+    """Command: lip-sync the clip of a row.
 
     Attributes:
-        row: what.
-        output: where; its folder exists.
-        thumbnail: JPEG to write once it is done.
+        row: with absolute input paths.
+        output: file to write; its folder exists.
+        thumbnail: JPEG to write from the result.
     """
 
-    row: Row
+    row: ManifestRow
     output: Path
     thumbnail: Path
-    kind: Literal["start"] = "start"
+    kind: Literal["run_job"] = "run_job"
 
 
 @dataclass(frozen=True, slots=True)
-class Stop:
-    """Leave what you are doing, clean up, and end."""
+class Shutdown:
+    """Command: cancel all jobs, clean up, and exit."""
 
-    kind: Literal["stop"] = "stop"
+    kind: Literal["shutdown"] = "shutdown"
 
 
 @dataclass(frozen=True, slots=True)
-class Ready:
-    """The model is loaded."""
+class WorkerReady:
+    """Event: the model is loaded."""
 
     device: str
-    kind: Literal["ready"] = "ready"
+    kind: Literal["worker_ready"] = "worker_ready"
 
 
 @dataclass(frozen=True, slots=True)
-class Unable:
-    """The model cannot be loaded here: the worker ends."""
+class WorkerUnusable:
+    """Event: the model cannot be loaded here; the worker exits."""
 
     code: ErrorCode
     message: str
-    kind: Literal["unable"] = "unable"
+    kind: Literal["worker_unusable"] = "worker_unusable"
 
 
 @dataclass(frozen=True, slots=True)
-class Working:
-    """Where the clip of a row is; `total` is 0 where it is not known."""
+class JobProgress:
+    """Event: progress of a row's clip; `total` is 0 if unknown."""
 
     row: int
     stage: Stage
     done: int
     total: int
-    kind: Literal["working"] = "working"
+    kind: Literal["job_progress"] = "job_progress"
 
 
 @dataclass(frozen=True, slots=True)
-class Done:
-    """The clip of a row is complete."""
+class JobSucceeded:
+    """Event: the clip of a row is complete."""
 
     row: int
-    made: Made
+    stats: ClipStats
     inputs: Mapping[str, InputFile]
-    kind: Literal["done"] = "done"
+    kind: Literal["job_succeeded"] = "job_succeeded"
 
 
 @dataclass(frozen=True, slots=True)
-class Failed:
-    """The clip of a row cannot be made; the worker is well."""
+class JobFailed:
+    """Event: the clip of a row failed; the worker goes on."""
 
     row: int
     code: ErrorCode
     message: str
-    kind: Literal["failed"] = "failed"
+    kind: Literal["job_failed"] = "job_failed"
 
 
-ToWorker = Start | Stop
-FromWorker = Ready | Unable | Working | Done | Failed
+ToWorker = RunJob | Shutdown
+FromWorker = WorkerReady | WorkerUnusable | JobProgress | JobSucceeded | JobFailed
 
 _TO_WORKER: TypeAdapter[ToWorker] = TypeAdapter(Annotated[ToWorker, Field(discriminator="kind")])
 _FROM_WORKER: TypeAdapter[FromWorker] = TypeAdapter(Annotated[FromWorker, Field(discriminator="kind")])
 
 
 def line_to_worker(message: ToWorker) -> bytes:
+    """Encode a command."""
     return _TO_WORKER.dump_json(message) + b"\n"
 
 
 def read_to_worker(line: bytes) -> ToWorker:
+    """Decode a command."""
     return _TO_WORKER.validate_json(line)
 
 
 def line_from_worker(message: FromWorker) -> bytes:
+    """Encode an event."""
     return _FROM_WORKER.dump_json(message) + b"\n"
 
 
 def read_from_worker(line: bytes) -> FromWorker:
+    """Decode an event."""
     return _FROM_WORKER.validate_json(line)

@@ -1,4 +1,4 @@
-"""The output folder of a batch: held by one batch at a time, with what its workers complain of."""
+"""The output folder of a batch: its lock, and the log of its workers."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ LOCK_NAME, LOG_NAME = ".lipsync-batch.lock", "workers.log"
 
 
 @contextmanager
-def log_of(folder: Path) -> Generator[IO[bytes], None, None]:
-    """What workers write to standard error; gone at the end where that is nothing."""
+def open_worker_log(folder: Path) -> Generator[IO[bytes], None, None]:
+    """Open the file that takes the workers' standard error; an empty file is removed at the end."""
     path = folder / LOG_NAME
     try:
         with path.open("ab") as log:
@@ -28,8 +28,12 @@ def log_of(folder: Path) -> Generator[IO[bytes], None, None]:
 
 
 @contextmanager
-def only_batch(folder: Path) -> Generator[None, None, None]:
-    """The folder exists and no other batch writes to it."""
+def locked_output_dir(folder: Path) -> Generator[None, None, None]:
+    """Create and lock the output folder, so that one batch at a time writes to it.
+
+    Raises:
+        ResourceError: JOB_BUSY, another batch has the lock; OUTPUT_NOT_WRITABLE; DISK_FULL, at any time.
+    """
     lock = FileLock(folder / LOCK_NAME, blocking=False, thread_local=False)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -37,12 +41,12 @@ def only_batch(folder: Path) -> Generator[None, None, None]:
     except Timeout:
         raise ResourceError(
             ErrorCode.JOB_BUSY,
-            f"Another batch is writing to {folder.name!r}: wait for it, stop it, or name another folder.",
+            f"Another batch is writing to {folder.name!r}: wait for it, stop it, or use another folder.",
         ) from None
     except OSError as error:
         raise ResourceError(
             ErrorCode.OUTPUT_NOT_WRITABLE,
-            f"{folder.name!r} cannot take results ({error.strerror}): name another folder.",
+            f"The output folder {folder.name!r} is not writable ({error.strerror}): use another folder.",
         ) from error
     try:
         yield
@@ -50,9 +54,10 @@ def only_batch(folder: Path) -> Generator[None, None, None]:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise ResourceError(
-            ErrorCode.DISK_FULL, "The disk is full: free some space; the same command goes on then."
+            ErrorCode.DISK_FULL,
+            f"The disk of {folder.name!r} is full: free some space, then run the same command again.",
         ) from error
     finally:
-        # While it is held; whoever opened this very file finds it unlinked and tries again.
+        # Unlink while the lock is held: a process that has opened this very file notices and retries.
         (folder / LOCK_NAME).unlink(missing_ok=True)
         lock.release()

@@ -1,7 +1,8 @@
-"""Workers of a batch on the machines of a Ray cluster: an actor per device, with the same process as here.
+"""Workers of a batch on the machines of a Ray cluster: one actor per device, each with a worker process.
 
-The only module of the engine that knows Ray, which finds free devices and says when a machine is lost. Files
-go by no other way than the file system: inputs and results lie where all machines see them. It knows neither
+The only module of the engine that uses Ray's actors. Ray assigns free devices and reports lost machines.
+Files
+are not transferred: all machines must see inputs and results under the same paths. The module knows neither
 rows nor results.
 """
 
@@ -22,233 +23,250 @@ from typing import IO, Any, Self
 import ray
 from ray.exceptions import RayError
 
-from lipsync_engine.batch.messages import FromWorker, Start, Stop, ToWorker, Unable
-from lipsync_engine.batch.worker_process import Loading, Process, Told, Worker
+from lipsync_engine.batch.messages import FromWorker, RunJob, Shutdown, ToWorker, WorkerUnusable
+from lipsync_engine.batch.worker_process import LocalWorker, ModelOptions, OnMessage, WorkerHandle
 from lipsync_engine.errors import ErrorCode, ResourceError
-from lipsync_engine.ray_connection import connect
+from lipsync_engine.ray_connection import connect_to_cluster
 
-ANSWER_WITHIN_S = 5.0
-"""So much longer than a worker may take to end is its actor waited for."""
+REPLY_MARGIN_S = 5.0
+"""Time that an actor may take to reply beyond the deadline of its worker's exit."""
 
-CARRIED = ("LIPSYNC_", "HF_", "OMP_NUM_THREADS")
-"""Environment variables that workers elsewhere get from here."""
+FORWARDED_VARIABLES = ("LIPSYNC_", "HF_", "OMP_NUM_THREADS")
+"""Prefixes of environment variables that are passed on to remote workers."""
 
 READ_BYTES = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
-class Folders:
-    """What every machine must see, under the same paths.
+class SharedPaths:
+    """Folders that every machine must see under the same paths.
 
     Attributes:
-        results: of this batch; `mark` is the name of a file that lies in it as long as the batch runs.
-        inputs: where files of rows lie.
+        results: of this batch.
+        marker_name: a file in `results` that exists as long as the batch runs.
+        inputs: folders with input files.
     """
 
     results: Path
-    mark: str
+    marker_name: str
     inputs: Collection[Path]
 
-    def unseen(self) -> tuple[ErrorCode, str] | None:
-        """What is wrong with them on this machine."""
-        shared = "inputs and results of a batch must lie where all machines see them under the same path."
-        if not (self.results / self.mark).exists():
-            sentence = f"{platform.node()} does not see {str(self.results)!r}: {shared}"
-            return ErrorCode.OUTPUT_NOT_WRITABLE, sentence
+    def find_problem(self) -> tuple[ErrorCode, str] | None:
+        """Return code and message if a folder is not usable on this machine."""
+        node = platform.node()
+        advice = "mount inputs and results under the same path on all machines."
+        if not (self.results / self.marker_name).exists():
+            message = f"{str(self.results)!r} is not the batch's output folder on {node}: {advice}"
+            return ErrorCode.OUTPUT_NOT_WRITABLE, message
         try:
             tempfile.TemporaryFile(dir=self.results).close()
         except OSError as error:
-            sentence = f"{platform.node()} cannot write to {str(self.results)!r} ({error.strerror})."
-            return ErrorCode.OUTPUT_NOT_WRITABLE, sentence
+            message = f"{str(self.results)!r} is not writable on {node} ({error.strerror}): {advice}"
+            return ErrorCode.OUTPUT_NOT_WRITABLE, message
         for folder in self.inputs:
             if not folder.is_dir():
-                return ErrorCode.INPUT_NOT_FOUND, f"{platform.node()} does not see {str(folder)!r}: {shared}"
+                return ErrorCode.INPUT_NOT_FOUND, f"{str(folder)!r} does not exist on {node}: {advice}"
         return None
 
 
 @dataclass(frozen=True, slots=True)
-class Ended:
-    """The last thing that is heard of a worker's process."""
+class WorkerExit:
+    """The last event of a remote worker."""
 
-    how: str
+    description: str
 
 
-class Host:
-    """A worker's process on one device of one machine; an actor whose calls are answered while it works.
+class WorkerActor:
+    """Ray actor that runs a worker process on one device of one machine; its calls return while it works.
 
     Args:
-        device: what Ray calls it, GPU or CPU.
+        device: Ray's name of the resource, GPU or CPU.
         environment: variables for the process.
     """
 
     def __init__(
-        self, loading: Loading, index: int, device: str, folders: Folders, environment: dict[str, str]
+        self,
+        options: ModelOptions,
+        index: int,
+        device: str,
+        paths: SharedPaths,
+        environment: dict[str, str],
     ) -> None:
-        os.environ["OMP_NUM_THREADS"] = str(_threads(device))  # Ray's own choice is one
+        os.environ["OMP_NUM_THREADS"] = str(_threads_per_worker(device))  # Ray's own default is 1
         os.environ |= environment
-        self._said: queue.SimpleQueue[FromWorker | bytes | None] = queue.SimpleQueue()
-        self._process: Process | None = None
-        unseen = folders.unseen()
-        if unseen is not None:
-            self._said.put(Unable(*unseen))
-            self._said.put(None)
+        self._events: queue.SimpleQueue[FromWorker | bytes | None] = queue.SimpleQueue()
+        self._process: LocalWorker | None = None
+        problem = paths.find_problem()
+        if problem is not None:
+            self._events.put(WorkerUnusable(*problem))
+            self._events.put(None)
             return
-        complaints, log = os.pipe()
-        self._reader = threading.Thread(target=self._read, args=(complaints,), daemon=True)
+        stderr_read, stderr_write = os.pipe()
+        self._reader = threading.Thread(target=self._read_stderr, args=(stderr_read,), daemon=True)
         self._reader.start()
-        with os.fdopen(log, "wb") as write_end:
-            self._process = Process(loading, index, None, lambda _, said: self._said.put(said), write_end)
+        with os.fdopen(stderr_write, "wb") as log:
+            self._process = LocalWorker(options, index, None, lambda _, event: self._events.put(event), log)
 
-    def hear(self) -> Generator[FromWorker | bytes | Ended, None, None]:
-        """All that the process says; bytes are its standard error."""
-        while (said := self._said.get()) is not None:
-            yield said
-        how = "it was not started"
+    def events(self) -> Generator[FromWorker | bytes | WorkerExit, None, None]:
+        """Yield the worker's events; bytes are its standard error."""
+        while (event := self._events.get()) is not None:
+            yield event
+        description = "not started"
         if self._process is not None:
-            how = self._process.how_it_ended
-            self._reader.join(ANSWER_WITHIN_S)
+            description = self._process.exit_description
+            self._reader.join(REPLY_MARGIN_S)
         with suppress(queue.Empty):
-            while (said := self._said.get_nowait()) is not None:
-                yield said
-        yield Ended(f"{how}, on {platform.node()}")
+            while (event := self._events.get_nowait()) is not None:
+                yield event
+        yield WorkerExit(f"{description} on {platform.node()}")
 
-    def tell(self, order: ToWorker) -> None:
+    def send(self, message: ToWorker) -> None:
+        """Send a command to the worker process."""
         if self._process is None:
             return
-        if isinstance(order, Start):
-            self._process.start(order)
+        if isinstance(message, RunJob):
+            self._process.run_job(message)
         else:
-            self._process.stop()
+            self._process.request_shutdown()
 
-    def leave(self, within_s: float) -> None:
-        """Returns when the process is gone; it is killed after that time."""
+    def wait_until_gone(self, timeout_s: float) -> None:
+        """Return when the process has exited; it is killed after that time."""
         if self._process is not None:
-            self._process.leave(time.monotonic() + within_s)
+            self._process.wait_until_gone(time.monotonic() + timeout_s)
 
-    def _read(self, complaints: int) -> None:
-        with os.fdopen(complaints, "rb", buffering=0) as pipe:
+    def _read_stderr(self, descriptor: int) -> None:
+        with os.fdopen(descriptor, "rb", buffering=0) as pipe:
             while chunk := pipe.read(READ_BYTES):
-                self._said.put(chunk)
+                self._events.put(chunk)
 
 
-class Guest:
-    """A worker elsewhere, as the batch sees it.
+class RayWorker:
+    """The batch's handle of a remote worker.
 
     Args:
-        host: handle of its actor, which may still wait for a free device.
+        actor: handle of its `WorkerActor`, which may still wait for a free device.
         log: takes its standard error.
     """
 
-    def __init__(self, host: Any, index: int, told: Told, log: IO[bytes]) -> None:
+    def __init__(self, actor: Any, index: int, on_message: OnMessage, log: IO[bytes]) -> None:
         self.index = index
         self.is_ready = False
-        self._host, self._told, self._log = host, told, log
-        self._how: str | None = None
-        self._ear = threading.Thread(target=self._listen, name=f"worker-{index}", daemon=True)
-        self._ear.start()
+        self._actor, self._on_message, self._log = actor, on_message, log
+        self._exit: str | None = None
+        self._reader = threading.Thread(target=self._read_events, name=f"worker-{index}", daemon=True)
+        self._reader.start()
 
-    def _listen(self) -> None:
-        how = "it said nothing more"
+    def _read_events(self) -> None:
+        description = "its events ended without an exit"
         try:
-            for reference in self._host.hear.options(num_returns="streaming").remote():
+            for reference in self._actor.events.options(num_returns="streaming").remote():
                 match ray.get(reference):
-                    case bytes() as complaint:
-                        self._log.write(complaint)
+                    case bytes() as chunk:
+                        self._log.write(chunk)
                         self._log.flush()
-                    case Ended(how=how):
+                    case WorkerExit(description=description):
                         pass
-                    case message:
-                        self._told(self, message)
+                    case event:
+                        self._on_message(self, event)
         except RayError as error:
-            how = f"its machine or its place there was lost: {str(error).splitlines()[0]}"
-        self._how = how
-        self._told(self, None)
+            description = f"machine or device lost: {str(error).splitlines()[0]}"
+        self._exit = description
+        self._on_message(self, None)
 
-    def start(self, order: Start) -> None:
-        self._host.tell.remote(order)
+    def run_job(self, job: RunJob) -> None:
+        """Send a job."""
+        self._actor.send.remote(job)
 
-    def stop(self) -> None:
-        self._host.tell.remote(Stop())
+    def request_shutdown(self) -> None:
+        """Send `Shutdown`."""
+        self._actor.send.remote(Shutdown())
 
-    def leave(self, until: float) -> None:
-        within_s = until - time.monotonic()
-        if self._how is None and within_s > 0:
+    def wait_until_gone(self, deadline: float) -> None:
+        """Wait for the exit until the deadline, then kill the actor and its process."""
+        timeout_s = deadline - time.monotonic()
+        if self._exit is None and timeout_s > 0:
             with suppress(RayError):
-                ray.get(self._host.leave.remote(within_s), timeout=within_s + ANSWER_WITHIN_S)
-        ray.kill(self._host)
-        self._ear.join(ANSWER_WITHIN_S)
+                ray.get(self._actor.wait_until_gone.remote(timeout_s), timeout=timeout_s + REPLY_MARGIN_S)
+        ray.kill(self._actor)
+        self._reader.join(REPLY_MARGIN_S)
 
     @property
-    def how_it_ended(self) -> str:
-        return self._how or "it did not end"
+    def exit_description(self) -> str:
+        """How it exited, and on which machine."""
+        return self._exit or "still running"
 
 
-class Cluster:
-    """The cluster that RAY_ADDRESS names, or else this machine belongs to; a context manager.
+class RayBackend:
+    """Runs workers on the cluster that RAY_ADDRESS names, else on this machine's cluster; a context manager.
 
     Raises:
-        ResourceError: CLUSTER_AWAY, there is none; DEVICE_UNAVAILABLE, it has no place for workers.
+        ResourceError: CLUSTER_AWAY, there is none; DEVICE_UNAVAILABLE, it has no device for workers.
     """
 
-    def __init__(self, loading: Loading, folders: Folders) -> None:
-        self._loading, self._folders = loading, folders
-        self._is_ours = not ray.is_initialized()
-        if self._is_ours:
+    def __init__(self, options: ModelOptions, paths: SharedPaths) -> None:
+        self._options, self._paths = options, paths
+        self._owns_connection = not ray.is_initialized()
+        if self._owns_connection:
             _connect()
         try:
-            self._device = self._wanted()
+            self._device = self._choose_resource()
         except BaseException:
             self.__exit__()
             raise
 
-    def _wanted(self) -> str:
-        """A GPU each; where the cluster has none, or the CPU is asked for, one of its slots for CPUs."""
-        devices = ray.cluster_resources()  # type: ignore[no-untyped-call]
-        asked = self._loading.device or os.environ.get("LIPSYNC_DEVICE")
-        device = "GPU" if devices.get("GPU") and asked != "cpu" else "CPU"
-        if devices.get(device, 0) < 1:
+    def _choose_resource(self) -> str:
+        """Return GPU, or CPU if the cluster has no GPU or the caller asks for the CPU."""
+        resources = ray.cluster_resources()  # type: ignore[no-untyped-call]
+        requested = self._options.device or os.environ.get("LIPSYNC_DEVICE")
+        device = "GPU" if resources.get("GPU") and requested != "cpu" else "CPU"
+        if resources.get(device, 0) < 1:
             raise ResourceError(
                 ErrorCode.DEVICE_UNAVAILABLE,
-                "The Ray cluster has no place for a worker: `lipsync cluster join` gives it a machine.",
+                f"The Ray cluster has no {device} for a worker: add a machine with `lipsync cluster join`.",
             )
         return device
 
-    def usual_size(self) -> int:
-        """As many as have a free device now; where none is free, one that waits for it."""
+    def default_size(self) -> int:
+        """Return the number of free devices; 1 if none is free, a worker that waits for one."""
         free = ray.available_resources()  # type: ignore[no-untyped-call]
         return max(1, int(free.get(self._device, 0)))
 
-    def start(self, index: int, size: int, told: Told, log: IO[bytes]) -> Worker:
+    def start_worker(self, index: int, size: int, on_message: OnMessage, log: IO[bytes]) -> WorkerHandle:
+        """Start an actor, which waits for a free device."""
         resources = {"num_gpus": float(self._device == "GPU"), "num_cpus": float(self._device == "CPU")}
-        # Calls in threads: one hears, one is told, one is waited for.
-        options = {"max_restarts": 0, "max_concurrency": 3, "scheduling_strategy": "SPREAD", **resources}
-        actor: Any = ray.remote(Host)
-        carried = {name: value for name, value in os.environ.items() if name.startswith(CARRIED)}
-        host = actor.options(**options).remote(self._loading, index, self._device, self._folders, carried)
-        return Guest(host, index, told, log)
+        # Concurrent calls: one streams events, one sends, one waits for the exit.
+        settings = {"max_restarts": 0, "max_concurrency": 3, "scheduling_strategy": "SPREAD", **resources}
+        actor_class: Any = ray.remote(WorkerActor)
+        environment = {
+            name: value for name, value in os.environ.items() if name.startswith(FORWARDED_VARIABLES)
+        }
+        actor = actor_class.options(**settings).remote(
+            self._options, index, self._device, self._paths, environment
+        )
+        return RayWorker(actor, index, on_message, log)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._is_ours:
+        if self._owns_connection:
             ray.shutdown()
 
 
 def _connect() -> None:
     try:
-        connect()
+        connect_to_cluster()
     except ConnectionError as error:
         raise ResourceError(
             ErrorCode.CLUSTER_AWAY,
-            f"No Ray cluster can be used: {str(error).splitlines()[0]}. `lipsync cluster up` starts one, and "
-            "`lipsync cluster join` takes this machine into one; RAY_ADDRESS names another.",
+            f"No Ray cluster is usable: {str(error).splitlines()[0]}. Start one with `lipsync cluster up`, "
+            "add this machine to one with `lipsync cluster join`, or set RAY_ADDRESS.",
         ) from error
 
 
-def _threads(device: str) -> int:
-    """A worker's share of this machine's cores."""
-    here = ray.get_runtime_context().get_node_id()
+def _threads_per_worker(device: str) -> int:
+    """Return a worker's share of this machine's cores."""
+    node_id = ray.get_runtime_context().get_node_id()
     nodes = ray.nodes()  # type: ignore[no-untyped-call]
-    devices = next(node["Resources"] for node in nodes if node["NodeID"] == here)
-    return max(1, (os.cpu_count() or 1) // int(devices[device]))
+    resources = next(node["Resources"] for node in nodes if node["NodeID"] == node_id)
+    return max(1, (os.cpu_count() or 1) // int(resources[device]))

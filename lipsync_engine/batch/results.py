@@ -1,7 +1,7 @@
-"""The batch's memory: a line per finished row in OUT/results.jsonl, on disk before the next one is begun.
+"""OUT/results.jsonl: one line per finished row, written to disk before the next row starts.
 
-A row counts as done when the last of its lines that says so has the same inputs and options, and its result
-is there; a later run then leaves it alone. A line that a crash has cut is passed over. It knows no processes.
+A row is done if its last `done` line has the same inputs and options and its result exists; a later run then
+skips it. A line that a crash has truncated is ignored. The module knows no processes.
 """
 
 from __future__ import annotations
@@ -17,21 +17,24 @@ from typing import BinaryIO, Self
 from pydantic import TypeAdapter, ValidationError
 
 from lipsync_engine import media
-from lipsync_engine.batch.manifest import Row
+from lipsync_engine.batch.manifest import ManifestRow
 from lipsync_engine.errors import ErrorCode
+from lipsync_engine.params import stored_as
 
 FILE_NAME = "results.jsonl"
 
 
-class Status(StrEnum):
+class RowStatus(StrEnum):
+    """How a row ended."""
+
     DONE = "done"
-    FAILED = "failed"  # it was tried
-    REFUSED = "refused"  # it was not: the manifest or a file is wrong
+    FAILED = "failed"  # after at least one attempt
+    REFUSED = "refused"  # before any attempt: the manifest or a file is invalid
 
 
 @dataclass(frozen=True, slots=True)
 class InputFile:
-    """A file as it was when it was used; what is not known of a row that failed is None."""
+    """A file as it was when it was used; properties are None if a failed row did not determine them."""
 
     path: Path
     size_bytes: int | None = None
@@ -40,26 +43,28 @@ class InputFile:
 
 
 @dataclass(frozen=True, slots=True)
-class Sync:
-    """Attributes: as of `lipsync_engine.sync_score.SyncScore`."""
+class SyncSummary:
+    """The two figures of a `lipsync_engine.sync_score.SyncScore` that a batch stores."""
 
     confidence: float
     offset_frames: int
 
 
 @dataclass(frozen=True, slots=True)
-class Made:
-    """What the engine says of a clip.
+class ClipStats:
+    """What the engine reports about a finished clip.
 
     Attributes:
         frames, frames_without_face, duration_s: of the result.
-        segments_resumed: segments that an interrupted run had left.
-        seconds: wall clock per stage.
-        warnings: sentences on what was asked for and not done.
-        thumbnail: whether there is one.
-        is_marked: it carries content credentials.
-        sync: how well lips and voice belong together; None: not measured.
+        segments_resumed: segments that an interrupted run had rendered.
+        seconds: wall-clock time per stage.
+        warnings: sentences about options that had no effect.
+        has_thumbnail: a thumbnail was written.
+        is_signed: the result has content credentials.
+        sync: how well lips and audio match; None: not measured.
     """
+
+    __pydantic_config__ = stored_as(has_thumbnail="thumbnail", is_signed="is_marked")
 
     frames: int
     frames_without_face: int
@@ -67,29 +72,31 @@ class Made:
     segments_resumed: int
     seconds: Mapping[str, float]
     warnings: tuple[str, ...]
-    thumbnail: bool
-    is_marked: bool = False
-    sync: Sync | None = None
+    has_thumbnail: bool
+    is_signed: bool = False
+    sync: SyncSummary | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Result:
+class RowResult:
     """One line of the file.
 
     Attributes:
         row: number in the manifest of that run.
-        output: in the output folder; empty where a refused row names none that can be used, then `clip` says
-            what the row calls itself.
+        output: path in the output folder; empty if a refused row has no valid one, then `clip` is the row's
+            display name.
         inputs: by column.
         options_sha256: of everything but the inputs that decides the result.
-        code, message: of a row that is not done; a refused row's mistakes are joined.
-        attempts: how many workers tried.
+        code, message: of a row that is not done; the problems of a refused row are joined.
+        attempts: number of workers that tried.
         consent: reference to the consent of the person shown.
         finished_at: seconds since 1970, UTC.
     """
 
+    __pydantic_config__ = stored_as(stats="made")
+
     row: int
-    status: Status
+    status: RowStatus
     output: str
     finished_at: float
     inputs: Mapping[str, InputFile] = field(default_factory=dict)
@@ -97,38 +104,38 @@ class Result:
     code: ErrorCode | None = None
     message: str = ""
     attempts: int = 0
-    made: Made | None = None
+    stats: ClipStats | None = None
     clip: str = ""
     consent: str | None = None
 
 
-_RESULT: TypeAdapter[Result] = TypeAdapter(Result)
-_ROW: TypeAdapter[Row] = TypeAdapter(Row)
+_RESULT: TypeAdapter[RowResult] = TypeAdapter(RowResult)
+_ROW: TypeAdapter[ManifestRow] = TypeAdapter(ManifestRow)
 
 
-def options_sha256(row: Row, model: tuple[str, ...]) -> str:
-    """Names what decides a row's result besides its files.
+def options_sha256(row: ManifestRow, model: tuple[str, ...]) -> str:
+    """Return a hash of what decides a row's result besides its input files.
 
     Args:
         model: its name, and how it is loaded.
     """
-    no_option: dict[str, bool | set[str]] = {
+    not_options: dict[str, bool | set[str]] = {
         "number": True,
         "inputs": True,
         "params": {"mask_image"},
         "consent": True,
     }
-    options = _ROW.dump_json(row, exclude=no_option)
+    options = _ROW.dump_json(row, exclude=not_options)
     return hashlib.sha256(repr(model).encode() + b"\0" + options).hexdigest()
 
 
-def thumbnail(output: str) -> str:
-    """Path of a result's thumbnail in the output folder."""
+def thumbnail_path(output: str) -> str:
+    """Return the path of a result's thumbnail in the output folder."""
     return f"thumbnails/{hashlib.sha256(output.encode()).hexdigest()[:20]}.jpg"
 
 
-class Ledger:
-    """The file, which appears with its first line; a context manager.
+class ResultLog:
+    """The results file, created with its first line; a context manager.
 
     Args:
         folder: of the results.
@@ -137,44 +144,48 @@ class Ledger:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         path = folder / FILE_NAME
-        self._done: dict[str, Result] = {}  # a failure after it has left the file as it was
+        # The last `done` line of each output: a failed attempt after it did not touch the file.
+        self._done_by_output: dict[str, RowResult] = {}
         lines = path.read_bytes().split(b"\n") if path.exists() else [b""]
         for line in lines:
             try:
                 result = _RESULT.validate_json(line)
-            except ValidationError:  # cut by a crash, or empty
+            except ValidationError:  # truncated by a crash, or empty
                 continue
-            self._note(result)
-        self._is_cut = bool(lines[-1])
+            self._index_result(result)
+        self._is_truncated = bool(lines[-1])
         self._file: BinaryIO | None = None
 
-    def add(self, result: Result) -> None:
-        """On disk when this returns."""
+    def append(self, result: RowResult) -> None:
+        """Write a line; it is on disk when this returns."""
         if self._file is None:
             self._file = (self._folder / FILE_NAME).open("ab")
-            if self._is_cut:
+            if self._is_truncated:
                 self._file.write(b"\n")
         self._file.write(_RESULT.dump_json(result) + b"\n")
         self._file.flush()
         os.fsync(self._file.fileno())
-        self._note(result)
+        self._index_result(result)
 
-    def done(self, row: Row, options: str) -> Result | None:
-        """The result of an earlier run that is this row's; files are hashed only where their times differ."""
-        found = self._done.get(row.output)
+    def find_done(self, row: ManifestRow, options_hash: str) -> RowResult | None:
+        """Return the result of an earlier run that is still valid for this row, or None.
+
+        Input files are hashed only if their modification times differ.
+        """
+        result = self._done_by_output.get(row.output)
         if (
-            found is None
-            or found.options_sha256 != options
-            or found.inputs.keys() != {str(role) for role in row.inputs}
+            result is None
+            or result.options_sha256 != options_hash
+            or result.inputs.keys() != {str(role) for role in row.inputs}
             or not (self._folder / row.output).is_file()
         ):
             return None
-        same = all(_is_same(path, found.inputs[role]) for role, path in row.inputs.items())
-        return found if same else None
+        is_valid = all(_is_unchanged(path, result.inputs[role]) for role, path in row.inputs.items())
+        return result if is_valid else None
 
-    def _note(self, result: Result) -> None:
-        if result.status is Status.DONE:
-            self._done[result.output] = result
+    def _index_result(self, result: RowResult) -> None:
+        if result.status is RowStatus.DONE:
+            self._done_by_output[result.output] = result
 
     def __enter__(self) -> Self:
         return self
@@ -184,11 +195,11 @@ class Ledger:
             self._file.close()
 
 
-def _is_same(path: Path, known: InputFile) -> bool:
+def _is_unchanged(path: Path, recorded: InputFile) -> bool:
     try:
         status = path.stat()
-        if status.st_size != known.size_bytes:
+        if status.st_size != recorded.size_bytes:
             return False
-        return status.st_mtime_ns == known.mtime_ns or media.content_hash(path) == known.sha256
+        return status.st_mtime_ns == recorded.mtime_ns or media.content_hash(path) == recorded.sha256
     except OSError:
         return False

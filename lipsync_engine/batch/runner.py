@@ -1,6 +1,6 @@
-"""A batch at work: rows are looked at, given to workers, and their results noted.
+"""The run of a batch: check rows, assign them to workers, record results.
 
-It does not know where workers run.
+The module does not know where workers run.
 """
 
 from __future__ import annotations
@@ -14,33 +14,40 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from lipsync_engine import media
-from lipsync_engine.batch.manifest import Input, Manifest, Problem, Row
-from lipsync_engine.batch.messages import Done, Failed, Ready, Start, Unable, Working
-from lipsync_engine.batch.output_dir import LOG_NAME, log_of
+from lipsync_engine.batch.manifest import InputRole, Manifest, ManifestProblem, ManifestRow
+from lipsync_engine.batch.messages import (
+    JobFailed,
+    JobProgress,
+    JobSucceeded,
+    RunJob,
+    WorkerReady,
+    WorkerUnusable,
+)
+from lipsync_engine.batch.output_dir import LOG_NAME, open_worker_log
 from lipsync_engine.batch.report import write_report
 from lipsync_engine.batch.results import (
+    ClipStats,
     InputFile,
-    Ledger,
-    Made,
-    Result,
-    Status,
+    ResultLog,
+    RowResult,
+    RowStatus,
     options_sha256,
-    thumbnail,
+    thumbnail_path,
 )
-from lipsync_engine.batch.worker_process import Loading, Machines, Pool, Worker
+from lipsync_engine.batch.worker_process import ModelOptions, WorkerBackend, WorkerHandle, WorkerPool
 from lipsync_engine.errors import ErrorCode, LipSyncError, ParameterError, ResourceError
 from lipsync_engine.progress import Stage
 from lipsync_engine.provenance import ManifestSigner
 
-ATTEMPTS = 2
-"""So often is a clip tried whose worker dies; another death is taken for the clip's doing."""
+MAX_ATTEMPTS = 2
+"""Attempts at a clip whose worker dies; after the last one the clip is taken for the cause."""
 
-STARTS = 3
-"""So often in a row may workers die before they are ready; those that die then are not replaced."""
+MAX_FAILED_STARTS = 3
+"""Workers in a row that may die before they are ready; later ones are not replaced."""
 
-REPORT_EVERY_S = 30.0
+REPORT_INTERVAL_S = 30.0
 
-NO_MORE = frozenset(
+FATAL_CODES = frozenset(
     {
         ErrorCode.DISK_FULL,
         ErrorCode.DEVICE_UNAVAILABLE,
@@ -48,15 +55,15 @@ NO_MORE = frozenset(
         ErrorCode.SIGNING_FAILED,
     }
 )
-"""Every other clip would fail with these: a worker that says so is let go, and its clips are given to others.
-With the last the batch ends, and goes on when they are put right."""
+"""Every other clip would fail with these too, so the worker is retired and its clips are reassigned. When the
+last worker is retired the batch ends; the same command resumes it once the cause is fixed."""
 
 REPORT_NAME = "report.html"
 
 
 @dataclass(frozen=True, slots=True)
-class Running:
-    """A clip that is being made; `stage` is None before it begins, `total` 0 where it is not known."""
+class RunningClip:
+    """A clip that a worker renders; `stage` is None before it begins, `total` 0 if unknown."""
 
     output: str
     stage: Stage | None = None
@@ -66,14 +73,15 @@ class Running:
 
 @dataclass(frozen=True, slots=True)
 class BatchProgress:
-    """One report.
+    """One progress report.
 
     Attributes:
-        checked, rows: rows looked at, and all there are; work begins when all are.
-        done: clips that are complete; `resumed` of them were before this run.
-        failed: rows that cannot be made, refused ones among them.
-        running: what the workers make, in order of workers.
-        left_s: seconds to go at this run's speed; None when nothing can be said yet.
+        checked, rows: rows checked, and number of rows; rendering begins when all are checked.
+        done: complete clips.
+        resumed: clips of `done` that were complete before this run.
+        failed: failed and refused rows.
+        running: the clips that workers render, in order of workers.
+        eta_s: seconds to go at this run's speed; None if unknown.
     """
 
     checked: int
@@ -81,326 +89,345 @@ class BatchProgress:
     done: int = 0
     resumed: int = 0
     failed: int = 0
-    running: tuple[Running, ...] = ()
-    left_s: float | None = None
+    running: tuple[RunningClip, ...] = ()
+    eta_s: float | None = None
 
 
 @dataclass(slots=True, eq=False)
 class _Task:
-    """A row that a worker has or waits for; `after`: rows of which one must end first."""
+    """A row that is waiting or running.
 
-    row: Row
-    options: str
+    Attributes:
+        options_hash: see `options_sha256`.
+        blocked_by: numbers of running rows; the task may start once one of them has ended.
+    """
+
+    row: ManifestRow
+    options_hash: str
     attempts: int = 0
-    after: frozenset[int] = frozenset()
-    seen: Running = field(init=False)
+    blocked_by: frozenset[int] = frozenset()
+    clip: RunningClip = field(init=False)
 
     def __post_init__(self) -> None:
-        self.seen = Running(self.row.output)
+        self.clip = RunningClip(self.row.output)
 
     @property
-    def work(self) -> object:
-        """Equal for rows that the engine would do in one work folder, and so not at once."""
+    def work_key(self) -> object:
+        """Equal for rows that the engine would render in one work folder, and so not at the same time."""
         return sorted(self.row.inputs.items()), self.row.params
 
 
-class Batch:
-    """The state of a run.
+class BatchRunner:
+    """Runs one batch.
 
     Attributes:
-        rows: that can be named, by number.
-        problems: of rows that cannot be made.
+        rows: valid rows by number.
+        problems: of invalid rows.
         results: by row number.
-        resumed: rows that an earlier run has done.
+        n_resumed: rows that an earlier run has done.
         warnings: as of `BatchResult`.
     """
 
     def __init__(
-        self, manifest: Manifest, folder: Path, ledger: Ledger, loading: Loading, signer: ManifestSigner
+        self, manifest: Manifest, folder: Path, log: ResultLog, options: ModelOptions, signer: ManifestSigner
     ) -> None:
-        self._manifest, self._folder, self._ledger, self._loading = manifest, folder, ledger, loading
+        self._manifest, self._folder, self._log, self._options = manifest, folder, log, options
         self._signer = signer
-        self._model = (loading.model, str(loading.detector), str(loading.dtype))
+        self._model = (options.model, str(options.detector), str(options.dtype))
         self.rows = {row.number: row for row in manifest.rows}
         self.problems = manifest.problems
         self.waiting: deque[_Task] = deque()
-        self.results: dict[int, Result] = {}
-        self.resumed = 0
+        self.results: dict[int, RowResult] = {}
+        self.n_resumed = 0
         self.warnings: list[str] = []
         self._media_s: dict[int, float] = {}
-        self._running: dict[tuple[Worker, int], _Task] = {}  # by the row's number
-        self._began = time.monotonic()
-        self._made_media_s = 0.0
+        self._running: dict[tuple[WorkerHandle, int], _Task] = {}  # the int is the row's number
+        self._start_s = time.monotonic()
+        self._finished_media_s = 0.0
 
     # --- before work ---
 
-    def check(self) -> Generator[BatchProgress, None, None]:
-        """Find rows that are done, and what is wrong with the files of others."""
-        looked = bad = self._manifest.n_rows - len(self._manifest.rows)
-        yield BatchProgress(looked, self._manifest.n_rows)
-        found: list[Problem] = []
-        with ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="check") as pool:
-            futures = {pool.submit(self._look, row): row for row in self._manifest.rows}
+    def check_rows(self) -> Generator[BatchProgress, None, None]:
+        """Determine which rows are done, and probe the files of the others."""
+        n_invalid = n_checked = self._manifest.n_rows - len(self._manifest.rows)
+        yield BatchProgress(n_checked, self._manifest.n_rows)
+        problems: list[ManifestProblem] = []
+        with ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="check") as threads:
+            futures = {threads.submit(self._check_row, row): row for row in self._manifest.rows}
             try:
                 for future in as_completed(futures):
-                    row, known = futures[future], future.result()
-                    if isinstance(known, Result):
-                        self.results[row.number] = replace(known, row=row.number)
-                        self.resumed += 1
-                    elif isinstance(known, Problem):
-                        found.append(known)
+                    row, outcome = futures[future], future.result()
+                    if isinstance(outcome, RowResult):
+                        self.results[row.number] = replace(outcome, row=row.number)
+                        self.n_resumed += 1
+                    elif isinstance(outcome, ManifestProblem):
+                        problems.append(outcome)
                     else:
-                        self._media_s[row.number] = known
-                    looked += 1
+                        self._media_s[row.number] = outcome
+                    n_checked += 1
                     yield BatchProgress(
-                        looked, self._manifest.n_rows, self.resumed, self.resumed, bad + len(found)
+                        n_checked,
+                        self._manifest.n_rows,
+                        self.n_resumed,
+                        self.n_resumed,
+                        n_invalid + len(problems),
                     )
             finally:
-                pool.shutdown(cancel_futures=True)
-        self.problems = tuple(sorted([*self.problems, *found], key=lambda problem: problem.row))
+                threads.shutdown(cancel_futures=True)
+        self.problems = tuple(sorted([*self.problems, *problems], key=lambda problem: problem.row))
         for row in self._manifest.rows:
             if row.number in self._media_s:
                 self.waiting.append(_Task(row, options_sha256(row, self._model)))
 
-    def _look(self, row: Row) -> Result | Problem | float:
-        """How long the result will be, in seconds, unless it is there or cannot be."""
-        done = self._ledger.done(row, options_sha256(row, self._model))
-        if done is not None:
-            return done
+    def _check_row(self, row: ManifestRow) -> RowResult | ManifestProblem | float:
+        """Return an earlier result, a problem if the row is invalid, else the expected length in seconds."""
+        result = self._log.find_done(row, options_sha256(row, self._model))
+        if result is not None:
+            return result
         try:
             self._signer.check_container(Path(row.output))
         except ParameterError as error:
-            return Problem(row.number, "output", error.code, error.message)
+            return ManifestProblem(row.number, "output", error.code, error.message)
         duration_s = 0.0
         for role, path in row.inputs.items():
             try:
                 match role:
-                    case Input.VIDEO:
+                    case InputRole.VIDEO:
                         media.probe_video(path)
-                    case Input.IMAGE:
+                    case InputRole.IMAGE:
                         media.read_image(path, row.params.max_short_side)
-                    case Input.MASK_IMAGE:
+                    case InputRole.MASK_IMAGE:
                         media.read_image(path)
-                    case Input.AUDIO:
+                    case InputRole.AUDIO:
                         duration_s = media.probe_audio(path).duration_s
-                    case Input.OUTPUT_AUDIO:
+                    case InputRole.OUTPUT_AUDIO:
                         media.probe_audio(path)
             except LipSyncError as error:
-                return Problem(row.number, str(role), error.code, error.message)
+                return ManifestProblem(row.number, str(role), error.code, error.message)
         return duration_s
 
-    def refuse(self) -> None:
-        """Note the rows that will not be tried."""
-        by_row: dict[int, list[Problem]] = {}
+    def refuse_invalid_rows(self) -> None:
+        """Record the rows that are not tried."""
+        by_row: dict[int, list[ManifestProblem]] = {}
         for problem in self.problems:
             by_row.setdefault(problem.row, []).append(problem)
         for number, problems in by_row.items():
             row = self.rows.get(number)
-            sentences = [f"{p.column}: {p.message}" if p.column else p.message for p in problems]
-            result = Result(
+            messages = [f"{p.column}: {p.message}" if p.column else p.message for p in problems]
+            result = RowResult(
                 row=number,
-                status=Status.REFUSED,
+                status=RowStatus.REFUSED,
                 output=row.output if row else "",
                 finished_at=time.time(),
-                inputs=_named(row) if row else {},
+                inputs=_input_files(row) if row else {},
                 code=problems[0].code,
-                message=" ".join(sentences),
+                message=" ".join(messages),
                 consent=row.consent if row else None,
                 clip="" if row else problems[0].clip,
             )
-            self._note(result)
+            self._record_result(result)
 
     # --- work ---
 
-    def make(self, machines: Machines, workers: int) -> Generator[BatchProgress, None, None]:
-        """Give every waiting row to a worker."""
-        began = written = time.monotonic()
-        starts_lost = 0
+    def run_jobs(self, backend: WorkerBackend, n_workers: int) -> Generator[BatchProgress, None, None]:
+        """Have workers render every waiting row."""
+        start_s = reported_s = time.monotonic()
+        failed_starts = 0
         (self._folder / "thumbnails").mkdir(exist_ok=True)
+        n_useful = -(-len(self.waiting) // self._options.jobs)
         with (
-            log_of(self._folder) as log,
-            Pool(machines, min(workers, -(-len(self.waiting) // self._loading.jobs)), log) as pool,
+            open_worker_log(self._folder) as log,
+            WorkerPool(backend, min(n_workers, n_useful), log) as pool,
         ):
             while self.waiting or self._running:
-                worker, message = pool.hear()
-                match message:
-                    case Ready():
-                        starts_lost = 0
+                worker, event = pool.receive()
+                match event:
+                    case WorkerReady():
+                        failed_starts = 0
                         worker.is_ready = True
-                        if not self._running and not self._made_media_s:
-                            self._began = time.monotonic()  # loading says nothing of a clip's speed
-                        self._give(worker)
-                    case Unable(code=code, message=sentence):
-                        self._let_go(pool, worker, LipSyncError(code, sentence))
-                    case Working(row=row, stage=stage, done=done, total=total):
-                        task = self._running[worker, row]
-                        task.seen = Running(task.row.output, stage, done, total)
-                    case Done(row=row, made=made, inputs=inputs):
-                        self._finish(worker, row, inputs, made=made)
-                        self._give_all(pool)
-                    case Failed(code=code, message=sentence) if code in NO_MORE:
-                        self._let_go(pool, worker, ResourceError(code, sentence))
-                    case Failed(row=row, code=ErrorCode.JOB_BUSY) if len(self._running) > 1:
-                        self._put_off(worker, row)
-                        self._give_all(pool)
-                    case Failed(row=row, code=code, message=sentence):
-                        self._finish(worker, row, _named(self.rows[row]), code=code, message=sentence)
-                        self._give_all(pool)
+                        if not self._running and not self._finished_media_s:
+                            self._start_s = time.monotonic()  # loading is no part of the rendering speed
+                        self._assign_jobs(worker)
+                    case WorkerUnusable(code=code, message=message):
+                        self._retire_worker(pool, worker, LipSyncError(code, message))
+                    case JobProgress(row=number, stage=stage, done=done, total=total):
+                        task = self._running[worker, number]
+                        task.clip = RunningClip(task.row.output, stage, done, total)
+                    case JobSucceeded(row=number, stats=stats, inputs=inputs):
+                        self._finish_job(worker, number, inputs, stats=stats)
+                        self._assign_all(pool)
+                    case JobFailed(code=code, message=message) if code in FATAL_CODES:
+                        self._retire_worker(pool, worker, ResourceError(code, message))
+                    case JobFailed(row=number, code=ErrorCode.JOB_BUSY) if len(self._running) > 1:
+                        self._postpone_job(worker, number)
+                        self._assign_all(pool)
+                    case JobFailed(row=number, code=code, message=message):
+                        inputs = _input_files(self.rows[number])
+                        self._finish_job(worker, number, inputs, code=code, message=message)
+                        self._assign_all(pool)
                     case None:
-                        starts_lost += not worker.is_ready
-                        self._lose(worker)
-                        pool.drop(worker)
-                        self._give_all(pool)
-                        if self.waiting and starts_lost < STARTS:
-                            pool.add(worker.index)
+                        failed_starts += not worker.is_ready
+                        self._requeue_jobs(worker)
+                        pool.retire_worker(worker)
+                        self._assign_all(pool)
+                        if self.waiting and failed_starts < MAX_FAILED_STARTS:
+                            pool.start_worker(worker.index)
                         elif self.waiting and pool.is_empty:
                             raise ResourceError(
                                 ErrorCode.WORKER_LOST,
-                                f"Workers end before they are ready ({worker.how_it_ended}): {LOG_NAME} in "
-                                "the output folder says more; try lipsync doctor.",
+                                f"Workers exit before they are ready ({worker.exit_description}): see "
+                                f"{LOG_NAME} in the output folder, and run `lipsync doctor`.",
                             )
-                if time.monotonic() - written >= REPORT_EVERY_S:
-                    written = time.monotonic()
+                if time.monotonic() - reported_s >= REPORT_INTERVAL_S:
+                    reported_s = time.monotonic()
                     report = self._folder / REPORT_NAME
-                    write_report(report, self.rows, self.results, self._manifest.n_rows, written - began)
+                    write_report(report, self.rows, self.results, self._manifest.n_rows, reported_s - start_s)
                 yield self._progress()
 
-    def _give_all(self, pool: Pool) -> None:
-        """Work for everyone who has too little; a row may have waited for the end of another."""
-        for worker in pool.ready():
-            self._give(worker)
+    def _assign_all(self, pool: WorkerPool) -> None:
+        """Assign jobs to every ready worker, because a row may have waited for the end of another."""
+        for worker in pool.ready_workers():
+            self._assign_jobs(worker)
 
-    def _give(self, worker: Worker) -> None:
-        """As many clips as it makes at once."""
-        while (task := self._next(worker)) is not None:
+    def _assign_jobs(self, worker: WorkerHandle) -> None:
+        """Assign as many jobs as the worker runs at once."""
+        while (task := self._next_task(worker)) is not None:
             self.waiting.remove(task)
             task.attempts += 1
-            task.seen = Running(task.row.output)
+            task.clip = RunningClip(task.row.output)
             self._running[worker, task.row.number] = task
-            place = self._folder / task.row.output
+            output = self._folder / task.row.output
             try:
-                place.parent.mkdir(parents=True, exist_ok=True)
+                output.parent.mkdir(parents=True, exist_ok=True)
             except OSError as error:
-                sentence = f"The folder of {task.row.output!r} cannot be made ({error.strerror})."
-                code = ErrorCode.OUTPUT_NOT_WRITABLE
-                self._finish(worker, task.row.number, _named(task.row), code=code, message=sentence)
+                self._finish_job(
+                    worker,
+                    task.row.number,
+                    _input_files(task.row),
+                    code=ErrorCode.OUTPUT_NOT_WRITABLE,
+                    message=f"The folder of {task.row.output!r} cannot be created ({error.strerror}): use "
+                    "another output.",
+                )
                 continue
-            worker.start(Start(_absolute(task.row), place.absolute(), self._thumbnail(task.row).absolute()))
+            thumbnail = self._folder / thumbnail_path(task.row.output)
+            worker.run_job(RunJob(_with_absolute_inputs(task.row), output.absolute(), thumbnail.absolute()))
 
-    def _next(self, worker: Worker) -> _Task | None:
-        """What the worker may begin now. A clip whose worker died is tried again alone, to harm no other."""
-        mine = self._of(worker)
-        if len(mine) >= self._loading.jobs or any(task.attempts > 1 for task in mine):
+    def _next_task(self, worker: WorkerHandle) -> _Task | None:
+        """Return the task that the worker may start now.
+
+        A clip whose worker died is retried alone on its worker, so that another death harms no other clip.
+        """
+        own_tasks = self._tasks_of(worker)
+        if len(own_tasks) >= self._options.jobs or any(task.attempts > 1 for task in own_tasks):
             return None
-        busy, rows = [task.work for task in self._running.values()], {row for _, row in self._running}
-        free = (task for task in self.waiting if not task.after or not task.after <= rows)
-        task = next((task for task in free if task.work not in busy), None)
-        return None if task is None or (task.attempts and mine) else task
+        running_keys = [task.work_key for task in self._running.values()]
+        running_rows = {number for _, number in self._running}
+        unblocked = (t for t in self.waiting if not t.blocked_by or not t.blocked_by <= running_rows)
+        task = next((t for t in unblocked if t.work_key not in running_keys), None)
+        return None if task is None or (task.attempts and own_tasks) else task
 
-    def _of(self, worker: Worker) -> list[_Task]:
-        return [task for (whose, _), task in self._running.items() if whose is worker]
+    def _tasks_of(self, worker: WorkerHandle) -> list[_Task]:
+        return [task for (owner, _), task in self._running.items() if owner is worker]
 
-    def _put_off(self, worker: Worker, number: int) -> None:
-        """Files of another name are the same, byte for byte: their clip is being made for another row."""
+    def _postpone_job(self, worker: WorkerHandle, number: int) -> None:
+        """Requeue a job whose input files equal, byte for byte, those of a running row."""
         task = self._running.pop((worker, number))
         task.attempts -= 1
-        task.after = frozenset(row for _, row in self._running)
+        task.blocked_by = frozenset(row for _, row in self._running)
         self.waiting.append(task)
 
-    def _let_go(self, pool: Pool, worker: Worker, why: LipSyncError) -> None:
-        """Go on without one that can make nothing more."""
-        for task in self._of(worker):
+    def _retire_worker(self, pool: WorkerPool, worker: WorkerHandle, reason: LipSyncError) -> None:
+        """Continue without a worker that cannot render anything more."""
+        for task in self._tasks_of(worker):
             del self._running[worker, task.row.number]
             task.attempts -= 1
             self.waiting.appendleft(task)
-        pool.drop(worker)
+        pool.retire_worker(worker)
         if pool.is_empty:
-            raise why
-        self.warnings.append(why.message)
-        self._give_all(pool)
+            raise reason
+        self.warnings.append(reason.message)
+        self._assign_all(pool)
 
-    def _lose(self, worker: Worker) -> None:
-        """Its clips are tried once more: only a second death is taken for the clip's doing."""
-        for task in self._of(worker):
-            if task.attempts < ATTEMPTS:
+    def _requeue_jobs(self, worker: WorkerHandle) -> None:
+        """Requeue the jobs of a worker that died; a job that has used up its attempts fails."""
+        for task in self._tasks_of(worker):
+            if task.attempts < MAX_ATTEMPTS:
                 del self._running[worker, task.row.number]
                 self.waiting.appendleft(task)
                 continue
-            sentence = (
-                f"The worker died twice while it made this clip ({worker.how_it_ended}); {LOG_NAME} may say "
-                "why. Is there enough memory?"
+            self._finish_job(
+                worker,
+                task.row.number,
+                _input_files(task.row),
+                code=ErrorCode.WORKER_LOST,
+                message=f"The worker died in each of {MAX_ATTEMPTS} attempts at this clip "
+                f"({worker.exit_description}): see {LOG_NAME}, and check that there is enough memory.",
             )
-            code = ErrorCode.WORKER_LOST
-            self._finish(worker, task.row.number, _named(task.row), code=code, message=sentence)
 
-    def _finish(
+    def _finish_job(
         self,
-        worker: Worker,
+        worker: WorkerHandle,
         number: int,
         inputs: Mapping[str, InputFile],
         *,
-        made: Made | None = None,
+        stats: ClipStats | None = None,
         code: ErrorCode | None = None,
         message: str = "",
     ) -> None:
         task = self._running.pop((worker, number))
-        self._made_media_s += self._media_s[task.row.number]
-        self._note(
-            Result(
+        self._finished_media_s += self._media_s[task.row.number]
+        self._record_result(
+            RowResult(
                 row=task.row.number,
-                status=Status.FAILED if made is None else Status.DONE,
+                status=RowStatus.FAILED if stats is None else RowStatus.DONE,
                 output=task.row.output,
                 finished_at=time.time(),
                 inputs=inputs,
-                options_sha256=task.options,
+                options_sha256=task.options_hash,
                 code=code,
                 message=message,
                 attempts=task.attempts,
-                made=made,
+                stats=stats,
                 consent=task.row.consent,
             )
         )
 
-    def _note(self, result: Result) -> None:
-        self._ledger.add(result)
+    def _record_result(self, result: RowResult) -> None:
+        self._log.append(result)
         self.results[result.row] = result
 
-    def _thumbnail(self, row: Row) -> Path:
-        return self._folder / thumbnail(row.output)
-
     def _progress(self) -> BatchProgress:
-        done = sum(result.status is Status.DONE for result in self.results.values())
-        by_place = sorted(self._running.items(), key=lambda item: (item[0][0].index, item[0][1]))
-        tasks = [task for _, task in by_place]
+        n_done = sum(result.status is RowStatus.DONE for result in self.results.values())
+        by_worker = sorted(self._running.items(), key=lambda item: (item[0][0].index, item[0][1]))
+        tasks = [task for _, task in by_worker]
         return BatchProgress(
             checked=self._manifest.n_rows,
             rows=self._manifest.n_rows,
-            done=done,
-            resumed=self.resumed,
-            failed=len(self.results) - done,
-            running=tuple(task.seen for task in tasks),
-            left_s=self._left_s(tasks),
+            done=n_done,
+            resumed=self.n_resumed,
+            failed=len(self.results) - n_done,
+            running=tuple(task.clip for task in tasks),
+            eta_s=self._eta_s(tasks),
         )
 
-    def _left_s(self, tasks: Sequence[_Task]) -> float | None:
-        """From how many seconds of film were made so far, clips in the making included."""
-        made_s, left_s = self._made_media_s, 0.0
-        for task in self.waiting:
-            left_s += self._media_s[task.row.number]
+    def _eta_s(self, tasks: Sequence[_Task]) -> float | None:
+        """Return the remaining time at the rate of media seconds so far, running clips included."""
+        rendered_s = self._finished_media_s
+        remaining_s = sum(self._media_s[task.row.number] for task in self.waiting)
         for task in tasks:
-            seen, length_s = task.seen, self._media_s[task.row.number]
-            part = seen.done / seen.total if seen.stage is Stage.RENDER and seen.total else 0.0
-            part = 1.0 if seen.stage is Stage.ASSEMBLE else min(1.0, part)
-            made_s += part * length_s
-            left_s += (1 - part) * length_s
-        if made_s <= 0:
+            clip, length_s = task.clip, self._media_s[task.row.number]
+            share = clip.done / clip.total if clip.stage is Stage.RENDER and clip.total else 0.0
+            share = 1.0 if clip.stage is Stage.ASSEMBLE else min(1.0, share)
+            rendered_s += share * length_s
+            remaining_s += (1 - share) * length_s
+        if rendered_s <= 0:
             return None
-        return (time.monotonic() - self._began) * left_s / made_s
+        return (time.monotonic() - self._start_s) * remaining_s / rendered_s
 
 
-def _named(row: Row) -> dict[str, InputFile]:
+def _input_files(row: ManifestRow) -> dict[str, InputFile]:
     return {str(role): InputFile(path) for role, path in row.inputs.items()}
 
 
-def _absolute(row: Row) -> Row:
+def _with_absolute_inputs(row: ManifestRow) -> ManifestRow:
     return replace(row, inputs={role: path.absolute() for role, path in row.inputs.items()})

@@ -1,10 +1,10 @@
-"""A process of a batch: it loads the model once and makes one clip after the other, or a few at once.
+"""A worker process of a batch: it loads the model once and lip-syncs clip after clip, or a few at once.
 
     python -m lipsync_engine.batch.worker --model tiny
 
-Orders come as lines on standard input, answers go out on standard output (`messages`); whatever libraries
-print goes to standard error. When its parent goes away, so does it; a mistake of ours ends it with a
-traceback, and the parent sees that it is gone.
+Commands arrive as lines on standard input, events leave on standard output (`messages`). Whatever libraries
+print goes to standard error. The worker exits when its parent does. A bug ends it with a traceback, and the
+parent notices the exit.
 """
 
 from __future__ import annotations
@@ -17,185 +17,195 @@ import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from contextlib import closing, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
 import torch
 
 from lipsync_engine import media
-from lipsync_engine.batch.manifest import Input
+from lipsync_engine.batch.manifest import InputRole
 from lipsync_engine.batch.messages import (
-    Done,
-    Failed,
     FromWorker,
-    Ready,
-    Start,
-    Stop,
-    Unable,
-    Working,
+    JobFailed,
+    JobProgress,
+    JobSucceeded,
+    RunJob,
+    Shutdown,
+    WorkerReady,
+    WorkerUnusable,
     line_from_worker,
     read_to_worker,
 )
-from lipsync_engine.batch.results import InputFile, Made, Sync
-from lipsync_engine.errors import ErrorCode, InputError, LipSyncError
+from lipsync_engine.batch.results import ClipStats, InputFile, SyncSummary
+from lipsync_engine.errors import Cancelled, ErrorCode, InputError, LipSyncError
 from lipsync_engine.faces import FaceDetector
 from lipsync_engine.faces.registry import load_detector
 from lipsync_engine.params import Provenance
 from lipsync_engine.pipeline import LipSyncPipeline
+from lipsync_engine.progress import Progress
 from lipsync_engine.result import SyncResult
+from lipsync_engine.utils import drain
 from lipsync_engine.weights import WeightsStore
 
-REPORT_EVERY_S = 0.25
+REPORT_INTERVAL_S = 0.25
 
 
-class Worker:
-    """See the module.
+class ClipWorker:
+    """Reads commands, runs jobs, sends events.
 
     Args:
-        orders, answers: binary streams from and to the parent.
+        commands, events: binary streams from and to the parent.
     """
 
-    def __init__(self, orders: BinaryIO, answers: BinaryIO) -> None:
-        self._orders, self._answers = orders, answers
-        self._waiting: queue.Queue[Start | None] = queue.Queue()
-        self._stop = threading.Event()
-        self._mouth = threading.Lock()
+    def __init__(self, commands: BinaryIO, events: BinaryIO) -> None:
+        self._commands, self._events = commands, events
+        self._jobs: queue.Queue[RunJob | None] = queue.Queue()
+        self._is_stopping = threading.Event()
+        self._write_lock = threading.Lock()
 
-    def listen(self) -> None:
-        """Read orders until the parent goes away; to be run in a thread of its own."""
-        for line in self._orders:
+    def read_commands(self) -> None:
+        """Read commands until the parent closes the pipe, then exit; for a thread of its own."""
+        for line in self._commands:
             match read_to_worker(line):
-                case Start() as start:
-                    self._waiting.put(start)
-                case Stop():
-                    self._stop.set()
-                    self._waiting.put(None)
-        os._exit(0)  # whatever the other threads are in the middle of: nobody wants it any more
+                case RunJob() as job:
+                    self._jobs.put(job)
+                case Shutdown():
+                    self._is_stopping.set()
+                    self._jobs.put(None)
+        os._exit(0)  # the parent is gone, so nobody needs what the other threads compute
 
     def run(self, pipelines: Sequence[LipSyncPipeline]) -> None:
-        """Work until told to stop, with each pipeline in a thread of its own.
+        """Run jobs until `Shutdown`, each pipeline in a thread of its own.
 
         Raises:
-            Exception: a mistake of ours, in any of them; the others were stopped.
+            Exception: a bug in any of the threads; the others were stopped.
         """
-        self.say(Ready(str(pipelines[0].model.device)))
+        self.send(WorkerReady(str(pipelines[0].model.device)))
         with ThreadPoolExecutor(len(pipelines), thread_name_prefix="clips") as threads:
-            working = [threads.submit(self._work, pipeline) for pipeline in pipelines]
-            wait(working, return_when=FIRST_EXCEPTION)
-            self._stop.set()
-            self._waiting.put(None)
-        for one in working:
-            one.result()
+            futures = [threads.submit(self._run_jobs, pipeline) for pipeline in pipelines]
+            wait(futures, return_when=FIRST_EXCEPTION)
+            self._is_stopping.set()
+            self._jobs.put(None)
+        for future in futures:
+            future.result()
 
-    def _work(self, pipeline: LipSyncPipeline) -> None:
-        while (start := self._waiting.get()) is not None and not self._stop.is_set():
+    def _run_jobs(self, pipeline: LipSyncPipeline) -> None:
+        while (job := self._jobs.get()) is not None and not self._is_stopping.is_set():
             try:
-                answer = self._make(start, pipeline)
+                self.send(self._run_job(job, pipeline))
+            except Cancelled:
+                break
             except LipSyncError as error:
-                answer = Failed(start.row.number, error.code, error.message)
-            if answer is not None:
-                self.say(answer)
-        self._waiting.put(None)  # for the next thread
+                self.send(JobFailed(job.row.number, error.code, error.message))
+        self._jobs.put(None)  # wake the next thread
 
-    def _make(self, start: Start, pipeline: LipSyncPipeline) -> FromWorker | None:
-        """The answer, or None where it was told to stop."""
-        row = start.row
-        inputs = {str(role): _as_it_is(path) for role, path in row.inputs.items()}
-        picture, audio = row.inputs[row.picture], row.inputs[Input.AUDIO]
-        heard, provenance = row.inputs.get(Input.OUTPUT_AUDIO), Provenance(consent=row.consent)
-        if row.picture is Input.IMAGE:
+    def _run_job(self, job: RunJob, pipeline: LipSyncPipeline) -> JobSucceeded:
+        """Run one job.
+
+        Raises:
+            Cancelled: the worker is shutting down.
+            LipSyncError: the clip failed.
+        """
+        row = job.row
+        inputs = {str(role): _describe_input(path) for role, path in row.inputs.items()}
+        source, audio = row.inputs[row.source_role], row.inputs[InputRole.AUDIO]
+        output_audio, provenance = row.inputs.get(InputRole.OUTPUT_AUDIO), Provenance(consent=row.consent)
+        if row.source_role is InputRole.IMAGE:
             steps = pipeline.run_portrait(
-                picture,
+                source,
                 audio,
-                start.output,
+                job.output,
                 row.params,
                 motion=row.motion,
                 prompt=row.prompt,
-                output_audio=heard,
+                output_audio=output_audio,
                 provenance=provenance,
             )
         else:
             steps = pipeline.run(
-                picture, audio, start.output, row.params, output_audio=heard, provenance=provenance
+                source, audio, job.output, row.params, output_audio=output_audio, provenance=provenance
             )
-        reported, stage = 0.0, None
-        with closing(steps):
-            while True:
-                try:
-                    progress = next(steps)
-                except StopIteration as finished:
-                    result: SyncResult = finished.value
-                    break
-                if self._stop.is_set():
-                    return None
-                now = time.monotonic()
-                if progress.stage is not stage or now - reported >= REPORT_EVERY_S:
-                    reported, stage = now, progress.stage
-                    self.say(Working(row.number, progress.stage, progress.done, progress.total))
-        duration_s = result.frames / float(result.fps)
-        took = result.seconds
-        return Done(
-            row.number,
-            Made(
-                frames=result.frames,
-                frames_without_face=result.frames_without_face,
-                duration_s=duration_s,
-                segments_resumed=result.segments_resumed,
-                seconds={
-                    "motion": took.motion,
-                    "faces": took.faces,
-                    "audio": took.audio,
-                    "render": took.render,
-                    "assemble": took.assemble,
-                },
-                warnings=result.warnings,
-                is_marked=result.is_marked,
-                sync=None
-                if result.sync is None
-                else Sync(round(result.sync.confidence, 3), result.sync.offset_frames),
-                thumbnail=_make_thumbnail(result.output, duration_s / 2, start.thumbnail),
-            ),
-            inputs,
-        )
+        reported_at, stage = 0.0, None
 
-    def say(self, message: FromWorker) -> None:
-        with self._mouth:
-            self._answers.write(line_from_worker(message))
-            self._answers.flush()
+        def report(progress: Progress) -> None:
+            nonlocal reported_at, stage
+            if self._is_stopping.is_set():
+                raise Cancelled
+            now = time.monotonic()
+            if progress.stage is not stage or now - reported_at >= REPORT_INTERVAL_S:
+                reported_at, stage = now, progress.stage
+                self.send(JobProgress(row.number, progress.stage, progress.done, progress.total))
+
+        result = drain(steps, report)
+        return JobSucceeded(row.number, _clip_stats(result, job.thumbnail), inputs)
+
+    def send(self, message: FromWorker) -> None:
+        """Send an event; may be called from any thread."""
+        with self._write_lock:
+            self._events.write(line_from_worker(message))
+            self._events.flush()
 
 
-def _as_it_is(path: Path) -> InputFile:
+def _clip_stats(result: SyncResult, thumbnail: Path) -> ClipStats:
+    """Return a result's figures, and write its thumbnail."""
+    duration_s = result.frames / float(result.fps)
+    seconds = result.seconds
+    sync = None
+    if result.sync is not None:
+        sync = SyncSummary(round(result.sync.confidence, 3), result.sync.offset_frames)
+    return ClipStats(
+        frames=result.frames,
+        frames_without_face=result.frames_without_face,
+        duration_s=duration_s,
+        segments_resumed=result.segments_resumed,
+        seconds={
+            "motion": seconds.motion,
+            "faces": seconds.faces,
+            "audio": seconds.audio,
+            "render": seconds.render,
+            "assemble": seconds.assemble,
+        },
+        warnings=result.warnings,
+        is_signed=result.is_signed,
+        sync=sync,
+        has_thumbnail=_write_thumbnail(result.output, duration_s / 2, thumbnail),
+    )
+
+
+def _describe_input(path: Path) -> InputFile:
     try:
         status = path.stat()
         return InputFile(path, status.st_size, status.st_mtime_ns, media.content_hash(path))
     except OSError as error:
         raise InputError(
-            ErrorCode.INPUT_UNREADABLE, f"{path.name!r} can no longer be read ({error.strerror})."
+            ErrorCode.INPUT_UNREADABLE,
+            f"{path.name!r} is no longer readable ({error.strerror}): restore the file.",
         ) from error
 
 
-def _make_thumbnail(video: Path, at_s: float, file: Path) -> bool:
-    with suppress(LipSyncError):  # nobody is to lose a result for want of its picture
-        media.write_still(video, at_s, file)
+def _write_thumbnail(video: Path, time_s: float, file: Path) -> bool:
+    with suppress(LipSyncError):  # a result without a thumbnail is still a result
+        media.write_still(video, time_s, file)
         return True
     return False
 
 
-def _device(asked: str | None, index: int) -> str | None:
-    """As asked; else workers are dealt out over the CUDA devices there are."""
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if asked is not None or os.environ.get("LIPSYNC_DEVICE") or count < 2:
-        return asked
-    return f"cuda:{index % count}"
+def _choose_device(device: str | None, index: int) -> str | None:
+    """Return the device of the options; without one, spread workers over the CUDA devices."""
+    n_devices = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if device is not None or os.environ.get("LIPSYNC_DEVICE") or n_devices < 2:
+        return device
+    return f"cuda:{index % n_devices}"
 
 
-def _detector(arguments: argparse.Namespace) -> FaceDetector:
+def _load_detector(arguments: argparse.Namespace) -> FaceDetector:
     store = WeightsStore()
     return load_detector(arguments.detector or store.entry(arguments.model).detector, store)
 
 
 def main() -> None:
+    """Load the model and run jobs."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", required=True)
     parser.add_argument("--index", type=int, default=0)
@@ -208,28 +218,27 @@ def main() -> None:
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
 
-    # Standard output belongs to the protocol: whatever prints from now on prints to standard error. Orders
-    # have a stream of their own, as Python's end would wait for a thread that reads `sys.stdin`.
-    orders, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
+    # Standard output belongs to the protocol, so file descriptor 1 becomes standard error for everything
+    # else. Commands have a stream of their own, as Python's exit would wait for a thread that reads
+    # `sys.stdin`.
+    commands, events = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
 
-    worker = Worker(orders, answers)
-    threading.Thread(target=worker.listen, name="orders", daemon=True).start()
+    worker = ClipWorker(commands, events)
+    threading.Thread(target=worker.read_commands, name="commands", daemon=True).start()
     try:
         pipeline = LipSyncPipeline.from_pretrained(
             arguments.model,
-            device=_device(arguments.device, arguments.index),
+            device=_choose_device(arguments.device, arguments.index),
             dtype=arguments.dtype,
             detector=arguments.detector,
             cache_dir=arguments.cache_dir,
             marking=arguments.marking,
         )
-        pipelines = [
-            pipeline,
-            *(pipeline.clone_for_thread(_detector(arguments)) for _ in range(1, arguments.jobs)),
-        ]
+        detectors = (_load_detector(arguments) for _ in range(1, arguments.jobs))
+        pipelines = [pipeline, *map(pipeline.clone_for_thread, detectors)]
     except LipSyncError as error:
-        worker.say(Unable(error.code, error.message))
+        worker.send(WorkerUnusable(error.code, error.message))
         return
     worker.run(pipelines)
 

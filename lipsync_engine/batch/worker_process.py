@@ -1,6 +1,7 @@
-"""Workers as the batch sees them: started, told what to make, heard, replaced, stopped; here, processes.
+"""Workers as the batch uses them: started, given jobs, replaced, shut down; and their processes here.
 
-It knows processes and messages, neither rows' meaning nor results. `ray_pool` has those of other machines.
+The module knows processes and messages, neither the meaning of rows nor results. `ray_backend` has the
+workers of other machines.
 """
 
 from __future__ import annotations
@@ -20,28 +21,28 @@ from typing import IO, Protocol, Self
 
 from lipsync_engine.batch.messages import (
     FromWorker,
-    Start,
-    Stop,
+    RunJob,
+    Shutdown,
     ToWorker,
     line_to_worker,
     read_from_worker,
 )
 
-STOP_WITHIN_S = 15.0
-"""A worker that is told to stop ends between two frames; one that does not within this time is killed."""
+SHUTDOWN_TIMEOUT_S = 15.0
+"""A worker exits between two frames after `Shutdown`; it is killed after this time."""
 
 
 @dataclass(frozen=True, slots=True)
-class Loading:
-    """What every worker loads.
+class ModelOptions:
+    """What every worker loads, and how.
 
     Attributes:
         model: name in the weights' manifest.
-        detector, device, dtype: as `LipSyncPipeline.from_pretrained` takes them; without a device, workers
-            are dealt out over the CUDA devices there are.
+        detector, device, dtype: as for `LipSyncPipeline.from_pretrained`; without a device, workers are
+            spread over the CUDA devices of the machine.
         cache_dir: None: LIPSYNC_CACHE_DIR, else the user's cache folder.
-        marking: as `from_pretrained` takes it.
-        jobs: clips that a worker makes at once.
+        marking: as for `from_pretrained`.
+        jobs: clips that a worker renders at once.
     """
 
     model: str = "tiny"
@@ -52,8 +53,9 @@ class Loading:
     marking: str | None = None
     jobs: int = 1
 
-    def arguments(self) -> list[str]:
-        given = {
+    def to_arguments(self) -> list[str]:
+        """Return the worker's command-line arguments."""
+        options = {
             "--model": self.model,
             "--detector": self.detector,
             "--device": self.device,
@@ -62,52 +64,54 @@ class Loading:
             "--marking": self.marking,
             "--jobs": self.jobs,
         }
-        return [f"{name}={value}" for name, value in given.items() if value is not None]
+        return [f"{name}={value}" for name, value in options.items() if value is not None]
 
 
-class Worker(Protocol):
-    """One who makes clips.
+class WorkerHandle(Protocol):
+    """The batch's handle of one worker.
 
     Attributes:
-        index: its place in the pool.
-        is_ready: it can be given work, as it has said.
+        index: its position in the pool.
+        is_ready: it has sent `WorkerReady`.
     """
 
     index: int
     is_ready: bool
 
-    def start(self, order: Start) -> None: ...
+    def run_job(self, job: RunJob) -> None:
+        """Send a job."""
 
-    def stop(self) -> None:
-        """Ask it to end; `leave` waits for that."""
+    def request_shutdown(self) -> None:
+        """Send `Shutdown`; `wait_until_gone` waits for the exit."""
 
-    def leave(self, until: float) -> None:
-        """Returns when it is gone, with all its children.
+    def wait_until_gone(self, deadline: float) -> None:
+        """Return when the worker and all its children have exited.
 
         Args:
-            until: `time.monotonic()` at which it is killed.
+            deadline: `time.monotonic()` at which it is killed.
         """
 
     @property
-    def how_it_ended(self) -> str: ...
+    def exit_description(self) -> str:
+        """How it exited, for messages."""
 
 
-Told = Callable[[Worker, FromWorker | None], None]
-"""Takes what a worker says, and None when it has ended; called from any thread."""
+OnMessage = Callable[[WorkerHandle, FromWorker | None], None]
+"""Takes an event of a worker, and None when the worker has exited; called from any thread."""
 
 
-class Machines(Protocol):
+class WorkerBackend(Protocol):
     """Where workers run; a context manager for as long as there are any."""
 
-    def usual_size(self) -> int:
-        """How many workers there are where nobody says it."""
+    def default_size(self) -> int:
+        """Return the number of workers if the caller does not set it."""
 
-    def start(self, index: int, size: int, told: Told, log: IO[bytes]) -> Worker:
-        """A worker that loads the model; returns at once.
+    def start_worker(self, index: int, size: int, on_message: OnMessage, log: IO[bytes]) -> WorkerHandle:
+        """Start a worker that loads the model; return at once.
 
         Args:
-            size: how many there are to be.
-            log: takes its standard error.
+            size: number of workers of the batch.
+            log: takes the worker's standard error.
         """
 
     def __enter__(self) -> Self: ...
@@ -115,8 +119,8 @@ class Machines(Protocol):
     def __exit__(self, *_: object) -> None: ...
 
 
-class Process:
-    """A worker on this machine.
+class LocalWorker:
+    """A worker process on this machine.
 
     Args:
         threads: for arithmetic; None: the libraries' choice.
@@ -125,10 +129,10 @@ class Process:
 
     def __init__(
         self,
-        loading: Loading,
+        options: ModelOptions,
         index: int,
         threads: int | None,
-        told: Told,
+        on_message: OnMessage,
         log: IO[bytes],
     ) -> None:
         self.index = index
@@ -137,43 +141,47 @@ class Process:
         if threads is not None:
             environment.setdefault("OMP_NUM_THREADS", str(threads))
         self._process = subprocess.Popen(
-            [sys.executable, "-m", f"{__package__}.worker", *loading.arguments(), f"--index={index}"],
+            [sys.executable, "-m", f"{__package__}.worker", *options.to_arguments(), f"--index={index}"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log,
             env=environment,
             start_new_session=True,  # a Ctrl-C in the terminal is for the parent
         )
-        self._told = told
-        self._ear = threading.Thread(target=self._listen, name=f"worker-{index}", daemon=True)
-        self._ear.start()
+        self._on_message = on_message
+        self._reader = threading.Thread(target=self._read_events, name=f"worker-{index}", daemon=True)
+        self._reader.start()
 
-    def _listen(self) -> None:
-        for line in _pipe(self._process.stdout):
+    def _read_events(self) -> None:
+        for line in _require_pipe(self._process.stdout):
             if line.endswith(b"\n"):
-                self._told(self, read_from_worker(line))
+                self._on_message(self, read_from_worker(line))
         self._process.wait()
-        self._told(self, None)
+        self._on_message(self, None)
 
-    def start(self, order: Start) -> None:
-        self._say(order)
+    def run_job(self, job: RunJob) -> None:
+        """Send a job."""
+        self._send(job)
 
-    def stop(self) -> None:
-        self._say(Stop())
+    def request_shutdown(self) -> None:
+        """Send `Shutdown`."""
+        self._send(Shutdown())
 
-    def leave(self, until: float) -> None:
+    def wait_until_gone(self, deadline: float) -> None:
+        """Wait for the exit, kill the process group at the deadline, close the pipes."""
         with suppress(subprocess.TimeoutExpired):
-            self._process.wait(max(0.0, until - time.monotonic()))
+            self._process.wait(max(0.0, deadline - time.monotonic()))
         with suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
         with suppress(BrokenPipeError):
-            _pipe(self._process.stdin).close()
-        self._ear.join(timeout=5)
-        _pipe(self._process.stdout).close()
+            _require_pipe(self._process.stdin).close()
+        self._reader.join(timeout=5)
+        _require_pipe(self._process.stdout).close()
 
     @property
-    def how_it_ended(self) -> str:
+    def exit_description(self) -> str:
+        """Exit status or signal name."""
         status = self._process.wait()
         if status >= 0:
             return f"exit status {status}"
@@ -182,25 +190,27 @@ class Process:
         except ValueError:
             return f"signal {-status}"
 
-    def _say(self, message: ToWorker) -> None:
-        with suppress(BrokenPipeError):  # that it is gone will be heard
-            pipe = _pipe(self._process.stdin)
+    def _send(self, message: ToWorker) -> None:
+        with suppress(BrokenPipeError):  # the reader thread reports the exit
+            pipe = _require_pipe(self._process.stdin)
             pipe.write(line_to_worker(message))
             pipe.flush()
 
 
-class ThisMachine:
-    """Workers are processes here."""
+class LocalBackend:
+    """Runs workers as processes on this machine."""
 
-    def __init__(self, loading: Loading) -> None:
-        self._loading = loading
+    def __init__(self, options: ModelOptions) -> None:
+        self._options = options
 
-    def usual_size(self) -> int:
+    def default_size(self) -> int:
+        """Return 1."""
         return 1
 
-    def start(self, index: int, size: int, told: Told, log: IO[bytes]) -> Worker:
+    def start_worker(self, index: int, size: int, on_message: OnMessage, log: IO[bytes]) -> WorkerHandle:
+        """Start a process with an equal share of the processor's cores."""
         threads = max(1, (os.cpu_count() or 1) // size) if size > 1 else None
-        return Process(self._loading, index, threads, told, log)
+        return LocalWorker(self._options, index, threads, on_message, log)
 
     def __enter__(self) -> Self:
         return self
@@ -209,48 +219,51 @@ class ThisMachine:
         pass
 
 
-class Pool:
-    """A few workers; a context manager that leaves none behind.
+class WorkerPool:
+    """A fixed number of workers and their events; a context manager that ends them all.
 
     Args:
-        log: file that takes what workers write to standard error.
+        log: file that takes the workers' standard error.
     """
 
-    def __init__(self, machines: Machines, size: int, log: IO[bytes]) -> None:
-        self._machines, self._size, self._log = machines, size, log
-        self._said: queue.SimpleQueue[tuple[Worker, FromWorker | None]] = queue.SimpleQueue()
-        self._workers: set[Worker] = set()
+    def __init__(self, backend: WorkerBackend, size: int, log: IO[bytes]) -> None:
+        self._backend, self._size, self._log = backend, size, log
+        self._events: queue.SimpleQueue[tuple[WorkerHandle, FromWorker | None]] = queue.SimpleQueue()
+        self._workers: set[WorkerHandle] = set()
 
-    def hear(self) -> tuple[Worker, FromWorker | None]:
-        """The next thing that a worker says; None: it has ended."""
+    def receive(self) -> tuple[WorkerHandle, FromWorker | None]:
+        """Wait for the next event of a worker; None: it has exited."""
         while True:
-            worker, message = self._said.get()
+            worker, message = self._events.get()
             if worker in self._workers:
                 return worker, message
 
-    def ready(self) -> list[Worker]:
-        """Those that can be given work, or have some; in a fixed order."""
+    def ready_workers(self) -> list[WorkerHandle]:
+        """Return the workers that have loaded the model, in order of their index."""
         return sorted((w for w in self._workers if w.is_ready), key=lambda worker: worker.index)
 
     @property
     def is_empty(self) -> bool:
+        """Whether no worker is left."""
         return not self._workers
 
-    def add(self, index: int) -> None:
-        """Start a worker; it says when it is ready."""
-        worker = self._machines.start(index, self._size, lambda *said: self._said.put(said), self._log)
+    def start_worker(self, index: int) -> None:
+        """Start a worker; it sends `WorkerReady` later."""
+        worker = self._backend.start_worker(
+            index, self._size, lambda *event: self._events.put(event), self._log
+        )
         self._workers.add(worker)
 
-    def drop(self, worker: Worker) -> None:
-        """Let one go: it ends of itself, or has ended, or is told to; what it still says is not heard."""
+    def retire_worker(self, worker: WorkerHandle) -> None:
+        """Shut a worker down, which may have exited already; its later events are ignored."""
         self._workers.discard(worker)
-        worker.stop()
-        worker.leave(time.monotonic() + STOP_WITHIN_S)
+        worker.request_shutdown()
+        worker.wait_until_gone(time.monotonic() + SHUTDOWN_TIMEOUT_S)
 
     def __enter__(self) -> Self:
         try:
             for index in range(self._size):
-                self.add(index)
+                self.start_worker(index)
         except BaseException:
             self.__exit__()
             raise
@@ -258,13 +271,14 @@ class Pool:
 
     def __exit__(self, *_: object) -> None:
         for worker in self._workers:
-            worker.stop()
-        until = time.monotonic() + STOP_WITHIN_S
+            worker.request_shutdown()
+        deadline = time.monotonic() + SHUTDOWN_TIMEOUT_S
         for worker in self._workers:
-            worker.leave(until if worker.is_ready else 0.0)  # what only loads has nothing to clean up
+            # A worker that still loads has nothing to clean up, so it is killed at once.
+            worker.wait_until_gone(deadline if worker.is_ready else 0.0)
 
 
-def _pipe(pipe: IO[bytes] | None) -> IO[bytes]:
+def _require_pipe(pipe: IO[bytes] | None) -> IO[bytes]:
     if pipe is None:
         raise AssertionError("every worker is started with pipes")
     return pipe

@@ -90,7 +90,7 @@ def batch(
     All rows are checked before the first is begun. A row's own options go before those given here. The same
     command again makes only what is missing.
     """
-    from lipsync_engine.batch import Loading, ManifestError, Status, run_batch
+    from lipsync_engine.batch import ManifestError, ModelOptions, RowStatus, run_batch
     from lipsync_engine.media.rates import parse_rate
 
     params = SyncParams.preset(
@@ -107,14 +107,14 @@ def batch(
         label=label,
         watermark=watermark,
     )
-    loading = Loading(model, detector, device, dtype, marking=marking, jobs=jobs_per_worker)
+    options = ModelOptions(model, detector, device, dtype, marking=marking, jobs=jobs_per_worker)
     try:
         result = _followed(
             run_batch(
                 source,
                 output,
                 params,
-                loading=loading,
+                model_options=options,
                 engine=engine,
                 workers=workers,
                 skip_bad=skip_bad,
@@ -127,15 +127,15 @@ def batch(
         if len(error.problems) > SHOWN_PROBLEMS:
             err.print(f"… and {len(error.problems) - SHOWN_PROBLEMS} more.")
         raise
-    done, rows = result.count(Status.DONE), len(result.results)
+    done, rows = result.count(RowStatus.DONE), len(result.results)
     before = f", {result.resumed} of them before" if result.resumed else ""
     out.print(f"{done} of {rows} clips are done{before} ({result.elapsed_s:.1f} s)")
     written(result.report)
     for sentence in result.warnings:
         warn(f"a worker was let go: {sentence}")
-    missing = [one for one in result.results if one.status is not Status.DONE]
+    missing = [one for one in result.results if one.status is not RowStatus.DONE]
     for one in missing[:SHOWN_PROBLEMS]:
-        how = "failed" if one.status is Status.FAILED else "was refused"
+        how = "failed" if one.status is RowStatus.FAILED else "was refused"
         warn(f"row {one.row} {how}: {one.message}")
     if missing:
         raise LipSyncError(
@@ -173,7 +173,7 @@ def _followed(steps: Generator[BatchProgress, None, BatchResult]) -> BatchResult
                     continue
                 made = bars.add_task("clips", total=seen.rows, note="")
             failed = f"{seen.failed} failed" if seen.failed else ""
-            left = f"{_clock(seen.left_s)} left" if seen.left_s else ""
+            left = f"{_clock(seen.eta_s)} left" if seen.eta_s else ""
             note = ", ".join(part for part in (failed, left) if part)
             bars.update(made, completed=seen.done + seen.failed, total=seen.rows, note=note)
             while len(lines) < len(seen.running):

@@ -115,7 +115,7 @@ def report(result: SyncResult) -> None:
     )
     if result.sync is not None:
         out.print(f"  lips and voice: {sentence(result.sync)}", soft_wrap=True)
-    if result.is_marked:
+    if result.is_signed:
         out.print("  signed as generated; `lipsync verify` shows its content credentials")
     if result.segments_resumed:
         out.print(f"  {result.segments_resumed} of {result.segments} segments came from the interrupted run")

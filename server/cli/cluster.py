@@ -110,7 +110,7 @@ def _start_head(arguments: argparse.Namespace) -> int:
 
 
 def _join(arguments: argparse.Namespace) -> int:
-    ray_connection.require(arguments.address)
+    ray_connection.require_reachable(arguments.address)
     command = [*RAY, "start", f"--address={arguments.address}", "--block", *_resource_flags(arguments)]
     for _ in range(JOIN_ATTEMPTS):
         start = time.monotonic()

@@ -241,7 +241,7 @@ def connect(address: str) -> None:
     Raises:
         ConnectionError: nobody answers there.
     """
-    ray_connection.connect(address, NAMESPACE)
+    ray_connection.connect_to_cluster(address, NAMESPACE)
 
 
 def head_address() -> str:

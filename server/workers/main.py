@@ -219,7 +219,7 @@ class Worker:
         media_s = result.frames / float(result.fps)
         warnings += result.warnings
         return JobSucceeded(
-            start.job_id, rendering_s, media_s, warnings, result.is_marked, _sync(result), result.is_nsfw
+            start.job_id, rendering_s, media_s, warnings, result.is_signed, _sync(result), result.is_nsfw
         )
 
     def _say(self, message: FromWorker) -> None:

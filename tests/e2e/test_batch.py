@@ -17,10 +17,11 @@ import psutil
 import pytest
 
 from lipsync_engine import LipSyncPipeline, SyncParams
-from lipsync_engine.batch import Loading, ManifestError, Status, run_batch
+from lipsync_engine.batch import BatchProgress, ManifestError, ModelOptions, RowStatus, run_batch
 from lipsync_engine.batch.manifest import read_manifest
 from lipsync_engine.errors import EXIT_STATUS, ErrorCode, InputError, LipSyncError, ParameterError
 from lipsync_engine.provenance import ManifestSigner, Verdict, verify_credentials
+from lipsync_engine.utils import drain
 from tests.support.cli_process import DEADLINE_S, start, wait_for
 
 Ffmpeg = Callable[..., None]
@@ -97,7 +98,7 @@ def test_a_csv_with_a_bad_clip_in_the_middle(inputs: Path, tmp_path: Path, lipsy
             out / found[row]["output"], ManifestSigner.from_environment().trusted_roots()
         )
         assert (signed.verdict, len(signed.ingredients)) == (Verdict.TRUSTED, 1)
-        assert ("consent_sha256" in (signed.made or {})) == (row == 1)
+        assert ("consent_sha256" in (signed.generation or {})) == (row == 1)
 
     report = (out / "report.html").read_text()
     assert table_rows(out / "report.html") == ["done", "failed", "done", "refused"]
@@ -202,17 +203,12 @@ def test_a_folder_stopped_by_the_user_then_finished_by_two_workers(
     assert table_rows(out / "report.html") == ["waiting", "waiting"]
 
     params = SyncParams(num_inference_steps=1, guidance_scale=1)
-    steps = run_batch(folder, out, params, loading=Loading(cache_dir=cache_dir), workers=2)
-    seen = []
-    while True:
-        try:
-            seen.append(next(steps))
-        except StopIteration as finished:
-            result = finished.value
-            break
-    assert [one.status for one in result.results] == [Status.DONE, Status.DONE]
+    steps = run_batch(folder, out, params, model_options=ModelOptions(cache_dir=cache_dir), workers=2)
+    seen: list[BatchProgress] = []
+    result = drain(steps, seen.append)
+    assert [one.status for one in result.results] == [RowStatus.DONE, RowStatus.DONE]
     assert max(len(progress.running) for progress in seen) == 2
-    assert any(progress.left_s is not None for progress in seen)
+    assert any(progress.eta_s is not None for progress in seen)
     assert (seen[-1].done, seen[-1].rows) == (2, 2)
 
     # Nothing is left to do, so no model is loaded; a changed file is.
@@ -236,16 +232,11 @@ def test_one_worker_makes_several_clips_at_once(
     rows = ("talk.mp4,talk.wav,a.mp4,7", "wall.mp4,talk.wav,b.mp4,7", "talk.mp4,face.wav,c.mp4,8")
     manifest.write_text("video,audio,output,seed\n" + "\n".join(rows) + "\n")
     params = SyncParams(num_inference_steps=1, guidance_scale=1)
-    loading = Loading(cache_dir=cache_dir, jobs=3)
-    steps, at_once = run_batch(manifest, out, params, loading=loading, workers=4), 0
-    while True:
-        try:
-            at_once = max(at_once, len(next(steps).running))
-        except StopIteration as finished:
-            result = finished.value
-            break
-    assert [one.status for one in result.results] == [Status.DONE, Status.FAILED, Status.DONE]
-    assert at_once == 3
+    options = ModelOptions(cache_dir=cache_dir, jobs=3)
+    seen: list[BatchProgress] = []
+    result = drain(run_batch(manifest, out, params, model_options=options, workers=4), seen.append)
+    assert [one.status for one in result.results] == [RowStatus.DONE, RowStatus.FAILED, RowStatus.DONE]
+    assert max(len(progress.running) for progress in seen) == 3
     alone = LipSyncPipeline.from_pretrained(cache_dir=tmp_path / "alone")
     alone(inputs / "talk.mp4", inputs / "face.wav", tmp_path / "c.mp4", replace(params, seed=8))
     assert likeness_db(out / "c.mp4", tmp_path / "c.mp4") > 55
@@ -277,19 +268,16 @@ def test_copies_under_other_names_are_made_one_after_the_other(
         for suffix in (".mp4", ".wav"):
             shutil.copy(inputs / f"talk{suffix}", folder / f"{name}{suffix}")
     params = SyncParams(num_inference_steps=1, guidance_scale=1)
-    steps = run_batch(folder, tmp_path / "out", params, loading=Loading(cache_dir=cache_dir), workers=3)
-    while True:
-        try:
-            next(steps)
-        except StopIteration as finished:
-            result = finished.value
-            break
-    assert [(one.status, one.attempts) for one in result.results] == [(Status.DONE, 1)] * 3
+    steps = run_batch(
+        folder, tmp_path / "out", params, model_options=ModelOptions(cache_dir=cache_dir), workers=3
+    )
+    result = drain(steps)
+    assert [(one.status, one.attempts) for one in result.results] == [(RowStatus.DONE, 1)] * 3
 
 
 def test_how_many_clips_at_once_has_bounds(inputs: Path, tmp_path: Path) -> None:
     with pytest.raises(ParameterError, match="jobs=17"):
-        next(run_batch(inputs, tmp_path / "out", loading=Loading(jobs=17)))
+        next(run_batch(inputs, tmp_path / "out", model_options=ModelOptions(jobs=17)))
 
 
 # --- what is refused ---

@@ -92,14 +92,14 @@ def test_nothing_is_published_unsigned(
     assert out.read_bytes() == b"an older result"
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".out")] == []
     result = broken(*short, out, PARAMS)
-    assert (result.segments_resumed, result.is_marked, result.warnings) == (1, True, ())
+    assert (result.segments_resumed, result.is_signed, result.warnings) == (1, True, ())
 
     (tmp_path / "count").write_text("x")  # the next is the second
     lax = ManifestSigner(SigningPolicy.BEST_EFFORT, tmp_path / "none", chain=chain, command=command)
     result = LipSyncPipeline(pipeline.model, pipeline.detector, cache_dir=tmp_path / "cache", signer=lax)(
         *short, out, PARAMS
     )
-    assert not result.is_marked
+    assert not result.is_signed
     assert "the vault is shut" in result.warnings[0]
     assert verify_credentials(out, "").verdict is Verdict.NONE
 

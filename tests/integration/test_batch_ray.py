@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -14,10 +15,15 @@ import psutil
 import pytest
 
 from lipsync_engine import SyncParams, batch
-from lipsync_engine.batch import BatchResult, Loading, Status, run_batch
-from lipsync_engine.batch.worker_process import Process, ThisMachine, Told, Worker
+from lipsync_engine.batch import BatchResult, ModelOptions, RowStatus, run_batch
+from lipsync_engine.batch.manifest import read_manifest
+from lipsync_engine.batch.results import ResultLog
+from lipsync_engine.batch.runner import BatchRunner
+from lipsync_engine.batch.worker_process import LocalBackend, LocalWorker, OnMessage, WorkerHandle
 from lipsync_engine.errors import ErrorCode, ResourceError
 from lipsync_engine.params import BatchEngine
+from lipsync_engine.provenance import ManifestSigner
+from lipsync_engine.utils import drain
 from tests.support.ray_nodes import add_node, open_cluster
 
 Ffmpeg = Callable[..., None]
@@ -70,7 +76,7 @@ def lines(folder: Path) -> list[dict[str, Any]]:
 def told(result: BatchResult) -> list[tuple[object, ...]]:
     """What does not depend on who made it, and when."""
     return [
-        (one.row, one.status, one.output, one.inputs, one.options_sha256, one.made and one.made.frames)
+        (one.row, one.status, one.output, one.inputs, one.options_sha256, one.stats and one.stats.frames)
         for one in result.results
     ]
 
@@ -78,14 +84,8 @@ def told(result: BatchResult) -> list[tuple[object, ...]]:
 Look = Callable[[batch.BatchProgress], None]
 
 
-def made(source: Path, output: Path, look: Look, **given: Any) -> BatchResult:
-    steps = run_batch(source, output, QUICK, **given)
-    while True:
-        try:
-            look(next(steps))
-        except StopIteration as finished:
-            result: BatchResult = finished.value
-            return result
+def made(source: Path, output: Path, look: Look, **options: Any) -> BatchResult:
+    return drain(run_batch(source, output, QUICK, **options), look)
 
 
 @pytest.mark.slow
@@ -97,16 +97,18 @@ def test_two_machines_make_what_one_process_makes(
     likeness_db: Callable[[Path, Path], float],
 ) -> None:
     at_once: list[int] = []
-    here = made(manifest, tmp_path / "here", lambda _: None, loading=Loading(cache_dir=cache_dir / "here"))
+    here = made(
+        manifest, tmp_path / "here", lambda _: None, model_options=ModelOptions(cache_dir=cache_dir / "here")
+    )
     there = made(
         manifest,
         tmp_path / "there",
         lambda seen: at_once.append(len(seen.running)),
-        loading=Loading(cache_dir=cache_dir / "there"),
+        model_options=ModelOptions(cache_dir=cache_dir / "there"),
         engine=BatchEngine.RAY,
     )
     assert told(there) == told(here)
-    assert [one.status for one in there.results] == [Status.DONE] * ROWS
+    assert [one.status for one in there.results] == [RowStatus.DONE] * ROWS
     assert max(at_once) == 2, "a machine without work"
     for number in range(ROWS):
         assert likeness_db(tmp_path / "here" / f"{number}.mp4", tmp_path / "there" / f"{number}.mp4") > 55
@@ -129,12 +131,12 @@ def test_a_lost_machines_clip_is_made_by_another(
         manifest,
         tmp_path / "out",
         look,
-        loading=Loading(cache_dir=cache_dir),
+        model_options=ModelOptions(cache_dir=cache_dir),
         engine=BatchEngine.RAY,
         workers=2,
     )
     assert nodes[1] not in cluster.worker_nodes
-    assert [one.status for one in result.results] == [Status.DONE] * ROWS
+    assert [one.status for one in result.results] == [RowStatus.DONE] * ROWS
     assert sorted(one.attempts for one in result.results) == [1] * (ROWS - 1) + [2]
 
 
@@ -209,36 +211,42 @@ def test_without_ray(manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_a_machine_that_does_not_see_the_folders_says_so(tmp_path: Path) -> None:
     pytest.importorskip("ray", reason="Ray is not installed: pip install 'lipsync-engine[ray]'")
-    from lipsync_engine.batch.ray_backend import Folders
+    from lipsync_engine.batch.ray_backend import SharedPaths
 
     out, inputs = tmp_path / "out", tmp_path / "in"
     inputs.mkdir()
     out.mkdir()
-    folders = Folders(out, ".mark", [inputs])
-    unseen = folders.unseen()
-    assert unseen is not None, "an empty folder is taken for the batch's"
-    assert unseen[0] is ErrorCode.OUTPUT_NOT_WRITABLE
+    folders = SharedPaths(out, ".mark", [inputs])
+    problem = folders.find_problem()
+    assert problem is not None, "an empty folder is taken for the batch's"
+    assert problem[0] is ErrorCode.OUTPUT_NOT_WRITABLE
     (out / ".mark").touch()
-    assert folders.unseen() is None
+    assert folders.find_problem() is None
     assert os.listdir(out) == [".mark"]  # noqa: PTH208
-    unseen = Folders(out, ".mark", [inputs, tmp_path / "gone"]).unseen()
-    assert unseen is not None
-    assert (unseen[0], str(tmp_path / "gone") in unseen[1]) == (ErrorCode.INPUT_NOT_FOUND, True)
+    problem = SharedPaths(out, ".mark", [inputs, tmp_path / "gone"]).find_problem()
+    assert problem is not None
+    assert (problem[0], str(tmp_path / "gone") in problem[1]) == (ErrorCode.INPUT_NOT_FOUND, True)
 
 
-def test_a_worker_that_cannot_go_on_is_let_go_and_others_make_its_clips(
-    manifest: Path, tmp_path: Path, cache_dir: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The second of two is to use a device that is not there."""
+def test_jobs_of_an_unusable_worker_are_reassigned(manifest: Path, tmp_path: Path, cache_dir: Path) -> None:
+    """The second of two workers is to use a device that does not exist."""
+    options = ModelOptions(cache_dir=cache_dir, device="cpu")
 
-    class Uneven(ThisMachine):
-        def start(self, index: int, size: int, told: Told, log: IO[bytes]) -> Worker:
-            loading = Loading(cache_dir=cache_dir, device="cuda:99" if index else "cpu")
-            return Process(loading, index, 1, told, log)
+    class UnevenBackend(LocalBackend):
+        def start_worker(self, index: int, size: int, on_message: OnMessage, log: IO[bytes]) -> WorkerHandle:
+            device = "cuda:99" if index else "cpu"
+            return LocalWorker(replace(options, device=device), index, 1, on_message, log)
 
-    monkeypatch.setattr(batch, "ThisMachine", Uneven)
-    result = made(manifest, tmp_path / "out", lambda _: None, workers=2)
-    assert [one.status for one in result.results] == [Status.DONE] * ROWS
-    assert {one.attempts for one in result.results} == {1}
-    (warning,) = result.warnings
+    out = tmp_path / "out"
+    out.mkdir()
+    with ResultLog(out) as log:
+        rows = read_manifest(manifest, QUICK, out)
+        runner = BatchRunner(rows, out, log, options, ManifestSigner.from_environment())
+        for _ in runner.check_rows():
+            pass
+        for _ in runner.run_jobs(UnevenBackend(options), 2):
+            pass
+    assert [result.status for result in runner.results.values()] == [RowStatus.DONE] * ROWS
+    assert {result.attempts for result in runner.results.values()} == {1}
+    (warning,) = runner.warnings
     assert "cuda:99" in warning
