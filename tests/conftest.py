@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import subprocess
 import sys
@@ -23,6 +24,7 @@ SLOW_FIRST = (
 
 Ffmpeg = Callable[..., None]
 Run = Callable[..., subprocess.CompletedProcess[str]]
+MakeVoice = Callable[[float], Path]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -98,6 +100,19 @@ def voice(tmp_path_factory: pytest.TempPathFactory, ffmpeg: Ffmpeg) -> Path:
     path = tmp_path_factory.mktemp("voice") / "voice.wav"
     ffmpeg("-i", DEMO_VOICE, "-t", 1.5, path)
     return path
+
+
+@pytest.fixture(scope="session")
+def make_voice(tmp_path_factory: pytest.TempPathFactory, voice: Path, ffmpeg: Ffmpeg) -> MakeVoice:
+    """`make_voice(4.8)`: the voice, repeated until it lasts so many seconds; each length is made once."""
+
+    @functools.cache
+    def make(seconds: float) -> Path:
+        path = tmp_path_factory.mktemp("voice") / f"voice-{seconds:g}s.wav"
+        ffmpeg("-stream_loop", -1, "-i", voice, "-t", seconds, path)
+        return path
+
+    return make
 
 
 @pytest.fixture(scope="session")

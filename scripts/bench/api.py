@@ -26,7 +26,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from scripts.bench.common import DEMO_VIDEO, DEMO_VOICE, paired_ratio, run_ffmpeg, write_report
-from tests.support.live_server import Live
+from tests.support.live_server import LiveServer
 
 WAITING, POLLERS, PAIRS = 1000, 200, 10
 
@@ -50,7 +50,7 @@ class Times:
 class Client:
     """One kept connection that speaks as little HTTP as it can, so that measuring costs little."""
 
-    def __init__(self, server: Live) -> None:
+    def __init__(self, server: LiveServer) -> None:
         self._place, self._key = urlsplit(server.base), server.key
 
     async def __aenter__(self) -> Client:
@@ -79,7 +79,7 @@ class Client:
         return content
 
 
-async def submit(server: Live, body: bytes, count: int, times: Times, clients: int = 8) -> list[str]:
+async def submit(server: LiveServer, body: bytes, count: int, times: Times, clients: int = 8) -> list[str]:
     async def some(share: int) -> list[str]:
         async with Client(server) as client:
             return [
@@ -101,7 +101,7 @@ async def poll(client: Client, jobs: list[str], times: Times) -> None:
 
 
 @contextlib.asynccontextmanager
-async def polled(server: Live, jobs: list[str], times: Times) -> AsyncIterator[None]:
+async def polled(server: LiveServer, jobs: list[str], times: Times) -> AsyncIterator[None]:
     """All clients ask."""
     async with contextlib.AsyncExitStack() as stack:
         clients = [await stack.enter_async_context(Client(server)) for _ in range(POLLERS)]
@@ -117,7 +117,7 @@ async def polled(server: Live, jobs: list[str], times: Times) -> AsyncIterator[N
         raise SystemExit(f"{len(broken)} clients broke off: {broken[0]!r}")
 
 
-async def render(server: Live, body: bytes) -> float:
+async def render(server: LiveServer, body: bytes) -> float:
     """Seconds that the next job's rendering takes, as the worker measures it."""
     job = (await submit(server, body, 1, Times(), clients=1))[0]
     async with Client(server) as client:
@@ -130,7 +130,9 @@ async def render(server: Live, body: bytes) -> float:
                 raise SystemExit(f"the measured job {seen['status']}: {seen['error']}")
 
 
-async def measure(server: Live, mine: Live, clip: Path, voices: tuple[Path, Path]) -> dict[str, object]:
+async def measure(
+    server: LiveServer, mine: LiveServer, clip: Path, voices: tuple[Path, Path]
+) -> dict[str, object]:
     """`server` and `mine` are two tenants of one server; they take turns: `mine` need not wait long."""
     body, measured = (
         json.dumps({"video": who.upload(clip), "audio": who.upload(voice), "inference_steps": 4}).encode()
@@ -172,10 +174,10 @@ async def measure(server: Live, mine: Live, clip: Path, voices: tuple[Path, Path
 def start_s() -> float:
     """Seconds from `python -m server` to the first answer."""
     with tempfile.TemporaryDirectory(prefix="lipsync-bench-") as folder:
-        server = Live(Path(folder) / "data")
+        server = LiveServer(Path(folder) / "data")
         began = time.monotonic()
         server.start()
-        while server.call("GET", "/livez")[0] != 200:
+        while server.request("GET", "/livez")[0] != 200:
             pass
         taken = time.monotonic() - began
         server.stop()
@@ -193,13 +195,13 @@ def run(arguments: argparse.Namespace) -> int:
         run_ffmpeg("-i", DEMO_VIDEO, "-t", "1", "-an", "-vf", "scale=256:-2", clip)
         for voice, seconds in zip(voices, ("1", "1.5"), strict=True):
             run_ffmpeg("-i", DEMO_VOICE, "-t", seconds, voice)
-        server = Live(folder / "data", max_waiting=2 * WAITING, requests_per_minute=10**6, drain_s=0)
+        server = LiveServer(folder / "data", max_waiting=2 * WAITING, requests_per_minute=10**6, drain_s=0)
         server.start()
         try:
             server.wait_ready()
-            mine = Live(server.data_dir)
+            mine = LiveServer(server.data_dir)
             mine.base = server.base
-            mine.key = server.call("POST", "/admin/keys?tenant=measured")[1]["key"]
+            mine.key = server.request("POST", "/admin/keys?tenant=measured")[1]["key"]
             found = asyncio.run(measure(server, mine, clip, voices))
         finally:
             server.stop()

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from scripts.bench.common import BENCHMARKS, DEMO_VIDEO, DEMO_VOICE, ROOT, new_plot, save_plot, write_report
-from tests.support.live_server import until
+from tests.support.polling import wait_until
 from tests.support.ray_nodes import add_node, open_cluster
 
 RESULTS = BENCHMARKS / "cluster.json"
@@ -122,7 +122,7 @@ def scaling(bench: Bench, segment_s: float, segments: int, workers: list[int]) -
             given = bench.settings.model_dump(mode="json")
             hosts.append(actor.options(num_cpus=1).remote(f"w{len(hosts)}", given, "cpu"))
             hosts[-1].run.remote()
-        until(
+        wait_until(
             lambda: all(ray.get(h.report.remote()).condition == "idle" for h in hosts), "no start", 600, 0.5
         )
         bench.gaps.unlink(missing_ok=True)
@@ -144,7 +144,7 @@ def kills(bench: Bench, jobs: int, seed: int) -> dict[str, Any]:
     rng = random.Random(seed)
     nodes = [add_node(bench.cluster, num_cpus=1) for _ in range(NODES)]
     bench.ray_pool.start_pool(bench.settings)
-    until(lambda: _ready(bench) == NODES, "the pool does not start", 300, 0.5)
+    wait_until(lambda: _ready(bench) == NODES, "the pool does not start", 300, 0.5)
     wanted = {bench.submit(count): count for count in (rng.randint(1, 6) for _ in range(jobs))}
     began, killed = time.monotonic(), 0
     next_kill = began + rng.uniform(*KILL_EVERY_S)

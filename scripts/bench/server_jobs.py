@@ -26,14 +26,14 @@ from typing import Any
 import psutil
 
 from scripts.bench.common import BENCHMARKS, DEMO_VIDEO, DEMO_VOICE, paired_ratio, run_ffmpeg, write_report
-from tests.support.live_server import Live
+from tests.support.live_server import LiveServer
 
 VOICE_S = 1.6
 
 
 @contextlib.contextmanager
-def running(folder: Path, jobs_per_worker: int, device: str, model: str) -> Iterator[Live]:
-    server = Live(
+def running(folder: Path, jobs_per_worker: int, device: str, model: str) -> Iterator[LiveServer]:
+    server = LiveServer(
         folder / str(jobs_per_worker), devices=device, model=model, jobs_per_worker=jobs_per_worker,
         requests_per_minute=10**6,
     )  # fmt: skip
@@ -45,7 +45,7 @@ def running(folder: Path, jobs_per_worker: int, device: str, model: str) -> Iter
         server.stop()
 
 
-def processor_s(server: Live) -> float:
+def processor_s(server: LiveServer) -> float:
     """Of the worker and the processes that it started and that have ended."""
     (worker,) = server.worker_pids()
     spent = psutil.Process(worker).cpu_times()
@@ -53,20 +53,20 @@ def processor_s(server: Live) -> float:
 
 
 def make(
-    server: Live, video: Path, voice: Path, jobs: int, first_seed: int
+    server: LiveServer, video: Path, voice: Path, jobs: int, first_seed: int
 ) -> tuple[float, float, list[str]]:
     """Seconds until all jobs are done, those of processor time, and what the pictures are."""
     given = server.upload(video), server.upload(voice)
     began, spent_s = time.perf_counter(), processor_s(server)
     ids = [server.submit(*given, seed=first_seed + number, inference_steps=2) for number in range(jobs)]
-    done = [server.wait(job, timeout_s=3600) for job in ids]
+    done = [server.wait_for_job(job, timeout_s=3600) for job in ids]
     seconds, spent_s = time.perf_counter() - began, processor_s(server) - spent_s
     if any(one["status"] != "completed" for one in done):
         raise AssertionError(done)
     return (
         seconds,
         spent_s,
-        [pictures(server.call("GET", one["outputs"][0])[1], server.data_dir) for one in done],
+        [pictures(server.request("GET", one["outputs"][0])[1], server.data_dir) for one in done],
     )
 
 

@@ -22,7 +22,7 @@ import urllib.request
 from pathlib import Path
 
 from scripts.bench.common import ROOT, loop_demo
-from tests.support.live_server import Live
+from tests.support.live_server import LiveServer
 
 CHILD = """
 import json, sys, time
@@ -68,7 +68,7 @@ def measure_engine(model: str, device: str, runs: int) -> None:
 
 def measure_previews(lengths_s: list[float], steps: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        live = Live(Path(folder) / "data", drain_s=0)
+        live = LiveServer(Path(folder) / "data", drain_s=0)
         live.start()
         try:
             live.wait_ready()
@@ -81,7 +81,7 @@ def measure_previews(lengths_s: list[float], steps: int) -> None:
             live.stop()
 
 
-def time_job(live: Live, video: str, voice: str, steps: int) -> tuple[float, float]:
+def time_job(live: LiveServer, video: str, voice: str, steps: int) -> tuple[float, float]:
     """Seconds to the first segment, and to the end."""
     began = time.monotonic()
     job = live.submit(video, voice, inference_steps=steps)
@@ -94,7 +94,7 @@ def time_job(live: Live, video: str, voice: str, steps: int) -> tuple[float, flo
             name = value if field == "event" else name
             if field == "data" and name == "segment" and json.loads(value)["index"] == 0:
                 first_s = time.monotonic() - began
-    answer = live.look(job)
+    answer = live.prediction(job)
     if answer["status"] != "completed":
         raise SystemExit(f"job {job} {answer['status']}: {answer['error']}")
     return first_s, time.monotonic() - began

@@ -17,7 +17,8 @@ from typing import Any
 
 from playwright.sync_api import Page, sync_playwright
 
-from tests.support.live_server import Live, until
+from tests.support.live_server import LiveServer
+from tests.support.polling import wait_until
 
 ROOT = Path(__file__).parents[2]
 VIDEO, VOICE = ROOT / "demo" / "presenter.mp4", ROOT / "demo" / "voice.wav"
@@ -32,7 +33,7 @@ def main() -> None:
     folder = parser.parse_args().folder
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as data, sync_playwright() as playwright:
-        live = Live(Path(data), drain_s=0)
+        live = LiveServer(Path(data), drain_s=0)
         live.start()
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=CHROMIUM_ARGS)
         try:
@@ -49,21 +50,21 @@ def main() -> None:
         print(f"{path.name}: {path.stat().st_size / 1000:.0f} kB")
 
 
-def _history(live: Live) -> str:
+def _history(live: LiveServer) -> str:
     """One film, one failure, one cancelled job; the film's id."""
     video, voice = live.upload(VIDEO), live.upload(VOICE)
     job = live.submit(video, voice, title="Welcome to the team", inference_steps=4, seed=7)
     failed = live.submit(voice, voice, title="Newsletter, November")
     cancelled = live.submit(video, voice, title="Draft")
-    live.call("POST", f"/api/v3/predictions/{cancelled}/cancel")
+    live.request("POST", f"/api/v3/predictions/{cancelled}/cancel")
     for one in (job, failed, cancelled):
-        live.wait(one)
-    live.call("POST", "/admin/keys?name=Dubbing%20studio&tenant=dubbing")
-    live.call("POST", "/admin/keys?name=Build%20server&scopes=run%20read")
+        live.wait_for_job(one)
+    live.request("POST", "/admin/keys?name=Dubbing%20studio&tenant=dubbing")
+    live.request("POST", "/admin/keys?name=Build%20server&scopes=run%20read")
     return job
 
 
-def _open(browser: Any, live: Live, theme: str, width: int, height: int) -> Page:
+def _open(browser: Any, live: LiveServer, theme: str, width: int, height: int) -> Page:
     context = browser.new_context(
         viewport={"width": width, "height": height},
         color_scheme=theme,
@@ -76,14 +77,14 @@ def _open(browser: Any, live: Live, theme: str, width: int, height: int) -> Page
     return page
 
 
-def _enter(page: Page, live: Live) -> None:
+def _enter(page: Page, live: LiveServer) -> None:
     page.fill("#key", live.key)
     page.click("button[type=submit]")
     page.wait_for_selector("#go")
 
 
 def _tour(
-    browser: Any, live: Live, job: str, folder: Path, theme: str, size: str, width: int, height: int
+    browser: Any, live: LiveServer, job: str, folder: Path, theme: str, size: str, width: int, height: int
 ) -> None:
     page = _open(browser, live, theme, width, height)
 
@@ -99,17 +100,17 @@ def _tour(
     page.set_input_files("#file-audio", VOICE)
     for role in ("video", "audio"):
         ready = f"document.querySelector('[data-field={role}] {role}')?.readyState === 4"
-        until(lambda ready=ready: page.evaluate(ready), "a file was not shown", 20, 0.05)
+        wait_until(lambda ready=ready: page.evaluate(ready), "a file was not shown", 20, 0.05)
     page.evaluate("document.activeElement.blur()")
     page.wait_for_timeout(500)  # until players have taken their spinners away
     shoot("create")
     page.evaluate("(id) => { location.hash = `#/jobs/${id}`; }", job)
     drawn = "document.querySelector('.after video')?.readyState === 4"
     drawn += " && document.querySelector('.wave-line')?.width"
-    until(lambda: page.evaluate(drawn), "the film was not shown", 30, 0.05)
+    wait_until(lambda: page.evaluate(drawn), "the film was not shown", 30, 0.05)
     page.evaluate("document.querySelector('.after video').currentTime = 3.4")
     there = "Math.abs(document.querySelector('.before video').currentTime - 3.4) < 0.1"
-    until(lambda: page.evaluate(there), "the original did not follow", 30, 0.05)
+    wait_until(lambda: page.evaluate(there), "the original did not follow", 30, 0.05)
     page.wait_for_selector(".badge")
     page.wait_for_timeout(500)  # until the decoders have shown what they were asked for
     shoot("compare")
@@ -121,7 +122,7 @@ def _tour(
     page.context.close()
 
 
-def _watching(browser: Any, live: Live, folder: Path) -> None:
+def _watching(browser: Any, live: LiveServer, folder: Path) -> None:
     """A job in the middle: the first segment plays while the second is made."""
     with tempfile.NamedTemporaryFile(suffix=".wav") as twice:
         _repeated(VOICE, Path(twice.name), 2)
@@ -131,14 +132,14 @@ def _watching(browser: Any, live: Live, folder: Path) -> None:
     _enter(page, live)
     page.evaluate("(id) => { location.hash = `#/jobs/${id}`; }", job)
     playing = "(document.querySelector('.screen video')?.currentTime ?? 0) > 1"
-    until(lambda: page.evaluate(playing), "the preview did not play", 300, 0.05)
+    wait_until(lambda: page.evaluate(playing), "the preview did not play", 300, 0.05)
     page.screenshot(path=folder / "watch-desk-light.png")
     for size, theme in (("phone", "dark"), ("desk", "dark")):
         width, height = SIZES[size]
         page.set_viewport_size({"width": width, "height": height})
         page.emulate_media(color_scheme=theme, reduced_motion="reduce")
         page.screenshot(path=folder / f"watch-{size}-{theme}.png", full_page=size == "phone")
-    live.call("POST", f"/api/v3/predictions/{job}/cancel")
+    live.request("POST", f"/api/v3/predictions/{job}/cancel")
     page.context.close()
 
 

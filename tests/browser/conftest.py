@@ -1,4 +1,4 @@
-"""A live server with the tiny model, Debian's Chromium, and a page that tells on itself."""
+"""A live server with the tiny model, Debian's Chromium, and a page that records its faults."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from tests.support.live_server import Live
-from tests.support.visitor import Open, Seen
+from tests.support.browser_tab import OpenTab, Tab
+from tests.support.live_server import LiveServer
 
 CHROMIUM_ARGS = (
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
@@ -22,8 +22,8 @@ AXE = "axe-core@4.14.1"
 
 
 @pytest.fixture(scope="module")
-def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
-    server = Live(tmp_path_factory.mktemp("page"), requests_per_minute=10**6, drain_s=0)
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
+    server = LiveServer(tmp_path_factory.mktemp("page"), requests_per_minute=10**6, drain_s=0)
     server.start()
     yield server
     assert server.stop() == 0
@@ -37,9 +37,9 @@ def browser() -> Iterator[Any]:
     if program is None:
         pytest.skip("there is no Chromium on this machine: apt-get install chromium")
     with playwright.sync_playwright() as started:
-        opened = started.chromium.launch(executable_path=program, args=list(CHROMIUM_ARGS))
-        yield opened
-        opened.close()
+        chromium = started.chromium.launch(executable_path=program, args=list(CHROMIUM_ARGS))
+        yield chromium
+        chromium.close()
 
 
 @pytest.fixture(scope="session")
@@ -56,14 +56,14 @@ def axe(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture
-def opened(live: Live, browser: Any) -> Iterator[Open]:
-    """`opened(width=390, dark=True)`: a signed-in page in a context of its own, checked at the end.
+def open_tab(server: LiveServer, browser: Any) -> Iterator[OpenTab]:
+    """`open_tab(width=390, dark=True)`: a signed-in page in a context of its own, checked at the end.
 
     It stands still: drawing movement without a GPU would take the processor from the model.
     """
-    pages: list[Seen] = []
+    tabs: list[Tab] = []
 
-    def open_page(
+    def open_new_tab(
         *,
         width: int = 1280,
         height: int = 860,
@@ -71,7 +71,7 @@ def opened(live: Live, browser: Any) -> Iterator[Open]:
         key: str | None = None,
         language: str = "en",
         still: bool = True,
-    ) -> Seen:
+    ) -> Tab:
         context = browser.new_context(
             viewport={"width": width, "height": height},
             color_scheme="dark" if dark else "light",
@@ -79,19 +79,19 @@ def opened(live: Live, browser: Any) -> Iterator[Open]:
             reduced_motion="reduce" if still else "no-preference",
             permissions=["camera", "microphone"],
         )
-        seen = Seen(context.new_page(), live.base)
-        seen.page.set_default_timeout(60000)
-        seen.watch()
-        pages.append(seen)
-        seen.page.goto(live.base)
+        tab = Tab(context.new_page(), server.base)
+        tab.page.set_default_timeout(60000)
+        tab.record()
+        tabs.append(tab)
+        tab.page.goto(server.base)
         if key != "":
-            seen.page.fill("#key", key or live.key)
-            seen.page.click("button[type=submit]")
-            seen.page.wait_for_selector("#go")
-        return seen
+            tab.page.fill("#key", key or server.key)
+            tab.page.click("button[type=submit]")
+            tab.page.wait_for_selector("#go")
+        return tab
 
-    yield open_page
-    for seen in pages:
-        seen.page.context.close()
-    for seen in pages:
-        seen.check()
+    yield open_new_tab
+    for tab in tabs:
+        tab.page.context.close()
+    for tab in tabs:
+        tab.check()

@@ -12,9 +12,10 @@ from typing import Any
 
 import pytest
 
-from tests.support.live_server import Live, until
+from tests.support.browser_tab import OpenTab, Tab
+from tests.support.live_server import LiveServer
 from tests.support.paths import ROOT
-from tests.support.visitor import Open, Seen
+from tests.support.polling import wait_until
 
 PLAYGROUND = ROOT / "server" / "playground"
 Ffmpeg = Callable[..., None]
@@ -38,49 +39,47 @@ PAINTED = """(() => {
 
 
 @pytest.fixture(scope="session")
-def long_voice(tmp_path_factory: pytest.TempPathFactory, voice: Path, ffmpeg: Ffmpeg) -> Path:
-    path = tmp_path_factory.mktemp("long") / "voice.wav"
-    ffmpeg("-stream_loop", -1, "-i", voice, "-t", LONG_S, path)
-    return path
+def long_voice(make_voice: Callable[[float], Path]) -> Path:
+    return make_voice(LONG_S)
 
 
-def pick(seen: Seen, video: Path, voice: Path, steps: int) -> None:
+def fill_form(tab: Tab, video: Path, voice: Path, steps: int) -> None:
     for role, file in (("video", video), ("audio", voice)):
-        if seen.page.query_selector(f"#file-{role}"):
-            seen.page.set_input_files(f"#file-{role}", file)
-    if not seen.page.is_visible("#option-inference_steps"):
-        seen.page.click(".more summary")
-    seen.page.fill("#option-inference_steps", str(steps))
+        if tab.page.query_selector(f"#file-{role}"):
+            tab.page.set_input_files(f"#file-{role}", file)
+    if not tab.page.is_visible("#option-inference_steps"):
+        tab.page.click(".more summary")
+    tab.page.fill("#option-inference_steps", str(steps))
 
 
-def start(seen: Seen, video: Path, voice: Path, steps: int) -> str:
+def submit_form(tab: Tab, video: Path, voice: Path, steps: int) -> str:
     """Fill in the form, submit; the job's id."""
-    pick(seen, video, voice, steps)
-    seen.page.click("#go")
-    seen.page.wait_for_selector(".job[data-job]")
-    return str(seen.page.get_attribute(".job", "data-job"))
+    fill_form(tab, video, voice, steps)
+    tab.page.click("#go")
+    tab.page.wait_for_selector(".job[data-job]")
+    return str(tab.page.get_attribute(".job", "data-job"))
 
 
-def previews(live: Live) -> list[Path]:
-    return [path for path in (live.data_dir / "blobs" / "previews").rglob("*") if path.is_file()]
+def preview_files(server: LiveServer) -> list[Path]:
+    return [path for path in (server.data_dir / "blobs" / "previews").rglob("*") if path.is_file()]
 
 
-def test_a_wrong_key(opened: Open) -> None:
-    seen = opened(key="")
-    seen.expected.append("401")
-    seen.page.fill("#key", "sk_nobody")
-    seen.page.click("button[type=submit]")
-    seen.page.wait_for_selector(".enter .problem:not(:empty)")
-    assert "not valid" in seen.page.inner_text(".enter .problem")
-    assert seen.page.evaluate("sessionStorage.length") == 0
+def test_invalid_key_is_reported(open_tab: OpenTab) -> None:
+    tab = open_tab(key="")
+    tab.expected_messages.append("401")
+    tab.page.fill("#key", "sk_nobody")
+    tab.page.click("button[type=submit]")
+    tab.page.wait_for_selector(".enter .problem:not(:empty)")
+    assert "not valid" in tab.page.inner_text(".enter .problem")
+    assert tab.page.evaluate("sessionStorage.length") == 0
 
 
-def test_from_upload_to_deletion(
-    live: Live, opened: Open, clip: Path, long_voice: Path, tmp_path: Path, ffmpeg: Ffmpeg
+def test_job_from_upload_to_deletion(
+    server: LiveServer, open_tab: OpenTab, clip: Path, long_voice: Path, tmp_path: Path, ffmpeg: Ffmpeg
 ) -> None:
-    seen = opened()
-    page = seen.page
-    live.wait_ready()
+    tab = open_tab()
+    page = tab.page
+    server.wait_ready()
 
     # Refused before anything is uploaded.
     page.click("#go")
@@ -93,24 +92,22 @@ def test_from_upload_to_deletion(
     notes = tmp_path / "notes.mp4"
     notes.write_text("not a film")
     page.set_input_files("#file-video", notes)
-    seen.wait("document.querySelector('[data-field=video] .problem').textContent.includes('no video')")
+    tab.wait("document.querySelector('[data-field=video] .problem').textContent.includes('no video')")
     page.click("[aria-label='Remove Video']")
     page.select_option("#model", "kwaivgi/kling-lipsync/audio-to-video")
     page.set_input_files("#file-video", clip)
-    seen.wait(
-        "document.querySelector('[data-field=video] .problem').textContent.includes('320 × 320 pixels')"
-    )
+    tab.wait("document.querySelector('[data-field=video] .problem').textContent.includes('320 × 320 pixels')")
     page.click("[aria-label='Remove Video']")
     page.select_option("#model", "wavespeed-ai/latentsync")
-    pick(seen, clip, long_voice, 51)
+    fill_form(tab, clip, long_voice, 51)
     page.click("#go")
     assert "Between 1 and 50" in page.inner_text(".more .problem:not(:empty)")
 
     # Watched while it is made.
-    asked: list[str] = []
-    page.on("request", lambda request: asked.append(request.url))
+    requests: list[str] = []
+    page.on("request", lambda request: requests.append(request.url))
     began = time.monotonic()
-    job = start(seen, clip, long_voice, 2)
+    job = submit_form(tab, clip, long_voice, 2)
     stages = set()
 
     def plays() -> bool:
@@ -118,25 +115,25 @@ def test_from_upload_to_deletion(
         assert page.query_selector(".compare") is None, "it was done before anything could be watched"
         return bool(page.evaluate("(document.querySelector('.screen video')?.currentTime ?? 0) > 0.3"))
 
-    until(plays, "the first segment did not play", 120, 0.03)
+    wait_until(plays, "the first segment did not play", 120, 0.03)
     first_picture_s = time.monotonic() - began
-    assert live.look(job)["status"] == "processing"
+    assert server.prediction(job)["status"] == "processing"
     buffered = "document.querySelector('.screen video').buffered"
     start_s, stop_s = page.evaluate(f"[{buffered}.start(0), {buffered}.end(0)]")
     assert (start_s, round(stop_s, 1)) == (0, 2.4)
     assert "2.4 s can be watched" in page.inner_text(".ready")
     assert {"Faces", "Lips"} <= stages
-    seen.wait("document.querySelector('.watch progress').value > 60")
-    seen.wait("document.querySelector('.compare')")
+    tab.wait("document.querySelector('.watch progress').value > 60")
+    tab.wait("document.querySelector('.compare')")
     whole_s = time.monotonic() - began
     print(f"{LONG_S} s of film: first picture after {first_picture_s:.1f} s, the end after {whole_s:.1f} s")
-    assert len([url for url in asked if url.endswith("/events")]) == 1
-    until(lambda: not previews(live), "previews are left", 10)
+    assert len([url for url in requests if url.endswith("/events")]) == 1
+    wait_until(lambda: not preview_files(server), "previews are left", 10)
 
     # Measured.
-    seen.wait(r"/^Lips fit the voice: \d+\.\d/.test(document.querySelector('.fit')?.textContent)")
+    tab.wait(r"/^Lips fit the voice: \d+\.\d/.test(document.querySelector('.fit')?.textContent)")
     painted = "[...c.getContext('2d').getImageData(0, 0, c.width, c.height).data].some((value) => value)"
-    seen.wait(f"((c) => c.width > 0 && {painted})(document.querySelector('.fit-line'))")
+    tab.wait(f"((c) => c.width > 0 && {painted})(document.querySelector('.fit-line'))")
 
     # Marked.
     page.wait_for_selector(".badge.trusted")
@@ -145,18 +142,18 @@ def test_from_upload_to_deletion(
     assert "Model tiny" in page.inner_text(".credentials")
 
     # Compared.
-    seen.wait("document.querySelector('.after video').readyState === 4")
+    tab.wait("document.querySelector('.after video').readyState === 4")
     page.locator(".split").focus()
     for _ in range(10):
         page.keyboard.press("ArrowRight")
     assert page.evaluate("document.querySelector('.stage').style.getPropertyValue('--split')") == "55%"
     page.click(".segmented label:has(input[value=beside])")
     page.click(".transport .round")
-    seen.wait("document.querySelector('.after video').currentTime > 1.3")
+    tab.wait("document.querySelector('.after video').currentTime > 1.3")
     page.click(".transport .round")
-    seen.wait(f"{APART_S} < 0.1")
-    seen.expected.append("Canvas2D: Multiple readback")  # by this very look
-    assert seen.wait(PAINTED)
+    tab.wait(f"{APART_S} < 0.1")
+    tab.expected_messages.append("Canvas2D: Multiple readback")  # by this very look
+    assert tab.wait(PAINTED)
     with page.expect_download() as download:
         page.click(".below a[download]")
     assert download.value.suggested_filename == "clip + voice.mp4"
@@ -169,10 +166,10 @@ def test_from_upload_to_deletion(
     ):
         page.click(f".code label:has(input[value={name}])")
         assert part in page.inner_text(".code pre")
-        assert live.key not in page.inner_text(".code pre")
+        assert server.key not in page.inner_text(".code pre")
 
     # Found again, made again with changes, deleted.
-    seen.go("#/jobs")
+    tab.go("#/jobs")
     row = f"[data-job='{job}']"
     page.wait_for_selector(row)
     assert page.evaluate(f"document.querySelector(\"{row} img\").src.includes('/stills/')")
@@ -186,74 +183,84 @@ def test_from_upload_to_deletion(
     assert page.input_value("#option-inference_steps") == "2"
     assert page.input_value("#title") == "clip + voice"
     assert page.locator(".slot video").count() == 1
-    seen.go("#/jobs")
+    tab.go("#/jobs")
     page.wait_for_selector(row)
     for _ in range(2):
         page.click(f"{row} button")
-    until(lambda: page.query_selector(row) is None, "it is still listed", 20, 0.05)
-    assert live.call("GET", f"/api/v3/predictions/{job}/result")[0] == 404
+    wait_until(lambda: page.query_selector(row) is None, "it is still listed", 20, 0.05)
+    assert server.request("GET", f"/api/v3/predictions/{job}/result")[0] == 404
 
 
-def test_cancelling(live: Live, opened: Open, clip: Path, voice: Path) -> None:
-    seen = opened()
-    live.wait_ready()
-    job = start(seen, clip, voice, 50)
-    seen.page.wait_for_selector(".watch .button")
-    seen.wait("document.querySelector('.steps .now')?.textContent === 'Lips'")
-    seen.page.click(".watch .button")
-    seen.page.wait_for_selector(".pill.cancelled")
-    assert live.look(job)["status"] == "cancelled"
-    until(lambda: not previews(live), "previews are left", 10)
-
-
-@pytest.mark.slow
-def test_the_server_restarts_in_the_middle(live: Live, opened: Open, clip: Path, long_voice: Path) -> None:
-    """Nobody touches the page: it says what is wrong, comes back by itself, and plays on."""
-    seen = opened()
-    seen.expected += ["ERR_CONNECTION_REFUSED", "ERR_INCOMPLETE_CHUNKED_ENCODING", "ERR_EMPTY_RESPONSE",
-                      "ERR_CONNECTION_RESET"]  # fmt: skip
-    live.wait_ready()
-    job = start(seen, clip, long_voice, 2)
-    seen.wait("document.querySelector('.screen video')?.buffered.length > 0")
-    live.stop(signal.SIGKILL)
-    seen.page.wait_for_selector(".job .banner:not([hidden])")
-    live.start_again()
-    seen.wait("document.querySelector('.job > .banner').hidden")
-    seen.page.wait_for_selector(".watch .banner:not([hidden])")
-    assert "earlier attempt was interrupted" in seen.page.inner_text(".watch .banner")
-    seen.page.wait_for_selector(".compare", timeout=120000)
-    assert live.look(job)["status"] == "completed"
-
-
-@pytest.mark.slow
-def test_without_streams_it_asks_again_and_again(live: Live, opened: Open, clip: Path, voice: Path) -> None:
-    """As behind a proxy that lets no stream through; the voice is recorded here."""
-    seen = opened()
-    seen.expected.append("ERR_FAILED")
-    seen.page.route("**/events", lambda route: route.abort())
-    live.wait_ready()
-    seen.page.click("[data-field=audio] .pick > button")
-    seen.page.wait_for_selector(".recorder")
-    seen.wait("document.querySelector('.recording').textContent.includes('1 s')")
-    seen.page.click(".recorder .primary")
-    seen.page.wait_for_selector("[data-field=audio] audio")
-    assert "recording.webm" in seen.page.inner_text("[data-field=audio] .named")
-    seen.page.set_input_files("#file-video", clip)
-    seen.page.click(".more summary")
-    seen.page.fill("#option-inference_steps", "1")
-    seen.page.click("#go")
-    seen.page.wait_for_selector(".compare", timeout=120000)
-
-
-def test_a_failure_in_plain_words(
-    live: Live, opened: Open, clip: Path, voice: Path, tmp_path: Path, ffmpeg: Ffmpeg
+def test_cancelled_job_leaves_no_previews(
+    server: LiveServer, open_tab: OpenTab, clip: Path, voice: Path
 ) -> None:
-    """Two speakers are asked for where there is one: it says so, and the form comes back as it was."""
+    tab = open_tab()
+    server.wait_ready()
+    job = submit_form(tab, clip, voice, 50)
+    tab.page.wait_for_selector(".watch .button")
+    tab.wait("document.querySelector('.steps .now')?.textContent === 'Lips'")
+    tab.page.click(".watch .button")
+    tab.page.wait_for_selector(".pill.cancelled")
+    assert server.prediction(job)["status"] == "cancelled"
+    wait_until(lambda: not preview_files(server), "previews are left", 10)
+
+
+@pytest.mark.slow
+def test_page_recovers_from_a_server_restart(
+    server: LiveServer, open_tab: OpenTab, clip: Path, long_voice: Path
+) -> None:
+    """Nobody touches the page: it says what is wrong, comes back by itself, and plays on."""
+    tab = open_tab()
+    tab.expected_messages += [
+        "ERR_CONNECTION_REFUSED",
+        "ERR_INCOMPLETE_CHUNKED_ENCODING",
+        "ERR_EMPTY_RESPONSE",
+        "ERR_CONNECTION_RESET",
+    ]
+    server.wait_ready()
+    job = submit_form(tab, clip, long_voice, 2)
+    tab.wait("document.querySelector('.screen video')?.buffered.length > 0")
+    server.stop(signal.SIGKILL)
+    tab.page.wait_for_selector(".job .banner:not([hidden])")
+    server.start_again()
+    tab.wait("document.querySelector('.job > .banner').hidden")
+    tab.page.wait_for_selector(".watch .banner:not([hidden])")
+    assert "earlier attempt was interrupted" in tab.page.inner_text(".watch .banner")
+    tab.page.wait_for_selector(".compare", timeout=120000)
+    assert server.prediction(job)["status"] == "completed"
+
+
+@pytest.mark.slow
+def test_page_polls_where_event_streams_fail(
+    server: LiveServer, open_tab: OpenTab, clip: Path, voice: Path
+) -> None:
+    """As behind a proxy that lets no stream through; the voice is recorded here."""
+    tab = open_tab()
+    tab.expected_messages.append("ERR_FAILED")
+    tab.page.route("**/events", lambda route: route.abort())
+    server.wait_ready()
+    tab.page.click("[data-field=audio] .pick > button")
+    tab.page.wait_for_selector(".recorder")
+    tab.wait("document.querySelector('.recording').textContent.includes('1 s')")
+    tab.page.click(".recorder .primary")
+    tab.page.wait_for_selector("[data-field=audio] audio")
+    assert "recording.webm" in tab.page.inner_text("[data-field=audio] .named")
+    tab.page.set_input_files("#file-video", clip)
+    tab.page.click(".more summary")
+    tab.page.fill("#option-inference_steps", "1")
+    tab.page.click("#go")
+    tab.page.wait_for_selector(".compare", timeout=120000)
+
+
+def test_failed_job_is_explained_and_its_form_restored(
+    server: LiveServer, open_tab: OpenTab, clip: Path, voice: Path, tmp_path: Path, ffmpeg: Ffmpeg
+) -> None:
+    """Two speakers are requests for where there is one: it says so, and the form comes back as it was."""
     portrait = tmp_path / "portrait.png"
     ffmpeg("-i", clip, "-frames:v", 1, portrait)
-    seen = opened()
-    page = seen.page
-    live.wait_ready()
+    tab = open_tab()
+    page = tab.page
+    server.wait_ready()
     page.check("input[value=several]", force=True)
     page.select_option("#model", "wavespeed-ai/infinitetalk/multi")
     page.set_input_files("#file-image", portrait)
@@ -275,10 +282,10 @@ def test_a_failure_in_plain_words(
     assert page.locator(".slot .shown").count() == 3
 
 
-def test_two_people_of_a_video(opened: Open, clip: Path, voice: Path) -> None:
+def test_two_speakers_of_a_video_become_segments(open_tab: OpenTab, clip: Path, voice: Path) -> None:
     """Each voice becomes a segment with a face; with one face there it fails, and comes back as it was."""
-    seen = opened()
-    page = seen.page
+    tab = open_tab()
+    page = tab.page
     page.check("input[value=several]", force=True)
     page.set_input_files("#file-video", clip)
     for role in ("left_audio", "right_audio"):
@@ -295,10 +302,10 @@ def test_two_people_of_a_video(opened: Open, clip: Path, voice: Path) -> None:
     assert page.locator(".media .slot .shown").count() == 3
 
 
-def test_keys(live: Live, opened: Open) -> None:
-    seen = opened()
-    page = seen.page
-    seen.go("#/keys")
+def test_key_is_created_and_revoked(server: LiveServer, open_tab: OpenTab) -> None:
+    tab = open_tab()
+    page = tab.page
+    tab.go("#/keys")
     page.wait_for_selector(".key-form")
     page.fill("#key-name", "render farm")
     page.click(".key-form button")
@@ -306,7 +313,7 @@ def test_keys(live: Live, opened: Open) -> None:
     key = page.inner_text(".secret")
     assert key.startswith("sk_")
     headers = {"Authorization": f"Bearer {key}"}
-    status, me = live.call("GET", "/api/native/v1/me", **headers)
+    status, me = server.request("GET", "/api/native/v1/me", **headers)
     assert (status, me["name"], me["scopes"]) == (200, "render farm", ["read", "run"])
     row = f"[data-key='{me['key_id']}']"
     page.click("text=I have it")
@@ -315,31 +322,31 @@ def test_keys(live: Live, opened: Open) -> None:
         page.click(f"{row} button")
     page.wait_for_selector(f"{row}.ended")
     assert "Revoked" in page.inner_text(row)
-    assert live.call("GET", "/api/native/v1/me", **headers)[0] == 401
+    assert server.request("GET", "/api/native/v1/me", **headers)[0] == 401
 
 
-def test_a_key_without_rights_sees_what_it_may(live: Live, opened: Open) -> None:
-    _, made = live.call("POST", "/admin/keys?tenant=guests&scopes=read")
-    seen = opened(key=made["key"])
-    assert seen.page.is_disabled("#go")
-    seen.go("#/keys")
-    seen.page.wait_for_selector(".empty")
-    assert "guests" in seen.page.inner_text(".empty")
-    seen.go("#/jobs")
-    seen.page.wait_for_selector(".jobs")
-    assert seen.page.query_selector("#filter-tenants") is None
+def test_read_only_key_sees_its_own_tenant(server: LiveServer, open_tab: OpenTab) -> None:
+    _, made = server.request("POST", "/admin/keys?tenant=guests&scopes=read")
+    tab = open_tab(key=made["key"])
+    assert tab.page.is_disabled("#go")
+    tab.go("#/keys")
+    tab.page.wait_for_selector(".empty")
+    assert "guests" in tab.page.inner_text(".empty")
+    tab.go("#/jobs")
+    tab.page.wait_for_selector(".jobs")
+    assert tab.page.query_selector("#filter-tenants") is None
 
 
 # --- for everybody ---
 
 
 @pytest.fixture(scope="module")
-def finished(live: Live, clip: Path, voice: Path) -> str:
-    live.wait_ready()
-    job = live.submit(live.upload(clip), live.upload(voice), inference_steps=1, prompt="Smile.")
-    failed = live.submit(live.upload(voice), live.upload(voice))
+def finished(server: LiveServer, clip: Path, voice: Path) -> str:
+    server.wait_ready()
+    job = server.submit(server.upload(clip), server.upload(voice), inference_steps=1, prompt="Smile.")
+    failed = server.submit(server.upload(voice), server.upload(voice))
     for one in (job, failed):
-        live.wait(one)
+        server.wait_for_job(one)
     return job
 
 
@@ -349,29 +356,29 @@ def views(job: str) -> dict[str, str]:
             "#/health": ".tile"}  # fmt: skip
 
 
-def test_what_was_not_done_is_said(opened: Open, finished: str) -> None:
-    seen = opened()
-    seen.go(f"#/jobs/{finished}")
-    seen.page.wait_for_selector(".banner:not([hidden])")
-    assert "prompt" in seen.page.inner_text(".banner:not([hidden])")
+def test_ignored_options_are_reported(open_tab: OpenTab, finished: str) -> None:
+    tab = open_tab()
+    tab.go(f"#/jobs/{finished}")
+    tab.page.wait_for_selector(".banner:not([hidden])")
+    assert "prompt" in tab.page.inner_text(".banner:not([hidden])")
 
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
-def test_axe_finds_nothing_serious(dark: bool, opened: Open, finished: str, axe: str) -> None:
-    seen = opened(dark=dark, language="en")
-    page = seen.page
+def test_axe_reports_no_serious_violation(dark: bool, open_tab: OpenTab, finished: str, axe: str) -> None:
+    tab = open_tab(dark=dark, language="en")
+    page = tab.page
     page.evaluate(axe)
     found: list[str] = []
 
     def examine(view: str) -> None:
-        told = page.evaluate("axe.run(document, { resultTypes: ['violations'] })")
-        for violation in told["violations"]:
+        result = page.evaluate("axe.run(document, { resultTypes: ['violations'] })")
+        for violation in result["violations"]:
             if violation["impact"] in ("serious", "critical"):
                 nodes = json.dumps([node["html"][:150] for node in violation["nodes"][:3]])
                 found.append(f"{view}: {violation['id']} {nodes}")
 
     for view, sign in views(finished).items():
-        seen.go(view)
+        tab.go(view)
         page.wait_for_selector(sign)
         if view == "#/create":
             page.click("#go")  # with refusals
@@ -386,44 +393,44 @@ def test_axe_finds_nothing_serious(dark: bool, opened: Open, finished: str, axe:
 
 
 @pytest.mark.parametrize("language", ["en", "zh"])
-def test_nothing_scrolls_sideways_on_a_phone(language: str, opened: Open, finished: str) -> None:
-    seen = opened(width=390, height=844, language=language)
+def test_page_fits_a_phone(language: str, open_tab: OpenTab, finished: str) -> None:
+    tab = open_tab(width=390, height=844, language=language)
     for view, sign in views(finished).items():
-        seen.go(view)
-        seen.page.wait_for_selector(sign)
-        for closed in seen.page.query_selector_all("main details summary"):
+        tab.go(view)
+        tab.page.wait_for_selector(sign)
+        for closed in tab.page.query_selector_all("main details summary"):
             closed.click()
-        wide = seen.page.evaluate("document.documentElement.scrollWidth")
+        wide = tab.page.evaluate("document.documentElement.scrollWidth")
         assert wide <= 390, view
-    assert seen.page.get_attribute("html", "lang") == {"en": "en", "zh": "zh-Hans"}[language]
+    assert tab.page.get_attribute("html", "lang") == {"en": "en", "zh": "zh-Hans"}[language]
 
 
-def test_the_keyboard_is_enough(opened: Open) -> None:
-    """From the top of the page to the form's button, and every stop can be seen."""
-    seen = opened()
+def test_form_is_reachable_by_keyboard(open_tab: OpenTab) -> None:
+    """From the top of the page to the form's button, and every stop can be tab."""
+    tab = open_tab()
     stops = []
-    seen.page.evaluate("document.querySelector('.skip').focus()")
-    assert seen.page.evaluate("document.querySelector('.skip').getBoundingClientRect().top") >= 0
+    tab.page.evaluate("document.querySelector('.skip').focus()")
+    assert tab.page.evaluate("document.querySelector('.skip').getBoundingClientRect().top") >= 0
     for _ in range(25):
-        seen.page.keyboard.press("Tab")
-        stops.append(seen.page.evaluate("document.activeElement.id || document.activeElement.textContent"))
+        tab.page.keyboard.press("Tab")
+        stops.append(tab.page.evaluate("document.activeElement.id || document.activeElement.textContent"))
         if stops[-1] == "go":
             break
     assert stops[1] == "Create"
     assert {"file-video", "file-audio", "model", "go"} <= set(stops), stops
 
 
-def test_less_motion_where_that_is_wished(opened: Open) -> None:
-    seen = opened()
+def test_reduced_motion_is_respected(open_tab: OpenTab) -> None:
+    tab = open_tab()
     moving = "document.getAnimations().length"
-    seen.page.click("#go")
-    assert seen.page.evaluate("getComputedStyle(document.querySelector('#go')).transitionDuration") == "0s"
-    assert seen.page.evaluate(moving) == 0
+    tab.page.click("#go")
+    assert tab.page.evaluate("getComputedStyle(document.querySelector('#go')).transitionDuration") == "0s"
+    assert tab.page.evaluate(moving) == 0
 
 
-def test_both_languages_say_everything(opened: Open) -> None:
-    seen = opened()
-    tables: dict[str, Any] = seen.page.evaluate("import('/playground/texts.js').then((m) => m.tables)")
+def test_both_languages_have_every_text(open_tab: OpenTab) -> None:
+    tab = open_tab()
+    tables: dict[str, Any] = tab.page.evaluate("import('/playground/texts.js').then((m) => m.tables)")
     texts = tables["TEXTS"]
     for name, pair in texts.items():
         assert len(pair) == 2, name

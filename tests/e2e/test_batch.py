@@ -22,7 +22,7 @@ from lipsync_engine.batch.manifest import read_manifest
 from lipsync_engine.errors import EXIT_STATUS, ErrorCode, InputError, LipSyncError, ParameterError
 from lipsync_engine.provenance import ManifestSigner, Verdict, verify_credentials
 from lipsync_engine.utils import drain
-from tests.support.cli_process import DEADLINE_S, start, wait_for
+from tests.support.cli_process import DEADLINE_S, start_cli, wait_while_running
 
 Ffmpeg = Callable[..., None]
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -143,8 +143,8 @@ def test_killed_with_its_workers_then_only_the_rest_is_made(
         {"video": "talk.mp4", "audio": "talk.wav", "seed": seed, "output": f"{seed}.mp4"} for seed in range(4)
     ]
     manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    first = start(environment, "batch", manifest, "-o", out, *QUICK)
-    wait_for(lambda: len(lines(out)) >= 1, first)
+    first = start_cli(environment, "batch", manifest, "-o", out, *QUICK)
+    wait_while_running(lambda: len(lines(out)) >= 1, first)
     second = lipsync("batch", manifest, "-o", out, *QUICK)
     workers = workers_of(first)
     first.kill()
@@ -160,8 +160,8 @@ def test_killed_with_its_workers_then_only_the_rest_is_made(
 
     for path in cache_dir.glob("jobs/*/segment-*.part*"):  # of the killed run; the next is the second's
         path.unlink()
-    again = start(environment, "batch", manifest, "-o", out, *QUICK)
-    wait_for(lambda: any(cache_dir.glob("jobs/*/segment-*.part*")), again)
+    again = start_cli(environment, "batch", manifest, "-o", out, *QUICK)
+    wait_while_running(lambda: any(cache_dir.glob("jobs/*/segment-*.part*")), again)
     (worker,) = workers_of(again)
     worker.kill()
     printed, errors = again.communicate(timeout=DEADLINE_S)
@@ -188,8 +188,8 @@ def test_a_folder_stopped_by_the_user_then_finished_by_two_workers(
         ("b.wav", "face.wav"),
     ):
         (folder / name).hardlink_to(inputs / source)
-    process = start(environment, "batch", folder, "-o", out, *QUICK)
-    wait_for(lambda: any(cache_dir.glob("jobs/*/segment-*.part*")), process)
+    process = start_cli(environment, "batch", folder, "-o", out, *QUICK)
+    wait_while_running(lambda: any(cache_dir.glob("jobs/*/segment-*.part*")), process)
     workers = workers_of(process)
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=40)
@@ -249,8 +249,8 @@ def test_clips_whose_worker_was_killed_are_tried_again_one_by_one(
     manifest, out = inputs / "killed.csv", tmp_path / "out"
     rows = "".join(f"talk.mp4,talk.wav,{seed}.mp4,{seed}\n" for seed in range(3))
     manifest.write_text(f"video,audio,output,seed\n{rows}")
-    process = start(environment, "batch", manifest, "-o", out, "--jobs-per-worker", 2, *QUICK)
-    wait_for(lambda: len(list(cache_dir.glob("jobs/*/"))) == 2, process)
+    process = start_cli(environment, "batch", manifest, "-o", out, "--jobs-per-worker", 2, *QUICK)
+    wait_while_running(lambda: len(list(cache_dir.glob("jobs/*/"))) == 2, process)
     (worker,) = workers_of(process)
     worker.kill()
     _, errors = process.communicate(timeout=DEADLINE_S)

@@ -34,11 +34,9 @@ def long_clip(tmp_path_factory: pytest.TempPathFactory, clip: Path, ffmpeg: Ffmp
     return path
 
 
-@pytest.fixture(scope="module")
-def long_voice(tmp_path_factory: pytest.TempPathFactory, voice: Path, ffmpeg: Ffmpeg) -> Path:
-    path = tmp_path_factory.mktemp("long") / "voice.wav"
-    ffmpeg("-stream_loop", -1, "-i", voice, "-t", SECONDS - 1, path)
-    return path
+@pytest.fixture(scope="session")
+def long_voice(make_voice: Callable[[float], Path]) -> Path:
+    return make_voice(SECONDS - 1)
 
 
 def plans(

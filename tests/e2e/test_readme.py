@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.live_server import Live
+from tests.support.live_server import LiveServer
 from tests.support.paths import ROOT
 
 SDK = "wavespeed==2.0.5"
@@ -95,15 +95,15 @@ def test_no_block_is_left_out() -> None:
 
 
 @pytest.fixture(scope="module")
-def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
-    server = Live(tmp_path_factory.mktemp("readme"), drain_s=0)
+def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
+    server = LiveServer(tmp_path_factory.mktemp("readme"), drain_s=0)
     server.start()
     server.wait_ready()
     yield server
     assert server.stop() == 0
 
 
-def run_block(live: Live, folder: Path, *command: str, **more: str) -> str:
+def run_block(live: LiveServer, folder: Path, *command: str, **more: str) -> str:
     """What a block prints, run in a folder that has the demo."""
     if not (folder / "demo").exists():
         put_demo(folder)
@@ -115,23 +115,23 @@ def run_block(live: Live, folder: Path, *command: str, **more: str) -> str:
     return done.stdout
 
 
-def test_the_quickstart_from_a_shell(live: Live, tmp_path: Path) -> None:
+def test_the_quickstart_from_a_shell(live: LiveServer, tmp_path: Path) -> None:
     if shutil.which("curl") is None:
         pytest.skip("there is no curl on this machine")
     (block,) = blocks("sh", QUICKSTART)
     told = json.loads(run_block(live, tmp_path, "bash", "-euc", block))["data"]
     assert told["status"] == "completed", told
-    assert live.call("GET", told["outputs"][0])[0] == 200
+    assert live.request("GET", told["outputs"][0])[0] == 200
 
 
-def test_the_quickstart_from_python(live: Live, tmp_path: Path) -> None:
+def test_the_quickstart_from_python(live: LiveServer, tmp_path: Path) -> None:
     (block,) = blocks("python", QUICKSTART)
     status, link = run_block(live, tmp_path, sys.executable, "-c", block).split()
     assert status == "completed"
-    assert live.call("GET", link)[0] == 200
+    assert live.request("GET", link)[0] == 200
 
 
-def test_the_readmes_client(live: Live, tmp_path: Path) -> None:
+def test_the_readmes_client(live: LiveServer, tmp_path: Path) -> None:
     """The block of the README, with this server's address and key, and two files of that name."""
     (block,) = blocks("py")
     install = [sys.executable, "-m", "pip", "install", "-q", "--target", str(tmp_path / "sdk"), SDK]
@@ -146,4 +146,4 @@ def test_the_readmes_client(live: Live, tmp_path: Path) -> None:
     block = block.replace("sk_…", live.key).replace("http://127.0.0.1:8000", live.base)
     printed = run_block(live, tmp_path, sys.executable, "-c", block, PYTHONPATH=str(tmp_path / "sdk"))
     (link,) = ast.literal_eval(printed.strip())
-    assert live.call("GET", link)[0] == 200
+    assert live.request("GET", link)[0] == 200

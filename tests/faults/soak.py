@@ -27,7 +27,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 from lipsync_engine import media
-from tests.support.live_server import FINAL, ROOT, Live, processes_naming, until
+from tests.support.live_server import FINAL, LiveServer
+from tests.support.paths import ROOT
+from tests.support.polling import wait_until
+from tests.support.processes import pids_naming
 
 UNFINISHED = 4
 """So many jobs are kept in the queue."""
@@ -48,7 +51,7 @@ SHARES = {
 class Soak:
     """The state of a run."""
 
-    server: Live
+    server: LiveServer
     rng: random.Random
     clip: str = ""
     voices: list[str] = field(default_factory=list)
@@ -69,7 +72,7 @@ class Soak:
             "inference_steps": 1,
             "webhook_url": self.hook,
         }
-        status, told = self.server.call("POST", "/api/v3/bytedance/latentsync", body, **headers)
+        status, told = self.server.request("POST", "/api/v3/bytedance/latentsync", body, **headers)
         if status != 200:
             raise AssertionError(f"a submission was answered with {status}: {told}")
         job = str(told["data"]["id"])
@@ -94,9 +97,9 @@ class Soak:
                     return
                 job = self.rng.choice(waiting)
                 if action == "cancel":
-                    self.server.call("POST", f"/api/v3/predictions/{job}/cancel")
-                elif self.server.call("DELETE", f"/api/v3/predictions/{job}")[0] == 200:
-                    status, _ = self.server.call("GET", f"/api/v3/predictions/{job}/result")
+                    self.server.request("POST", f"/api/v3/predictions/{job}/cancel")
+                elif self.server.request("DELETE", f"/api/v3/predictions/{job}")[0] == 200:
+                    status, _ = self.server.request("GET", f"/api/v3/predictions/{job}/result")
                     if status == 404:
                         self.deleted.add(job)
             case "upload and leave":
@@ -116,7 +119,7 @@ class Soak:
 
     def unfinished(self) -> list[str]:
         ids = [job for job in self.frames if job not in self.deleted]
-        return [job for job in ids if self.server.look(job)["status"] not in FINAL]
+        return [job for job in ids if self.server.prediction(job)["status"] not in FINAL]
 
 
 def listen(told: dict[str, list[str]], rng: random.Random) -> tuple[ThreadingHTTPServer, str]:
@@ -161,11 +164,11 @@ def problems(soak: Soak, folder: Path) -> list[str]:
     for job, frames in soak.frames.items():
         if job in soak.deleted:
             continue
-        seen = server.look(job)
+        seen = server.prediction(job)
         states[seen["status"]] += 1
         if seen["status"] == "completed":
             film = folder / "film.mp4"
-            film.write_bytes(server.call("GET", seen["outputs"][0])[1])
+            film.write_bytes(server.request("GET", seen["outputs"][0])[1])
             got = len(list(media.scan_frames(media.probe_video(film), 64)))
             if got != frames:
                 found.append(f"{job} has {got} frames instead of {frames}")
@@ -191,7 +194,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="lipsync-soak-") as name:
         folder = Path(name)
         rng = random.Random(arguments.seed)
-        server = Live(
+        server = LiveServer(
             folder / "data", allow_hosts="127.0.0.1", requests_per_minute=10**6, stall_s=15, drain_s=2,
             max_attempts=5, min_free_bytes=0,
         )  # fmt: skip
@@ -212,13 +215,15 @@ def main() -> int:
                 soak.act(action)
                 threading.Event().wait(rng.uniform(0, 2.0))
             print("no more kills: everything must come to its end", flush=True)
-            until(lambda: not soak.unfinished(), "a job never ended", 300, pause_s=0.1)
+            wait_until(lambda: not soak.unfinished(), "a job never ended", 300, interval_s=0.1)
             live = [job for job in soak.frames if job not in soak.deleted]
-            until(lambda: all(soak.told[job] for job in live), "a webhook never came", 120, pause_s=0.1)
+            wait_until(
+                lambda: all(soak.told[job] for job in live), "a webhook never came", 120, interval_s=0.1
+            )
             broken = problems(soak, folder)
             if server.stop() != 0:
                 broken.append("the server did not stop cleanly")
-            if processes_naming(str(folder)):
+            if pids_naming(str(folder)):
                 broken.append("a process is left")
         except (AssertionError, urllib.error.URLError) as error:
             broken = [str(error)]

@@ -5,14 +5,15 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from lipsync_engine.errors import EXIT_STATUS, ErrorCode
-from tests.support.cli_process import start, wait_for
+from tests.support.cli_process import start_cli, wait_while_running
+from tests.support.polling import wait_until
+from tests.support.processes import pids_naming
 
 Ffmpeg = Callable[..., None]
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -20,29 +21,14 @@ Likeness = Callable[[Path, Path], float]
 
 
 @pytest.fixture(scope="module")
-def long_job(tmp_path_factory: pytest.TempPathFactory, ffmpeg: Ffmpeg, clip: Path, voice: Path) -> list[str]:
+def long_job(clip: Path, make_voice: Callable[[float], Path]) -> list[str]:
     """Arguments of a job with two segments of 2.4 s."""
-    long_voice = tmp_path_factory.mktemp("long") / "voice.wav"
-    ffmpeg("-stream_loop", -1, "-i", voice, "-t", 4.8, long_voice)
-    return [str(clip), str(long_voice), "--steps", "1", "--guidance-scale", "1"]
+    return [str(clip), str(make_voice(4.8)), "--steps", "1", "--guidance-scale", "1"]
 
 
 def finished_segments(cache_dir: Path) -> dict[str, tuple[int, int]]:
     found = cache_dir.glob("jobs/*/segment-?????.mp4")
     return {path.name: (path.stat().st_mtime_ns, path.stat().st_size) for path in found}
-
-
-def processes_mentioning(text: str) -> list[str]:
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit() and int(entry.name) != os.getpid():
-            try:
-                command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-            except OSError:
-                continue
-            if text in command:
-                found.append(command)
-    return found
 
 
 def test_killed_in_the_middle_then_only_the_rest_is_rendered(
@@ -54,8 +40,8 @@ def test_killed_in_the_middle_then_only_the_rest_is_rendered(
     likeness_db: Likeness,
 ) -> None:
     straight, resumed = tmp_path / "straight.mp4", tmp_path / "resumed.mp4"
-    process = start(environment, "sync", *long_job, "-o", resumed)
-    wait_for(lambda: len(finished_segments(cache_dir)) >= 1, process)
+    process = start_cli(environment, "sync", *long_job, "-o", resumed)
+    wait_while_running(lambda: len(finished_segments(cache_dir)) >= 1, process)
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate(timeout=30)
     kept = finished_segments(cache_dir)
@@ -85,8 +71,8 @@ def test_stopped_by_the_user(
     environment: dict[str, str],
 ) -> None:
     output = tmp_path / "stopped.mp4"
-    process = start(environment, "sync", *long_job, "-o", output)
-    wait_for(lambda: any(cache_dir.glob("jobs/*/segment-*.part*")), process)
+    process = start_cli(environment, "sync", *long_job, "-o", output)
+    wait_while_running(lambda: any(cache_dir.glob("jobs/*/segment-*.part*")), process)
     process.send_signal(signal_number)
     _, errors = process.communicate(timeout=20)
     assert process.returncode == EXIT_STATUS[ErrorCode.CANCELLED]
@@ -94,30 +80,25 @@ def test_stopped_by_the_user(
     assert "Traceback" not in errors
     assert [path.name for path in tmp_path.iterdir()] == ["cache"]
     assert not list(cache_dir.rglob("*.part*"))
-    assert processes_mentioning(str(tmp_path)) == []
+    assert pids_naming(str(tmp_path)) == []
 
 
 def test_a_killed_parent_leaves_no_child(
     long_job: list[str], tmp_path: Path, cache_dir: Path, environment: dict[str, str]
 ) -> None:
-    process = start(environment, "sync", *long_job, "-o", tmp_path / "out.mp4")
-    wait_for(lambda: any(cache_dir.glob("jobs/*/segment-*.part*")), process)
+    process = start_cli(environment, "sync", *long_job, "-o", tmp_path / "out.mp4")
+    wait_while_running(lambda: any(cache_dir.glob("jobs/*/segment-*.part*")), process)
     process.kill()
     process.communicate(timeout=20)
-    pause = threading.Event()
-    for _ in range(100):
-        if not (left := processes_mentioning(str(cache_dir))):
-            break
-        pause.wait(0.1)
-    assert left == []
+    wait_until(lambda: not pids_naming(str(cache_dir)), "a child process is still running", 10)
 
 
 @pytest.mark.slow
 def test_the_same_job_twice_at_once_is_refused(
     long_job: list[str], tmp_path: Path, cache_dir: Path, environment: dict[str, str], lipsync: Run
 ) -> None:
-    process = start(environment, "sync", *long_job, "-o", tmp_path / "first.mp4")
-    wait_for(lambda: any(cache_dir.glob("jobs/*/segment-*.part*")), process)
+    process = start_cli(environment, "sync", *long_job, "-o", tmp_path / "first.mp4")
+    wait_while_running(lambda: any(cache_dir.glob("jobs/*/segment-*.part*")), process)
     process.send_signal(signal.SIGSTOP)  # it has the job for as long as that takes
     second = lipsync("sync", *long_job, "-o", tmp_path / "second.mp4")
     process.send_signal(signal.SIGCONT)

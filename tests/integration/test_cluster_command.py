@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.live_server import until
+from tests.support.polling import wait_until
 from tests.support.ray_nodes import open_cluster
 
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'lipsync-engine[ray]'")
@@ -73,13 +73,13 @@ def test_a_machine_joins_and_leaves(how: signal.Signals, monkeypatch: pytest.Mon
     try:
         assert process.stdout is not None
         assert process.stdout.readline().startswith("this machine has joined the cluster at ")
-        until(lambda: ray.cluster_resources().get("CPU") == 3, "nobody has joined", 60, 0.2)
+        wait_until(lambda: ray.cluster_resources().get("CPU") == 3, "nobody has joined", 60, 0.2)
         if how is signal.SIGINT:  # as from a terminal
             os.killpg(process.pid, how)
         else:
             process.send_signal(how)
         assert process.wait(60) == 0
-        until(lambda: "CPU" not in ray.cluster_resources(), "it is still there", 60, 0.2)
+        wait_until(lambda: "CPU" not in ray.cluster_resources(), "it is still there", 60, 0.2)
     finally:
         process.kill()
         ray.shutdown()

@@ -7,13 +7,14 @@ import os
 import re
 import signal
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.support.live_server import Live, until
+from tests.support.live_server import LiveServer
+from tests.support.polling import wait_until
 
 Ffmpeg = Callable[..., None]
 Likeness = Callable[[Path, Path], float]
@@ -22,44 +23,36 @@ LONG_S = 4.8
 
 
 @pytest.fixture
-def start(tmp_path: Path) -> Iterator[Callable[..., Live]]:
-    """A server with one worker for two jobs; what is left of it at the end is killed."""
-    started: list[Live] = []
+def start(start_server: Callable[..., LiveServer]) -> Callable[..., LiveServer]:
+    """A server with one worker for two jobs."""
 
-    def begin(**settings: object) -> Live:
-        given = {"devices": "cpu", "jobs_per_worker": 2, "marking": "off", "requests_per_minute": 10**6}
-        server = Live(tmp_path / f"data-{len(started)}", **given | settings)
-        server.start()
-        started.append(server)
+    def start_with(**settings: object) -> LiveServer:
+        defaults = {"devices": "cpu", "jobs_per_worker": 2, "marking": "off", "requests_per_minute": 10**6}
+        server = start_server(**defaults | settings)
         server.wait_ready()
         return server
 
-    yield begin
-    for server in started:
-        if server.process is not None and server.process.poll() is None:
-            server.stop(signal.SIGKILL)
+    return start_with
 
 
 @pytest.fixture
-def long_voice(tmp_path: Path, voice: Path, ffmpeg: Ffmpeg) -> Path:
-    path = tmp_path / "voice.wav"
-    ffmpeg("-stream_loop", -1, "-i", voice, "-t", LONG_S, path)
-    return path
+def long_voice(make_voice: Callable[[float], Path]) -> Path:
+    return make_voice(LONG_S)
 
 
-def submit_two(server: Live, clip: Path, voice: Path, **body: object) -> tuple[str, str]:
+def submit_two(server: LiveServer, clip: Path, voice: Path, **body: object) -> tuple[str, str]:
     video, audio = server.upload(clip), server.upload(voice)
     given: dict[str, Any] = {"inference_steps": 1, "guidance_scale": 1, **body}
     one, other = (server.submit(video, audio, seed=seed, **given) for seed in (1, 2))
     return one, other
 
 
-def working(server: Live, *jobs: str) -> bool:
-    """All of them are seen at work at the same time."""
-    return all(server.look(job)["timings"].get("done", 0) > 0 for job in jobs)
+def are_rendering(server: LiveServer, *jobs: str) -> bool:
+    """All of them are rows_now at work at the same time."""
+    return all(server.prediction(job)["timings"].get("done", 0) > 0 for job in jobs)
 
 
-def rows(server: Live) -> dict[str, tuple[str, int, float, float]]:
+def job_rows(server: LiveServer) -> dict[str, tuple[str, int, float, float]]:
     """Of each job its state, attempts, and when the last of them began and ended."""
     database = sqlite3.connect(server.data_dir / "lipsync.sqlite", timeout=20)
     found = database.execute("SELECT id, state, attempts, started_at, finished_at FROM jobs").fetchall()
@@ -67,135 +60,128 @@ def rows(server: Live) -> dict[str, tuple[str, int, float, float]]:
     return {job: (state, attempts, began, ended) for job, state, attempts, began, ended in found}
 
 
-def film(server: Live, job: str, path: Path) -> Path:
-    done = server.wait(job)
-    assert done["status"] == "completed", done
-    path.write_bytes(server.call("GET", done["outputs"][0])[1])
-    return path
-
-
-def jobs_of(server: Live) -> int:
-    _, text = server.call("GET", "/metrics")
+def running_jobs(server: LiveServer) -> int:
+    _, text = server.request("GET", "/metrics")
     found = re.search(rb'lipsync_worker_jobs\{device="cpu"\} (\d)', text)
     assert found, text
     return int(found[1])
 
 
-def test_two_jobs_at_once_are_what_each_is_alone(
-    start: Callable[..., Live], clip: Path, voice: Path, tmp_path: Path, likeness_db: Likeness
+def test_concurrent_jobs_equal_jobs_that_run_alone(
+    start: Callable[..., LiveServer], clip: Path, voice: Path, tmp_path: Path, likeness_db: Likeness
 ) -> None:
     server = start()
     jobs = submit_two(server, clip, voice)
-    until(lambda: working(server, *jobs), "they are not made at once", pause_s=0.05)
-    assert jobs_of(server) == 2
-    _, told = server.call("GET", "/api/native/v1/health")
-    assert [device["jobs"] for device in told["devices"]] == [2]
-    films = [film(server, job, tmp_path / f"{job}.mp4") for job in jobs]
-    until(lambda: jobs_of(server) == 0, "it still has work")
+    wait_until(lambda: are_rendering(server, *jobs), "they are not made at once", interval_s=0.05)
+    assert running_jobs(server) == 2
+    _, health = server.request("GET", "/api/native/v1/health")
+    assert [device["jobs"] for device in health["devices"]] == [2]
+    videos = [server.download_result(job, tmp_path / f"{job}.mp4") for job in jobs]
+    wait_until(lambda: running_jobs(server) == 0, "it still has work")
 
     video, audio = server.upload(clip), server.upload(voice)
     again = server.submit(video, audio, seed=1, inference_steps=1, guidance_scale=1)
-    alone = film(server, again, tmp_path / "alone.mp4")
-    assert likeness_db(films[0], alone) > 55
-    assert likeness_db(films[1], alone) < 53
+    alone = server.download_result(again, tmp_path / "alone.mp4")
+    assert likeness_db(videos[0], alone) > 55
+    assert likeness_db(videos[1], alone) < 53
     assert len(server.worker_pids()) == 1
     assert server.stop() == 0
 
 
 @pytest.mark.slow
-def test_equal_jobs_come_one_after_the_other(
-    start: Callable[..., Live], clip: Path, long_voice: Path
+def test_equal_jobs_run_one_after_the_other(
+    start: Callable[..., LiveServer], clip: Path, long_voice: Path
 ) -> None:
     server = start()
     video, audio = server.upload(clip), server.upload(long_voice)
     jobs = [server.submit(video, audio, inference_steps=1, guidance_scale=1) for _ in range(2)]
-    assert [server.wait(job)["status"] for job in jobs] == ["completed"] * 2
-    (_, one, _, ended), (_, other, began, _) = rows(server).values()
+    assert [server.wait_for_job(job)["status"] for job in jobs] == ["completed"] * 2
+    (_, one, _, ended), (_, other, began, _) = job_rows(server).values()
     assert (one, other) == (1, 1)
     assert began < ended, "the second was not taken while the first was made"
 
 
 @pytest.mark.slow
-def test_a_cancelled_job_leaves_its_neighbour_alone(
-    start: Callable[..., Live], clip: Path, long_voice: Path
+def test_cancelling_a_job_leaves_concurrent_jobs_running(
+    start: Callable[..., LiveServer], clip: Path, long_voice: Path
 ) -> None:
     server = start()
     workers = server.worker_pids()
     one, other = submit_two(server, clip, long_voice, inference_steps=4)
-    until(lambda: working(server, one, other), "they are not made at once", pause_s=0.05)
-    server.call("POST", f"/api/v3/predictions/{one}/cancel")
-    assert server.wait(one)["status"] == "cancelled"
-    assert server.look(other)["status"] == "processing"
-    assert server.wait(other)["status"] == "completed"
+    wait_until(lambda: are_rendering(server, one, other), "they are not made at once", interval_s=0.05)
+    server.request("POST", f"/api/v3/predictions/{one}/cancel")
+    assert server.wait_for_job(one)["status"] == "cancelled"
+    assert server.prediction(other)["status"] == "processing"
+    assert server.wait_for_job(other)["status"] == "completed"
     assert server.worker_pids() == workers
 
 
 @pytest.mark.slow
-def test_jobs_whose_worker_was_killed_are_tried_again_one_by_one(
-    start: Callable[..., Live], clip: Path, long_voice: Path
+def test_jobs_of_a_killed_worker_are_retried_one_by_one(
+    start: Callable[..., LiveServer], clip: Path, long_voice: Path
 ) -> None:
     server = start()
     jobs = submit_two(server, clip, long_voice)
-    until(lambda: working(server, *jobs), "they are not made at once", pause_s=0.05)
+    wait_until(lambda: are_rendering(server, *jobs), "they are not made at once", interval_s=0.05)
     (worker,) = server.worker_pids()
     os.kill(worker, signal.SIGKILL)
-    until(lambda: worker not in server.worker_pids(), "it does not die")
+    wait_until(lambda: worker not in server.worker_pids(), "it does not die")
     fresh = server.submit(server.upload(clip), server.upload(long_voice), inference_steps=1, guidance_scale=1)
-    assert [server.wait(job)["status"] for job in (*jobs, fresh)] == ["completed"] * 3
-    seen = rows(server)
-    assert [seen[job][1] for job in (*jobs, fresh)] == [2, 2, 1]
-    tried = sorted(seen[job][2:] for job in (*jobs, fresh))
+    assert [server.wait_for_job(job)["status"] for job in (*jobs, fresh)] == ["completed"] * 3
+    rows_now = job_rows(server)
+    assert [rows_now[job][1] for job in (*jobs, fresh)] == [2, 2, 1]
+    tried = sorted(rows_now[job][2:] for job in (*jobs, fresh))
     assert all(ended <= began for (_, ended), (began, _) in itertools.pairwise(tried)), tried
 
 
 @pytest.mark.slow
-def test_a_job_that_does_not_stop_costs_its_neighbour_nothing(
-    start: Callable[..., Live], clip: Path, long_voice: Path
+def test_unstoppable_job_costs_concurrent_jobs_no_attempt(
+    start: Callable[..., LiveServer], clip: Path, long_voice: Path
 ) -> None:
     server = start()
     one, other = submit_two(server, clip, long_voice)
-    until(lambda: working(server, one, other), "they are not made at once", pause_s=0.05)
+    wait_until(lambda: are_rendering(server, one, other), "they are not made at once", interval_s=0.05)
     (worker,) = server.worker_pids()
     os.kill(worker, signal.SIGSTOP)
-    server.call("POST", f"/api/v3/predictions/{one}/cancel")
-    assert server.wait(one)["status"] == "cancelled"
-    assert server.wait(other)["status"] == "completed"
-    assert rows(server)[other][1] == 1
+    server.request("POST", f"/api/v3/predictions/{one}/cancel")
+    assert server.wait_for_job(one)["status"] == "cancelled"
+    assert server.wait_for_job(other)["status"] == "completed"
+    assert job_rows(server)[other][1] == 1
     assert worker not in server.worker_pids()
 
 
 @pytest.mark.slow
-def test_a_worker_that_has_done_enough_ends_what_it_has(
-    start: Callable[..., Live], clip: Path, voice: Path
+def test_recycled_worker_finishes_its_jobs_first(
+    start: Callable[..., LiveServer], clip: Path, voice: Path
 ) -> None:
     server = start(recycle_after_jobs=2)
     workers = server.worker_pids()
     video, audio = server.upload(clip), server.upload(voice)
     jobs = [server.submit(video, audio, inference_steps=1, guidance_scale=1, seed=seed) for seed in range(3)]
-    assert [server.wait(job)["status"] for job in jobs] == ["completed"] * 3
-    seen = rows(server)
-    assert [seen[job][1] for job in jobs] == [1, 1, 1]
-    assert max(seen[job][3] for job in jobs[:2]) <= seen[jobs[2]][2], (
+    assert [server.wait_for_job(job)["status"] for job in jobs] == ["completed"] * 3
+    rows_now = job_rows(server)
+    assert [rows_now[job][1] for job in jobs] == [1, 1, 1]
+    assert max(rows_now[job][3] for job in jobs[:2]) <= rows_now[jobs[2]][2], (
         "a third job was begun by a tired worker"
     )
     assert server.worker_pids() != workers
 
 
 @pytest.mark.slow
-def test_an_idle_device_comes_before_a_busy_one_and_helps_it(
-    start: Callable[..., Live], clip: Path, long_voice: Path, tmp_path: Path, likeness_db: Likeness
+def test_idle_device_is_preferred_and_helps_the_busy_one(
+    start: Callable[..., LiveServer], clip: Path, long_voice: Path, tmp_path: Path, likeness_db: Likeness
 ) -> None:
-    """Two devices with two places each: a film for each, then one film for both."""
+    """Two devices with two places each: a download for each, then one download for both."""
     server = start(devices="cpu,cpu")
-    until(lambda: sum("ready with" in line for line in server.log) == 2, "a worker did not start", 120)
+    wait_until(lambda: sum("ready with" in line for line in server.log) == 2, "a worker did not start", 120)
     jobs = submit_two(server, clip, long_voice)
-    until(lambda: working(server, *jobs), "they are not made at once", pause_s=0.05)
-    _, told = server.call("GET", "/api/native/v1/health")
-    assert [device["jobs"] for device in told["devices"]] == [1, 1]
-    films = [film(server, job, tmp_path / f"{job}.mp4") for job in jobs]
+    wait_until(lambda: are_rendering(server, *jobs), "they are not made at once", interval_s=0.05)
+    _, health = server.request("GET", "/api/native/v1/health")
+    assert [device["jobs"] for device in health["devices"]] == [1, 1]
+    videos = [server.download_result(job, tmp_path / f"{job}.mp4") for job in jobs]
     server.log.clear()
     video, audio = server.upload(clip), server.upload(long_voice)
     again = server.submit(video, audio, seed=1, inference_steps=1, guidance_scale=1)
-    assert likeness_db(films[0], film(server, again, tmp_path / "again.mp4")) > 55
+    assert likeness_db(videos[0], server.download_result(again, tmp_path / "again.mp4")) > 55
     assert sum("was rendered here for it" in line for line in server.log) == 1
     assert len(server.worker_pids()) == 2

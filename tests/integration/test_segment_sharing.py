@@ -21,8 +21,10 @@ from server.jobs.state import Job, JobPolicy, Output
 from server.store import SegmentClaim, SegmentRecord, Store
 from server.store.segments import LEASE_S, MAX_HELPER_CLAIMS
 from server.store.tables import SEGMENTS
-from tests.support.live_server import Live, descendants, until
-from tests.support.s3 import ENVIRONMENT, Storage
+from tests.support.live_server import LiveServer
+from tests.support.polling import wait_until
+from tests.support.processes import descendant_pids
+from tests.support.s3 import Storage
 
 POLICY = JobPolicy()
 REQUEST = Request(dialect="wavespeed", dialect_state="{}", endpoint="a/b", sources=(), key_id="0" * 16)
@@ -179,40 +181,20 @@ def test_a_later_attempt_keeps_what_is_done_of_the_same_plan(store: Store) -> No
 
 
 @pytest.fixture
-def long_voice(tmp_path: Path, voice: Path, ffmpeg: Ffmpeg) -> Path:
+def long_voice(make_voice: Callable[[float], Path]) -> Path:
     """Two segments."""
-    path = tmp_path / "voice.wav"
-    ffmpeg("-stream_loop", -1, "-i", voice, "-t", LONG_S, path)
-    return path
+    return make_voice(LONG_S)
 
 
-@pytest.fixture
-def start() -> Iterator[Callable[..., Live]]:
-    """A server that runs; whatever is left of it at the end is killed."""
-    started: list[Live] = []
-
-    def begin(data_dir: Path, key: str = "", **settings: object) -> Live:
-        server = Live(data_dir, **settings)
-        server.key = key
-        server.start()
-        started.append(server)
-        return server
-
-    yield begin
-    for server in started:
-        if server.process is not None and server.process.poll() is None:
-            kill(server)
-
-
-def kill(server: Live) -> None:
+def kill(server: LiveServer) -> None:
     """As when its machine loses power."""
     assert server.process is not None
-    for pid in [*descendants(server.process.pid), server.process.pid]:
+    for pid in [*descendant_pids(server.process.pid), server.process.pid]:
         os.kill(pid, signal.SIGKILL)
     server.process.wait()
 
 
-def helped(servers: list[Live]) -> list[str]:
+def helped(servers: list[LiveServer]) -> list[str]:
     """Segments that were rendered for another worker, as job and number."""
     lines = [line for server in servers for line in server.log]
     return [
@@ -223,21 +205,22 @@ def helped(servers: list[Live]) -> list[str]:
 
 
 def test_two_devices_render_one_film(
-    start: Callable[..., Live], tmp_path: Path, clip: Path, long_voice: Path, likeness_db: Likeness
+    start_server: Callable[..., LiveServer],
+    tmp_path: Path,
+    clip: Path,
+    long_voice: Path,
+    likeness_db: Likeness,
 ) -> None:
     """It is the film that one worker makes."""
-    server = start(tmp_path / "data", devices="cpu,cpu")
-    until(lambda: sum("ready with" in line for line in server.log) == 2, "a worker did not start", 120)
+    server = start_server(devices="cpu,cpu")
+    wait_until(lambda: sum("ready with" in line for line in server.log) == 2, "a worker did not start", 120)
     job = server.submit(
         server.upload(clip), server.upload(long_voice), inference_steps=1, guidance_scale=1, seed=1
     )
-    done = server.wait(job)
-    assert done["status"] == "completed", done
+    film, alone = server.download_result(job, tmp_path / "film.mp4"), tmp_path / "alone.mp4"
     assert len(helped([server])) == 1
-    film, alone = tmp_path / "film.mp4", tmp_path / "alone.mp4"
-    film.write_bytes(server.call("GET", done["outputs"][0])[1])
-    shared = tmp_path / "data" / "blobs" / "shared"
-    until(lambda: not any(shared.iterdir()), "files are left")
+    shared = server.data_dir / "blobs" / "shared"
+    wait_until(lambda: not any(shared.iterdir()), "files are left")
     assert server.stop() == 0
 
     pipeline = LipSyncPipeline.from_pretrained("tiny", device="cpu", cache_dir=tmp_path / "cache")
@@ -247,30 +230,21 @@ def test_two_devices_render_one_film(
 
 @pytest.mark.slow
 def test_a_cancelled_film_stops_on_all_devices(
-    start: Callable[..., Live], tmp_path: Path, clip: Path, long_voice: Path
+    start_server: Callable[..., LiveServer], tmp_path: Path, clip: Path, long_voice: Path
 ) -> None:
-    server = start(tmp_path / "data", devices="cpu,cpu")
-    until(lambda: sum("ready with" in line for line in server.log) == 2, "a worker did not start", 120)
+    server = start_server(devices="cpu,cpu")
+    wait_until(lambda: sum("ready with" in line for line in server.log) == 2, "a worker did not start", 120)
     workers, given = server.worker_pids(), (server.upload(clip), server.upload(long_voice))
-    shared = tmp_path / "data" / "blobs" / "shared"
+    shared = server.data_dir / "blobs" / "shared"
     job = server.submit(*given, inference_steps=4, guidance_scale=1)
-    server.wait(job, lambda seen: shared.exists() and any(shared.iterdir()))
-    server.call("POST", f"/api/v3/predictions/{job}/cancel")
-    assert server.wait(job)["status"] == "cancelled"
-    until(lambda: not any(shared.iterdir()), "files are left")
-    again = server.wait(server.submit(*given, inference_steps=1, guidance_scale=1))
+    server.wait_for_job(job, lambda seen: shared.exists() and any(shared.iterdir()))
+    server.request("POST", f"/api/v3/predictions/{job}/cancel")
+    assert server.wait_for_job(job)["status"] == "cancelled"
+    wait_until(lambda: not any(shared.iterdir()), "files are left")
+    again = server.wait_for_job(server.submit(*given, inference_steps=1, guidance_scale=1))
     assert again["status"] == "completed"
     assert server.worker_pids() == workers, "".join(server.log)
     assert server.stop() == 0
-
-
-@pytest.fixture
-def storage(monkeypatch: pytest.MonkeyPatch) -> Iterator[Storage]:
-    for name, value in ENVIRONMENT.items():
-        monkeypatch.setenv(name, value)
-    opened = Storage()
-    yield opened
-    opened.close()
 
 
 def claims(store: Store) -> dict[int, tuple[bool, int]]:
@@ -282,38 +256,37 @@ def claims(store: Store) -> dict[int, tuple[bool, int]]:
 
 @pytest.mark.slow
 def test_what_is_lost_with_a_process_are_its_unfinished_segments(
-    start: Callable[..., Live],
+    start_server: Callable[..., LiveServer],
     postgres_url: str,
     storage: Storage,
     tmp_path: Path,
     clip: Path,
-    voice: Path,
+    make_voice: Callable[[float], Path],
     ffmpeg: Ffmpeg,
     likeness_db: Likeness,
 ) -> None:
     """Machines that share a database and S3 and nothing else; a helper is killed, then the owner."""
-    small, long_voice = tmp_path / "clip.mp4", tmp_path / "voice.wav"
+    small, long_voice = tmp_path / "clip.mp4", make_voice(30)
     ffmpeg("-i", clip, "-vf", "scale=128:-2", "-crf", 18, small)
-    ffmpeg("-stream_loop", -1, "-i", voice, "-t", 30, long_voice)
     common = {"database_url": postgres_url, "blobs": storage.url, "link_secret": tmp_path / "signing.key"}
-    servers: list[Live] = []
-    for number in range(3):
+    servers: list[LiveServer] = []
+    for _ in range(3):
         key = servers[0].key if servers else ""
-        servers.append(start(tmp_path / f"machine-{number}", key, devices="cpu", **common))
+        servers.append(start_server(key=key, devices="cpu", **common))
     for server in servers:
         server.wait_ready()
     store, api = Store(postgres_url), servers[0]
     job = api.submit(api.upload(small), api.upload(long_voice), inference_steps=1, guidance_scale=1, seed=1)
 
-    def owner() -> Live:
+    def owner() -> LiveServer:
         return next(s for s in servers if (s.data_dir / "work" / "jobs" / job).exists())
 
-    until(lambda: sum(done for done, _ in claims(store).values()) >= 1, "no segment was finished", 120)
+    wait_until(lambda: sum(done for done, _ in claims(store).values()) >= 1, "no segment was finished", 120)
     helper = next(s for s in servers if s is not owner())
     kill(helper)
     servers.remove(helper)
     lost = owner()
-    until(lambda: sum(done for done, _ in claims(store).values()) >= 2, "nothing goes on", 120)
+    wait_until(lambda: sum(done for done, _ in claims(store).values()) >= 2, "nothing goes on", 120)
     kept = {number: count for number, (done, count) in claims(store).items() if done}
     kill(lost)
     servers.remove(lost)
@@ -322,15 +295,15 @@ def test_what_is_lost_with_a_process_are_its_unfinished_segments(
 
     def is_over() -> bool:
         seen.update(claims(store))
-        return last.look(job)["status"] == "completed"
+        return last.prediction(job)["status"] == "completed"
 
-    until(is_over, "the job did not end", 240, pause_s=0.1)
+    wait_until(is_over, "the job did not end", 240, interval_s=0.1)
     assert len(seen) > 3
     assert {number: seen[number][1] for number in kept} == kept, "a finished segment was rendered again"
     film, alone = tmp_path / "film.mp4", tmp_path / "alone.mp4"
-    link = last.look(job)["outputs"][0].removeprefix(api.base)  # the process that it names is gone
-    film.write_bytes(last.call("GET", link)[1])
-    until(lambda: not any("/shared/" in name for name in storage.names()), "files are left")
+    link = last.prediction(job)["outputs"][0].removeprefix(api.base)  # the process that it names is gone
+    film.write_bytes(last.request("GET", link)[1])
+    wait_until(lambda: not any("/shared/" in name for name in storage.names()), "files are left")
     assert last.stop() == 0
     store.close()
     pipeline = LipSyncPipeline.from_pretrained("tiny", device="cpu", cache_dir=tmp_path / "cache")

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +20,11 @@ from server.jobs.state import Job, JobPolicy, State
 from server.store import Store
 from server.workers.registry import Roster
 from tests.support.application import BASE, Api
-from tests.support.live_server import Live, until
+from tests.support.live_server import LiveServer
+from tests.support.polling import wait_until
 from tests.support.private_postgres import PrivatePostgres
-from tests.support.s3 import ENVIRONMENT, Storage
+from tests.support.s3 import Storage
+from tests.support.webhook_receiver import WebhookReceiver
 
 LATENTSYNC = "/api/v3/bytedance/latentsync"
 NOWHERE = {
@@ -34,35 +34,9 @@ NOWHERE = {
 Ffmpeg = Callable[..., None]
 
 
-class Receiver:
-    """A web server that notes the webhooks that it gets."""
-
-    def __init__(self) -> None:
-        self.got: list[str] = []
-        receiver = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = self.rfile.read(int(self.headers["Content-Length"]))
-                receiver.got.append(json.loads(body)["id"])
-                self.send_response(200)
-                self.send_header("Content-Length", "0")
-                self.end_headers()
-
-            def log_message(self, format: str, *args: object) -> None:
-                pass
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
-        self.url = f"http://127.0.0.1:{self._server.server_address[1]}/hook"
-
-    def close(self) -> None:
-        self._server.shutdown()
-
-
 @pytest.fixture
-def receiver() -> Iterator[Receiver]:
-    opened = Receiver()
+def receiver() -> Iterator[WebhookReceiver]:
+    opened = WebhookReceiver()
     yield opened
     opened.close()
 
@@ -86,7 +60,7 @@ def test_sync_request_returns_when_another_process_ends_the_job(two: tuple[Api, 
     body = {"audio": f"{BASE}/a.wav", "video": f"{BASE}/v.mp4", "enable_sync_mode": True}
     with ThreadPoolExecutor(1) as client:
         asked = client.submit(here.client.post, LATENTSYNC, json=body, headers=here.headers)
-        until(lambda: there.server.store.count_in_state(State.WAITING) == 1, "the job did not come")
+        wait_until(lambda: there.server.store.count_in_state(State.WAITING) == 1, "the job did not come")
         (job, _), *_ = there.server.store.waiting_jobs()
         there.succeed(job)
         since = time.monotonic()
@@ -112,16 +86,16 @@ def test_cancellation_stops_the_job_in_another_process(two: tuple[Api, Api]) -> 
     job = here.submit()
     there.begin()
     here.server.store.change(job, 1.0, lambda job: job_state.cancel(job, 1.0))
-    until(lambda: stopped == [job], "the other process was not told", 5)
+    wait_until(lambda: stopped == [job], "the other process was not told", 5)
 
 
-def test_webhook_is_delivered_by_exactly_one_process(two: tuple[Api, Api], receiver: Receiver) -> None:
+def test_webhook_is_delivered_by_exactly_one_process(two: tuple[Api, Api], receiver: WebhookReceiver) -> None:
     here, there = two
     made = [here.submit(webhook_url=receiver.url) for _ in range(30)]
     for job in made:
         here.client.post(f"/api/v3/predictions/{job}/cancel", headers=here.headers)
-    until(lambda: here.server.store.count_webhooks() == (0, 0), "not all were delivered", 20)
-    assert sorted(receiver.got) == sorted(made)
+    wait_until(lambda: here.server.store.count_webhooks() == (0, 0), "not all were delivered", 20)
+    assert sorted(receiver.ids()) == sorted(made)
     assert there.server.store.count_webhooks() == (0, 0)
 
 
@@ -136,7 +110,7 @@ def test_keys_and_links_are_valid_in_all_processes(two: tuple[Api, Api]) -> None
     assert (
         there.client.delete(f"/admin/keys/{here.key.split('_')[1]}", headers=there.headers).status_code == 204
     )
-    until(
+    wait_until(
         lambda: here.client.get("/api/v3/balance", headers=here.headers).status_code == 401,
         "it still works",
         3,
@@ -160,7 +134,9 @@ def test_workers_are_listed_by_all_processes(two: tuple[Api, Api]) -> None:
             there.server.jobs, lambda: [("cuda:0", does, 2), ("cuda:1", Condition.IDLE, 1)], "tiny"
         )
         running = asyncio.create_task(roster.run())
-        await asyncio.to_thread(until, lambda: len(seen()) == 2, "the other process does not know them", 10)
+        await asyncio.to_thread(
+            wait_until, lambda: len(seen()) == 2, "the other process does not know them", 10
+        )
         assert await asyncio.to_thread(counted) == {"busy": 1, "idle": 1}
         does = Condition.DRAINING
         assert [one.state for one in roster.everywhere()] == ["draining", "idle"]
@@ -204,7 +180,7 @@ def test_requeued_job_wakes_workers_of_another_process(two: tuple[Api, Api]) -> 
     record = there.begin()
     job_available = here.server.jobs.job_available
     there.server.store.change(job, 1.0, lambda job: job_state.requeue(job, record.job.fence, 1.0))
-    until(job_available.is_set, "the other process was not notified", 5)
+    wait_until(job_available.is_set, "the other process was not notified", 5)
 
 
 def test_leases_use_the_database_clock(postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -244,38 +220,26 @@ def private() -> Iterator[PrivatePostgres]:
     database.close()
 
 
-@pytest.fixture
-def storage(monkeypatch: pytest.MonkeyPatch) -> Iterator[Storage]:
-    for name, value in ENVIRONMENT.items():
-        monkeypatch.setenv(name, value)
-    opened = Storage()
-    yield opened
-    opened.close()
-
-
 def test_outage_of_database_and_storage_loses_and_repeats_nothing(
     private: PrivatePostgres,
     storage: Storage,
     tmp_path: Path,
     clip: Path,
     voice: Path,
-    ffmpeg: Ffmpeg,
-    receiver: Receiver,
+    make_voice: Callable[[float], Path],
+    start_server: Callable[..., LiveServer],
+    receiver: WebhookReceiver,
 ) -> None:
     """One process answers, another renders, files lie in S3; the database stops in the middle of a job and of
     submissions, the storage when a film is to be stored, and before one is to be read.
     """
-    long_voice = tmp_path / "voice.wav"
-    ffmpeg("-stream_loop", -1, "-i", voice, "-t", 2.4, long_voice)
+    long_voice = make_voice(2.4)
     shared = {"database_url": private.url, "blobs": storage.url, "link_secret": tmp_path / "signing.key"}
     shared |= {"allow_hosts": "127.0.0.1", "requests_per_minute": 10**6, "max_attempts": 2}
-    api = Live(tmp_path / "api", devices="none", **shared)
-    worker = Live(tmp_path / "worker", **shared)
-    api.start()
-    worker.key = api.key
-    worker.start()
+    api = start_server(devices="none", **shared)
+    worker = start_server(key=api.key, **shared)
     video, audio = api.upload(clip), api.upload(long_voice)
-    assert api.call("GET", "/readyz")[0] == 200
+    assert api.request("GET", "/readyz")[0] == 200
     worker.wait_ready()
     (process,) = worker.worker_pids()
 
@@ -290,7 +254,7 @@ def test_outage_of_database_and_storage_loses_and_repeats_nothing(
             key, status, told = f"{client}-{number}", 0, {}
             while status != 200 and not is_over.is_set():
                 path = f"{LATENTSYNC}?webhook={receiver.url}"
-                status, told = api.call("POST", path, NOWHERE, **{"Idempotency-Key": key})
+                status, told = api.request("POST", path, NOWHERE, **{"Idempotency-Key": key})
                 if status != 200:
                     is_over.wait(0.1)
                     assert status == 503, told
@@ -299,25 +263,25 @@ def test_outage_of_database_and_storage_loses_and_repeats_nothing(
                     acknowledged[key] = told["data"]["id"]
 
     film = api.submit(video, audio, inference_steps=2, webhook_url=receiver.url)
-    api.wait(film, lambda seen: seen["timings"].get("stage") == "render")
+    api.wait_for_job(film, lambda seen: seen["timings"].get("stage") == "render")
     with ThreadPoolExecutor(2) as clients:
         running = [clients.submit(submit_on, client) for client in range(2)]
         try:
-            until(lambda: len(acknowledged) > 5, "no submission comes in")
+            wait_until(lambda: len(acknowledged) > 5, "no submission comes in")
             private.stop()
-            until(lambda: len(refused) > 5, "nothing was refused")
+            wait_until(lambda: len(refused) > 5, "nothing was refused")
             since = time.monotonic()
-            status, told = api.call("POST", "/api/v1/lipsync-video", {"formState": NOWHERE})
+            status, told = api.request("POST", "/api/v1/lipsync-video", {"formState": NOWHERE})
             assert (status, "away" in told["message"]) == (503, True)
-            status, told = api.call("GET", f"/api/native/v1/jobs/{film}")
+            status, told = api.request("GET", f"/api/native/v1/jobs/{film}")
             assert (status, told["error"]) == (503, "database_away")
-            assert api.call("GET", "/livez")[0] == 200
+            assert api.request("GET", "/livez")[0] == 200
             assert time.monotonic() - since < 2, "requests waited for a database that is away"
             stored = f"here/results/{film}.mp4"
-            until(lambda: stored in storage.names(), "the running job did not go on", pause_s=0.1)
+            wait_until(lambda: stored in storage.names(), "the running job did not go on", interval_s=0.1)
             private.start()
             before = len(acknowledged)
-            until(lambda: len(acknowledged) > before + 5, "no submission comes in again", 20)
+            wait_until(lambda: len(acknowledged) > before + 5, "no submission comes in again", 20)
         finally:
             is_over.set()
         for client in running:
@@ -325,36 +289,36 @@ def test_outage_of_database_and_storage_loses_and_repeats_nothing(
     assert {told["error_code"] for told in refused} == {"database_away"}
 
     wanted = {film, *acknowledged.values()}
-    until(lambda: wanted <= set(receiver.got), "a job did not end", 60, pause_s=0.1)
+    wait_until(lambda: wanted <= set(receiver.ids()), "a job did not end", 60, interval_s=0.1)
     assert len(set(acknowledged.values())) == len(acknowledged)
-    assert sorted(receiver.got) == sorted(set(receiver.got)), "a webhook came twice"
-    shown = api.call("GET", f"/api/native/v1/jobs/{film}")[1]
+    assert sorted(receiver.ids()) == sorted(set(receiver.ids())), "a webhook came twice"
+    shown = api.request("GET", f"/api/native/v1/jobs/{film}")[1]
     assert (shown["state"], shown["warnings"]) == ("succeeded", [])
     assert worker.worker_pids() == [process], "the worker was replaced for the database's sake"
 
     short = api.upload(voice)
     kept = api.submit(video, short, inference_steps=1, guidance_scale=1, seed=1)
-    api.wait(kept, lambda seen: seen["timings"].get("stage") == "render")
+    api.wait_for_job(kept, lambda seen: seen["timings"].get("stage") == "render")
     storage.is_away = True
-    until(lambda: any("could not be stored" in line for line in worker.log), "it was stored nowhere")
+    wait_until(lambda: any("could not be stored" in line for line in worker.log), "it was stored nowhere")
     storage.is_away = False
-    done = api.wait(kept)
+    done = api.wait_for_job(kept)
     assert done["status"] == "completed"
-    content = api.call("GET", done["outputs"][0])[1]
-    assert api.call("GET", done["outputs"][0], Range="bytes=4-11")[1] == content[4:12]
+    content = api.request("GET", done["outputs"][0])[1]
+    assert api.request("GET", done["outputs"][0], Range="bytes=4-11")[1] == content[4:12]
 
     storage.is_away = True
     unread = api.submit(video, short, inference_steps=1, guidance_scale=1, seed=2)
-    assert api.wait(unread)["status"] == "failed"
-    shown = api.call("GET", f"/api/native/v1/jobs/{unread}")[1]
+    assert api.wait_for_job(unread)["status"] == "failed"
+    shown = api.request("GET", f"/api/native/v1/jobs/{unread}")[1]
     assert (shown["failure"]["code"], shown["thumbnail"]) == ("storage_away", None)
     storage.is_away = False
 
     cancelled = api.submit(video, audio, inference_steps=2, seed=3)
-    api.wait(cancelled, lambda seen: seen["timings"].get("stage") == "render")
-    api.call("POST", f"/api/v3/predictions/{cancelled}/cancel")
-    assert api.wait(cancelled)["status"] == "cancelled"
+    api.wait_for_job(cancelled, lambda seen: seen["timings"].get("stage") == "render")
+    api.request("POST", f"/api/v3/predictions/{cancelled}/cancel")
+    assert api.wait_for_job(cancelled)["status"] == "cancelled"
     assert worker.worker_pids() == [process], "the worker was replaced for the storage's sake"
-    until(lambda: not any("previews" in key for key in storage.names()), "previews are left")
+    wait_until(lambda: not any("previews" in key for key in storage.names()), "previews are left")
     assert worker.stop() == 0
     assert api.stop() == 0

@@ -12,7 +12,8 @@ import pytest
 from server.app import Server
 from server.cluster.autoscaling import Condition
 from server.settings import Settings
-from tests.support.live_server import Live, until
+from tests.support.live_server import LiveServer
+from tests.support.polling import wait_until
 from tests.support.ray_nodes import add_node, open_cluster
 
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'lipsync-engine[ray]'")
@@ -35,24 +36,21 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
 
 def test_a_film_outlives_a_node_and_the_pool_replaces_it(
-    request: pytest.FixtureRequest,
     cluster: Any,
     postgres_url: str,
     tmp_path: Path,
     clip: Path,
-    voice: Path,
+    make_voice: Callable[[float], Path],
     ffmpeg: Ffmpeg,
+    start_server: Callable[..., LiveServer],
 ) -> None:
     from server.cluster import ray as ray_pool
 
-    small, long_voice = tmp_path / "clip.mp4", tmp_path / "voice.wav"
+    small, long_voice = tmp_path / "clip.mp4", make_voice(40)
     ffmpeg("-i", clip, "-vf", "scale=128:-2", "-crf", 18, small)
-    ffmpeg("-stream_loop", -1, "-i", voice, "-t", 40, long_voice)
     nodes = [add_node(cluster, num_cpus=1) for _ in range(2)]
-    api = Live(tmp_path / "data", devices="none", database_url=postgres_url)
-    api.start()
-    request.addfinalizer(lambda: api.process is not None and api.process.kill())
-    given: dict[str, Any] = {"data_dir": tmp_path / "data", "database_url": postgres_url, "devices": ("cpu",)}
+    api = start_server(devices="none", database_url=postgres_url)
+    given: dict[str, Any] = {"data_dir": api.data_dir, "database_url": postgres_url, "devices": ("cpu",)}
     ray_pool.start_pool(Settings(cluster_min=2, cluster_max=2, **given))
 
     def conditions() -> list[Condition]:
@@ -61,18 +59,18 @@ def test_a_film_outlives_a_node_and_the_pool_replaces_it(
     def names() -> set[str]:
         return {report.name for report in ray_pool.status()[0]}
 
-    until(lambda: conditions() == [Condition.IDLE] * 2, "the workers do not start", 240, 1)
+    wait_until(lambda: conditions() == [Condition.IDLE] * 2, "the workers do not start", 240, 1)
     job = api.submit(api.upload(small), api.upload(long_voice), inference_steps=2, guidance_scale=1)
-    until(lambda: conditions() == [Condition.BUSY] * 2, "they do not share the film", 120, 0.2)
+    wait_until(lambda: conditions() == [Condition.BUSY] * 2, "they do not share the film", 120, 0.2)
     before = names()
     cluster.remove_node(nodes[1], allow_graceful=False)
-    until(lambda: names() != before, "nobody sees that a worker is lost", 120, 0.5)
+    wait_until(lambda: names() != before, "nobody sees that a worker is lost", 120, 0.5)
     add_node(cluster, num_cpus=1)
-    assert api.wait(job, timeout_s=300)["status"] == "completed"
-    until(lambda: conditions() == [Condition.IDLE] * 2, "the lost worker is not replaced", 240, 1)
+    assert api.wait_for_job(job, timeout_s=300)["status"] == "completed"
+    wait_until(lambda: conditions() == [Condition.IDLE] * 2, "the lost worker is not replaced", 240, 1)
     before = names()
     ray.kill(ray_pool.pool(), no_restart=False)
-    until(lambda: conditions() == [Condition.IDLE] * 2, "a new pool does not know the workers", 60, 0.5)
+    wait_until(lambda: conditions() == [Condition.IDLE] * 2, "a new pool does not know the workers", 60, 0.5)
     assert names() == before
     ray_pool.drain()
     with pytest.raises(ValueError, match="cluster up"):

@@ -1,4 +1,4 @@
-"""The real command in a process of its own, looked at while it runs."""
+"""The real command in a process of its own, observed while it runs."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ from collections.abc import Callable, Mapping
 
 import pytest
 
+from tests.support.polling import wait_until
+
 DEADLINE_S = 120
 
 
-def start(environment: Mapping[str, str], *arguments: object) -> subprocess.Popen[str]:
-    """`lipsync` with these arguments, in a session of its own."""
+def start_cli(environment: Mapping[str, str], *arguments: object) -> subprocess.Popen[str]:
+    """Start `lipsync` with these arguments, in a session of its own."""
     return subprocess.Popen(
         [sys.executable, "-m", "lipsync_engine.cli", *map(str, arguments)],
         env=dict(environment),
@@ -23,16 +25,11 @@ def start(environment: Mapping[str, str], *arguments: object) -> subprocess.Pope
     )
 
 
-def wait_for(what: Callable[[], bool], process: subprocess.Popen[str]) -> None:
-    """Look for a condition that the process brings about, 20 times a second; fail when it ends first."""
-    for _ in range(20 * DEADLINE_S):
-        if what():
-            return
-        try:
-            process.wait(timeout=0.05)
-        except subprocess.TimeoutExpired:
-            continue
-        break
-    process.kill()
-    _, errors = process.communicate(timeout=30)
-    pytest.fail(f"the condition never came: {errors[-2000:]}")
+def wait_while_running(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    """Poll until a condition is true; fail if the process ends first."""
+    wait_until(
+        lambda: condition() or process.poll() is not None, "the condition was not met", DEADLINE_S, 0.05
+    )
+    if process.poll() is not None and not condition():
+        _, errors = process.communicate(timeout=30)
+        pytest.fail(f"the process ended before the condition was met: {errors[-2000:]}")

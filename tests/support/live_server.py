@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
@@ -17,16 +16,22 @@ from pathlib import Path
 from typing import Any
 
 from tests.support.paths import ROOT
+from tests.support.polling import wait_until
+from tests.support.processes import command_line, descendant_pids, pids_naming
 
 FINAL = ("completed", "failed", "cancelled")
 
 
-class Live:
+class LiveServer:
     """`lipsync serve` on a free port, which it keeps over restarts.
 
     Args:
         data_dir: kept over restarts.
-        settings: LIPSYNC_<NAME> variables.
+        settings: values of LIPSYNC_<NAME> variables.
+
+    Attributes:
+        base, key: URL and first API key, once the server was started.
+        log: lines of its standard error.
     """
 
     def __init__(self, data_dir: Path, **settings: object) -> None:
@@ -37,29 +42,20 @@ class Live:
 
     def start(self) -> None:
         variables = {f"LIPSYNC_{name.upper()}": str(value) for name, value in self.settings.items()}
-        env = {**os.environ, **variables}
-        command = [
-            sys.executable,
-            "-m",
-            "server",
-            "--port",
-            self.base.rpartition(":")[2] or "0",
-            "--data-dir",
-            str(self.data_dir),
-        ]
+        port = self.base.rpartition(":")[2] or "0"
         self.process = subprocess.Popen(
-            command,
-            env=env,
+            [sys.executable, "-m", "server", "--port", port, "--data-dir", str(self.data_dir)],
+            env={**os.environ, **variables},
             cwd=ROOT,
             text=True,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
         )
         assert self.process.stdout is not None
-        first = self.process.stdout.readline()
-        found = re.search(r"http://[\d.:]+", first)
-        assert found, (first, self.process.stderr.read() if self.process.stderr else "")
-        self.base = found[0]
+        first_line = self.process.stdout.readline()
+        url = re.search(r"http://[\d.:]+", first_line)
+        assert url, (first_line, self.process.stderr.read() if self.process.stderr else "")
+        self.base = url[0]
         if not self.key:
             self.key = re.search(r"sk_\S+", self.process.stdout.readline())[0]  # type: ignore[index]
         threading.Thread(target=self._read_log, daemon=True).start()
@@ -69,29 +65,35 @@ class Live:
         assert self.process.stderr is not None
         self.log.extend(self.process.stderr)
 
-    def stop(self, how: signal.Signals = signal.SIGTERM) -> int:
+    def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
+        """Send a signal and wait; the exit status."""
         assert self.process is not None
-        self.process.send_signal(how)
+        self.process.send_signal(number)
         return self.process.wait(60)
 
-    def restart(self, how: signal.Signals) -> None:
-        """End it and, once nothing of it runs any more, start it again on the same data."""
-        self.stop(how)
+    def kill_if_running(self) -> None:
+        if self.process is not None and self.process.poll() is None:
+            self.stop(signal.SIGKILL)
+
+    def restart(self, number: signal.Signals) -> None:
+        """Stop the server and start it again on the same data."""
+        self.stop(number)
         self.start_again()
 
     def start_again(self) -> None:
-        until(lambda: not processes_naming(str(self.data_dir)), "a process outlived its server", 20)
+        """Start on the same data once no process of the last start is left."""
+        wait_until(lambda: not pids_naming(str(self.data_dir)), "a process outlived its server", 20)
         self.start()
 
-    def call(self, method: str, path: str, body: object = None, **headers: str) -> tuple[int, Any]:
-        """(status, JSON or bytes) of a request with the first key."""
+    def request(self, method: str, path: str, body: object = None, **headers: str) -> tuple[int, Any]:
+        """Send a request with the first key; (status, JSON or bytes)."""
         data = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
         url = path if path.startswith("http") else self.base + path
-        given = {"Authorization": f"Bearer {self.key}", "Content-Type": "application/json", **headers}
-        request = urllib.request.Request(url, data, given, method=method)
+        all_headers = {"Authorization": f"Bearer {self.key}", "Content-Type": "application/json", **headers}
+        request = urllib.request.Request(url, data, all_headers, method=method)
         try:
-            with urllib.request.urlopen(request, timeout=120) as answer:
-                status, content = answer.status, answer.read()
+            with urllib.request.urlopen(request, timeout=120) as response:
+                status, content = response.status, response.read()
         except urllib.error.HTTPError as error:
             status, content = error.code, error.read()
         try:
@@ -100,86 +102,58 @@ class Live:
             return status, content
 
     def upload(self, path: Path) -> str:
-        """A download URL for a local file."""
-        _, told = self.call(
-            "POST", "/api/v3/media/uploads", {"filename": path.name, "size": path.stat().st_size}
-        )
-        place = told["data"]
-        status, _ = self.call("PUT", place["upload"]["url"], path.read_bytes())
+        """Upload a file; its download URL."""
+        body = {"filename": path.name, "size": path.stat().st_size}
+        _, ticket = self.request("POST", "/api/v3/media/uploads", body)
+        status, _ = self.request("PUT", ticket["data"]["upload"]["url"], path.read_bytes())
         assert status == 200
-        return str(place["download_url"])
+        return str(ticket["data"]["download_url"])
 
-    def submit(self, video: str, audio: str, **body: object) -> str:
-        status, told = self.call(
-            "POST", "/api/v3/bytedance/latentsync", {"video": video, "audio": audio, **body}
-        )
-        assert status == 200, told
-        return str(told["data"]["id"])
+    def submit(self, video: str, audio: str, **options: object) -> str:
+        """Submit a job to the WaveSpeed API; its id."""
+        body = {"video": video, "audio": audio, **options}
+        status, response = self.request("POST", "/api/v3/bytedance/latentsync", body)
+        assert status == 200, response
+        return str(response["data"]["id"])
 
-    def look(self, job: str) -> dict[str, Any]:
-        status, told = self.call("GET", f"/api/v3/predictions/{job}/result")
-        assert status == 200, told
-        return dict(told["data"])
+    def prediction(self, job: str) -> dict[str, Any]:
+        """Get a job as the WaveSpeed API shows it."""
+        status, response = self.request("GET", f"/api/v3/predictions/{job}/result")
+        assert status == 200, response
+        return dict(response["data"])
 
-    def wait(self, job: str, until: Any = None, timeout_s: float = 120) -> dict[str, Any]:
-        """Poll until the job has ended, or until `until(prediction)`."""
-        end = time.monotonic() + timeout_s
-        while time.monotonic() < end:
-            seen = self.look(job)
-            if seen["status"] in FINAL or (until is not None and until(seen)):
-                return seen
-            threading.Event().wait(0.05)
-        raise AssertionError(f"{job} is still {seen}\n" + "".join(self.log[-20:]))
+    def wait_for_job(
+        self, job: str, condition: Callable[[dict[str, Any]], bool] | None = None, timeout_s: float = 120
+    ) -> dict[str, Any]:
+        """Poll until a job has ended, or until `condition(prediction)`; the prediction."""
+        last: dict[str, Any] = {}
+
+        def is_reached() -> bool:
+            last.clear()
+            last.update(self.prediction(job))
+            return last["status"] in FINAL or (condition is not None and condition(last))
+
+        try:
+            wait_until(is_reached, "", timeout_s, 0.05)
+        except AssertionError:
+            raise AssertionError(f"{job} is still {last}\n" + "".join(self.log[-20:])) from None
+        return last
+
+    def download_result(self, job: str, path: Path) -> Path:
+        """Wait until a job has completed and download its video."""
+        prediction = self.wait_for_job(job)
+        assert prediction["status"] == "completed", prediction
+        path.write_bytes(self.request("GET", prediction["outputs"][0])[1])
+        return path
 
     def wait_ready(self, timeout_s: float = 120) -> None:
-        end = time.monotonic() + timeout_s
-        while time.monotonic() < end:
-            if self.call("GET", "/readyz")[0] == 200:
-                return
-            threading.Event().wait(0.1)
-        raise AssertionError("no worker became ready\n" + "".join(self.log[-20:]))
+        try:
+            wait_until(lambda: self.request("GET", "/readyz")[0] == 200, "", timeout_s, 0.1)
+        except AssertionError:
+            raise AssertionError("no worker became ready\n" + "".join(self.log[-20:])) from None
 
     def worker_pids(self) -> list[int]:
-        """Worker processes of this server."""
+        """Return the ids of this server's worker processes."""
         assert self.process is not None
-        return [pid for pid in descendants(self.process.pid) if b"server.workers.main" in command_line(pid)]
-
-
-def until(what: Callable[[], Any], otherwise: str, seconds: float = 60, pause_s: float = 0.01) -> None:
-    """Look again and again, with pauses.
-
-    Raises:
-        AssertionError: `otherwise`, when it does not come.
-    """
-    end = time.monotonic() + seconds
-    while not what():
-        if time.monotonic() > end:
-            raise AssertionError(otherwise)
-        threading.Event().wait(pause_s)
-
-
-def descendants(pid: int) -> list[int]:
-    found = []
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            parent = int(stat.read_text().rpartition(")")[2].split()[1])
-        except (OSError, IndexError):
-            continue
-        if parent == pid:
-            child = int(stat.parent.name)
-            found += [child, *descendants(child)]
-    return found
-
-
-def command_line(pid: int) -> bytes:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes()
-    except OSError:
-        return b""
-
-
-def processes_naming(text: str) -> list[int]:
-    """Processes, this one aside, whose command line names something."""
-    own = os.getpid()
-    pids = [int(path.name) for path in Path("/proc").glob("[0-9]*")]
-    return [pid for pid in pids if pid != own and text.encode() in command_line(pid)]
+        pids = descendant_pids(self.process.pid)
+        return [pid for pid in pids if b"server.workers.main" in command_line(pid)]

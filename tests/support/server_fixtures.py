@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from server.storage.blobs import Blobs
     from server.store import Store
     from tests.support.application import Api
+    from tests.support.live_server import LiveServer
+    from tests.support.s3 import Storage
 
 POSTGRES = os.environ.get("TEST_POSTGRES_URL", "postgresql+psycopg://postgres@127.0.0.1:5432/postgres")
 numbers = itertools.count(1)
@@ -86,3 +88,34 @@ def make_api(tmp_path: Path) -> Iterator[Callable[..., Api]]:
 @pytest.fixture
 def api(make_api: Callable[..., Api]) -> Api:
     return make_api()
+
+
+@pytest.fixture
+def start_server(tmp_path: Path) -> Iterator[Callable[..., LiveServer]]:
+    """`start_server(devices="cpu")`: a live server with a data folder of its own; killed in the end."""
+    from tests.support.live_server import LiveServer
+
+    servers: list[LiveServer] = []
+
+    def start(*, key: str = "", **settings: object) -> LiveServer:
+        server = LiveServer(tmp_path / f"server-{len(servers)}", **settings)
+        server.key = key
+        server.start()
+        servers.append(server)
+        return server
+
+    yield start
+    for server in servers:
+        server.kill_if_running()
+
+
+@pytest.fixture
+def storage(monkeypatch: pytest.MonkeyPatch) -> Iterator[Storage]:
+    """An S3 bucket, with its credentials in the environment."""
+    from tests.support.s3 import ENVIRONMENT, Storage
+
+    for name, value in ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
+    bucket = Storage()
+    yield bucket
+    bucket.close()

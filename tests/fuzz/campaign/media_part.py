@@ -18,7 +18,7 @@ from lipsync_engine.errors import ErrorCode, LipSyncError
 from lipsync_engine.media.process import DEFAULT_LIMITS
 from tests.fuzz.campaign.mutations import AUDIO, IMAGE, VIDEO, Case, cases
 from tests.fuzz.campaign.report import Part, resident_bytes
-from tests.support.live_server import ROOT
+from tests.support.paths import ROOT
 
 LONGEST_S = 3 * DEFAULT_LIMITS.probe_wall_s
 """A file is looked at by up to three children, each of which has its own limit."""

@@ -20,7 +20,7 @@ from typing import Any
 from tests.fuzz.campaign import tricks
 from tests.fuzz.campaign.mutations import Case, cases
 from tests.fuzz.campaign.report import Part, resident_bytes
-from tests.support.live_server import FINAL, Live
+from tests.support.live_server import FINAL, LiveServer
 
 MEMORY_GROWTH_BYTES = 150 << 20
 CLOSED_WITHIN_S = 75.0
@@ -40,14 +40,14 @@ OURS = {
 
 
 @contextlib.contextmanager
-def served(folder: Path, part: Part, **settings: object) -> Iterator[Live]:
+def served(folder: Path, part: Part, **settings: object) -> Iterator[LiveServer]:
     """A server for one part; afterwards it must be as well as before."""
-    server = Live(folder / "data", requests_per_minute=10**6, min_free_bytes=0, **settings)
+    server = LiveServer(folder / "data", requests_per_minute=10**6, min_free_bytes=0, **settings)
     server.start()
     assert server.process is not None
     around = {path.name for path in folder.iterdir()}
     try:
-        server.call("GET", "/api/v3/models")
+        server.request("GET", "/api/v3/models")
         before = resident_bytes(server.process.pid)
         yield server
         grown = resident_bytes(server.process.pid) - before
@@ -55,7 +55,7 @@ def served(folder: Path, part: Part, **settings: object) -> Iterator[Live]:
         if grown > MEMORY_GROWTH_BYTES:
             part.broken.append(f"the server grew by {grown >> 20} MiB")
         for path in ("/livez", "/api/native/v1/jobs?limit=100", "/api/native/v1/health"):
-            if (status := server.call("GET", path)[0]) != 200:
+            if (status := server.request("GET", path)[0]) != 200:
                 part.broken.append(f"afterwards {path} is answered with {status}")
         if server.process.poll() is not None:
             part.broken.append("the server has ended")
@@ -79,7 +79,7 @@ def requests(folder: Path, seed: int) -> Part:
     with served(folder, part, devices="none") as server:
         for kind, method, path, body, headers in tricks.calls():
             try:
-                status, told = server.call(method, path, body, **headers)
+                status, told = server.request(method, path, body, **headers)
             except urllib.error.URLError:  # refused while it was still sending
                 part.count(kind, "closed", None if len(body or b"") > 1 << 20 else f"{kind}: cut off")  # type: ignore[arg-type]
                 continue
@@ -98,7 +98,7 @@ def _judge(part: Part, kind: str, status: int, told: Any, what: str) -> None:
     part.count(kind, str(status), wrong)
 
 
-def _exchange(server: Live, raw: bytes) -> bytes:
+def _exchange(server: LiveServer, raw: bytes) -> bytes:
     """What the server answers, the client having said all that it will."""
     with _connection(server) as connection:
         connection.settimeout(CLOSED_WITHIN_S)
@@ -111,7 +111,7 @@ def _exchange(server: Live, raw: bytes) -> bytes:
         return got
 
 
-def _connection(server: Live) -> socket.socket:
+def _connection(server: LiveServer) -> socket.socket:
     host, _, port = server.base.removeprefix("http://").partition(":")
     return socket.create_connection((host, int(port)), timeout=20)
 
@@ -127,7 +127,7 @@ def patience(folder: Path, seed: int, slow: int, idle: int) -> Part:
     idle = min(idle, hard - 500)
     with served(folder, part, devices="none") as server:
         put = json.loads(
-            json.dumps(server.call("POST", "/api/v3/media/uploads", {"filename": "a.mp4", "size": 1})[1])
+            json.dumps(server.request("POST", "/api/v3/media/uploads", {"filename": "a.mp4", "size": 1})[1])
         )
         place = put["data"]["upload"]["url"].removeprefix(server.base)
         key = f"Host: a\r\nAuthorization: Bearer {server.key}\r\n".encode()
@@ -155,7 +155,7 @@ def patience(folder: Path, seed: int, slow: int, idle: int) -> Part:
     return part
 
 
-def _dribble(server: Live, part: Part, clients: list[tuple[str, bytes]]) -> float:
+def _dribble(server: LiveServer, part: Part, clients: list[tuple[str, bytes]]) -> float:
     """A byte a second from each; returns the slowest answer that others got."""
     drip = {"a slow head": b"X", "empty lines": b"\r\n"}
     open_ones: dict[socket.socket, str] = {}
@@ -195,7 +195,7 @@ def _is_open(connection: socket.socket, more: bytes) -> bool:
     return False
 
 
-def _crowd(server: Live, part: Part, count: int) -> float:
+def _crowd(server: LiveServer, part: Part, count: int) -> float:
     """So many connections that say nothing; returns the slowest answer that others got."""
     with contextlib.ExitStack() as stack, selectors.DefaultSelector() as selector:
         slowest, closed = 0.0, 0
@@ -232,9 +232,9 @@ def _is_open_silently(connection: socket.socket) -> bool:
     return False
 
 
-def _answer_s(server: Live) -> float:
+def _answer_s(server: LiveServer) -> float:
     began = time.monotonic()
-    status, _ = server.call("GET", "/api/v3/balance")
+    status, _ = server.request("GET", "/api/v3/balance")
     return time.monotonic() - began if status == 200 else 1e9
 
 
@@ -267,31 +267,31 @@ def jobs(folder: Path, seeds: list[Path], seed: int, count: int, secret: Path) -
         }
         for case in rng.sample(chosen, count):
             _job(server, part, case, good)
-        ended = server.wait(server.submit(good["video"], good["audio"], inference_steps=1))
+        ended = server.wait_for_job(server.submit(good["video"], good["audio"], inference_steps=1))
         if ended["status"] != "completed":
             part.broken.append(f"afterwards a good job ends {ended['status']}: {ended['error']}")
-        starts = server.call("GET", "/api/native/v1/health")[1]["devices"][0]["starts"]
+        starts = server.request("GET", "/api/native/v1/health")[1]["devices"][0]["starts"]
         part.facts["worker_starts"] = starts
         if starts != 1:
             part.broken.append(f"the worker was started {starts} times")
     return part
 
 
-def _job(server: Live, part: Part, case: Case, good: dict[str, str]) -> None:
+def _job(server: LiveServer, part: Part, case: Case, good: dict[str, str]) -> None:
     use = "audio" if case.use == "audio" else "video"
     given = {**good, use: _upload(server, case.name, case.data or b"\0")}
     job = server.submit(given["video"], given["audio"], inference_steps=1)
-    ended = server.wait(job, timeout_s=240)
-    told = server.call("GET", f"/api/native/v1/jobs/{job}")[1]
+    ended = server.wait_for_job(job, timeout_s=240)
+    told = server.request("GET", f"/api/native/v1/jobs/{job}")[1]
     code = ended["status"] if ended["status"] == "completed" else told["failure"]["code"]
     bad = ended["status"] not in FINAL or code in ("worker_lost", "internal_error", "run_timeout")
     taken = case.is_trap and code == "completed"
     part.count(case.kind.partition(":")[0], code, f"{case.kind}: {ended}" if bad or taken else None)
 
 
-def _upload(server: Live, name: str, data: bytes) -> str:
-    _, told = server.call("POST", "/api/v3/media/uploads", {"filename": name, "size": len(data)})
-    status, _ = server.call("PUT", told["data"]["upload"]["url"], data)
+def _upload(server: LiveServer, name: str, data: bytes) -> str:
+    _, told = server.request("POST", "/api/v3/media/uploads", {"filename": name, "size": len(data)})
+    status, _ = server.request("PUT", told["data"]["upload"]["url"], data)
     assert status == 200
     return str(told["data"]["download_url"])
 

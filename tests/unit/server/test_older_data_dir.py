@@ -18,7 +18,7 @@ from server.jobs.state import State
 from server.settings import Settings
 from server.store import Record
 from tests.support.application import BASE, Api
-from tests.support.webhook_receiver import Receiver
+from tests.support.webhook_receiver import WebhookReceiver
 
 FOLDER = Path(__file__).parents[2] / "support" / "data_dir_e5b2546"
 EXPECTED: dict[str, Any] = json.loads((FOLDER / "expected.json").read_text())
@@ -44,9 +44,9 @@ def api(server: Server) -> Iterator[Api]:
 
 
 @pytest.fixture
-def receiver(data_dir: Path) -> Iterator[Receiver]:
+def receiver(data_dir: Path) -> Iterator[WebhookReceiver]:
     """A web server to which the folder's webhooks go."""
-    opened = Receiver(refuse=0)
+    opened = WebhookReceiver()
     with sqlite3.connect(data_dir / "lipsync.sqlite") as database:
         for table, column in (("outbox", "url"), ("batches", "webhook_url")):
             database.execute(f"UPDATE {table} SET {column} = ?", (opened.url,))
@@ -70,7 +70,7 @@ def test_answers_about_stored_jobs_are_unchanged(server: Server) -> None:
     server.store.close()
 
 
-def test_interrupted_and_waiting_jobs_run_to_their_end(receiver: Receiver, api: Api) -> None:
+def test_interrupted_and_waiting_jobs_run_to_their_end(receiver: WebhookReceiver, api: Api) -> None:
     interrupted = api.server.store.get(EXPECTED["running"])
     assert interrupted is not None
     assert (interrupted.job.state, interrupted.job.attempts) == (State.WAITING, 1)
@@ -103,9 +103,9 @@ def test_interrupted_and_waiting_jobs_run_to_their_end(receiver: Receiver, api: 
     assert (last["state"], last["warnings"][-1]["message"]) == ("succeeded", "checked")
 
 
-def test_due_webhook_is_delivered(receiver: Receiver, api: Api) -> None:
+def test_due_webhook_is_delivered(receiver: WebhookReceiver, api: Api) -> None:
     assert receiver.arrived.acquire(timeout=30)
-    ((headers, body),) = receiver.got
+    ((headers, body),) = receiver.deliveries
     assert headers["webhook-id"] == EXPECTED["failed"]
     assert json.loads(body)["status"] == "failed"
 

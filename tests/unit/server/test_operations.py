@@ -21,8 +21,8 @@ from server.jobs.state import Job, Output
 from server.store import Record
 from server.workers.supervisor import threads_per_worker
 from tests.support.application import Api
-from tests.support.live_server import until
 from tests.support.paths import ROOT
+from tests.support.polling import wait_until
 
 
 def submit(api: Api, **headers: str) -> tuple[int, dict[str, str], str]:
@@ -188,7 +188,7 @@ def test_what_an_attempt_has_left_goes_with_its_job(make_api: Callable[..., Api]
     (work / job).mkdir(parents=True)
     (work / job / "video").write_bytes(b"half a video")
     api.client.post(f"/api/v3/predictions/{job}/cancel", headers=api.headers)
-    until(lambda: not (work / job).exists(), "its folder is left")
+    wait_until(lambda: not (work / job).exists(), "its folder is left")
     other = api.submit()
     for name in (job, other, "unknown"):
         (work / name).mkdir()

@@ -24,7 +24,7 @@ from server.store import QueueFullError, QuotaError, Store, audit, metadata
 from server.store.database import MIGRATIONS
 from tests.support.application import Api
 from tests.support.records import NO_FACE, POLICY, REQUEST, new_job
-from tests.support.webhook_receiver import Receiver
+from tests.support.webhook_receiver import WebhookReceiver
 
 V1 = native.PREFIX
 MODEL = "bytedance/latentsync"
@@ -388,26 +388,26 @@ def test_the_audit_log_names_the_batch(api: Api) -> None:
 
 
 def test_one_webhook_at_the_end_that_comes_until_it_is_taken(make_api: Make) -> None:
-    receiver = Receiver(refuse=1)
+    receiver = WebhookReceiver(refusals=1)
     api = make_api(allow_hosts="127.0.0.1")
     assert api.client.portal is not None
     made = submit(api, 2, webhook_url=receiver.url)
     for row in made["jobs"]:
         record = api.begin()
-        assert not receiver.got
+        assert not receiver.deliveries
         done = partial(job_state.succeed, fence=record.job.fence, output=Output("results/x.mp4", 1.0))
         api.client.portal.call(api.server.jobs.change, row["id"], lambda j, now, d=done: d(j, now=now))
     for _ in range(2):
         assert receiver.arrived.acquire(timeout=30)
     key = api.server.store.get_key(record.request.key_id)
     assert key is not None
-    assert len(receiver.got) == 2
-    for headers, body in receiver.got:
+    assert len(receiver.deliveries) == 2
+    for headers, body in receiver.deliveries:
         assert headers["webhook-id"] == made["id"]
         stamp = float(headers["webhook-timestamp"])
         wanted = webhook_headers(key.webhook_secret, made["id"], body, stamp)["webhook-signature"]
         assert headers["webhook-signature"] == wanted
-    told = json.loads(receiver.got[-1][1])
+    told = json.loads(receiver.deliveries[-1][1])
     assert (told["id"], told["state"], told["counts"]["succeeded"]) == (made["id"], "ended", 2)
     assert told == get(api, told["url"].partition(V1)[2])
     assert api.server.store.dead_webhooks(9) == []

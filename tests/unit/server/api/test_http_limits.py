@@ -13,7 +13,7 @@ import pytest
 import uvicorn
 
 from server.api.http_limits import ConnectionLimits, ProtocolFactory, raise_file_limit
-from tests.support.live_server import until
+from tests.support.polling import wait_until
 
 HEAD = b"POST / HTTP/1.1\r\nHost: a\r\n"
 LIMITS = ConnectionLimits(
@@ -171,7 +171,7 @@ def test_who_takes_nothing_of_an_answer_is_cut_off(
     with connected(address) as connection:
         connection.sendall(b"GET /long HTTP/1.1\r\nHost: a\r\n\r\n")
         assert connection.recv(1).startswith(b"H")
-        until(lambda: not server[0].server_state.connections, "it still waits", 10)
+        wait_until(lambda: not server[0].server_state.connections, "it still waits", 10)
         assert len(answer(connection)) < ANSWER_BYTES
 
 
