@@ -241,63 +241,7 @@ def test_parts_that_do_not_fit_are_refused(
     assert refused.value.code is ErrorCode.WEIGHTS_ARCHITECTURE
 
 
-@pytest.mark.parametrize(
-    ("picture", "enlarge", "size"),
-    [
-        ((1280, 704), True, (1280, 704)),
-        ((384, 384), True, (960, 960)),
-        ((384, 384), False, (384, 384)),
-        ((4000, 3000), True, (1088, 832)),
-        ((1080, 1920), False, (704, 1280)),
-        ((640, 360), False, (640, 352)),
-        ((5000, 20), False, (5000 // 32 * 32, 32)),
-    ],
-)
-def test_the_size_keeps_the_aspect(picture: tuple[int, int], enlarge: bool, size: tuple[int, int]) -> None:
-    assert image_to_video.fit_clip_size(*picture, area=1280 * 704, multiple=32, enlarge=enlarge) == size
-
-
-def test_the_prompt_always_asks_for_closed_lips() -> None:
-    idle = image_to_video.build_prompt(None)
-    assert image_to_video.build_prompt("  ") == idle
-    assert "closed lips" in idle
-    assert image_to_video.build_prompt(" She sings. ") == f"She sings. {idle}"
-
-
 # --- to and fro ---
-
-
-@pytest.mark.parametrize("length", [1, 2, 3, 8, 9, 121])
-def test_a_clip_to_and_fro_never_jumps(length: int) -> None:
-    at = animation.pingpong_positions(length, 1000)
-    assert at[0] == 0
-    assert (at.min(), at.max()) == (0, length - 1)
-    assert np.abs(np.diff(at)).max() <= 1
-    assert np.abs(np.diff(at, 2)).max() <= (2 if length < 3 else 0.5)
-    for end in (0, length - 1) if length > 1 else ():
-        shown = np.flatnonzero(at == end)
-        assert np.diff(shown).min() > 1  # an end is shown once, not twice
-    if length == 121:
-        fast = np.abs(np.diff(at)) == 1
-        assert fast.mean() > 0.75
-        assert set(at[1:][fast] % 1) == {0}
-        assert set(np.unique(at[at % 1 == 0])) >= set(range(6, 115))
-
-
-def test_no_step_across_a_turn_is_larger_than_inside_the_clip() -> None:
-    rng = np.random.default_rng(1)
-    walk = np.cumsum(rng.normal(0, 4, (30, 16, 16, 3)), axis=0) + 128
-    clip = list(np.clip(walk, 0, 255).astype(np.uint8))
-    shown = np.stack(list(animation.pingpong_frames(clip, 200))).astype(float)
-    inside = np.abs(np.diff(np.stack(clip).astype(float), axis=0)).mean(axis=(1, 2, 3))
-    steps = np.abs(np.diff(shown, axis=0)).mean(axis=(1, 2, 3))
-    assert steps.max() <= inside.max() + 0.5  # rounding of mixed pictures
-    at = animation.pingpong_positions(30, 200)
-    turns = np.flatnonzero((at == 0) | (at == 29))[1:-1]
-    assert len(turns) >= 3
-    for turn in turns:
-        assert steps[turn - 1 : turn + 1].max() < 0.3 * inside.max()
-    assert np.array_equal(shown[0], clip[0])
 
 
 # --- the job ---

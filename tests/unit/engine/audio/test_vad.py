@@ -200,3 +200,13 @@ def test_after_the_end_the_mouth_rests(tmp_path: Path) -> None:
         sound[: round(end * RATE)], tmp_path / "mel", np.array([end - 0.1, end, end + 0.5, end + 100])
     )
     assert gate.tolist() == [1.0, 1.0, 0.0, 0.0]
+
+
+def test_loudness_follows_the_tone() -> None:
+    tone = (8000 * np.sin(np.arange(16000) * 0.3)).astype(np.int16)
+    chunks = [tone[:700], tone[700:], np.zeros(16000, np.int16), tone[:300]]
+    loudness = vad.loudness(chunks, 25)
+    assert len(loudness) == 51
+    assert loudness[:25].min() > 0.95
+    assert not loudness[26:49].any()
+    assert not vad.loudness([np.zeros(16000, np.int16)], 25).any()
