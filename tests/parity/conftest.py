@@ -1,34 +1,25 @@
-"""Makes `harness` importable, finds the pack, prints the table of worst differences at the end."""
+"""Prints the table of worst differences at the end."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
-from tests.parity.harness import Measure, pack_dir
+from tests.parity.harness import Measure
 
 PARITY = "parity"
 
 
-@pytest.fixture(scope="session")
-def pack() -> Path:
-    folder = pack_dir()
-    if not (folder / "pack.json").exists():
-        pytest.skip(f"no parity pack at {folder}: set PARITY_DIR")
-    return folder
-
-
 @pytest.fixture
 def record(record_property: Callable[[str, object], None]) -> Callable[[str, list[Measure]], None]:
-    """Keeps measures with the report, which goes from where the test ran to where the table is printed."""
+    """Attach measures to the test's report, from which the table is printed, also with several processes."""
 
-    def keep(kind: str, measures: list[Measure]) -> None:
+    def attach(kind: str, measures: list[Measure]) -> None:
         for measure in measures:
             record_property(PARITY, (kind, measure.name, float(measure.value), float(measure.limit)))
 
-    return keep
+    return attach
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
@@ -37,6 +28,6 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     if rows:
         terminalreporter.section("parity: worst differences")
         for kind, name, value, limit in rows:
-            line = f"{kind:<9}{name:<44}{value:>12.3e}   limit {limit:.1e}"
+            line = f"{kind:<11}{name:<44}{value:>12.3e}   limit {limit:.1e}"
             line += "" if value <= limit else "   BROKEN"
             terminalreporter.write_line(line)

@@ -1,4 +1,4 @@
-"""Kind `align`: landmarks → points → matrices with the carried-over offset, and the crops."""
+"""Kind `align`: landmarks → points → matrices with the carried-over offset, and crops."""
 
 from __future__ import annotations
 

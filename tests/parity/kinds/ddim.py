@@ -1,4 +1,4 @@
-"""Kind `ddim`: the whole denoising loop with guidance, from stored latents; every step of it is compared."""
+"""Kind `ddim`: the whole sampling loop with guidance, from stored latents; every step is compared."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ def check(pack: Path, spec: Mapping[str, Any]) -> list[Measure]:
         "init_latents": io["noise_frame"].expand_as(io["masked_latents"]),
     }
     measures = [Measure(name, difference(ours, io[name]).max(), 0.0) for name, ours in exact.items()]
-    # The pack's limit speaks of the end; on the way values are larger, so differences count by their size.
-    on_the_way = {
+    # The pack's limit is for the final latents. Earlier values are larger, so their differences are relative.
+    intermediate = {
         "guided_eps_per_step": torch.stack([step.noise_pred for step in steps]),
         "latents_per_step": torch.stack([step.latents for step in steps]),
     }
-    for name, ours in on_the_way.items():
+    for name, ours in intermediate.items():
         size = max(1.0, float(io[name].abs().max()))
         measures.append(Measure(f"{name} relative", difference(ours, io[name]).max() / size, limit))
     final = difference(steps[-1].latents, io["final_latents"]).max()

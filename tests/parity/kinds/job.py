@@ -1,8 +1,7 @@
-"""Kind `job`: a whole small job with the pieces that the `reference` preset uses.
+"""Kind `job`: a whole small job with the functions that the `reference` preset uses.
 
-From the sound: the number and order of output frames and what each hears. From the landmarks: the matrices.
-    From the
-stored faces, matrices and noise: windows, denoising, the keep-region put back, and the paste into the frames.
+The audio gives the number and order of output frames and their audio features. The landmarks give the
+matrices. The stored faces, matrices and noise give windows, denoised and restored faces, and pasted frames.
 """
 
 from __future__ import annotations
@@ -46,17 +45,17 @@ def check(pack: Path, spec: Mapping[str, Any]) -> list[Measure]:
     compositor = ReferenceCompositor(model.keep_mask)
     measures = []
 
-    # 1. What is heard, and for how many frames.
+    # 1. Audio features, and the number of frames.
     with TemporaryDirectory() as folder:
         _, features = whisper.extract_features(pack, spec["wav"], encoder, Path(folder))
         n_frames = timeline.count_reference_audio_frames(features.length)
-        heard = audio_features.frame_windows(features, np.arange(n_frames) / fps)
+        audio_windows = audio_features.frame_windows(features, np.arange(n_frames) / fps)
     measures.append(Measure("frames", abs(n_frames - len(io["out_frames"])), 0))
     measures.append(
-        Measure("audio windows", difference(heard, io["audio_windows"]).max(), limits["latents_max"])
+        Measure("audio windows", difference(audio_windows, io["audio_windows"]).max(), limits["latents_max"])
     )
 
-    # 2. Which source frame is shown, and where its face lies.
+    # 2. Order of the source frames, and matrices.
     order = timeline.source_order(
         len(io["frames"]), n_frames, LoopMode.PINGPONG, Tail.CUT, repeat_ends=params.reference_numerics
     )
@@ -91,8 +90,8 @@ def check(pack: Path, spec: Mapping[str, Any]) -> list[Measure]:
 
     # 4. Back into the frames, with the stored matrices.
     rows = zip(order, chw, io["matrices"], strict=True)
-    made = np.stack([reference_paste(io["frames"][s], face, m) for s, face, m in rows])
-    worst = difference(made, io["out_frames"])
+    frames = np.stack([reference_paste(io["frames"][s], face, m) for s, face, m in rows])
+    worst = difference(frames, io["out_frames"])
     measures.append(Measure("frames max", worst.max(), limits["frames_max"]))
     measures.append(Measure("frames differing", np.mean(worst > 0), limits["frames_fraction_differing"]))
     return measures

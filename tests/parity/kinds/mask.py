@@ -1,4 +1,4 @@
-"""Kind `mask`: the fixed mask in pixels and in latents, the masked picture. Sizes are read off the names."""
+"""Kind `mask`: the fixed mask in pixels and latents, and masked crops. The array names give the sizes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Kind `unet`: single evaluations in float32 and float64. Cases are the prefixes of the io file's keys."""
+"""Kind `unet`: single forward passes in float32 and float64. The prefixes of the keys are the cases."""
 
 from __future__ import annotations
 

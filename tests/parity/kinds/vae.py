@@ -1,4 +1,4 @@
-"""Kind `vae`: posterior, sampled and scaled latents, decoded picture."""
+"""Kind `vae`: posterior, sampled and scaled latents, decoded image."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Kind `whisper`: log-mel, hidden states and frame windows of each sound, in the reference's own pieces."""
+"""Kind `whisper`: log-mel, hidden states and frame windows of each recording, in the reference's pieces."""
 
 from __future__ import annotations
 

@@ -9,11 +9,16 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import AutoencoderKL
+from torch import Tensor
+from whisper.model import AudioEncoder
 
 from lipsync_engine.errors import ErrorCode, WeightsError
+from lipsync_engine.models.latentsync import keys
 from lipsync_engine.models.latentsync.config import RunConfig, UNetConfig
 from lipsync_engine.models.latentsync.model import LatentSync, load
 from lipsync_engine.weights import WeightsStore
+from tests.parity.harness import PACK_SMALL
 from tests.support.paths import ROOT
 
 Json = dict[str, Any]
@@ -125,3 +130,39 @@ def test_invalid_json_file_is_named_in_error(tmp_path: Path) -> None:
     files = {**store.verified_files("tiny"), "model_config": broken}
     with pytest.raises(WeightsError, match=r"model_config\.json is not JSON"):
         load(store.entry("tiny"), files, "0" * 64, torch.device("cpu"), torch.float32)
+
+
+# --- the published checkpoints, by key and shape ---
+
+
+def read_published_state(name: str) -> dict[str, Tensor]:
+    published = json.loads((PACK_SMALL / name).read_text())
+    return {key: torch.empty(shape, device="meta") for key, (shape, _) in published.items()}
+
+
+def shapes(state: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {key: tuple(tensor.shape) for key, tensor in state.items()}
+
+
+@pytest.mark.parametrize("old_names", [False, True])
+def test_vae_has_every_published_key_and_shape(old_names: bool) -> None:
+    published = read_published_state("vae_sd_ft_mse_keys.json")
+    with torch.device("meta"):
+        config = json.loads((PACK_SMALL / "vae_sd_ft_mse_config.json").read_text())
+        vae = AutoencoderKL.from_config(config).state_dict()
+    if old_names:
+        names = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+        for new, old in names.items():
+            published = {
+                key.replace(f".{new}.", f".{old}.") if ".attentions." in key else key: tensor
+                for key, tensor in published.items()
+            }
+        assert any(".proj_attn." in key for key in published)
+    assert shapes(keys.convert_vae(published)) == shapes(vae)
+
+
+def test_audio_encoder_has_every_published_key_and_shape() -> None:
+    published = read_published_state("whisper_tiny_keys.json")
+    with torch.device("meta"):
+        encoder = AudioEncoder(80, 1500, 384, 6, 4).state_dict()
+    assert shapes(keys.convert_whisper_encoder(published)) == shapes(encoder)

@@ -22,10 +22,10 @@ from lipsync_engine.models.latentsync.sampling import (
 from lipsync_engine.models.latentsync.unet import LatentSyncUNet
 from lipsync_engine.params import EXACT_SAMPLING, PRESETS, FastSampling, Solver
 from lipsync_engine.weights import WeightsStore
+from tests.parity.harness import PACK_SMALL
 from tests.support import flops
-from tests.support.paths import ROOT, SHARED
+from tests.support.paths import ROOT
 
-PARITY = SHARED / "parity"
 FRAMES, SIDE, TOKENS = 3, 8, 8
 
 
@@ -212,9 +212,7 @@ def test_documented_stage_speed_matches_benchmark() -> None:
 
 
 def test_flops_match_the_published_networks() -> None:
-    if not PARITY.is_dir():
-        pytest.skip(f"no parity pack at {PARITY}")
-    published = json.loads((PARITY / "flops.json").read_text())["256x256"]
+    published = json.loads((PACK_SMALL / "flops.json").read_text())["256x256"]
     unet, vae = flops.networks()
     plain = flops.one_evaluation(unet, 256)
     assert plain == pytest.approx(published["unet_per_frame_per_step_tflop"], rel=0.01)

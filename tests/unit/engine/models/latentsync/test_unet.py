@@ -12,9 +12,9 @@ from lipsync_engine.errors import ErrorCode, WeightsError
 from lipsync_engine.models.latentsync.config import UNetConfig
 from lipsync_engine.models.latentsync.unet import LatentSyncUNet, sinusoidal_positions
 from lipsync_engine.weights import load_strict
-from tests.support.paths import ROOT, SHARED
+from tests.parity.harness import PACK_SMALL
+from tests.support.paths import ROOT
 
-PARITY = SHARED / "parity"
 TINY = json.loads((ROOT / "weights" / "tiny" / "unet_config.json").read_text())
 
 
@@ -24,10 +24,8 @@ def build_on_meta(config: UNetConfig) -> LatentSyncUNet:
 
 
 def test_unet_has_every_published_key_and_shape() -> None:
-    if not PARITY.is_dir():
-        pytest.skip(f"no parity pack at {PARITY}")
-    published = json.loads((PARITY / "unet_latentsync_keys.json").read_text())
-    fields = json.loads((PARITY / "unet_latentsync_config.json").read_text())
+    published = json.loads((PACK_SMALL / "unet_latentsync_keys.json").read_text())
+    fields = json.loads((PACK_SMALL / "unet_latentsync_config.json").read_text())
     assert UNetConfig.from_published(fields) == UNetConfig()
     ours = {name: list(tensor.shape) for name, tensor in build_on_meta(UNetConfig()).state_dict().items()}
     assert len(ours) == 1246
