@@ -1,99 +1,101 @@
-// The page: who is signed in, which view is shown, language and light.
+// The application: sign-in, routing, language and theme.
 
 import * as api from "./api.js";
-import { create } from "./create.js";
-import { button, empty, fill, h, icon } from "./dom.js";
-import { health } from "./health.js";
-import { job } from "./job.js";
-import { jobs } from "./jobs.js";
-import { keys } from "./keys.js";
+import { createForm } from "./create.js";
+import { button, emptyState, h, icon, replaceChildren } from "./dom.js";
+import { createHealthView } from "./health.js";
+import { createJobView } from "./job.js";
+import { createJobsView } from "./jobs.js";
+import { createKeysView } from "./keys.js";
 import { currentLanguage, errorText, setLanguage, t } from "./texts.js";
 
 const PAGES = ["create", "jobs", "keys", "health"];
 const THEMES = ["auto", "light", "dark"];
-const THEME = "lipsync.theme";
+const THEME_KEY = "lipsync.theme";
 
 const main = document.getElementById("main");
-let shown = null;
-let number = 0;
+let currentView = null;
+let routeCount = 0;
 
 // --- signing in ---
 
-api.session.onRefused = () => {
-  if (!api.session.me) return; // the form says so itself
-  leave();
-  enter(t("enter.wrong"));
+api.session.onUnauthorized = () => {
+  if (!api.session.me) return; // the sign-in form shows the error itself
+  closeView();
+  showSignIn(t("enter.wrong"));
 };
 
-function enter(why = "") {
+function showSignIn(problemText = "") {
   api.session.key = "";
   api.session.me = null;
-  bar();
+  renderBar();
   const input = h("input", { id: "key", type: "password", autocomplete: "off", spellcheck: "false", "aria-describedby": "key-hint" });
-  const problem = h("p", { class: "problem", role: "alert" }, why && icon("alert"), why);
-  const say = (words) => fill(problem, icon("alert"), words);
-  const go = h("button", { class: "button primary big", type: "submit" }, h("span", {}, t("enter.go")), icon("arrow"));
+  const problem = h("p", { class: "problem", role: "alert" }, problemText && icon("alert"), problemText);
+  const showProblem = (text) => replaceChildren(problem, icon("alert"), text);
+  const signInButton = h("button", { class: "button primary big", type: "submit" }, h("span", {}, t("enter.go")), icon("arrow"));
   const submit = async (event) => {
     event.preventDefault();
-    if (!input.value.trim()) return say(t("enter.empty"));
+    if (!input.value.trim()) return showProblem(t("enter.empty"));
     api.session.key = input.value.trim();
     try {
-      api.session.me = await api.me();
+      api.session.me = await api.getCaller();
     } catch (error) {
       api.session.key = "";
-      return say(error.status === 401 ? t("enter.wrong") : error.status === 403 ? t("enter.noread") : errorText(error));
+      return showProblem(error.status === 401 ? t("enter.wrong") : error.status === 403 ? t("enter.noread") : errorText(error));
     }
-    return route();
+    return showRoute();
   };
-  const form = h("form", { class: "panel enter-form", on: { submit } }, h("div", { class: "field" }, h("label", { for: "key" }, t("enter.key")), input, h("small", { id: "key-hint" }, t("enter.hint"))), go, problem);
-  put({ title: t("enter.go"), view: h("div", { class: "enter" }, h("div", { class: "enter-words" }, mark(), h("h1", {}, t("enter.title")), h("p", { class: "lead" }, t("enter.words"))), form), leave() {} });
+  const form = h("form", { class: "panel enter-form", on: { submit } }, h("div", { class: "field" }, h("label", { for: "key" }, t("enter.key")), input, h("small", { id: "key-hint" }, t("enter.hint"))), signInButton, problem);
+  showView({ title: t("enter.go"), view: h("div", { class: "enter" }, h("div", { class: "enter-words" }, logo(), h("h1", {}, t("enter.title")), h("p", { class: "lead" }, t("enter.words"))), form), close() {} });
   input.focus();
 }
 
-async function restore() {
-  if (!api.session.key) return enter();
+async function restoreSession() {
+  if (!api.session.key) return showSignIn();
   try {
-    api.session.me = await api.me();
+    api.session.me = await api.getCaller();
   } catch (error) {
-    if (error.status === 401 || error.status === 403) return enter(t("enter.wrong"));
-    return put({ title: "lipsync", view: empty("alert", errorText(error), "", button(t("error.again"), restore, {})), leave() {} });
+    if (error.status === 401 || error.status === 403) return showSignIn(t("enter.wrong"));
+    return showView(errorView(error, restoreSession));
   }
-  return route();
+  return showRoute();
 }
 
 // --- views ---
 
-function leave() {
-  shown?.leave();
-  shown = null;
+function closeView() {
+  currentView?.close();
+  currentView = null;
 }
 
-function put(view) {
-  leave();
-  shown = view;
+function showView(view) {
+  closeView();
+  currentView = view;
   document.title = `${view.title} · lipsync`;
-  fill(main, view.view);
+  replaceChildren(main, view.view);
 }
 
-async function viewOf(page, id) {
-  if (page === "jobs") return id ? job(id) : jobs();
-  if (page === "keys") return keys();
-  if (page === "health") return health();
-  return create(id ? await api.job(id) : null);
+const errorView = (error, retry) => ({ title: "lipsync", view: emptyState("alert", errorText(error), "", button(t("error.again"), retry, {})), close() {} });
+
+async function createView(page, id) {
+  if (page === "jobs") return id ? createJobView(id) : createJobsView();
+  if (page === "keys") return createKeysView();
+  if (page === "health") return createHealthView();
+  return createForm(id ? await api.getJob(id) : null);
 }
 
-async function route() {
-  if (!api.session.me) return restore();
+async function showRoute() {
+  if (!api.session.me) return restoreSession();
   const [page = "create", id] = location.hash.replace(/^#\/?/, "").split("/").filter(Boolean);
-  const mine = (number += 1);
-  bar(page);
+  const count = (routeCount += 1);
+  renderBar(page);
   try {
-    const view = await viewOf(page, id);
-    if (mine === number && api.session.me) put(view);
-    else view.leave();
+    const view = await createView(page, id);
+    if (count === routeCount && api.session.me) showView(view);
+    else view.close();
   } catch (error) {
-    if (mine !== number || !api.session.me) return undefined;
-    put({ title: "lipsync", view: empty("alert", errorText(error), "", button(t("error.again"), route, {})), leave() {} });
+    if (count !== routeCount || !api.session.me) return undefined;
+    showView(errorView(error, showRoute));
   }
   main.focus({ preventScroll: true });
   scrollTo(0, 0);
@@ -102,36 +104,36 @@ async function route() {
 
 // --- around the views ---
 
-const mark = () => h("img", { class: "mark", src: new URL("icon.svg", import.meta.url).href, alt: "" });
+const logo = () => h("img", { class: "mark", src: new URL("icon.svg", import.meta.url).href, alt: "" });
 
-function bar(now) {
-  const links = PAGES.map((page) => h("a", { href: `#/${page}`, "aria-current": page === now ? "page" : null }, t(`nav.${page}`)));
+function renderBar(currentPage) {
+  const links = PAGES.map((page) => h("a", { href: `#/${page}`, "aria-current": page === currentPage ? "page" : null }, t(`nav.${page}`)));
   const skip = h("a", { class: "skip", href: "#main", on: { click: (event) => (event.preventDefault(), main.focus()) } }, t("skip"));
   const language = button(t("bar.language"), () => {
     setLanguage(currentLanguage() === "zh" ? "en" : "zh");
-    begin();
+    start();
   }, { kind: "plain", lang: currentLanguage() === "zh" ? "en" : "zh" });
-  const theme = button("", nextTheme, { kind: "icon-only", symbol: "theme", "aria-label": t("bar.theme"), title: t("bar.theme") });
-  const out = api.session.me && button(t("bar.leave"), () => enter(), { kind: "plain" });
-  fill(document.getElementById("bar"), skip, h("a", { class: "brand", href: "#/create" }, mark(), h("span", {}, "lipsync")), api.session.me && h("nav", { "aria-label": t("nav.label") }, links), h("div", { class: "tools" }, language, theme, out));
-  fill(document.getElementById("foot"), h("span", {}, t("foot")), h("a", { href: "openapi.json" }, t("foot.api")));
+  const theme = button("", switchTheme, { kind: "icon-only", symbol: "theme", "aria-label": t("bar.theme"), title: t("bar.theme") });
+  const signOut = api.session.me && button(t("bar.leave"), () => showSignIn(), { kind: "plain" });
+  replaceChildren(document.getElementById("bar"), skip, h("a", { class: "brand", href: "#/create" }, logo(), h("span", {}, "lipsync")), api.session.me && h("nav", { "aria-label": t("nav.label") }, links), h("div", { class: "tools" }, language, theme, signOut));
+  replaceChildren(document.getElementById("foot"), h("span", {}, t("foot")), h("a", { href: "openapi.json" }, t("foot.api")));
 }
 
-function nextTheme() {
-  const now = THEMES.indexOf(localStorage.getItem(THEME) ?? "auto");
-  localStorage.setItem(THEME, THEMES[(now + 1) % THEMES.length]);
-  showTheme();
+function switchTheme() {
+  const index = THEMES.indexOf(localStorage.getItem(THEME_KEY) ?? "auto");
+  localStorage.setItem(THEME_KEY, THEMES[(index + 1) % THEMES.length]);
+  applyTheme();
 }
 
-function showTheme() {
-  document.documentElement.dataset.theme = localStorage.getItem(THEME) ?? "auto";
+function applyTheme() {
+  document.documentElement.dataset.theme = localStorage.getItem(THEME_KEY) ?? "auto";
 }
 
-function begin() {
+function start() {
   document.documentElement.lang = currentLanguage() === "zh" ? "zh-Hans" : "en";
-  showTheme();
-  return route();
+  applyTheme();
+  return showRoute();
 }
 
-addEventListener("hashchange", route);
-begin();
+addEventListener("hashchange", showRoute);
+start();

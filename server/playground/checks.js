@@ -1,63 +1,64 @@
-// What can be known of a file before it is uploaded: its kind by its first bytes, size, length, pixels.
-// Pure but for reading the file; says why something is refused as [text's name, values].
+// Checks of a file before its upload: format by its first bytes, size, duration, pixels. A problem is
+// [name of a text, values].
 
 const IMAGE_FORMATS = ["png", "jpg", "webp", "bmp"];
 
-/** What a file's first bytes say, as the server will see them: {kinds, format}, or null. */
-export function sniff(head) {
+/** Detect a format by a file's first bytes, as the server does: {kinds, format}, or null. */
+export function detectFormat(head) {
   const text = (from, to) => String.fromCharCode(...head.slice(from, to));
-  const film = (format) => ({ kinds: ["video", "audio"], format });
-  const sound = (format) => ({ kinds: ["audio"], format });
-  const picture = (format) => ({ kinds: ["image"], format });
+  const video = (format) => ({ kinds: ["video", "audio"], format });
+  const audio = (format) => ({ kinds: ["audio"], format });
+  const image = (format) => ({ kinds: ["image"], format });
   if (text(4, 8) === "ftyp") {
     const brand = text(8, 12);
-    if (["M4A ", "M4B "].includes(brand)) return sound("m4a");
-    if (brand === "qt  ") return film("mov");
-    return ["heic", "heix", "mif1", "avif", "avis"].includes(brand) ? null : film("mp4");
+    if (["M4A ", "M4B "].includes(brand)) return audio("m4a");
+    if (brand === "qt  ") return video("mov");
+    return ["heic", "heix", "mif1", "avif", "avis"].includes(brand) ? null : video("mp4");
   }
-  if (["moov", "mdat", "wide"].includes(text(4, 8))) return film("mov");
-  if (text(0, 4) === "\x1a\x45\xdf\xa3") return film(text(0, 64).includes("webm") ? "webm" : "mkv");
-  if (["RIFF", "RF64"].includes(text(0, 4))) return { WAVE: sound("wav"), WEBP: picture("webp") }[text(8, 12)] ?? null;
-  if (text(0, 4) === "\x89PNG") return picture("png");
-  if (text(0, 3) === "\xff\xd8\xff") return picture("jpg");
-  if (text(0, 3) === "ID3") return sound("mp3");
-  if (text(0, 4) === "OggS") return sound("ogg");
-  if (text(0, 4) === "fLaC") return sound("flac");
-  if (head[0] === 0xff && (head[1] & 0xf6) === 0xf0) return sound("aac");
-  if (head[0] === 0xff && (head[1] & 0xe0) === 0xe0 && head[1] & 0x06) return sound("mp3");
+  if (["moov", "mdat", "wide"].includes(text(4, 8))) return video("mov");
+  if (text(0, 4) === "\x1a\x45\xdf\xa3") return video(text(0, 64).includes("webm") ? "webm" : "mkv");
+  if (["RIFF", "RF64"].includes(text(0, 4))) return { WAVE: audio("wav"), WEBP: image("webp") }[text(8, 12)] ?? null;
+  if (text(0, 4) === "\x89PNG") return image("png");
+  if (text(0, 3) === "\xff\xd8\xff") return image("jpg");
+  if (text(0, 3) === "ID3") return audio("mp3");
+  if (text(0, 4) === "OggS") return audio("ogg");
+  if (text(0, 4) === "fLaC") return audio("flac");
+  if (head[0] === 0xff && (head[1] & 0xf6) === 0xf0) return audio("aac");
+  if (head[0] === 0xff && (head[1] & 0xe0) === 0xe0 && head[1] & 0x06) return audio("mp3");
   return null;
 }
 
-/** The kind of media that a field takes. */
-export const kindOf = (field) => field.split("_").find((word) => ["video", "image", "audio"].includes(word));
+/** Return the kind of media of a field. */
+export const mediaKindOf = (field) => field.split("_").find((word) => ["video", "image", "audio"].includes(word));
 
-export async function look(file) {
+/** Read the size and the format of a file. */
+export async function inspectFile(file) {
   const head = new Uint8Array(await file.slice(0, 4096).arrayBuffer());
-  return { size: file.size, found: sniff(head) };
+  return { size: file.size, detected: detectFormat(head) };
 }
 
 /**
- * Why a file is refused, or null.
+ * Find why a file cannot be used; null: it can.
  * @param {string} kind video, image or audio
- * @param {{size, found, duration_s?, width?, height?}} seen what is known of it
+ * @param {{size, detected, duration_s?, width?, height?}} facts what is known of the file
  * @param {object} limits of the model's schema
- * @param {number} mostBytes of any upload
+ * @param {number} maxUploadBytes of any upload
  */
-export function refusal(kind, seen, limits, mostBytes) {
-  if (seen.size === 0) return ["refuse.empty", {}];
-  if (!seen.found?.kinds.includes(kind)) return ["refuse.kind", { what: kind }];
-  const format = kind === "audio" && seen.found.format === "mp4" ? "m4a" : seen.found.format;
+export function findProblem(kind, facts, limits, maxUploadBytes) {
+  if (facts.size === 0) return ["refuse.empty", {}];
+  if (!facts.detected?.kinds.includes(kind)) return ["refuse.kind", { what: kind }];
+  const format = kind === "audio" && facts.detected.format === "mp4" ? "m4a" : facts.detected.format;
   if (kind === "image" && !IMAGE_FORMATS.includes(format)) return ["refuse.kind", { what: kind }];
-  if (limits.formats && !limits.formats.includes(format)) return ["refuse.format", { found: format, formats: limits.formats.join(", ") }];
-  const most = Math.min(limits.max_bytes ?? Infinity, mostBytes);
-  if (seen.size > most) return ["refuse.bytes", { size: seen.size, most }];
-  const { min_s: least = 0, max_s: longest = Infinity } = limits;
-  if (Number.isFinite(seen.duration_s) && (seen.duration_s < least || seen.duration_s > longest)) {
-    return ["refuse.duration", { seconds: seen.duration_s.toFixed(1), low: least, high: longest }];
+  if (limits.formats && !limits.formats.includes(format)) return ["refuse.format", { format, formats: limits.formats }];
+  const limit = Math.min(limits.max_bytes ?? Infinity, maxUploadBytes);
+  if (facts.size > limit) return ["refuse.bytes", { size: facts.size, limit }];
+  const { min_s: shortest = 0, max_s: longest = Infinity } = limits;
+  if (Number.isFinite(facts.duration_s) && (facts.duration_s < shortest || facts.duration_s > longest)) {
+    return ["refuse.duration", { seconds: facts.duration_s.toFixed(1), low: shortest, high: longest }];
   }
   const { min_side_px: low = 0, max_side_px: high = Infinity } = limits;
-  if (seen.width && (Math.min(seen.width, seen.height) < low || Math.max(seen.width, seen.height) > high)) {
-    return ["refuse.pixels", { width: seen.width, height: seen.height, low, high }];
+  if (facts.width && (Math.min(facts.width, facts.height) < low || Math.max(facts.width, facts.height) > high)) {
+    return ["refuse.pixels", { width: facts.width, height: facts.height, low, high }];
   }
   return null;
 }

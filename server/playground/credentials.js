@@ -1,29 +1,29 @@
-// Whether a film says by signed content credentials that it was generated, and whose signature that is.
+// Badge with the verdict on a result's content credentials, and their signer.
 
 import * as api from "./api.js";
-import { fill, h, icon } from "./dom.js";
-import { t } from "./texts.js";
+import { h, icon, replaceChildren } from "./dom.js";
+import { joinSentences, t } from "./texts.js";
 
 const SYMBOLS = { trusted: "check", unknown_signer: "alert", invalid: "alert", none: "alert" };
 
-/** A badge of a finished job that fills itself. */
-export function badge(job) {
+/** Create the badge of a finished job; its content is loaded. */
+export function createBadge(job) {
   const view = h("div", { class: "credentials", role: "status" }, h("p", { class: "quiet" }, t("credentials.looking")));
-  show(view, job.id);
+  loadBadge(view, job.id);
   return view;
 }
 
-async function show(view, id) {
-  let found;
+async function loadBadge(view, id) {
+  let result;
   try {
-    found = await api.credentials(id);
+    result = await api.getCredentials(id);
   } catch {
-    return fill(view, h("p", { class: "quiet" }, t("credentials.unable")));
+    return replaceChildren(view, h("p", { class: "quiet" }, t("credentials.unable")));
   }
-  const word = h("p", { class: `badge ${found.verdict}` }, icon(SYMBOLS[found.verdict]), h("span", {}, t(`credentials.${found.verdict}`)));
+  const verdict = h("p", { class: `badge ${result.verdict}` }, icon(SYMBOLS[result.verdict]), h("span", {}, t(`credentials.${result.verdict}`)));
   const facts = [];
-  if (found.signer) facts.push(t(found.is_development ? "credentials.development" : "credentials.signer", { name: found.signer }));
-  if (found.made?.model) facts.push(t("credentials.made", { model: found.made.model, seed: found.made.seed }));
-  if (found.sources.some((source) => source.signer)) facts.push(t("credentials.source"));
-  return fill(view, word, facts.length > 0 && h("p", { class: "quiet" }, facts.join(" ")));
+  if (result.signer) facts.push(t(result.is_development ? "credentials.development" : "credentials.signer", { name: result.signer }));
+  if (result.made?.model) facts.push(t("credentials.made", { model: result.made.model, seed: result.made.seed }));
+  if (result.sources.some((source) => source.signer)) facts.push(t("credentials.source"));
+  return replaceChildren(view, verdict, facts.length > 0 && h("p", { class: "quiet" }, joinSentences(facts)));
 }

@@ -1,132 +1,133 @@
-// All jobs: filters, and a row for each.
+// The list of jobs, with filters.
 
 import * as api from "./api.js";
-import { button, empty, fill, h, icon, notice } from "./dom.js";
-import { deleter, pill } from "./job.js";
-import { duration, errorText, failureText, moment, t } from "./texts.js";
+import { button, emptyState, h, icon, replaceChildren, showNotice } from "./dom.js";
+import { createDeleteButton, createStatePill } from "./job.js";
+import { errorText, failureText, formatDuration, formatTime, t } from "./texts.js";
 
 const REFRESH_MS = 4000;
-const PAGE = 24;
-const SEARCH_PAUSE_MS = 250;
+const PAGE_SIZE = 24;
+const MAX_REQUEST_SIZE = 100;
+const SEARCH_DELAY_MS = 250;
 const STATES = { all: [], active: ["waiting", "running"], succeeded: ["succeeded"], failed: ["failed"], cancelled: ["cancelled"] };
-const SINCE = { ever: null, day: 86400, week: 7 * 86400 };
+const SINCE_S = { ever: null, day: 86400, week: 7 * 86400 };
 
-/** @returns {Promise<{title, view, leave}>} */
-export async function jobs() {
-  const list = new Jobs();
+/** @returns {Promise<{title, view, close}>} */
+export async function createJobsView() {
+  const list = new JobList();
   await list.refresh();
-  return { title: t("jobs.title"), view: list.view, leave: () => list.leave() };
+  return { title: t("jobs.title"), view: list.view, close: () => list.close() };
 }
 
-class Jobs {
+class JobList {
   constructor() {
-    this.wanted = { state: "all", text: "", since: "ever", everybody: false };
-    this.limit = PAGE;
+    this.filter = { state: "all", text: "", since: "ever", allTenants: false };
+    this.limit = PAGE_SIZE;
     this.list = h("div", { class: "rows" });
     this.count = h("p", { class: "quiet", role: "status" });
-    this.more = button(t("jobs.more"), () => ((this.limit += PAGE), this.refresh()), {});
-    this.view = h("div", { class: "jobs" }, h("header", { class: "head" }, h("h1", {}, t("jobs.title")), this.count), this.filters(), this.list, this.more);
-    this.timer = setInterval(() => !document.hidden && this.refresh({ quietly: true }), REFRESH_MS);
+    this.more = button(t("jobs.more"), () => ((this.limit += PAGE_SIZE), this.refresh()), {});
+    this.view = h("div", { class: "jobs" }, h("header", { class: "head" }, h("h1", {}, t("jobs.title")), this.count), this.createFilters(), this.list, this.more);
+    this.timer = setInterval(() => !document.hidden && this.refresh({ isAutomatic: true }), REFRESH_MS);
   }
 
-  leave() {
+  close() {
     clearInterval(this.timer);
-    clearTimeout(this.typing);
-    this.left = true;
+    clearTimeout(this.searchTimer);
+    this.isClosed = true;
   }
 
-  filters() {
-    const pick = (name, options, words) => {
-      const select = h("select", { id: `filter-${name}` }, options.map((one) => h("option", { value: one }, words(one))));
-      select.addEventListener("change", () => this.want({ [name]: select.value }));
+  createFilters() {
+    const createSelect = (name, options, labelOf) => {
+      const select = h("select", { id: `filter-${name}` }, options.map((option) => h("option", { value: option }, labelOf(option))));
+      select.addEventListener("change", () => this.setFilter({ [name]: select.value }));
       return h("div", { class: "field" }, h("label", { for: select.id }, t(`jobs.${name}`)), select);
     };
     const search = h("input", { type: "search", id: "filter-text", placeholder: t("jobs.search.hint"), autocomplete: "off" });
     search.addEventListener("input", () => {
-      clearTimeout(this.typing);
-      this.typing = setTimeout(() => this.want({ text: search.value.trim() }), SEARCH_PAUSE_MS);
+      clearTimeout(this.searchTimer);
+      this.searchTimer = setTimeout(() => this.setFilter({ text: search.value.trim() }), SEARCH_DELAY_MS);
     });
-    const everybody = h("input", { type: "checkbox", id: "filter-tenants" });
-    everybody.addEventListener("change", () => this.want({ everybody: everybody.checked }));
-    const words = (one) => t(one in STATES && one !== "all" && one !== "active" ? `state.${one}` : `jobs.${one}`);
+    const allTenants = h("input", { type: "checkbox", id: "filter-tenants" });
+    allTenants.addEventListener("change", () => this.setFilter({ allTenants: allTenants.checked }));
+    const stateLabel = (state) => t(state === "all" || state === "active" ? `jobs.${state}` : `state.${state}`);
     return h(
       "form",
       { class: "filters", role: "search", on: { submit: (event) => event.preventDefault() } },
       h("div", { class: "field wide" }, h("label", { for: search.id }, t("jobs.search")), search),
-      pick("state", Object.keys(STATES), words),
-      pick("since", Object.keys(SINCE), (one) => t(`jobs.${one}`)),
-      api.session.can("admin") && h("label", { class: "check", for: everybody.id }, everybody, h("span", {}, t("jobs.tenants"))),
+      createSelect("state", Object.keys(STATES), stateLabel),
+      createSelect("since", Object.keys(SINCE_S), (period) => t(`jobs.${period}`)),
+      api.session.hasScope("admin") && h("label", { class: "check", for: allTenants.id }, allTenants, h("span", {}, t("jobs.tenants"))),
     );
   }
 
-  want(change) {
-    Object.assign(this.wanted, change);
-    this.limit = PAGE;
+  setFilter(change) {
+    Object.assign(this.filter, change);
+    this.limit = PAGE_SIZE;
     return this.refresh();
   }
 
-  async refresh({ quietly = false } = {}) {
-    const { state, text, since, everybody } = this.wanted;
-    const number = (this.number = (this.number ?? 0) + 1);
-    const from = SINCE[since] && Date.now() / 1000 - SINCE[since];
+  async refresh({ isAutomatic = false } = {}) {
+    const { state, text, since, allTenants } = this.filter;
+    const request = (this.latestRequest = (this.latestRequest ?? 0) + 1);
+    const since_s = SINCE_S[since] && Date.now() / 1000 - SINCE_S[since];
     try {
-      const found = { total: 0, jobs: [] };
-      while (found.jobs.length < this.limit) { // the server gives at most a hundred at once
-        const limit = Math.min(100, this.limit - found.jobs.length);
-        const page = await api.jobs({ states: STATES[state], text, since: from, tenant: everybody ? "*" : null, offset: found.jobs.length, limit });
-        found.total = page.total;
-        found.jobs.push(...page.jobs);
+      const result = { total: 0, jobs: [] };
+      while (result.jobs.length < this.limit) {
+        const limit = Math.min(MAX_REQUEST_SIZE, this.limit - result.jobs.length);
+        const page = await api.listJobs({ states: STATES[state], text, since: since_s, tenant: allTenants ? "*" : null, offset: result.jobs.length, limit });
+        result.total = page.total;
+        result.jobs.push(...page.jobs);
         if (page.jobs.length < limit) break;
       }
-      if (number === this.number && !this.left) this.show(found);
+      if (request === this.latestRequest && !this.isClosed) this.show(result);
     } catch (error) {
-      if (quietly) return;
-      fill(this.list, empty("alert", errorText(error), "", button(t("error.again"), () => this.refresh(), {})));
+      if (isAutomatic) return;
+      replaceChildren(this.list, emptyState("alert", errorText(error), "", button(t("error.again"), () => this.refresh(), {})));
     }
   }
 
-  show({ total, jobs: all }) {
+  show({ total, jobs }) {
     this.count.textContent = t("jobs.count", { count: total });
-    this.more.hidden = all.length >= total;
-    const said = JSON.stringify(all);
-    if (said === this.said) return; // nothing moved: focus and half-pressed buttons stay
-    this.said = said;
-    const anything = this.wanted.state === "all" && !this.wanted.text && this.wanted.since === "ever";
-    if (all.length > 0) fill(this.list, h("ul", {}, all.map((job) => this.row(job))));
-    else if (anything) fill(this.list, empty("film", t("jobs.none"), t("jobs.none.words"), h("a", { class: "button primary", href: "#/create" }, t("jobs.first"))));
-    else fill(this.list, empty("film", t("jobs.nomatch"), t("jobs.nomatch.words")));
+    this.more.hidden = jobs.length >= total;
+    const content = JSON.stringify(jobs);
+    if (content === this.content) return; // unchanged: focus and armed delete buttons stay
+    this.content = content;
+    const isUnfiltered = this.filter.state === "all" && !this.filter.text && this.filter.since === "ever";
+    if (jobs.length > 0) replaceChildren(this.list, h("ul", {}, jobs.map((job) => this.createRow(job))));
+    else if (isUnfiltered) replaceChildren(this.list, emptyState("video", t("jobs.none"), t("jobs.none.words"), h("a", { class: "button primary", href: "#/create" }, t("jobs.first"))));
+    else replaceChildren(this.list, emptyState("video", t("jobs.nomatch"), t("jobs.nomatch.words")));
   }
 
-  row(job) {
-    const picture = job.thumbnail ? h("img", { src: api.here(job.thumbnail), alt: "", loading: "lazy" }) : icon(job.request.files.image ? "face" : "film");
-    const facts = [job.model, moment(job.created_at)];
-    if (job.output?.duration_s) facts.push(t("job.lasts", { time: duration(job.output.duration_s) }));
-    if (job.state === "succeeded") facts.push(t("job.took", { time: duration((Date.parse(job.finished_at) - Date.parse(job.started_at)) / 1000) }));
-    const own = job.tenant === api.session.me.tenant;
-    const ended = api.isFinal(job.state);
+  createRow(job) {
+    const thumbnail = job.thumbnail ? h("img", { src: api.toPageUrl(job.thumbnail), alt: "", loading: "lazy" }) : icon(job.request.files.image ? "face" : "video");
+    const facts = [job.model, formatTime(job.created_at)];
+    if (job.output?.duration_s) facts.push(t("job.lasts", { time: formatDuration(job.output.duration_s) }));
+    if (job.state === "succeeded") facts.push(t("job.took", { time: formatDuration((Date.parse(job.finished_at) - Date.parse(job.started_at)) / 1000) }));
+    const isOwn = job.tenant === api.session.me.tenant;
+    const hasEnded = api.isFinal(job.state);
     return h(
       "li",
       { class: "row-card", "data-job": job.id },
-      h("div", { class: "thumb" }, picture),
+      h("div", { class: "thumb" }, thumbnail),
       h(
         "div",
         { class: "row-words" },
-        h("h2", {}, h("a", { href: `#/jobs/${job.id}` }, job.title || job.model), pill(job), !own && h("span", { class: "pill tenant" }, job.tenant)),
+        h("h2", {}, h("a", { href: `#/jobs/${job.id}` }, job.title || job.model), createStatePill(job), !isOwn && h("span", { class: "pill tenant" }, job.tenant)),
         h("p", { class: "facts" }, facts.join(" · ")),
         job.failure && h("p", { class: "problem" }, icon("alert"), failureText(job.failure)),
         job.progress?.total > 0 && h("progress", { max: job.progress.total, value: job.progress.done, "aria-label": t("watch.bar") }),
       ),
-      own && api.session.can("run") && h("div", { class: "row" }, ended ? [h("a", { class: "button quiet-button", href: `#/create/${job.id}` }, icon("again"), h("span", {}, t("job.again"))), deleter(job.id, () => this.refresh())] : this.canceller(job)),
+      isOwn && api.session.hasScope("run") && h("div", { class: "row" }, hasEnded ? [h("a", { class: "button quiet-button", href: `#/create/${job.id}` }, icon("repeat"), h("span", {}, t("job.again"))), createDeleteButton(job.id, () => this.refresh())] : this.createCancelButton(job)),
     );
   }
 
-  canceller(job) {
+  createCancelButton(job) {
     const cancel = button(t("watch.cancel"), async () => {
       cancel.disabled = true;
       try {
-        await api.cancel(job.id);
+        await api.cancelJob(job.id);
       } catch (error) {
-        notice(errorText(error), "bad");
+        showNotice(errorText(error), "bad");
       }
       await this.refresh();
     }, { kind: "quiet-button", symbol: "close", disabled: job.is_stopping });

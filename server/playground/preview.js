@@ -1,20 +1,20 @@
-// Plays the finished stretches of a film while the rest is made: fragments go into a media source as they come.
+// Plays the finished segments of a video while the rest renders: fragments are appended to a media source.
 
-import { here } from "./api.js";
+import { toPageUrl } from "./api.js";
 
 const Source = window.ManagedMediaSource ?? window.MediaSource;
-const KEPT_BEHIND_S = 20;
-const FULL = "QuotaExceededError";
+const BUFFER_BEHIND_S = 20;
+const BUFFER_FULL = "QuotaExceededError";
 
-/** The codecs of a fragment, read from its own header; null where it has none that we know. */
-export function codecsOf(bytes) {
-  const at = find(bytes, "avcC");
-  if (at < 0) return null;
-  const profile = Array.from(bytes.slice(at + 5, at + 8), (byte) => byte.toString(16).padStart(2, "0")).join("");
+/** Read the codecs of a fragment from its header; null: unknown. */
+export function readCodecs(bytes) {
+  const index = findWord(bytes, "avcC");
+  if (index < 0) return null;
+  const profile = Array.from(bytes.slice(index + 5, index + 8), (byte) => byte.toString(16).padStart(2, "0")).join("");
   return `video/mp4; codecs="avc1.${profile}, mp4a.40.2"`;
 }
 
-function find(bytes, word) {
+function findWord(bytes, word) {
   const codes = Array.from(word, (letter) => letter.charCodeAt(0));
   return bytes.findIndex((_, at) => codes.every((code, k) => bytes[at + k] === code));
 }
@@ -22,41 +22,41 @@ function find(bytes, word) {
 export class Preview {
   /**
    * @param {HTMLVideoElement} video
-   * @param {{onReady: (stop_s: number) => void, onUnable: () => void}} tell
+   * @param {{onReady: (stop_s: number) => void, onUnsupported: () => void}} listener
    */
-  constructor(video, tell) {
+  constructor(video, listener) {
     this.video = video;
-    this.tell = tell;
+    this.listener = listener;
     this.source = null;
     this.buffer = null;
-    this.unable = !Source;
-    this.closed = false;
-    this.work = Promise.resolve();
-    if (this.unable) tell.onUnable();
+    this.isUnsupported = !Source;
+    this.isClosed = false;
+    this.queue = Promise.resolve();
+    if (this.isUnsupported) listener.onUnsupported();
   }
 
-  /** Append a stretch, after those before it. */
-  add(stretch) {
-    this.work = this.work.then(() => this.append(stretch)).catch(() => {}); // a stretch may be gone with its job
+  /** Append a segment after those before it. */
+  add(segment) {
+    this.queue = this.queue.then(() => this.append(segment)).catch(() => {}); // the segment is deleted with its job
   }
 
   async append({ url, start_s, stop_s }) {
-    if (this.unable || this.closed) return;
-    const answer = await fetch(here(url));
-    if (!answer.ok) return;
-    const bytes = new Uint8Array(await answer.arrayBuffer());
-    if (!this.source && !(await this.open(codecsOf(bytes)))) return;
+    if (this.isUnsupported || this.isClosed) return;
+    const response = await fetch(toPageUrl(url));
+    if (!response.ok) return;
+    const bytes = new Uint8Array(await response.arrayBuffer());
+    if (!this.source && !(await this.open(readCodecs(bytes)))) return;
     this.buffer.timestampOffset = start_s;
-    await this.put(bytes);
-    if (this.closed) return;
-    this.tell.onReady(stop_s);
-    if (this.video.paused && this.video.currentTime === 0) await this.begin();
+    await this.appendBytes(bytes);
+    if (this.isClosed) return;
+    this.listener.onReady(stop_s);
+    if (this.video.paused && this.video.currentTime === 0) await this.startPlayback();
   }
 
   async open(codecs) {
     if (!codecs || !Source.isTypeSupported(codecs)) {
-      this.unable = true;
-      this.tell.onUnable();
+      this.isUnsupported = true;
+      this.listener.onUnsupported();
       return false;
     }
     this.source = new Source();
@@ -68,42 +68,42 @@ export class Preview {
     return true;
   }
 
-  async put(bytes) {
+  async appendBytes(bytes) {
     for (;;) {
       try {
         this.buffer.appendBuffer(bytes);
-        return await this.settled();
+        return await this.waitForUpdate();
       } catch (error) {
-        if (error.name !== FULL || this.closed) throw error;
+        if (error.name !== BUFFER_FULL || this.isClosed) throw error;
         await this.makeRoom();
       }
     }
   }
 
-  /** Drop what was watched; where nothing was, wait until something is. */
+  /** Remove what was played; if nothing was, wait until something is. */
   async makeRoom() {
-    const until = this.video.currentTime - KEPT_BEHIND_S;
+    const until = this.video.currentTime - BUFFER_BEHIND_S;
     if (until > 0) {
       this.buffer.remove(0, until);
-      await this.settled();
+      await this.waitForUpdate();
     } else await new Promise((resolve) => this.video.addEventListener("timeupdate", resolve, { once: true }));
   }
 
-  settled() {
+  waitForUpdate() {
     return new Promise((resolve) => this.buffer.addEventListener("updateend", resolve, { once: true }));
   }
 
-  async begin() {
+  async startPlayback() {
     try {
       await this.video.play();
     } catch {
-      this.video.muted = true; // sound needs a click first
+      this.video.muted = true; // browsers play audio only after a click
       await this.video.play().catch(() => {});
     }
   }
 
   close() {
-    this.closed = true;
+    this.isClosed = true;
     if (this.url) URL.revokeObjectURL(this.url);
   }
 }

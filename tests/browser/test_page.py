@@ -92,7 +92,9 @@ def test_job_from_upload_to_deletion(
     notes = tmp_path / "notes.mp4"
     notes.write_text("not a film")
     page.set_input_files("#file-video", notes)
-    tab.wait("document.querySelector('[data-field=video] .problem').textContent.includes('no video')")
+    tab.wait(
+        "document.querySelector('[data-field=video] .problem').textContent.includes('not a readable video')"
+    )
     page.click("[aria-label='Remove Video']")
     page.select_option("#model", "kwaivgi/kling-lipsync/audio-to-video")
     page.set_input_files("#file-video", clip)
@@ -101,7 +103,7 @@ def test_job_from_upload_to_deletion(
     page.select_option("#model", "wavespeed-ai/latentsync")
     fill_form(tab, clip, long_voice, 51)
     page.click("#go")
-    assert "Between 1 and 50" in page.inner_text(".more .problem:not(:empty)")
+    assert "from 1 to 50" in page.inner_text(".more .problem:not(:empty)")
 
     # Watched while it is made.
     requests: list[str] = []
@@ -121,7 +123,7 @@ def test_job_from_upload_to_deletion(
     buffered = "document.querySelector('.screen video').buffered"
     start_s, stop_s = page.evaluate(f"[{buffered}.start(0), {buffered}.end(0)]")
     assert (start_s, round(stop_s, 1)) == (0, 2.4)
-    assert "2.4 s can be watched" in page.inner_text(".ready")
+    assert "2.4 s are ready to watch" in page.inner_text(".ready")
     assert {"Faces", "Lips"} <= stages
     tab.wait("document.querySelector('.watch progress').value > 60")
     tab.wait("document.querySelector('.compare')")
@@ -131,13 +133,13 @@ def test_job_from_upload_to_deletion(
     wait_until(lambda: not preview_files(server), "previews are left", 10)
 
     # Measured.
-    tab.wait(r"/^Lips fit the voice: \d+\.\d/.test(document.querySelector('.fit')?.textContent)")
+    tab.wait(r"/^Lip-sync confidence: \d+\.\d/.test(document.querySelector('.fit')?.textContent)")
     painted = "[...c.getContext('2d').getImageData(0, 0, c.width, c.height).data].some((value) => value)"
     tab.wait(f"((c) => c.width > 0 && {painted})(document.querySelector('.fit-line'))")
 
     # Marked.
     page.wait_for_selector(".badge.trusted")
-    assert page.inner_text(".badge") == "Signed as generated"
+    assert page.inner_text(".badge") == "Signed as AI-generated"
     assert "development certificate" in page.inner_text(".credentials")
     assert "Model tiny" in page.inner_text(".credentials")
 
@@ -275,7 +277,7 @@ def test_failed_job_is_explained_and_its_form_restored(
     assert form["order"] == "left_right"
     page.wait_for_selector(".panel.bad", timeout=120000)
     assert "face_choice_unmatched" in page.inner_text(".panel.bad")
-    page.click("text=Again, with changes")
+    page.click("text=Edit and run again")
     page.wait_for_selector("#go")
     assert page.is_checked("input[value=several]")
     assert page.input_value("#option-order") == "left_right"
@@ -296,7 +298,7 @@ def test_two_speakers_of_a_video_become_segments(open_tab: OpenTab, clip: Path, 
     assert [segment["face"] for segment in segments] == ["left", "right"]
     assert segments[0]["audio"] != segments[1]["audio"]
     page.wait_for_selector(".panel.bad", timeout=60000)
-    page.click("text=Again, with changes")
+    page.click("text=Edit and run again")
     page.wait_for_selector("#go")
     assert page.is_checked("input[value=several]")
     assert page.locator(".media .slot .shown").count() == 3
@@ -316,7 +318,7 @@ def test_key_is_created_and_revoked(server: LiveServer, open_tab: OpenTab) -> No
     status, me = server.request("GET", "/api/native/v1/me", **headers)
     assert (status, me["name"], me["scopes"]) == (200, "render farm", ["read", "run"])
     row = f"[data-key='{me['key_id']}']"
-    page.click("text=I have it")
+    page.click("text=I have copied it")
     assert key not in page.content()
     for _ in range(2):
         page.click(f"{row} button")

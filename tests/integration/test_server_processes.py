@@ -272,7 +272,7 @@ def test_outage_of_database_and_storage_loses_and_repeats_nothing(
             wait_until(lambda: len(refused) > 5, "nothing was refused")
             since = time.monotonic()
             status, told = api.request("POST", "/api/v1/lipsync-video", {"formState": NOWHERE})
-            assert (status, "away" in told["message"]) == (503, True)
+            assert (status, "unavailable" in told["message"]) == (503, True)
             status, told = api.request("GET", f"/api/native/v1/jobs/{film}")
             assert (status, told["error"]) == (503, "database_away")
             assert api.request("GET", "/livez")[0] == 200
