@@ -58,6 +58,14 @@ COLOUR_TRUST = 6.0
 MAX_COLOUR_OFFSET = 16.0
 """Largest correction, levels. A larger offset comes from other contents and not from a colour cast."""
 
+DETAIL_BLUR = 1 / 48
+"""Sigma of the Gaussian before generated and source are compared, as a share of R. Their fine texture differs
+everywhere, because crop and autoencoder remove it. What counts is whether the shapes below it agree."""
+
+DETAIL_FULL, DETAIL_NONE = 4.0, 12.0
+"""Differences, levels, up to which the source's detail is restored fully, and from which not at all. Skin
+that no speech moves differs by less than 4 levels after colour matching, moved lips by 20 and more."""
+
 
 @dataclass(frozen=True, slots=True)
 class Crop:
@@ -125,9 +133,18 @@ class SoftCompositor:
         self, frame: Frame, crop: Crop, face: FloatArray, weight: float, matte: FloatArray | None
     ) -> Frame:
         matched = match_colour(face, crop.face, self._keep_mask)
+        agreement = detail_agreement(matched, crop.face)
         x0, y0, x1, y1 = crop.box
-        rgb, alpha = paste_face((y1 - y0, x1 - x0), matched, self._soft * np.float32(weight), crop.matrix)
-        return blend_region(frame, crop.box, rgb, _uncovered(alpha, crop.box, matte))
+        # Where generated and source agree, the change is pasted onto the source itself. Its finest band,
+        # which the crop cannot hold, stays, and a model that returns its input leaves the source's pixels.
+        change, weights = paste_face(
+            (y1 - y0, x1 - x0),
+            matched - agreement[..., None] * crop.face,
+            np.dstack([self._soft * np.float32(weight), agreement]),
+            crop.matrix,
+        )
+        rgb = change + weights[..., 1:] * region_to_rgb(frame, crop.box)
+        return blend_region(frame, crop.box, rgb, _uncovered(weights[..., 0], crop.box, matte))
 
 
 class ReferenceCompositor:
@@ -186,16 +203,16 @@ def compositor_for(params: SyncParams, keep_mask: FloatArray, video: VideoInfo) 
 def paste_face(
     size: tuple[int, int], face: FloatArray, weight: FloatArray, matrix: FloatArray
 ) -> tuple[FloatArray, FloatArray]:
-    """Warp a face and its weight into the pixels of a region, the inverse of `align.crop_face`.
+    """Warp a face and its weights into the pixels of a region, the inverse of `align.crop_face`.
 
     Args:
         size: (height, width) of the region.
         face: float32 (R, R, 3).
-        weight: float32 (R, R), 0 at the border.
+        weight: float32 (R, R), or (R, R, C) for several weights; 0 at the border.
         matrix: region → 3:4 crop.
 
     Returns:
-        float32 (H, W, 3) and float32 (H, W); the weight is exactly 0 outside the crop.
+        float32 (H, W, 3) and float32 (H, W) or (H, W, C); the weight is exactly 0 outside the crop.
     """
     height, width = size
     square = square_matrix(matrix, len(face))
@@ -259,6 +276,26 @@ def match_colour(face: FloatArray, source: FloatArray, keep_mask: FloatArray) ->
     limited = np.clip(field, -MAX_COLOUR_OFFSET, MAX_COLOUR_OFFSET)
     full = cv2.resize(limited, (resolution, resolution), interpolation=cv2.INTER_LINEAR)
     return cast(FloatArray, face + full)
+
+
+def detail_agreement(face: FloatArray, source: FloatArray) -> FloatArray:
+    """Compute where a generated face shows the same as the source, apart from fine texture.
+
+    Args:
+        face, source: float32 (R, R, 3), 0..255, colours matched.
+
+    Returns:
+        float32 (R, R): 1 where the source's detail belongs to the generated face too, 0 where it does not.
+    """
+    resolution = len(face)
+    grid = min(2 * COLOUR_GRID, resolution)
+    difference = cv2.GaussianBlur(_cells(face - source, grid), (0, 0), DETAIL_BLUR * grid)
+    distance = np.abs(difference).max(axis=-1)
+    # A moved edge also agrees to its sides: the largest difference nearby decides.
+    distance = cv2.dilate(distance, np.ones((3, 3), np.uint8), iterations=max(1, grid // 64))
+    share = np.clip((DETAIL_NONE - distance) / (DETAIL_NONE - DETAIL_FULL), 0.0, 1.0)
+    smooth = cv2.GaussianBlur(share * share * (3.0 - 2.0 * share), (0, 0), DETAIL_BLUR * grid)
+    return cast(FloatArray, cv2.resize(smooth, (resolution, resolution), interpolation=cv2.INTER_LINEAR))
 
 
 def _cells(image: FloatArray, grid: int) -> FloatArray:
