@@ -4,23 +4,25 @@ The package depends on neither codecs nor models: frames come in as arrays.
 """
 
 from lipsync_engine.faces.cache import AnalysisCache, analysis_key
-from lipsync_engine.faces.detect import Detection, FaceDetector, Landmark106Detector, YuNetDetector
+from lipsync_engine.faces.detect import Detection, FaceDetector, FaceMeshDetector, Landmark106Detector
 from lipsync_engine.faces.selection import choose_speaker, load_faces_file, speaker_paths
-from lipsync_engine.faces.smoothing import FacePath
+from lipsync_engine.faces.smoothing import FacePath, UntouchedReason, merge_shots
 from lipsync_engine.faces.tracking import FaceTracker, FaceTracks, Track
 
 __all__ = [
     "AnalysisCache",
     "Detection",
     "FaceDetector",
+    "FaceMeshDetector",
     "FacePath",
     "FaceTracker",
     "FaceTracks",
     "Landmark106Detector",
     "Track",
-    "YuNetDetector",
+    "UntouchedReason",
     "analysis_key",
     "choose_speaker",
     "load_faces_file",
+    "merge_shots",
     "speaker_paths",
 ]

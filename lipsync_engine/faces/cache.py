@@ -1,4 +1,4 @@
-"""Face analyses kept on disk by content, so that a second voice on the same video skips detection."""
+"""Face analyses on disk, by content hash, so that a second voice on the same video skips detection."""
 
 from __future__ import annotations
 
@@ -14,18 +14,21 @@ MAX_BYTES = 2**30
 
 
 def analysis_key(video_hash: str, detector_name: str) -> str:
-    """Names an analysis: the video's bytes, who looked, and the format of the answer."""
+    """Return the name of an analysis: it depends on the video's bytes, the detector and the format."""
     return hashlib.sha256(f"{FORMAT} {detector_name} {video_hash}".encode()).hexdigest()[:40]
 
 
 class AnalysisCache:
-    """A folder of face tracks, the least recently used removed beyond MAX_BYTES; safe for many processes."""
+    """A directory of face tracks. Safe for many processes.
+
+    Beyond MAX_BYTES the least recently used analyses are removed.
+    """
 
     def __init__(self, root: Path) -> None:
         self._root = root
 
     def get(self, key: str) -> FaceTracks | None:
-        """The stored tracks; a damaged file counts as none and is removed."""
+        """Return the stored tracks, or None. A damaged file is removed."""
         path = self._path(key)
         try:
             tracks = FaceTracks.load(path)
@@ -38,6 +41,7 @@ class AnalysisCache:
         return tracks
 
     def put(self, key: str, tracks: FaceTracks) -> None:
+        """Store the tracks."""
         self._root.mkdir(parents=True, exist_ok=True)
         tracks.save(self._path(key))
         drop_oldest(self._root, MAX_BYTES)

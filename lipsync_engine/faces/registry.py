@@ -1,4 +1,4 @@
-"""Face detectors by their names."""
+"""Face detectors by name."""
 
 from __future__ import annotations
 
@@ -11,15 +11,21 @@ from lipsync_engine.weights import WeightsStore
 
 
 def load_detector(name: str, store: WeightsStore) -> faces.FaceDetector:
-    """A face detector by name.
+    """Load a face detector.
 
     Args:
         name: `yunet` (photographed people), `drawn` (our drawn presenters), or `landmarks106:PATH` with an
             ONNX file of the 106-point model for those who hold its licence.
         store: where detector weights come from.
+
+    Raises:
+        ParameterError: no such detector.
+        WeightsError: its files are missing or damaged.
     """
     if name == "yunet":
-        return faces.YuNetDetector(store.verified_files("yunet")["detector"])
+        search_model = store.verified_files("yunet")["detector"]
+        mesh_model = store.verified_files("face-mesh")["landmarks"]
+        return faces.FaceMeshDetector(search_model, mesh_model)
     if name == "drawn":
         return DrawnFaceDetector(store.verified_files("tiny")["detector"])
     kind, _, path = name.partition(":")

@@ -20,8 +20,13 @@ from numpy.typing import NDArray
 from lipsync_engine import media
 from lipsync_engine.errors import ErrorCode, FaceError, ParameterError
 from lipsync_engine.faces.align import alignment_points
-from lipsync_engine.faces.smoothing import FACE_SIZE_PER_BROW_DISTANCE, FacePath, smooth_path
-from lipsync_engine.faces.tracking import MAX_MISSING_S, FaceTracks, Track
+from lipsync_engine.faces.smoothing import (
+    FACE_SIZE_PER_BROW_DISTANCE,
+    FacePath,
+    UntouchedReason,
+    smooth_path,
+)
+from lipsync_engine.faces.tracking import MAX_MISSING_S, MIN_FACE_PX, FaceTracks, Track
 from lipsync_engine.params import FaceChoice, FaceRule, SyncParams
 
 FloatArray = NDArray[np.float32]
@@ -109,12 +114,15 @@ def choose_speaker(
     if tracks.is_complete and not tracks.tracks:
         raise FaceError(
             ErrorCode.FACE_NOT_FOUND,
-            "No face was found in the picture: it must be at least 50 px wide and turned to the camera. The "
-            "tiny model knows drawn presenters only; people need a LatentSync model (docs/models.md).",
+            f"No face was found in the picture: it must be at least {MIN_FACE_PX} px wide and turned to the "
+            "camera. The tiny model knows drawn presenters only; people need a LatentSync model "
+            "(docs/models.md).",
         )
     n = len(tracks.pts_s)
     points = np.full((n, 3, 2), np.nan, dtype=np.float32)
     weight = np.zeros(n, dtype=np.float32)
+    reasons = np.full(n, UntouchedReason.NO_FACE, dtype=np.int8)
+    breaks = np.diff(tracks.shots, prepend=tracks.shots[:1]) != 0
     n_settled = n
     is_matched = False
     max_faces = 0
@@ -127,16 +135,19 @@ def choose_speaker(
         n_settled = min(n_settled, selection.n_settled)
         if selection.person:
             is_matched = True
-            points[first:stop], weight[first:stop] = smooth_path(
-                selection.person, tracks.pts_s[first:stop], first, max_yaw_deg
+            path = smooth_path(
+                selection.person, tracks.pts_s[first:stop], first, max_yaw_deg, tracks.smooth_s
             )
+            points[first:stop], weight[first:stop] = path.points, path.weight
+            reasons[first:stop] = path.reasons
+            breaks[first:stop] |= path.jumps
     if tracks.is_complete and not is_matched:
         raise FaceError(
             ErrorCode.FACE_CHOICE_UNMATCHED,
             f"The face asked for was not found; at most {max_faces} face(s) are seen together. Faces are "
             "counted from the left, starting at 0.",
         )
-    return FacePath(points, weight, tracks.shots, n_settled)
+    return FacePath(points, weight, reasons, np.cumsum(breaks), n_settled)
 
 
 def load_faces_file(path: Path, tracks: FaceTracks) -> FaceTracks:
@@ -166,13 +177,11 @@ def load_faces_file(path: Path, tracks: FaceTracks) -> FaceTracks:
     for shot in np.unique(tracks.shots[[number for number, _, _ in rows]]):
         in_shot = [row for row in rows if tracks.shots[row[0]] == shot]
         file_tracks.append(
-            Track(
+            Track.from_points(
                 len(file_tracks),
                 np.array([number for number, _, _ in in_shot], dtype=np.int64),
                 np.stack([box for _, box, _ in in_shot]),
                 np.stack([points for _, _, points in in_shot]),
-                np.ones(len(in_shot), dtype=np.float32),
-                np.zeros(len(in_shot), dtype=np.float32),
             )
         )
     return dataclasses.replace(tracks, tracks=tuple(file_tracks))
@@ -246,7 +255,7 @@ def _select_in_shot(
         if until == stop and not is_complete:
             # A face selected by a point was there before it, too.
             return _ShotSelection((), max_faces, start if point_frame < 0 else first)
-        candidates = [part for track in in_shot if (part := _between(track, start, until)) is not None]
+        candidates = [part for track in in_shot if (part := track.between(start, until)) is not None]
         max_faces = max(max_faces, len(_significant(candidates, until - start)))
         if start <= point_frame < until and candidates:
             track, since = _track_at_point(candidates, point_frame, choice), first
@@ -255,7 +264,7 @@ def _select_in_shot(
         else:
             track, since = _select_by_rule(candidates, until - start, choice, mask), start
         if track is not None:
-            parts = [part for other in in_shot if (part := _between(other, since, stop)) is not None]
+            parts = [part for other in in_shot if (part := other.between(since, stop)) is not None]
             return _ShotSelection(_person_of(track.track_id, parts), max_faces, n_settled)
         start = until
     return _ShotSelection((), max_faces, n_settled)
@@ -279,18 +288,10 @@ def _frame_of_point(
     return number if first <= number < stop else -1
 
 
-def _between(track: Track, start: int, stop: int) -> Track | None:
-    """Return the part of a track that lies in frames [start, stop)."""
-    a, b = np.searchsorted(track.frames, [start, stop])
-    if a == b:
-        return None
-    parts = {name: getattr(track, name)[a:b] for name in ("frames", "boxes", "points", "scores", "yaw_deg")}
-    return Track(track.track_id, **parts)
-
-
 def _area(track: Track) -> float:
+    """Return the area of a face over all frames in which it is usable."""
     sides = np.maximum(track.boxes[:, 2:] - track.boxes[:, :2], 0)
-    return float(np.prod(sides, axis=1).sum())
+    return float(np.prod(sides, axis=1)[track.is_usable].sum())
 
 
 def _mean_x(track: Track) -> float:
@@ -298,8 +299,9 @@ def _mean_x(track: Track) -> float:
 
 
 def _significant(candidates: Sequence[Track], n_frames: int) -> list[Track]:
-    """Return the faces that are visible long enough, from left to right."""
-    significant = [track for track in candidates if len(track.frames) >= SIGNIFICANT_SHARE * n_frames]
+    """Return the faces that are usable long enough, from left to right."""
+    share = SIGNIFICANT_SHARE * n_frames
+    significant = [track for track in candidates if np.count_nonzero(track.is_usable) >= share]
     return sorted(significant, key=_mean_x)
 
 
@@ -309,8 +311,8 @@ def _select_by_rule(
     if not candidates:
         return None
     if mask is not None:
-        best = max(candidates, key=lambda track: _mask_cover(track, mask))
-        return best if _mask_cover(best, mask) >= MASK_COVER else None
+        covered = [track for track in candidates if _mask_cover(track, mask) >= MASK_COVER]
+        return max(covered, key=lambda track: (_area(track) > 0, _mask_cover(track, mask)), default=None)
     largest = max(candidates, key=_area)
     row = _significant(candidates, n_frames) or [largest]
     match choice.rule:

@@ -1,12 +1,16 @@
 """Smoothing: from one person's detections to a face path with its fades.
 
 The path has a row for every decoded frame. Where no usable face is visible its weight is 0 and the frame
-stays unchanged. Next to such gaps, and where the head turns too far, the weight rises and falls softly. At
-shot cuts and at the clip's ends nothing fades, because a cut hides the change.
+stays untouched, for a reason that the path names. Next to such gaps, and where the head turns too far, the
+weight rises and falls softly. At cuts and at the clip's ends nothing fades, because a cut hides the change.
+
+A punch-in or a jump cut inside one room is no shot cut to the tracker: the person goes on. The path breaks
+there all the same, and nothing from before the break is used after it.
 """
 
 from __future__ import annotations
 
+import enum
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,22 +18,48 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from lipsync_engine.faces.detect import MIN_PRESENCE
 from lipsync_engine.faces.tracking import Track
 
 FloatArray = NDArray[np.float32]
 
 MAX_GAP_S = 0.4
-"""Longest gap between detections that is bridged, seconds."""
+"""Longest gap between detections that is bridged, seconds. A face that is usable for less than this between
+two untouched moments stays untouched too, so that the mouth does not flicker."""
 
 FADE_S = 0.2
 YAW_FADE_DEG = 8.0
-SMOOTH_S = 0.12
-"""Width of the local quadratic fit: a nod of 1 Hz keeps 97 %, detector noise shrinks 2.5 times."""
 
 OUTLIER_SIZE = 0.15
 """A point further than this, in face sizes, from the median of five frames is a misdetection."""
 
 FACE_SIZE_PER_BROW_DISTANCE = 2.2
+
+JUMP_STEP = 0.15
+"""A jump moves a point by more than this from one frame to the next, in distances between the brows."""
+
+JUMP_SCALE = 1.5
+"""How a change of size compares with a movement: as a logarithm, times this."""
+
+JUMP_ISOLATION = 2.5
+"""A jump is so many times larger than the movements before and after it. No head accelerates like that."""
+
+JUMP_CHANGE, JUMP_CHANGE_QUANTILE, JUMP_CHANGE_S, MIN_CHANGE = 2.0, 0.85, 0.5, 1.5
+"""At a jump the image in the face box changes so many times more than at the upper quantile of the frames
+around it. A regular stutter of dropped frames makes a fifth of the frames change more than the rest."""
+
+
+class UntouchedReason(enum.IntEnum):
+    """Why a frame is left as it is."""
+
+    NONE = 0
+    """It is not left as it is."""
+
+    NO_FACE = 1
+    TURNED = 2
+    SMALL = 3
+    LOW_PRESENCE = 4
+    """A face was found, but its points cannot be trusted: too much of it is hidden."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,21 +68,43 @@ class FacePath:
 
     Attributes:
         points: float32 (N, 3, 2) left brow, right brow, nose in full-size pixels; NaN where nothing is known.
-        weight: float32 (N,) how much of a generated face may show; 0 leaves the frame unchanged.
-        shots: int64 (N,).
+        weight: float32 (N,) how much of a generated face may show; 0 leaves the frame untouched.
+        reasons: int8 (N,) `UntouchedReason` of each frame.
+        shots: int64 (N,) number of the shot, counted on at every jump of the face, too.
         n_settled: number of leading rows that stay as they are when more of the clip becomes known; all rows
             of a complete clip.
     """
 
     points: FloatArray
     weight: FloatArray
+    reasons: NDArray[np.int8]
     shots: NDArray[np.int64]
     n_settled: int
 
 
+def merge_shots(paths: Sequence[FacePath]) -> NDArray[np.int64]:
+    """Number the shots of several speakers' paths: int64 (N,), counted on wherever one of them breaks."""
+    breaks = [np.diff(path.shots, prepend=path.shots[:1]) != 0 for path in paths]
+    return np.cumsum(np.any(breaks, axis=0))
+
+
+@dataclass(frozen=True, slots=True)
+class ShotPath:
+    """A person's face in every frame of one shot; see `FacePath`.
+
+    Attributes:
+        jumps: bool (N,) the face has jumped since the frame before.
+    """
+
+    points: FloatArray
+    weight: FloatArray
+    reasons: NDArray[np.int8]
+    jumps: NDArray[np.bool_]
+
+
 def smooth_path(
-    person: Sequence[Track], pts_s: NDArray[np.float64], first: int, max_yaw_deg: float
-) -> tuple[FloatArray, FloatArray]:
+    person: Sequence[Track], pts_s: NDArray[np.float64], first: int, max_yaw_deg: float, smooth_s: float
+) -> ShotPath:
     """Smooth the points of one person through one shot and compute the weight of every frame.
 
     Args:
@@ -60,41 +112,99 @@ def smooth_path(
         pts_s: float64 (N,) times of the shot's frames, seconds.
         first: number of the shot's first frame.
         max_yaw_deg: heads that turn further fade out.
-
-    Returns:
-        float32 (N, 3, 2) points, NaN in gaps; float32 (N,) weight.
+        smooth_s: width of the local quadratic fit, seconds.
     """
     numbers = np.concatenate([track.frames for track in person]) - first
-    order = np.argsort(numbers)
-    numbers = numbers[order]
-    points = np.concatenate([track.points for track in person])[order]
-    yaw = np.concatenate([track.yaw_deg for track in person])[order]
-    breaks = np.flatnonzero(np.diff(pts_s[numbers]) > MAX_GAP_S) + 1
-    good = np.concatenate([_inliers(part) for part in np.split(points, breaks)])
-    numbers, points, yaw = numbers[good], points[good], yaw[good]
+    points = np.concatenate([track.points for track in person])
+    change = np.concatenate([track.change for track in person])
+    yaw = np.abs(np.concatenate([track.yaw_deg for track in person]))
+    causes = np.concatenate([_causes(track) for track in person])
+    _close_short_runs(causes, pts_s[numbers])
+    usable = causes == UntouchedReason.NONE
 
-    times = pts_s[numbers]
-    known = np.zeros(len(pts_s), dtype=bool)
-    known[numbers] = True
-    for a, b in itertools.pairwise(numbers):
-        if pts_s[b] - pts_s[a] <= MAX_GAP_S:
-            known[a:b] = True
-    # A face that appears late or leaves early in the shot by less than the gap is held there.
-    if pts_s[numbers[0]] - pts_s[0] <= MAX_GAP_S:
-        known[: numbers[0]] = True
-    if pts_s[-1] - pts_s[numbers[-1]] <= MAX_GAP_S:
-        known[numbers[-1] :] = True
+    n = len(pts_s)
+    smooth, known, jumps = np.full((n, 6), np.nan), np.zeros(n, dtype=bool), np.zeros(n, dtype=bool)
+    turned = np.zeros(n)
+    jumped = _find_jumps(points, change, pts_s[numbers])
+    for part in _parts(pts_s[numbers], usable, jumped):
+        jumps[numbers[part.start]] = jumped[part.start]
+        good = _inliers(points[part])
+        rows = numbers[part][good]
+        flat = points[part][good].reshape(len(rows), 6).astype(np.float64)
+        # A face that appears late or leaves early by less than the gap is held there.
+        start, stop = numbers[part.start], numbers[part.stop - 1] + 1
+        if part.start == 0 and pts_s[start] - pts_s[0] <= MAX_GAP_S:
+            start = 0
+        if part.stop == len(numbers) and pts_s[-1] - pts_s[stop - 1] <= MAX_GAP_S:
+            stop = n
+        elif (
+            part.stop < len(numbers)
+            and jumped[part.stop]
+            and pts_s[numbers[part.stop]] - pts_s[stop] < MAX_GAP_S
+        ):
+            stop = numbers[part.stop]
+        known[start:stop] = True
+        smooth[start:stop] = _local_quadratic(pts_s[rows], flat, pts_s[start:stop], smooth_s)
+        turned[start:stop] = np.interp(pts_s[start:stop], pts_s[rows], yaw[part][good])
 
-    flat = points.reshape(len(points), 6).astype(np.float64)
-    smooth = np.full((len(pts_s), 6), np.nan)
-    for start, stop in _runs_of(known):
-        inside = (numbers >= start) & (numbers < stop)
-        smooth[start:stop] = _local_quadratic(times[inside], flat[inside], pts_s[start:stop])
-
-    turned = np.interp(pts_s, times, np.abs(yaw))
     fade = np.clip((max_yaw_deg - turned) / YAW_FADE_DEG, 0.0, 1.0)
-    weight = _gap_fade(known & (fade > 0), pts_s) * fade * fade * (3 - 2 * fade)
-    return smooth.reshape(-1, 3, 2).astype(np.float32), weight.astype(np.float32)
+    weight = (_gap_fade(known & (fade > 0), pts_s) * fade * fade * (3 - 2 * fade)).astype(np.float32)
+    reasons = np.full(n, UntouchedReason.NO_FACE, dtype=np.int8)
+    reasons[numbers] = causes
+    reasons[known] = UntouchedReason.TURNED
+    reasons[weight > 0] = UntouchedReason.NONE
+    return ShotPath(smooth.reshape(-1, 3, 2).astype(np.float32), weight, reasons, jumps)
+
+
+def _causes(track: Track) -> NDArray[np.int8]:
+    """Return `UntouchedReason` of each row, as far as it follows from the row alone."""
+    causes = np.full(len(track.frames), UntouchedReason.NONE, dtype=np.int8)
+    causes[track.presence < MIN_PRESENCE] = UntouchedReason.LOW_PRESENCE
+    causes[track.is_small] = UntouchedReason.SMALL
+    return causes
+
+
+def _close_short_runs(causes: NDArray[np.int8], times_s: NDArray[np.float64]) -> None:
+    """Extend causes over short usable runs between unusable ones."""
+    for start, stop in _runs_of(causes == UntouchedReason.NONE):
+        is_inside = start > 0 and stop < len(causes)
+        if is_inside and times_s[stop] - times_s[start - 1] < MAX_GAP_S:
+            causes[start:stop] = causes[start - 1]
+
+
+def _parts(times_s: NDArray[np.float64], usable: NDArray[np.bool_], jumped: NDArray[np.bool_]) -> list[slice]:
+    """Cut the usable rows where one is missing for too long, is unusable or has jumped."""
+    breaks = jumped.copy()
+    breaks[1:] |= np.diff(times_s) > MAX_GAP_S
+    parts = []
+    for start, stop in _runs_of(usable):
+        edges = [start, *(start + 1 + np.flatnonzero(breaks[start + 1 : stop])), stop]
+        parts += [slice(int(a), int(b)) for a, b in itertools.pairwise(edges)]
+    return parts
+
+
+def _find_jumps(points: FloatArray, change: FloatArray, times_s: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Return which rows show the face after a cut inside the shot.
+
+    The face moves or changes its size suddenly, for one frame only, and so does the image in its box.
+    """
+    if len(points) < 2:
+        return np.zeros(len(points), dtype=bool)
+    spread = np.sqrt(np.square(points - points.mean(axis=1, keepdims=True)).sum(axis=(1, 2)))
+    brows = np.maximum(np.linalg.norm(points[:, 1] - points[:, 0], axis=1), 1e-3)
+    moved = np.linalg.norm(np.diff(points, axis=0), axis=2).max(axis=1) / np.minimum(brows[1:], brows[:-1])
+    scaled = np.abs(np.diff(np.log(np.maximum(spread, 1e-3))))
+    step = np.concatenate([[0.0], np.maximum(moved, JUMP_SCALE * scaled), [0.0]])
+    neighbours = np.maximum(step[:-2], step[2:])
+    candidates = (step[1:-1] >= JUMP_STEP) & (step[1:-1] >= JUMP_ISOLATION * neighbours)
+    jumps = np.zeros(len(points), dtype=bool)
+    for row in np.flatnonzero(candidates) + 1:
+        around = np.abs(times_s - times_s[row]) <= JUMP_CHANGE_S
+        around[row] = False
+        others = change[around & np.isfinite(change)]
+        usual = np.quantile(others, JUMP_CHANGE_QUANTILE) if len(others) else 0.0
+        jumps[row] = change[row] >= JUMP_CHANGE * max(MIN_CHANGE, usual)
+    return jumps
 
 
 def _inliers(points: FloatArray) -> NDArray[np.bool_]:
@@ -109,15 +219,15 @@ def _inliers(points: FloatArray) -> NDArray[np.bool_]:
 
 
 def _local_quadratic(
-    times: NDArray[np.float64], values: NDArray[np.float64], at: NDArray[np.float64]
+    times: NDArray[np.float64], values: NDArray[np.float64], at: NDArray[np.float64], smooth_s: float
 ) -> NDArray[np.float64]:
     """Fit a weighted quadratic around each moment. It is symmetric and so without lag (Savitzky, Golay)."""
     result = np.empty((len(at), values.shape[1]))
-    low = np.searchsorted(times, at - 4 * SMOOTH_S)
-    high = np.searchsorted(times, at + 4 * SMOOTH_S, side="right")
+    low = np.searchsorted(times, at - 4 * smooth_s)
+    high = np.searchsorted(times, at + 4 * smooth_s, side="right")
     for i, moment in enumerate(at):
         rows = slice(low[i], high[i])
-        dt = (times[rows] - moment) / SMOOTH_S
+        dt = (times[rows] - moment) / smooth_s
         if len(dt) == 0:
             result[i] = values[np.abs(times - moment).argmin()]
             continue

@@ -6,29 +6,57 @@ not decide which person speaks.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from lipsync_engine.faces.detect import Detection, FaceDetector
+from lipsync_engine.faces.detect import MIN_PRESENCE, Detection, FaceDetector
 
-FORMAT = 2
+FloatArray = NDArray[np.float32]
+
+FORMAT = 3
 MAX_MISSING_S = 1.0
 """A face that returns near its last place within this time is the same person."""
 
-MIN_FACE_PX = 24.0
-"""Smaller faces, in full-size pixels, are ignored."""
+MIN_FACE_PX = 50
+"""Smaller faces, by the shorter side of their box in full-size pixels, are left untouched."""
+
+SEARCH_EVERY = 5
+"""New faces are searched for in every n-th frame; between, a detector may follow those that it has."""
+
+DEFAULT_SMOOTH_S = 0.12
+"""Width of the smoothing fit for faces that the user provides, seconds."""
+
+CHANGE_SIDE = 32
+"""The change inside a face box is measured at this size, pixels."""
 
 MAX_COST = 1.2
 CUT_BINS = 16
 CUT_MIN = 0.30
 CUT_RATIO = 4.0
 """A cut: the histogram's distance to the last frame is above CUT_MIN and CUT_RATIO times the usual one."""
+
+
+_COLUMNS = {
+    "frames": (),
+    "boxes": (4,),
+    "points": (3, 2),
+    "scores": (),
+    "yaw_deg": (),
+    "roll_deg": (),
+    "presence": (),
+    "mouth_opening": (),
+    "eye_opening": (),
+    "change": (),
+}
+"""Arrays of a track and the shape of one row."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,15 +66,50 @@ class Track:
     Attributes:
         track_id: unique in the clip.
         frames: int64 (K,) decoded frame numbers, ascending, gaps allowed.
-        boxes: float32 (K, 4); points: float32 (K, 3, 2); scores, yaw_deg: float32 (K,).
+        boxes: float32 (K, 4); points: float32 (K, 3, 2).
+        scores, yaw_deg, roll_deg, presence, mouth_opening, eye_opening: float32 (K,), see `Detection`.
+        change: float32 (K,) mean difference of the image in the box to the frame before, levels; NaN in a
+            shot's first frame and where it is not measured.
+        min_side_px: faces of a smaller side are left untouched.
     """
 
     track_id: int
     frames: NDArray[np.int64]
-    boxes: NDArray[np.float32]
-    points: NDArray[np.float32]
-    scores: NDArray[np.float32]
-    yaw_deg: NDArray[np.float32]
+    boxes: FloatArray
+    points: FloatArray
+    scores: FloatArray
+    yaw_deg: FloatArray
+    roll_deg: FloatArray
+    presence: FloatArray
+    mouth_opening: FloatArray
+    eye_opening: FloatArray
+    change: FloatArray
+    min_side_px: int = MIN_FACE_PX
+
+    @classmethod
+    def from_points(
+        cls, track_id: int, frames: NDArray[np.int64], boxes: FloatArray, points: FloatArray
+    ) -> Track:
+        """Make a track of faces that the user provides. They are used whatever their size."""
+        ones, unknown = np.ones(len(frames), np.float32), np.full(len(frames), np.nan, np.float32)
+        facing = np.zeros(len(frames), np.float32)
+        return cls(track_id, frames, boxes, points, ones, facing, unknown, ones, unknown, unknown, unknown, 0)
+
+    @property
+    def is_small(self) -> NDArray[np.bool_]:
+        """bool (K,): the face is too small to be worth rendering."""
+        return np.asarray((self.boxes[:, 2:] - self.boxes[:, :2]).min(axis=1) < self.min_side_px)
+
+    @property
+    def is_usable(self) -> NDArray[np.bool_]:
+        """bool (K,): the face is large enough and surely visible."""
+        return ~self.is_small & (self.presence >= MIN_PRESENCE)
+
+    def between(self, start: int, stop: int) -> Track | None:
+        """Return the part of the track in frames [start, stop), or None where it has none."""
+        a, b = np.searchsorted(self.frames, [start, stop])
+        rows = {name: getattr(self, name)[a:b] for name in _COLUMNS}
+        return None if a == b else dataclasses.replace(self, **rows)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +120,7 @@ class FaceTracks:
         width, height: full size, pixels.
         pts_s: float64 (N,) frame times.
         shots: int64 (N,) shot number of each frame.
+        smooth_s: the detector's, see `FaceDetector`.
         is_complete: the clip has no further frames.
     """
 
@@ -65,11 +129,13 @@ class FaceTracks:
     pts_s: NDArray[np.float64]
     shots: NDArray[np.int64]
     tracks: tuple[Track, ...]
+    smooth_s: float
     is_complete: bool
 
     def save(self, path: Path) -> None:
         """Write an .npz file. It appears complete or not at all."""
         lengths = np.array([len(track.frames) for track in self.tracks], dtype=np.int64)
+        columns: dict[str, Any] = {name: _joined(self.tracks, name) for name in _COLUMNS}
         part = path.with_name(f"{path.name}.part")
         with part.open("wb") as file:
             np.savez_compressed(
@@ -78,14 +144,11 @@ class FaceTracks:
                 size=np.array([self.width, self.height]),
                 pts_s=self.pts_s,
                 shots=self.shots,
+                smooth_s=np.array(self.smooth_s),
                 ended=np.array(self.is_complete),
                 ids=np.array([track.track_id for track in self.tracks], dtype=np.int64),
                 lengths=lengths,
-                frames=_joined(self.tracks, "frames"),
-                boxes=_joined(self.tracks, "boxes"),
-                points=_joined(self.tracks, "points"),
-                scores=_joined(self.tracks, "scores"),
-                yaw_deg=_joined(self.tracks, "yaw_deg"),
+                **columns,
             )
         part.replace(path)
 
@@ -100,23 +163,37 @@ class FaceTracks:
             if int(stored["format"]) != FORMAT:
                 raise ValueError("face tracks of another format")
             cuts = np.cumsum(stored["lengths"])[:-1]
-            parts = {name: np.split(stored[name], cuts) for name in _SHAPES}
-            tracks = tuple(
-                Track(int(track_id), *(parts[name][i] for name in _SHAPES))
-                for i, track_id in enumerate(stored["ids"])
-            )
+            parts = {name: np.split(stored[name], cuts) for name in _COLUMNS}
+            tracks = []
+            for i, track_id in enumerate(stored["ids"]):
+                columns: dict[str, Any] = {name: parts[name][i] for name in _COLUMNS}
+                tracks.append(Track(int(track_id), **columns))
             width, height = (int(side) for side in stored["size"])
-            return cls(width, height, stored["pts_s"], stored["shots"], tracks, bool(stored["ended"]))
-
-
-_SHAPES = {"frames": (), "boxes": (4,), "points": (3, 2), "scores": (), "yaw_deg": ()}
+            return cls(
+                width,
+                height,
+                stored["pts_s"],
+                stored["shots"],
+                tuple(tracks),
+                float(stored["smooth_s"]),
+                bool(stored["ended"]),
+            )
 
 
 def _joined(tracks: Sequence[Track], name: str) -> NDArray[np.generic]:
     dtype = np.int64 if name == "frames" else np.float32
     if not tracks:
-        return np.zeros((0, *_SHAPES[name]), dtype)
+        return np.zeros((0, *_COLUMNS[name]), dtype)
     return np.concatenate([getattr(track, name) for track in tracks])
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """One frame of a track."""
+
+    number: int
+    detection: Detection
+    change: float
 
 
 @dataclass(slots=True)
@@ -127,7 +204,7 @@ class _OpenTrack:
     last_s: float
     box: NDArray[np.float32]
     velocity: NDArray[np.float32] = field(default_factory=lambda: np.zeros(2, np.float32))
-    detections: list[tuple[int, Detection]] = field(default_factory=list)
+    rows: list[_Row] = field(default_factory=list)
 
 
 class FaceTracker:
@@ -145,6 +222,9 @@ class FaceTracker:
         self._open: list[_OpenTrack] = []
         self._closed: list[_OpenTrack] = []
         self._next_id = 0
+        self._previous: list[Detection] = []
+        self._previous_image: NDArray[np.uint8] | None = None
+        self._n_since_search = 0
         self._histogram: NDArray[np.float32] | None = None
         self._usual_distance = 0.05
 
@@ -153,19 +233,23 @@ class FaceTracker:
         number = len(self._pts_s)
         if self._is_cut(image):
             self._close(self._open)
+            self._previous, self._previous_image, self._n_since_search = [], None, 0
             self._shots.append(self._shots[-1] + 1)
         else:
             self._shots.append(self._shots[-1] if self._shots else 0)
         self._pts_s.append(pts_s)
         if self._detector is None:
             return
+        search = self._n_since_search % SEARCH_EVERY == 0
+        self._n_since_search += 1
+        detections = self._detector.detect(image, self._previous, search=search)
         scale = np.float32(self._width / image.shape[1])
-        detections = [
-            Detection(d.box * scale, d.score, d.points * scale, d.yaw_deg)
-            for d in self._detector.detect(image)
+        rows = [
+            _Row(number, _scaled(detection, scale), _change(self._previous_image, image, detection.box))
+            for detection in detections
         ]
-        detections = [d for d in detections if min(d.box[2] - d.box[0], d.box[3] - d.box[1]) >= MIN_FACE_PX]
-        self._match(number, pts_s, detections)
+        self._previous, self._previous_image = detections, image
+        self._match(pts_s, rows)
 
     def snapshot(self, *, is_complete: bool) -> FaceTracks:
         """Return the tracks of all frames added.
@@ -175,15 +259,20 @@ class FaceTracker:
         """
         tracks = []
         for open_track in sorted(self._closed + self._open, key=lambda track: track.track_id):
-            numbers, detections = zip(*open_track.detections, strict=True)
+            detections = [row.detection for row in open_track.rows]
             tracks.append(
                 Track(
                     open_track.track_id,
-                    np.array(numbers, dtype=np.int64),
-                    np.array([d.box for d in detections], dtype=np.float32),
-                    np.array([d.points for d in detections], dtype=np.float32),
-                    np.array([d.score for d in detections], dtype=np.float32),
-                    np.array([d.yaw_deg for d in detections], dtype=np.float32),
+                    frames=np.array([row.number for row in open_track.rows], dtype=np.int64),
+                    boxes=np.array([d.box for d in detections], dtype=np.float32),
+                    points=np.array([d.points for d in detections], dtype=np.float32),
+                    scores=np.array([d.score for d in detections], dtype=np.float32),
+                    yaw_deg=np.array([d.yaw_deg for d in detections], dtype=np.float32),
+                    roll_deg=np.array([d.roll_deg for d in detections], dtype=np.float32),
+                    presence=np.array([d.presence for d in detections], dtype=np.float32),
+                    mouth_opening=np.array([d.mouth_opening for d in detections], dtype=np.float32),
+                    eye_opening=np.array([d.eye_opening for d in detections], dtype=np.float32),
+                    change=np.array([row.change for row in open_track.rows], dtype=np.float32),
                 )
             )
         return FaceTracks(
@@ -192,31 +281,30 @@ class FaceTracker:
             np.array(self._pts_s, dtype=np.float64),
             np.array(self._shots, dtype=np.int64),
             tuple(tracks),
+            DEFAULT_SMOOTH_S if self._detector is None else self._detector.smooth_s,
             is_complete,
         )
 
-    def _match(self, number: int, pts_s: float, detections: list[Detection]) -> None:
+    def _match(self, pts_s: float, rows: list[_Row]) -> None:
         """Pair detections with tracks, cheapest pair first."""
         self._close([track for track in self._open if pts_s - track.last_s > MAX_MISSING_S])
         pairs = sorted(
             (cost, i, j)
             for i, track in enumerate(self._open)
-            for j, detection in enumerate(detections)
-            if (cost := _cost(track, detection, pts_s)) <= MAX_COST
+            for j, row in enumerate(rows)
+            if (cost := _cost(track, row.detection, pts_s)) <= MAX_COST
         )
         used_tracks: set[int] = set()
-        used_detections: set[int] = set()
+        used_rows: set[int] = set()
         for _, i, j in pairs:
-            if i not in used_tracks and j not in used_detections:
+            if i not in used_tracks and j not in used_rows:
                 used_tracks.add(i)
-                used_detections.add(j)
-                _extend(self._open[i], number, pts_s, detections[j])
-        for j, detection in enumerate(detections):
-            if j not in used_detections:
-                track = _OpenTrack(self._next_id, pts_s, detection.box)
-                track.detections.append((number, detection))
+                used_rows.add(j)
+                _extend(self._open[i], pts_s, rows[j])
+        for j, row in enumerate(rows):
+            if j not in used_rows:
+                self._open.append(_OpenTrack(self._next_id, pts_s, row.detection.box, rows=[row]))
                 self._next_id += 1
-                self._open.append(track)
 
     def _close(self, tracks: list[_OpenTrack]) -> None:
         self._closed += tracks
@@ -241,6 +329,37 @@ class FaceTracker:
         return is_cut
 
 
+def _scaled(detection: Detection, scale: np.float32) -> Detection:
+    """Return the detection in full-size pixels, without its mesh: a long clip would not fit in memory.
+
+    Points are pixel centres, borders of boxes are not.
+    """
+    return dataclasses.replace(
+        detection,
+        box=detection.box * scale,
+        points=(detection.points + np.float32(0.5)) * scale - np.float32(0.5),
+        mesh=None,
+    )
+
+
+def _change(previous: NDArray[np.uint8] | None, image: NDArray[np.uint8], box: FloatArray) -> float:
+    """Return the mean difference of both images in a box, levels of the green channel; NaN without both."""
+    height, width = image.shape[:2]
+    x0, y0 = (int(v) for v in np.clip(box[:2], 0, (width - 1, height - 1)))
+    x1, y1 = (int(v) for v in np.clip(np.ceil(box[2:]), (x0 + 1, y0 + 1), (width, height)))
+    if previous is None or previous.shape != image.shape:
+        return math.nan
+    one, other = (
+        cv2.resize(
+            np.ascontiguousarray(each[y0:y1, x0:x1, 1]),
+            (CHANGE_SIDE, CHANGE_SIDE),
+            interpolation=cv2.INTER_AREA,
+        )
+        for each in (previous, image)
+    )
+    return float(cv2.absdiff(one, other).mean())
+
+
 def _centre(box: NDArray[np.float32]) -> NDArray[np.float32]:
     return (box[:2] + box[2:]) * np.float32(0.5)
 
@@ -254,9 +373,10 @@ def _cost(track: _OpenTrack, detection: Detection, pts_s: float) -> float:
     return distance + abs(math.log(new_size / size))
 
 
-def _extend(track: _OpenTrack, number: int, pts_s: float, detection: Detection) -> None:
+def _extend(track: _OpenTrack, pts_s: float, row: _Row) -> None:
+    detection = row.detection
     elapsed_s = max(pts_s - track.last_s, 1e-3)
     velocity = (_centre(detection.box) - _centre(track.box)) / np.float32(elapsed_s)
     track.velocity = np.float32(0.7) * track.velocity + np.float32(0.3) * velocity
     track.box, track.last_s = detection.box, pts_s
-    track.detections.append((number, detection))
+    track.rows.append(row)

@@ -174,7 +174,7 @@ class Planner:
             pts_s=tracks.pts_s,
             matrices=np.stack([self._compositor.matrices(path.points) for path in paths]),
             order=order,
-            shots=tracks.shots[order].astype(np.int64),
+            shots=faces.merge_shots(paths)[order],
             weight=weight.astype(np.float32),
             gate=gate,
             matte_pts_s=self._matte_pts_s,

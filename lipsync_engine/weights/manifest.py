@@ -38,8 +38,9 @@ class FileEntry:
 
     Attributes:
         role: its name in the model family: `unet`, `unet_config`, `vae`, `vae_config`, `whisper`,
-            `whisper_config`, `model_config`, `detector`, `sync`, `sync_config`. A model in diffusers' layout
-            is loaded from the folder that contains `model_index`; its other roles only need to be unique.
+            `whisper_config`, `model_config`, `detector`, `landmarks`, `sync`, `sync_config`. A model in
+            diffusers' layout is loaded from the folder that contains `model_index`; its other roles only need
+            to be unique.
         path: inside the hub repository; under the manifest's folder for bundled files; the file name for a
             plain URL.
         repo, revision: hub repository and commit.

@@ -1,6 +1,6 @@
 """The stages around the model on the CPU, side by side with the reference's own routines.
 
-    OMP_NUM_THREADS=1 python -m scripts.bench stages --reference FOLDER --clip CLIP --yunet MODEL
+    OMP_NUM_THREADS=1 python -m scripts.bench stages --reference FOLDER --clip CLIP
 
 It writes benchmarks/stages.json. FOLDER is a checkout of the public LatentSync repository (with kornia,
 einops and insightface importable); its file `latentsync/utils/affine_transform.py` is run as it is, in
@@ -35,10 +35,12 @@ from torch.nn import functional as F
 from lipsync_engine import faces, media
 from lipsync_engine.faces.align import crop_size
 from lipsync_engine.faces.compositor import SoftCompositor
+from lipsync_engine.faces.registry import load_detector
 from lipsync_engine.media.yuv import Frame, region_to_rgb
 from lipsync_engine.models.latentsync.mask import load_fixed_mask
 from lipsync_engine.params import Quality
 from lipsync_engine.planning.plan import ANALYSIS_MAX_SIDE
+from lipsync_engine.weights import WeightsStore
 from scripts.bench.common import BENCHMARKS, run_ffmpeg, time_in_pairs, write_report
 from scripts.bench.reference_detector import ReferenceDetector
 
@@ -107,13 +109,13 @@ def face_stages(frame: Frame, folder: Path, resolution: int, repeats: int) -> di
     }
 
 
-def detect_stage(clip: Path, yunet: Path, folder: Path, repeats: int) -> dict[str, Any]:
+def detect_stage(clip: Path, folder: Path, repeats: int) -> dict[str, Any]:
     """Find the face in every frame of a second."""
     cut = folder / "second.mp4"
     run_ffmpeg("-i", clip, "-t", "1", "-an", "-c", "copy", cut)
     info = media.probe_video(cut)
     size = info.format.width, info.format.height
-    theirs, ours = ReferenceDetector(folder), faces.YuNetDetector(yunet)
+    theirs, ours = ReferenceDetector(folder), load_detector("yunet", WeightsStore())
     _, first = next(media.scan_frames(info, max(size)))
     box = max(ours.detect(first), key=lambda found: found.score).box
 
@@ -171,7 +173,6 @@ def together(report: dict[str, Any], resolution: int) -> dict[str, float]:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--reference", type=Path, required=True)
     parser.add_argument("--clip", type=Path, required=True)
-    parser.add_argument("--yunet", type=Path, required=True, help="our detector's file")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--out", type=Path, default=BENCHMARKS / "stages.json")
 
@@ -183,7 +184,7 @@ def run(arguments: argparse.Namespace) -> None:
         info, frames = film(folder, 1.0)
         report: dict[str, Any] = {
             "frame": [WIDTH, HEIGHT],
-            "detect": detect_stage(arguments.clip, arguments.yunet, folder, arguments.repeats),
+            "detect": detect_stage(arguments.clip, folder, arguments.repeats),
             "encode": encode_stage(info, frames, folder),
         }
     for resolution in (256, 512):

@@ -1,6 +1,6 @@
 """Is the watermark found after what films go through, is it not found where there is none, is it seen?
 
-    python -m scripts.bench watermark --output benchmarks/watermark.json [--real CLIP --yunet MODEL]
+    python -m scripts.bench watermark --output benchmarks/watermark.json [--real CLIP]
 
 Marked are the demo, lip-synced by the tiny model, and drawn presenters and a real clip, whose own faces get
 the mark through the crop and the paste of a job, without a model. Clean are other drawn presenters. Of a
@@ -21,7 +21,7 @@ import cv2
 import numpy as np
 
 from lipsync_engine import LipSyncPipeline, SyncParams, media
-from lipsync_engine.faces import FaceDetector, FaceTracker, YuNetDetector, choose_speaker
+from lipsync_engine.faces import FaceDetector, FaceTracker, choose_speaker
 from lipsync_engine.faces.compositor import SoftCompositor
 from lipsync_engine.faces.registry import load_detector
 from lipsync_engine.models.latentsync.mask import load_fixed_mask
@@ -158,7 +158,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--presenters", type=int, default=5)
     parser.add_argument("--clean", type=int, default=200)
     parser.add_argument("--real", type=Path, help="a film of a person")
-    parser.add_argument("--yunet", type=Path, help="the detector's file, for --real")
     parser.add_argument("--output", type=Path)
 
 
@@ -187,7 +186,7 @@ def run(arguments: argparse.Namespace) -> None:
             found["marked"][f"presenter {number}"] = row = attacked(plain, path, eyes, folder)
             keep(f"presenter {number}", row)
         if arguments.real is not None:
-            people = YuNetDetector(arguments.yunet)
+            people = load_detector("yunet", WeightsStore())
             mark(arguments.real, people, plain, path)
             found["marked"]["real person"] = row = attacked(plain, path, people, folder)
             keep("real person", row)

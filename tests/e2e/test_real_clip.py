@@ -1,4 +1,4 @@
-"""The real clip and the real speech, with YuNet imported from a folder."""
+"""The real clip and the real speech, with the detectors that ship."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from lipsync_engine import LipSyncPipeline, media
 from lipsync_engine.errors import EXIT_STATUS, ErrorCode
 from lipsync_engine.faces.registry import load_detector
 from lipsync_engine.weights import WeightsStore
-from tests.support.paths import SHARED
 from tests.support.stand_in import StandIn
 
 Ffmpeg = Callable[..., None]
@@ -27,20 +26,8 @@ def luma_and_times(path: Path) -> tuple[list[np.ndarray], np.ndarray]:
         return [frame.y for frame in reader.read(range(0, len(pts_s), 5))], pts_s
 
 
-@pytest.fixture
-def weights_dir(tmp_path: Path, lipsync: Run, environment: dict[str, str]) -> Path:
-    """A weights folder into which the real detector was imported, for commands and library."""
-    detector = SHARED / "weights"
-    if not detector.is_dir():
-        pytest.skip(f"no detector at {detector}")
-    environment["LIPSYNC_WEIGHTS_DIR"] = str(tmp_path / "weights")
-    imported = lipsync("weights", "import", detector)
-    assert imported.returncode == 0, imported.stderr
-    return tmp_path / "weights"
-
-
 def test_the_tiny_model_is_not_let_loose_on_a_real_face(
-    real_media: Path, weights_dir: Path, tmp_path: Path, ffmpeg: Ffmpeg, lipsync: Run
+    real_media: Path, tmp_path: Path, ffmpeg: Ffmpeg, lipsync: Run
 ) -> None:
     clip, voice, output = tmp_path / "clip.mp4", tmp_path / "voice.wav", tmp_path / "out.mp4"
     ffmpeg("-i", real_media / "talking_person_1080x1920_25fps.mp4", "-t", 3, "-c", "copy", clip)
@@ -52,12 +39,10 @@ def test_the_tiny_model_is_not_let_loose_on_a_real_face(
 
 
 @pytest.mark.slow
-def test_around_the_face_the_real_clip_stays_what_it_was(
-    real_media: Path, weights_dir: Path, tmp_path: Path
-) -> None:
+def test_around_the_face_the_real_clip_stays_what_it_was(real_media: Path, tmp_path: Path) -> None:
     """Everything but the network is real here: a stand-in of a real model's size takes its place."""
     clip, output = real_media / "talking_person_1080x1920_25fps.mp4", tmp_path / "out.mp4"
-    detector = load_detector("yunet", WeightsStore(weights_dir))
+    detector = load_detector("yunet", WeightsStore())
     pipeline = LipSyncPipeline(StandIn(), detector, cache_dir=tmp_path / "cache")
     result = pipeline(clip, real_media / "speech_10s.wav", output)
     assert (result.frames, result.frames_without_face) == (240, 0)  # 9.6 s of speech

@@ -1,19 +1,18 @@
-"""Tracking, choosing, smoothing: scripted detections in, one path out; and YuNet on the real clip."""
+"""Tests of tracking, selection and smoothing: scripted detections in, one path out."""
 
 from __future__ import annotations
 
 import json
-import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from lipsync_engine import faces, media
+from lipsync_engine import faces
 from lipsync_engine.errors import ErrorCode, FaceError, ParameterError
 from lipsync_engine.faces import Detection, FaceTracker, FaceTracks, choose_speaker
 from lipsync_engine.params import FaceChoice, FaceRule
-from tests.support.paths import SHARED
 
 FPS = 25.0
 WIDTH, HEIGHT = 640, 360
@@ -31,11 +30,14 @@ class Scripted:
     """Answers with what the script says for each picture in turn."""
 
     name = "scripted"
+    smooth_s = 0.12
 
     def __init__(self, script: list[list[Detection]]) -> None:
         self._script = iter(script)
 
-    def detect(self, image: np.ndarray) -> list[Detection]:
+    def detect(
+        self, image: np.ndarray, previous: Sequence[Detection] = (), *, search: bool = True
+    ) -> list[Detection]:
         return next(self._script)
 
 
@@ -313,33 +315,3 @@ def test_landmark_route_takes_the_mean_of_its_points(tmp_path: Path) -> None:
     expected = (unit[[74, 77, 83, 86]].mean(axis=0) - 96) * (96 * 1.5 / 192) + (300, 150)
     assert np.allclose(refined.points[2], expected, atol=1e-3)
     assert "landmarks106" in detector.name
-
-
-def test_yunet_on_the_real_clip() -> None:
-    clip = SHARED / "media" / "talking_person_1080x1920_25fps.mp4"
-    model = SHARED / "weights" / "face_detection_yunet_2023mar.onnx"
-    if not clip.exists() or not model.exists():
-        pytest.skip(f"real media not found at {SHARED}")
-    info = media.probe_video(clip)
-    began = time.monotonic()
-    tracker = FaceTracker(faces.YuNetDetector(model), info.format.width, info.format.height)
-    for pts_s, image in media.scan_frames(info, 960):
-        tracker.add(pts_s, image)
-    tracks = tracker.snapshot(is_complete=True)
-    took = time.monotonic() - began
-    path = choose_speaker(tracks, LARGEST, 60.0)
-    longest = max(tracks.tracks, key=lambda t: len(t.frames))
-    assert len(tracks.pts_s) == 250
-    assert len(longest.frames) == 250
-    assert set(tracks.shots.tolist()) == {0}
-    assert path.weight.min() == 1.0
-
-    def jitter(points: np.ndarray) -> float:
-        return float(np.abs(np.diff(points, 2, axis=0)).mean())
-
-    print(
-        f"analysis {took:.1f} s for 10 s; jitter {jitter(longest.points):.2f} → {jitter(path.points):.2f} px"
-    )
-    assert jitter(path.points) < jitter(longest.points) / 3
-    eyes_apart = np.linalg.norm(path.points[:, 1] - path.points[:, 0], axis=1)
-    assert 60 < eyes_apart.min() <= eyes_apart.max() < 120

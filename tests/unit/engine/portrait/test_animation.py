@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from lipsync_engine import media
-from lipsync_engine.faces import YuNetDetector
+from lipsync_engine.faces.registry import load_detector
 from lipsync_engine.portrait import animation
+from lipsync_engine.weights import WeightsStore
 from tests.support.paths import DEMO_VIDEO
 
 
@@ -66,8 +67,7 @@ def test_photographed_eyes_blink(real_media: Path) -> None:
     """The eyes of a tilted head are located and closed, and nothing else moves."""
     clip = next(real_media.glob("talking_person*.mp4"))
     photo = next(itertools.islice((p for _, p in media.scan_frames(media.probe_video(clip), 1920)), 60, None))
-    detector = real_media.parent / "weights" / "face_detection_yunet_2023mar.onnx"
-    (detection,) = YuNetDetector(detector).detect(photo)
+    (detection,) = load_detector("yunet", WeightsStore()).detect(photo)
     eyes = animation.photographed_eyes(photo, detection.points)
     # As read off the picture by hand, in pixels.
     for eye, place in zip(eyes, ((531, 703), (627, 721)), strict=True):

@@ -110,7 +110,7 @@ def test_manifest_matches_public_records() -> None:
     assert entries["latentsync-1.5"].resolution == 256
     for name in ("latentsync-1.6", "latentsync-1.5"):
         files = [f for n in (name, *entries[name].uses) for f in entries[n].files]
-        assert {file.role for file in files} == {"unet", "vae", "vae_config", "whisper", "detector"}
+        assert {file.role for file in files} == {"unet", "vae", "vae_config", "whisper"}
         assert all(file.sha256 and file.size for file in files)
         # 1,267,099,844 parameters and 844,800 table values as float32, and little else.
         (unet,) = entries[name].files

@@ -1,0 +1,113 @@
+"""Tests of analysis on the real clip and variants of it, against two independent instruments."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from lipsync_engine.faces import FaceMeshDetector, FacePath, FaceTracker, UntouchedReason, choose_speaker
+from lipsync_engine.faces.registry import load_detector
+from lipsync_engine.params import FaceChoice
+from lipsync_engine.weights import WeightsStore
+from tests.support import real_clip
+from tests.support.real_clip import Variant
+
+N = 75
+
+VARIANTS = {
+    "upright": real_clip.upright(250),
+    "rolling 45 degrees": real_clip.rolling(100, 45),
+    "tilted left": real_clip.tilted(N, 45),
+    "tilted right": real_clip.tilted(N, -45),
+    "lying": real_clip.lying(N),
+    "upside down": real_clip.upside_down(N),
+    "dark": real_clip.dark(N),
+    "jump cuts": real_clip.cut_in_one_room(4, 1.0),
+    "punched in": real_clip.cut_in_one_room(4, 1.35),
+    "punched in a little": real_clip.cut_in_one_room(4, 1.15),
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def clip() -> Path:
+    if not real_clip.CLIP.exists():
+        pytest.skip(f"real media not found at {real_clip.CLIP}")
+    return real_clip.CLIP
+
+
+@pytest.fixture(scope="module")
+def detector() -> FaceMeshDetector:
+    detector = load_detector("yunet", WeightsStore())
+    assert isinstance(detector, FaceMeshDetector)
+    return detector
+
+
+def follow(detector: FaceMeshDetector, variant: Variant) -> FacePath:
+    tracker = FaceTracker(detector, *variant.size)
+    for pts_s, image in variant.frames():
+        tracker.add(pts_s, image)
+    return choose_speaker(tracker.snapshot(is_complete=True), FaceChoice(), 60.0)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_crops_lie_where_two_instruments_put_them(
+    detector: FaceMeshDetector, name: str, subtests: pytest.Subtests
+) -> None:
+    variant = VARIANTS[name]
+    path = follow(detector, variant)
+    assert (path.weight == 1).all()
+    for instrument in ("mediapipe", "dlib"):
+        rolls, mouths = real_clip.alignment_errors(variant.points(instrument), path.points.astype(np.float64))
+        print(
+            f"{name}, {instrument}: roll off {rolls.mean():.2f}, worst {rolls.max():.2f} degrees; mouth off "
+            f"{mouths.mean():.1f}, worst {mouths.max():.1f} px of 256"
+        )
+        with subtests.test(instrument):
+            assert rolls.mean() <= (1.0 if instrument == "mediapipe" else 1.1)
+            assert rolls.max() <= 3.5
+            assert mouths.mean() <= 4.0
+            assert mouths.max() <= 12.0
+
+
+@pytest.mark.parametrize("name", ["jump cuts", "punched in", "punched in a little"])
+def test_cuts_in_one_room_end_the_path(detector: FaceMeshDetector, name: str) -> None:
+    assert np.flatnonzero(np.diff(follow(detector, VARIANTS[name]).shots)).tolist() == [19, 39, 59]
+
+
+@pytest.mark.parametrize("name", ["upright", "rolling 45 degrees", "dark"])
+def test_one_take_is_one_path(detector: FaceMeshDetector, name: str) -> None:
+    assert set(follow(detector, VARIANTS[name]).shots.tolist()) == {0}
+
+
+def test_frames_with_a_covered_face_stay_untouched(detector: FaceMeshDetector) -> None:
+    path = follow(detector, real_clip.covered(N, 30, 50))
+    assert (path.weight[30:50] == 0).all()
+    assert set(path.reasons[30:50].tolist()) <= {UntouchedReason.LOW_PRESENCE, UntouchedReason.NO_FACE}
+    assert path.reasons[30] == UntouchedReason.LOW_PRESENCE
+    assert (path.weight[:25] == 1).all()
+    assert (path.weight[56:] == 1).all()
+    assert (path.reasons[path.weight > 0] == UntouchedReason.NONE).all()
+
+
+def test_following_costs_less_than_searching(detector: FaceMeshDetector) -> None:
+    """One thread's CPU time, so that a busy machine does not matter."""
+    threads = cv2.getNumThreads()
+    cv2.setNumThreads(1)
+    try:
+        tracker = FaceTracker(detector, real_clip.WIDTH, real_clip.HEIGHT)
+        followed_s, searched_s = [], []
+        for pts_s, image in real_clip.upright(50).frames():
+            began = time.process_time()
+            tracker.add(pts_s, image)
+            followed_s.append(time.process_time() - began)
+            began = time.process_time()
+            detector.detect(image)
+            searched_s.append(time.process_time() - began)
+    finally:
+        cv2.setNumThreads(threads)
+    print(f"{1e3 * np.mean(followed_s):.1f} ms a frame, searched alone {1e3 * np.mean(searched_s):.1f} ms")
+    assert np.mean(followed_s) < 0.6 * np.mean(searched_s)
