@@ -245,6 +245,7 @@ BANNED_IN_PAGES = re.compile(
 
 LINTED = (
     "lipsync_engine.audio",
+    "lipsync_engine.batch",
     "lipsync_engine.errors",
     "lipsync_engine.media",
     "lipsync_engine.models",
