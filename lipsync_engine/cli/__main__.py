@@ -1,4 +1,4 @@
-"""`python -m lipsync_engine.cli` is the `lipsync` command."""
+"""`python -m lipsync_engine.cli`: the same as the `lipsync` command."""
 
 from lipsync_engine.cli import main
 

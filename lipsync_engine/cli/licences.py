@@ -1,4 +1,4 @@
-"""Under which licence everything here is: libraries by their own metadata, weights by the manifest."""
+"""Licences of the libraries, from their own metadata, and of the weights, from the manifest."""
 
 from __future__ import annotations
 
@@ -11,62 +11,62 @@ from packaging.requirements import Requirement
 
 from lipsync_engine.cli.terminal import out
 
-OWN = "lipsync-engine"
+PACKAGE = "lipsync-engine"
 
 
 @dataclass(frozen=True, slots=True)
-class Licensed:
-    """A library, and what its metadata calls its licence."""
+class LibraryLicence:
+    """A library and the licence that its metadata names."""
 
     name: str
     version: str
     licence: str
 
 
-def show() -> None:
-    """Print the lists."""
+def print_licences() -> None:
+    """Print the licences of libraries and weights."""
     from lipsync_engine.weights import WeightsStore
 
-    for one in licensed():
-        _line(one.name, one.version, one.licence)
+    for library in list_library_licences():
+        _print_line(library.name, library.version, library.licence)
     for entry in WeightsStore().entries():
-        _line(entry.name, "weights", f"{entry.licence} (commercial use: {entry.commercial})")
+        _print_line(entry.name, "weights", f"{entry.licence} (commercial use: {entry.commercial})")
 
 
-def _line(name: str, version: str, licence: str) -> None:
+def _print_line(name: str, version: str, licence: str) -> None:
     out.print(f"{name:<26} {version:<16} {licence}", soft_wrap=True)
 
 
-def licensed() -> list[Licensed]:
-    """All libraries that this package needs, and those that they need; extras are left out."""
-    waiting, found = [OWN], dict[str, Licensed]()
-    while waiting:
-        name = waiting.pop()
+def list_library_licences() -> list[LibraryLicence]:
+    """Return all libraries that this package requires, directly or indirectly, without extras."""
+    names, licences = [PACKAGE], dict[str, LibraryLicence]()
+    while names:
+        name = names.pop()
         key = re.sub(r"[-_.]+", "-", name).lower()
-        if key in found:
+        if key in licences:
             continue
         try:
             library = distribution(name)
-        except PackageNotFoundError:  # for another system or Python
+        except PackageNotFoundError:  # required by another system or Python version
             continue
-        found[key] = Licensed(library.name, library.version, _licence(library))
-        waiting += _required(library)
-    return sorted(found.values(), key=lambda one: one.name.lower())
+        licences[key] = LibraryLicence(library.name, library.version, _read_licence(library))
+        names += _required_names(library)
+    return sorted(licences.values(), key=lambda library: library.name.lower())
 
 
-def _required(library: Distribution) -> Iterator[str]:
+def _required_names(library: Distribution) -> Iterator[str]:
     for line in library.requires or []:
-        wanted = Requirement(line)
-        if wanted.marker is None or wanted.marker.evaluate({"extra": ""}):
-            yield wanted.name
+        requirement = Requirement(line)
+        if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
+            yield requirement.name
 
 
-def _licence(library: Distribution) -> str:
-    told = library.metadata
-    if "License-Expression" in told:
-        return str(told["License-Expression"])
-    classes = [text for text in told.get_all("Classifier") or [] if text.startswith("License :: ")]
-    if classes:
-        return ", ".join(text.rpartition(" :: ")[2] for text in classes)
-    words = str(told["License"]).strip().splitlines() if "License" in told else []
-    return words[0][:80] if words else "unknown"
+def _read_licence(library: Distribution) -> str:
+    metadata = library.metadata
+    if "License-Expression" in metadata:
+        return str(metadata["License-Expression"])
+    classifiers = [text for text in metadata.get_all("Classifier") or [] if text.startswith("License :: ")]
+    if classifiers:
+        return ", ".join(text.rpartition(" :: ")[2] for text in classifiers)
+    lines = str(metadata["License"]).strip().splitlines() if "License" in metadata else []
+    return lines[0][:80] if lines else "unknown"

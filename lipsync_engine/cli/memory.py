@@ -1,4 +1,4 @@
-"""What `doctor` says of a GPU's memory: how each of LatentSync's models would use it."""
+"""Memory plans of `lipsync doctor`: how each LatentSync model would use a GPU's memory."""
 
 from __future__ import annotations
 
@@ -11,30 +11,30 @@ from lipsync_engine.weights import WeightsStore
 
 GIGA = 10**9
 CONTEXT_BYTES = GIGA // 2
-"""What CUDA itself takes of a card."""
+"""GPU memory that the CUDA context itself takes."""
 
 
-def plans(
+def describe_memory_plans(
     store: WeightsStore, device: torch.device, dtype: torch.dtype, card_gb: float | None
 ) -> Iterator[tuple[str, str]]:
-    """(model, plan) of the manifest's models that have LatentSync's published size.
+    """Yield (model, plan) for the manifest's models of LatentSync's published size.
 
     Args:
-        card_gb: of a card that is not there, in float16; None: the device that is, none for a CPU.
+        card_gb: size of a GPU that is not installed, in float16; None: the device, nothing for a CPU.
     """
     if card_gb is not None:
-        free, dtype = int(card_gb * GIGA) - CONTEXT_BYTES, torch.float16
+        free_bytes, dtype = int(card_gb * GIGA) - CONTEXT_BYTES, torch.float16
     elif device.type == "cuda":
-        free = torch.cuda.mem_get_info(device)[0]
+        free_bytes = torch.cuda.mem_get_info(device)[0]
     else:
         return
     for entry in store.entries():
         if entry.family != "latentsync" or any(file.role == "unet_config" for file in entry.files):
             continue
         estimate = estimate_published(entry.resolution, dtype.itemsize)
-        plan = plan_memory(free, estimate)
+        plan = plan_memory(free_bytes, estimate)
         if plan is None:
-            yield entry.name, f"does not fit into the {free / GIGA:.1f} GB that are free"
+            yield entry.name, f"does not fit into {free_bytes / GIGA:.1f} GB of free memory"
         else:
-            peak = estimate.peak_bytes(plan) / GIGA
-            yield entry.name, f"{plan.describe()}: {peak:.1f} of {free / GIGA:.1f} GB"
+            peak_gb = estimate.peak_bytes(plan) / GIGA
+            yield entry.name, f"{plan.describe()}: {peak_gb:.1f} of {free_bytes / GIGA:.1f} GB"

@@ -1,4 +1,4 @@
-"""The command that says how well a film's lips and voice belong together."""
+"""`lipsync score`: measure how well lips and voice match."""
 
 from __future__ import annotations
 
@@ -9,17 +9,19 @@ from typing import Annotated
 
 import typer
 
-from lipsync_engine.cli.jobs import Device
-from lipsync_engine.cli.terminal import out, sentence
+from lipsync_engine.cli.options import Device
+from lipsync_engine.cli.terminal import describe_sync_score, out
 from lipsync_engine.errors import ErrorCode, WeightsError
 from lipsync_engine.params import FaceChoice
 
 NOT_IN_SYNC = 1
-"""Exit status of a film whose lips do not belong to its voice; no error's."""
+"""Exit status of a video that misses --min-confidence; distinct from those of errors."""
+
+MAX_OFFSET_FRAMES = 1
 
 
-def score(
-    video: Annotated[Path, typer.Argument(help="Film with the person, and with the voice, or else --audio.")],
+def score_video_file(
+    video: Annotated[Path, typer.Argument(help="Video with the person, and with the voice unless --audio.")],
     audio: Annotated[Path | None, typer.Option(help="Another file with the voice.")] = None,
     detector: Annotated[
         str, typer.Option(help="yunet (photographed people) or drawn (our drawn presenters).")
@@ -29,14 +31,14 @@ def score(
     ] = None,
     min_confidence: Annotated[
         float | None,
-        typer.Option(help="End with status 1 below this, or with lips off by over a frame."),
+        typer.Option(help="Exit with status 1 below this, or with lips off by over a frame."),
     ] = None,
     device: Device = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead.")] = False,
 ) -> None:
-    """Say how well the lips of VIDEO belong to its voice.
+    """Measure how well the lips in VIDEO match its voice.
 
-    Ends with 0; with 1 where --min-confidence is given and missed.
+    Exit status: 0; 1 if the video misses --min-confidence.
     """
     from lipsync_engine import media
     from lipsync_engine.device import choose_device
@@ -49,15 +51,17 @@ def score(
     if scorer is None:
         raise WeightsError(
             ErrorCode.WEIGHTS_MISSING,
-            f"No sync score for faces of {detector} is here: run `lipsync weights pull syncnet-v2`, or "
-            "`lipsync weights import PATH` if you have the file; --detector drawn is for drawn presenters.",
+            f"No sync score is installed for the faces of {detector}: run `lipsync weights pull syncnet-v2`, "
+            "or `lipsync weights import PATH` if you have the file. For drawn presenters use --detector "
+            "drawn.",
         )
     media.probe_audio(audio or video)
     choice = None if face is None else FaceChoice.parse(face)
-    found = score_video(video, audio or video, scorer, load_detector(detector, store), choice)
+    score = score_video(video, audio or video, scorer, load_detector(detector, store), choice)
     if as_json:
-        out.print_json(json.dumps(dataclasses.asdict(found)), indent=None, highlight=False)
+        out.print_json(json.dumps(dataclasses.asdict(score)), indent=None, highlight=False)
     else:
-        out.print(f"{video.name}: {sentence(found)}", soft_wrap=True)
-    if min_confidence is not None and (found.confidence < min_confidence or abs(found.offset_frames) > 1):
+        out.print(f"{video.name}: {describe_sync_score(score)}", soft_wrap=True)
+    is_off = abs(score.offset_frames) > MAX_OFFSET_FRAMES
+    if min_confidence is not None and (score.confidence < min_confidence or is_off):
         raise typer.Exit(NOT_IN_SYNC)

@@ -1,9 +1,9 @@
-"""What commands show on a terminal: consoles, bars, results, warnings."""
+"""Terminal output of the commands: consoles, progress bars, results, warnings."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,37 +20,39 @@ if TYPE_CHECKING:
     from lipsync_engine.result import SyncResult
     from lipsync_engine.sync_score import SyncScore
 
-# Names of files are shown as they are: [x] and :x: in them are no markup and no emoji.
+# File names are printed as they are: [x] and :x: in them are neither markup nor emoji.
 out = Console(highlight=False, markup=False, emoji=False)
 err = Console(stderr=True, highlight=False, markup=False, emoji=False)
 
 STAGE_TEXT = {
     Stage.MOTION: "animating",
-    Stage.FACES: "finding faces",
-    Stage.AUDIO: "listening",
+    Stage.FACES: "tracking faces",
+    Stage.AUDIO: "encoding audio",
     Stage.RENDER: "rendering",
     Stage.ASSEMBLE: "assembling",
 }
 
-UNIT = {Stage.AUDIO: "pieces", Stage.MOTION: "", Stage.ASSEMBLE: ""}
-"""What is counted, where it is not frames; for motion a model's steps, then frames."""
+UNIT = {Stage.AUDIO: "chunks", Stage.MOTION: "", Stage.ASSEMBLE: ""}
+"""Unit of a stage's progress if it is not frames; MOTION counts a model's steps, then frames."""
 
 
-def warn(sentence: str) -> None:
-    err.print(Text.assemble(("warning", "yellow"), f": {sentence}"), soft_wrap=True)
+def print_warning(message: str) -> None:
+    """Print a warning to standard error."""
+    err.print(Text.assemble(("warning", "yellow"), f": {message}"), soft_wrap=True)
 
 
-def fail(code: str, sentence: str) -> None:
-    err.print(Text.assemble(("error", "bold red"), f" [{code}]: {sentence}"), soft_wrap=True)
+def print_error(code: str, message: str) -> None:
+    """Print an error with its code to standard error."""
+    err.print(Text.assemble(("error", "bold red"), f" [{code}]: {message}"), soft_wrap=True)
 
 
-def written(path: Path, more: str = "") -> None:
-    """A file that is there now."""
-    out.print(Text.assemble((str(path), "bold"), more), soft_wrap=True)
+def print_file(path: Path, note: str = "") -> None:
+    """Print the path of a file that was written."""
+    out.print(Text.assemble((str(path), "bold"), note), soft_wrap=True)
 
 
-def facts() -> Table:
-    """A table of two columns, name and what is so; no path is cut."""
+def create_facts_table() -> Table:
+    """Create a table of two columns, name and value; long paths are wrapped, not truncated."""
     table = Table(show_header=False, box=None)
     table.add_column()
     table.add_column(overflow="fold")
@@ -58,20 +60,29 @@ def facts() -> Table:
 
 
 @contextmanager
-def downloads() -> Iterator[Callable[[str, int, int], None]]:
-    """Bars of files, moved by what is yielded: (file name, bytes done, bytes in all or 0 where unknown)."""
-    with _bars() as bars:
+def download_bars() -> Iterator[Callable[[str, int, int], None]]:
+    """Show progress bars of downloads; the yielded function takes (file name, bytes done, total or 0)."""
+    with _create_bars() as bars:
         tasks: dict[str, TaskID] = {}
 
-        def show(file: str, done: int, total: int) -> None:
+        def update(file: str, done: int, total: int) -> None:
             if file not in tasks:
                 tasks[file] = bars.add_task(file, total=None, unit="bytes", speed="")
             bars.update(tasks[file], completed=done, total=total or None)
 
-        yield show
+        yield update
 
 
-def _bars() -> Bars:
+def run_with_bars(steps: Generator[Progress, None, SyncResult]) -> SyncResult:
+    """Run a job to its end with progress bars on the terminal."""
+    from lipsync_engine.utils import drain
+
+    tasks: dict[Stage, TaskID] = {}
+    with _create_bars() as bars:
+        return drain(steps, lambda progress: _update_bar(bars, tasks, progress))
+
+
+def _create_bars() -> Bars:
     return Bars(
         TextColumn("{task.description:<14}"),
         BarColumn(),
@@ -83,26 +94,27 @@ def _bars() -> Bars:
     )
 
 
-def _show(bars: Bars, tasks: dict[Stage, TaskID], progress: Progress) -> None:
+def _update_bar(bars: Bars, tasks: dict[Stage, TaskID], progress: Progress) -> None:
     if progress.stage not in tasks:
         tasks[progress.stage] = bars.add_task(STAGE_TEXT[progress.stage], unit="", speed="")
-    left = f", {progress.eta_s:.0f} s left" if progress.eta_s is not None else ""
+    eta = f", {progress.eta_s:.0f} s left" if progress.eta_s is not None else ""
     bars.update(
         tasks[progress.stage],
         completed=progress.done,
         total=max(progress.total, progress.done),
         unit=UNIT.get(progress.stage, "frames"),
-        speed=f"{progress.per_second:.1f}/s{left}" if progress.total > 1 else "",
+        speed=f"{progress.per_second:.1f}/s{eta}" if progress.total > 1 else "",
     )
 
 
-def report(result: SyncResult) -> None:
+def print_result(result: SyncResult) -> None:
+    """Print a result's warnings, file and properties."""
     for warning in result.warnings:
-        warn(warning)
-    took, cached = result.seconds, " (cached)" if result.analysis_cached else ""
-    written(result.output)
+        print_warning(warning)
+    seconds, cached = result.seconds, " (cached)" if result.analysis_cached else ""
+    print_file(result.output)
     out.print(
-        f"  {result.width}x{result.height}, {number(result.fps)} fps, {result.frames} frames "
+        f"  {result.width}x{result.height}, {format_number(result.fps)} fps, {result.frames} frames "
         f"({result.frames / float(result.fps):.2f} s), {result.frames_without_face} without a usable face"
     )
     out.print(
@@ -110,39 +122,30 @@ def report(result: SyncResult) -> None:
         f"guidance {result.guidance_scale:g}, seed {result.seed}, {result.device} {result.dtype}"
     )
     out.print(
-        f"  faces {took.faces:.1f} s{cached}, audio {took.audio:.1f} s, render {took.render:.1f} s, "
-        f"assemble {took.assemble:.1f} s"
+        f"  faces {seconds.faces:.1f} s{cached}, audio {seconds.audio:.1f} s, render {seconds.render:.1f} s, "
+        f"assemble {seconds.assemble:.1f} s"
     )
     if result.sync is not None:
-        out.print(f"  lips and voice: {sentence(result.sync)}", soft_wrap=True)
+        out.print(f"  lips and voice: {describe_sync_score(result.sync)}", soft_wrap=True)
     if result.is_signed:
         out.print("  signed as generated; `lipsync verify` shows its content credentials")
     if result.segments_resumed:
         out.print(f"  {result.segments_resumed} of {result.segments} segments came from the interrupted run")
 
 
-def sentence(score: SyncScore) -> str:
-    """What a sync score says."""
-    late = score.offset_frames
-    frames = "1 frame" if abs(late) == 1 else f"{abs(late)} frames"
-    place = f"{frames} of 40 ms {'late' if late > 0 else 'early'}" if late else "at the same time"
+def describe_sync_score(score: SyncScore) -> str:
+    """Describe a sync score in one line."""
+    offset = abs(score.offset_frames)
+    frames = "1 frame" if offset == 1 else f"{offset} frames"
+    timing = "at the same time"
+    if offset:
+        timing = f"{frames} of 40 ms {'late' if score.offset_frames > 0 else 'early'}"
     return (
-        f"confidence {score.confidence:.2f}, lips {place} "
+        f"confidence {score.confidence:.2f}, lips {timing} "
         f"(distance {score.distance:.2f}, {score.frames} frames compared, {score.network})"
     )
 
 
-def followed(steps: Generator[Progress, None, SyncResult]) -> SyncResult:
-    """Run to the end with bars on the terminal."""
-    with _bars() as bars, closing(steps):
-        tasks: dict[Stage, TaskID] = {}
-        while True:
-            try:
-                _show(bars, tasks, next(steps))
-            except StopIteration as finished:
-                result: SyncResult = finished.value
-                return result
-
-
-def number(value: Fraction) -> str:
+def format_number(value: Fraction) -> str:
+    """Format a fraction as a decimal number with at most six digits."""
     return f"{float(value):.6g}"

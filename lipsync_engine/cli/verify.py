@@ -1,4 +1,4 @@
-"""The command that verifies content credentials."""
+"""`lipsync verify`: verify content credentials."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from lipsync_engine.provenance.watermark import WatermarkResult
 
 STATUS = {"trusted": 0, "invalid": 1, "unknown_signer": 4, "none": 5}
-"""Exit status of each verdict; no error's is among them."""
+"""Exit status of each verdict; distinct from those of errors."""
 
-SENTENCE = {
+VERDICT_TEXT = {
     "trusted": "valid, and signed under a trusted certificate",
     "unknown_signer": "valid, but the signer's certificate is not trusted here",
     "invalid": "INVALID: changed after signing, or never validly signed",
@@ -25,7 +25,7 @@ SENTENCE = {
 }
 
 
-def verify(
+def verify_file(
     file: Annotated[Path, typer.Argument(help="Video or image.")],
     detector: Annotated[
         str | None,
@@ -46,7 +46,7 @@ def verify(
         report = verification.to_json() | ({} if watermark is None else {"watermark": watermark.to_json()})
         out.print_json(json.dumps(report), indent=None, highlight=False)
     else:
-        _show(file, verification)
+        _print_verification(file, verification)
         if watermark is not None:
             detected = "detected: a face was generated" if watermark.is_detected else "not detected"
             out.print(
@@ -64,8 +64,8 @@ def _read_watermark(file: Path, detector: str) -> WatermarkResult:
     return read_watermark(file, load_detector(detector, WeightsStore()))
 
 
-def _show(file: Path, verification: Verification) -> None:
-    out.print(f"{file.name}: {SENTENCE[verification.verdict]}", soft_wrap=True)
+def _print_verification(file: Path, verification: Verification) -> None:
+    out.print(f"{file.name}: {VERDICT_TEXT[verification.verdict]}", soft_wrap=True)
 
     def print_row(name: str, value: object) -> None:
         # The text comes from the file: it must not contain control characters of the terminal.

@@ -186,7 +186,7 @@ def test_names_are_shown_as_they_are(tmp_path: Path, lipsync: Run) -> None:
 def test_a_silent_film_has_no_sync_score(clip: Path, lipsync: Run) -> None:
     done = lipsync("score", clip, "--detector", "drawn")
     failed_with(done, ErrorCode.MEDIA_NO_AUDIO)
-    assert "has no sound" in done.stderr
+    assert "has no audio" in done.stderr
 
 
 def test_output_in_a_read_only_place(clip: Path, voice: Path, lipsync: Run) -> None:

@@ -12,7 +12,7 @@ from tests.support.paths import ROOT
 
 
 def test_every_library_names_its_licence() -> None:
-    found = {one.name.lower().replace("_", "-"): one for one in licences.licensed()}
+    found = {one.name.lower().replace("_", "-"): one for one in licences.list_library_licences()}
     wanted = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
     names = [Requirement(line).name.lower().replace("_", "-") for line in wanted]
     assert set(names) <= set(found)
@@ -21,7 +21,7 @@ def test_every_library_names_its_licence() -> None:
 
 
 def test_they_are_listed_with_those_of_weights(capsys: pytest.CaptureFixture[str]) -> None:
-    licences.show()
+    licences.print_licences()
     shown = capsys.readouterr().out
     for words in (("torch ", "BSD-3-Clause"), ("latentsync-1.6", "OpenRAIL++"), ("c2pa-python", "MIT")):
         assert any(all(word in line for word in words) for line in shown.splitlines()), words

@@ -25,7 +25,7 @@ import torch
 from diffusers import AutoencoderKL
 from whisper.model import ModelDimensions, Whisper
 
-from lipsync_engine.cli.terminal import downloads
+from lipsync_engine.cli.terminal import download_bars
 from lipsync_engine.errors import ErrorCode, ResourceError, WeightsError
 from lipsync_engine.models import load_model
 from lipsync_engine.models.latentsync.config import UNetConfig
@@ -526,7 +526,7 @@ def test_full_disk_is_detected_before_the_download(
 
 
 def test_download_bars_show_known_and_unknown_sizes(capsys: pytest.CaptureFixture[str]) -> None:
-    with downloads() as report:
+    with download_bars() as report:
         for name, done, total in (("unet.pt", 10, 30), ("config.json", 7, 0), ("unet.pt", 30, 30)):
             report(name, done, total)
     shown = capsys.readouterr().err
