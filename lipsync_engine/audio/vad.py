@@ -1,77 +1,162 @@
-"""Detect voice activity and measure loudness, in bounded memory for audio of any length."""
+"""Detect voice activity and measure loudness, in bounded memory for audio of any length.
+
+Silero VAD decides what is speech. It is the same for every process: samples are evaluated in blocks at fixed
+places, and the gate that follows is stored in the plan of a job.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from whisper.audio import N_FFT, mel_filters
+import torch
 
-from lipsync_engine.audio.features import BLOCK_MEL, MEL_PER_S, SAMPLES_PER_S, FloatArray, Mel
+from lipsync_engine.audio.features import SAMPLES_PER_S, FloatArray
+from lipsync_engine.audio.silero import CONTEXT_SAMPLES, WINDOW_SAMPLES, SileroVad, State
 
 BoolArray = npt.NDArray[np.bool_]
 
-LOWEST_SPEECH_HZ = 100.0
-"""Below lie mains hum and rumble."""
+GATE_VERSION = "silero-1"
+"""Name of this way to decide; plans that another one made are not reused."""
 
-N_GROUPS = 6
-"""Mel bands are summed into groups, each with its own noise floor, so that a hum hides only its group."""
+WINDOW_S = WINDOW_SAMPLES / SAMPLES_PER_S
 
-SMOOTH_MEL = 5
-"""Frames of the running mean of each group's power: noise flickers, phonemes last longer."""
+BLOCK_WINDOWS = 256
+"""Windows that the network evaluates at once: 8 s."""
 
-FLOOR_CELL_MEL = 50
-FLOOR_REACH_CELLS = 10
-FLOOR_PERCENTILE = 20.0
-"""Noise floor: the 20th percentile of each half second, the lowest of these within 5 s on either side."""
+ONSET, KEEP = 0.5, 0.25
+"""An interval above KEEP that reaches ONSET is speech. ONSET is Silero's own. It recommends 0.35 for KEEP; at
+0.25 soft consonants before a vowel are kept, and drums still leave 97 % of the pauses closed."""
 
-ONSET_DB, KEEP_DB = 11.0, 6.0
-"""Mean height of the two clearest groups over their floors: a stretch over KEEP that reaches ONSET speaks."""
+MIN_SPEECH_WINDOWS = 2
+"""Clicks fill one window."""
 
-DEPTH_DB = 40.0
-"""What lies further than this under the file's loud frames is rest, however silent the recording."""
+QUIET_DB = -45.0
+QUIET_GAIN_DB = 30.0
+"""Silero misses voices below about -50 dBFS. Files whose loud moments lie below QUIET_DB are evaluated with
+this gain."""
 
-AUDIBLE_DB = -60.0
-"""Softer frames (white noise under about -78 dBFS) cannot be heard, and do not tell how loud the voice is."""
+LOUD_DB = 10.0
+"""Windows within this of the file's loud moments (95th percentile) count as loud."""
 
-MIN_SPEECH_S = 0.08
-"""Longer than a click fills after smoothing."""
+MAX_CLOSED_RATIO = 0.5
+"""Where more of the loud windows than this contain no detected speech, the detector is not trusted."""
 
 LOOK_AHEAD_S, HANGOVER_S = 0.10, 0.12
-"""Lips move before the sound and close after it."""
+"""Lips move before the voice is audible and close after it."""
 
 RAMP_S = 0.14
-FILL_GAP_S = LOOK_AHEAD_S + HANGOVER_S + 2 * RAMP_S
-"""A shorter gap, as in words and between close ones, leaves no time to close the mouth and open it again."""
+MIN_PAUSE_S = LOOK_AHEAD_S + HANGOVER_S + 2 * RAMP_S
+"""A shorter pause leaves no time to close the mouth and open it again."""
 
 
-def voice_activity(mel: Mel, times_s: npt.ArrayLike) -> FloatArray:
-    """Return the voice gate: 1 from 0.1 s before speech to 0.12 s after it, 0 in pauses.
+@dataclass(frozen=True, slots=True)
+class VoiceActivity:
+    """Speech in an audio file.
 
-    Between them lie raised cosines of 0.14 s.
+    Attributes:
+        intervals: (start, stop) of speech in seconds, in order, at least `MIN_PAUSE_S` apart.
+        is_bypassed: most of the loud audio contains no detected speech (singing, noise above the voice), so
+            the gate stays open throughout.
+    """
 
-    Audio counts as speech when it exceeds the steady noise around it in some part of the spectrum. Therefore
-    music with a beat counts as speech, a hum does not.
+    intervals: tuple[tuple[float, float], ...]
+    is_bypassed: bool = False
+
+    def gate(self, times_s: npt.ArrayLike) -> FloatArray:
+        """Return the voice gate: 1 from 0.1 s before speech to 0.12 s after it, 0 in pauses.
+
+        Between them lie raised cosines of 0.14 s.
+
+        Args:
+            times_s: (F,) times.
+
+        Returns:
+            float32 (F,).
+        """
+        times = np.asarray(times_s, dtype=np.float64)
+        if self.is_bypassed:
+            return np.ones(len(times), dtype=np.float32)
+        if not self.intervals:
+            return np.zeros(len(times), dtype=np.float32)
+        bounds = np.asarray(self.intervals, dtype=np.float64)
+        starts, stops = bounds[:, 0] - LOOK_AHEAD_S, bounds[:, 1] + HANGOVER_S
+        following = np.searchsorted(starts, times, side="right")
+        until_next = np.append(starts, np.inf)[following] - times
+        since_last = times - np.insert(stops, 0, -np.inf)[following]
+        distance = np.clip(np.minimum(until_next, since_last), 0.0, RAMP_S)
+        gate: FloatArray = (0.5 + 0.5 * np.cos(np.pi * distance / RAMP_S)).astype(np.float32)
+        return gate
+
+
+class VoiceDetector:
+    """Streaming voice detection in samples that arrive in chunks of any length.
 
     Args:
-        mel: of the whole file.
-        times_s: (F,) moments.
-
-    Returns:
-        float32 (F,).
+        network: from `silero.load_silero`.
     """
-    times = np.asarray(times_s, dtype=np.float64)
-    intervals = np.array(_speech_intervals(mel), dtype=np.float64).reshape(-1, 2) / MEL_PER_S
-    if len(intervals) == 0:
-        return np.zeros(len(times), dtype=np.float32)
-    starts, stops = intervals[:, 0] - LOOK_AHEAD_S, intervals[:, 1] + HANGOVER_S
-    following = np.searchsorted(starts, times, side="right")
-    until_next = np.append(starts, np.inf)[following] - times
-    since_last = times - np.insert(stops, 0, -np.inf)[following]
-    distance = np.clip(np.minimum(until_next, since_last), 0.0, RAMP_S)
-    gate: FloatArray = (0.5 + 0.5 * np.cos(np.pi * distance / RAMP_S)).astype(np.float32)
-    return gate
+
+    def __init__(self, network: SileroVad) -> None:
+        self._estimators = [_ProbabilityEstimator(network, gain_db) for gain_db in (0.0, QUIET_GAIN_DB)]
+        self._buffer = np.zeros(BLOCK_WINDOWS * WINDOW_SAMPLES, dtype=np.int16)
+        self._filled = 0
+        self._levels_db: list[FloatArray] = []
+
+    def add(self, samples: npt.NDArray[np.int16]) -> None:
+        """Append samples: int16 (n,), mono, 16 kHz."""
+        at = 0
+        while at < len(samples):
+            part = samples[at : at + len(self._buffer) - self._filled]
+            self._buffer[self._filled : self._filled + len(part)] = part
+            self._filled += len(part)
+            at += len(part)
+            if self._filled == len(self._buffer):
+                self._evaluate_block(self._buffer)
+                self._filled = 0
+
+    def finish(self) -> VoiceActivity:
+        """Evaluate the last samples and return the activity of the whole file."""
+        if self._filled:
+            rest = self._buffer[: self._filled]
+            self._evaluate_block(np.pad(rest, (0, -self._filled % WINDOW_SAMPLES)))
+            self._filled = 0
+        if not self._levels_db:
+            return VoiceActivity(())
+        levels_db = np.concatenate(self._levels_db)
+        loud_db = float(np.percentile(levels_db, 95))
+        estimator = self._estimators[1 if loud_db < QUIET_DB else 0]
+        activity = VoiceActivity(tuple(_speech_intervals(np.concatenate(estimator.probabilities))))
+        is_loud = (levels_db > loud_db - LOUD_DB) & (levels_db > QUIET_DB)
+        is_closed = activity.gate((np.arange(len(levels_db)) + 0.5) * WINDOW_S) < 0.5
+        if np.count_nonzero(is_closed & is_loud) > MAX_CLOSED_RATIO * np.count_nonzero(is_loud):
+            return VoiceActivity(activity.intervals, is_bypassed=True)
+        return activity
+
+    def _evaluate_block(self, samples: npt.NDArray[np.int16]) -> None:
+        waveform = samples.astype(np.float32) / np.float32(32768.0)
+        power = np.square(waveform).reshape(-1, WINDOW_SAMPLES).mean(axis=1)
+        self._levels_db.append(10.0 * np.log10(np.maximum(power, np.float32(1e-10))))
+        for estimator in self._estimators:
+            estimator.add_block(waveform)
+
+
+class _ProbabilityEstimator:
+    """The network's state along a file whose samples are multiplied by a gain."""
+
+    def __init__(self, network: SileroVad, gain_db: float) -> None:
+        self._network, self._gain = network, np.float32(10.0 ** (gain_db / 20.0))
+        self._context = np.zeros(CONTEXT_SAMPLES, dtype=np.float32)
+        self._state: State | None = None
+        self.probabilities: list[FloatArray] = []
+
+    def add_block(self, waveform: FloatArray) -> None:
+        scaled = np.clip(waveform * self._gain, -1.0, 1.0)
+        samples = torch.from_numpy(np.concatenate([self._context, scaled]))
+        probabilities, self._state = self._network(samples, self._state)
+        self.probabilities.append(probabilities.numpy())
+        self._context = scaled[-CONTEXT_SAMPLES:]
 
 
 LOUD_RANGE_DB = 35.0
@@ -97,55 +182,17 @@ def loudness(chunks: Iterable[npt.NDArray[np.int16]], per_second: int) -> FloatA
     return np.asarray(np.clip((level_db - top_db) / LOUD_RANGE_DB + 1, 0, 1), dtype=np.float32)
 
 
-def _speech_intervals(mel: Mel) -> list[tuple[int, int]]:
-    """Return [start, stop) in mel frames of every speech interval."""
-    # 1. Loudness and noise floor.
-    loudest, cells = [], []
-    for _, levels in _group_levels(mel):
-        loudest.append(levels.max(axis=1))
-        parts = np.split(levels, range(FLOOR_CELL_MEL, len(levels), FLOOR_CELL_MEL))
-        cells += [np.percentile(part, FLOOR_PERCENTILE, axis=0) for part in parts]
-    audible = np.concatenate(loudest)
-    audible = audible[audible > AUDIBLE_DB]
-    if len(audible) == 0:
-        return []
-    loud_db = np.percentile(audible, 95)
-    padded = np.pad(np.stack(cells), ((FLOOR_REACH_CELLS, FLOOR_REACH_CELLS), (0, 0)), mode="edge")
-    floors = np.lib.stride_tricks.sliding_window_view(padded, 2 * FLOOR_REACH_CELLS + 1, axis=0).min(axis=-1)
-    floors = np.maximum(floors, loud_db - DEPTH_DB - ONSET_DB)
-
-    # 2. Level of each frame over the floor.
-    clear = np.zeros(mel.frames, dtype=np.float32)
-    centres = (np.arange(len(floors)) + 0.5) * FLOOR_CELL_MEL
-    for start, levels in _group_levels(mel):
-        frames = np.arange(start, start + len(levels))
-        floor = np.stack([np.interp(frames, centres, floors[:, group]) for group in range(N_GROUPS)], axis=1)
-        clear[frames] = np.sort(levels - floor, axis=1)[:, -2:].mean(axis=1)
-
-    # 3. Intervals: hysteresis, then no clicks, then no gaps.
-    speech = np.zeros(mel.frames, dtype=bool)
-    for start, stop in _true_runs(clear > KEEP_DB):
-        speech[start:stop] = stop - start >= MIN_SPEECH_S * MEL_PER_S and clear[start:stop].max() > ONSET_DB
-    for start, stop in _true_runs(~speech):
-        inside = start > 0 and stop < len(speech)
-        speech[start:stop] = inside and stop - start < FILL_GAP_S * MEL_PER_S
-    return _true_runs(speech)
-
-
-def _group_levels(mel: Mel) -> Iterator[tuple[int, FloatArray]]:
-    """Yield (first frame, (n, N_GROUPS) decibels), block by block."""
-    peaks_hz = mel_filters("cpu", mel.n_mels).argmax(dim=1).numpy() * (SAMPLES_PER_S / N_FFT)
-    first = int(np.searchsorted(peaks_hz, LOWEST_SPEECH_HZ))
-    reach = SMOOTH_MEL // 2
-    for start in range(0, mel.frames, BLOCK_MEL):
-        stop = min(start + BLOCK_MEL, mel.frames)
-        power = 10.0 ** mel.power(start - reach, stop + reach)[:, first:]
-        groups = np.stack([part.sum(axis=1) for part in np.array_split(power, N_GROUPS, axis=1)], axis=1)
-        missing = (reach - min(reach, start), reach - min(reach, mel.frames - stop))
-        groups = np.pad(groups, (missing, (0, 0)), mode="edge")
-        smooth = np.lib.stride_tricks.sliding_window_view(groups, SMOOTH_MEL, axis=0).mean(axis=-1)
-        levels: FloatArray = 10.0 * np.log10(smooth)
-        yield start, levels
+def _speech_intervals(probabilities: FloatArray) -> Iterator[tuple[float, float]]:
+    """Yield (start, stop) in seconds: hysteresis, then no clicks, then no short pauses."""
+    is_speech = np.zeros(len(probabilities), dtype=bool)
+    for start, stop in _true_runs(probabilities >= KEEP):
+        is_long = stop - start >= MIN_SPEECH_WINDOWS
+        is_speech[start:stop] = is_long and probabilities[start:stop].max() >= ONSET
+    for start, stop in _true_runs(~is_speech):
+        is_inside = start > 0 and stop < len(is_speech)
+        is_speech[start:stop] = is_inside and (stop - start) * WINDOW_S < MIN_PAUSE_S
+    for start, stop in _true_runs(is_speech):
+        yield start * WINDOW_S, stop * WINDOW_S
 
 
 def _true_runs(flags: BoolArray) -> list[tuple[int, int]]:
