@@ -83,6 +83,20 @@ class Quality(StrEnum):
     LOSSLESS = "lossless"
 
 
+class VideoCodec(StrEnum):
+    """Codec of the result."""
+
+    H264 = "h264"  # 8 bits, plays everywhere
+    HEVC10 = "hevc10"  # HEVC Main 10, tagged hvc1
+
+
+class HdrMode(StrEnum):
+    """Treatment of HDR sources (PQ, HLG)."""
+
+    TONEMAP = "tonemap"  # to SDR, with a warning
+    REFUSE = "refuse"
+
+
 class FaceRule(StrEnum):
     """How to choose the person who speaks."""
 
@@ -253,6 +267,9 @@ class SyncParams:
         max_short_side: scale larger frames down to this short side, pixels; None keeps the size. Frames are
             never scaled up.
         quality: of the final encode.
+        video_codec: of the result; h264 encodes sources of more than 8 bits with 8, dithered, unless
+            `quality` is lossless.
+        hdr: whether HDR sources (PQ, HLG) are tone-mapped to SDR or refused.
         fast_sampling: approximations that make sampling faster.
         label: draw a visible “AI-generated” label in a corner of every frame.
         watermark: add an invisible watermark to generated faces that can be detected later.
@@ -278,6 +295,8 @@ class SyncParams:
     reference_numerics: bool = False
     max_short_side: int | None = None
     quality: Quality = Quality.DEFAULT
+    video_codec: VideoCodec = VideoCodec.H264
+    hdr: HdrMode = HdrMode.TONEMAP
     fast_sampling: FastSampling = EXACT_SAMPLING
     label: bool = False
     watermark: bool = False

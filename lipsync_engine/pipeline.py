@@ -23,11 +23,12 @@ from typing import Any, Self
 from pydantic import TypeAdapter
 
 from lipsync_engine import faces, media
+from lipsync_engine.audio.vad import GATE_VERSION
 from lipsync_engine.device import choose_compile, choose_device, choose_fp8
 from lipsync_engine.errors import FaceError
 from lipsync_engine.faces.registry import load_detector
 from lipsync_engine.models import LipSyncModel, load_model
-from lipsync_engine.params import Motion, Provenance, Speaker, SyncParams
+from lipsync_engine.params import HdrMode, Motion, Provenance, Speaker, SyncParams
 from lipsync_engine.planning.plan import Plan
 from lipsync_engine.planning.planner import plan_job
 from lipsync_engine.planning.speakers import SpeakerMix
@@ -42,7 +43,7 @@ from lipsync_engine.rendering.work_dir import (
     translate_resource_errors,
     work_dir,
 )
-from lipsync_engine.result import StageSeconds, SyncResult
+from lipsync_engine.result import JobWarning, StageSeconds, SyncResult, WarningCode
 from lipsync_engine.sync_score import SyncScore, SyncScorer, find_installed_scorer, score_job
 from lipsync_engine.utils import default_cache_dir, drain
 from lipsync_engine.weights import WeightsStore
@@ -222,6 +223,8 @@ class LipSyncPipeline:
         params = params or SyncParams()
         # 1. Probe inputs and output before any expensive work.
         video_info = media.probe_video(Path(video))
+        if params.hdr is HdrMode.REFUSE:
+            media.require_sdr(video_info)
         content = self._content_filter.check(video_info)
         mix = None if isinstance(audio, (str, Path)) else SpeakerMix.from_speakers(audio)
         voices = [Path(audio)] if isinstance(audio, (str, Path)) else [speaker.audio for speaker in audio]
@@ -268,7 +271,13 @@ class LipSyncPipeline:
             yield meter.at(0)
             sync = self._score_sync(plan, renderer.files, [voice.path for _, voice in speakers])
             media.assemble(
-                renderer.files, part, video_info, plan.header.fps, params.quality, audio=result_audio
+                renderer.files,
+                part,
+                video_info,
+                plan.header.fps,
+                params.quality,
+                audio=result_audio,
+                codec=params.video_codec,
             )
             facts = self._manifest_facts(plan, provenance or Provenance(), key)
             signing_warning = self.signer.sign(part, source, facts)
@@ -375,7 +384,7 @@ class LipSyncPipeline:
 
     def _choose_motion(
         self, motion: Motion, prompt: str | None, model: str | None
-    ) -> tuple[Motion | ClipCache, tuple[str, ...]]:
+    ) -> tuple[Motion | ClipCache, tuple[JobWarning, ...]]:
         """Return the source of a portrait's motion, and a warning for each option that it does not use."""
         if motion is Motion.GENERATED:
             clips = ClipCache.from_manifest(
@@ -384,7 +393,10 @@ class LipSyncPipeline:
             return clips, ()
         ignored = [name for name, value in (("prompt", prompt), ("motion model", model)) if value]
         return motion, tuple(
-            f"The {name} was not used: motion={motion} needs none, only motion=generated does."
+            JobWarning(
+                WarningCode.OPTION_UNUSED,
+                f"The {name} was not used: motion={motion} needs none, only motion=generated does.",
+            )
             for name in ignored
         )
 
@@ -447,10 +459,6 @@ class LipSyncPipeline:
         info, params = self.model.info, plan.header.params
         guidance_scale = info.guidance_scale if params.guidance_scale is None else params.guidance_scale
         width, height = media.output_size(plan.header.video.format, params.max_short_side)
-        silence_warning = (
-            None if plan.arrays.gate.any() else "The audio contains no speech: the lips rest throughout."
-        )
-        warnings = (signing_warning, content.warning, silence_warning)
         return SyncResult(
             output=output,
             width=width,
@@ -473,7 +481,8 @@ class LipSyncPipeline:
             is_signed=signing_warning is None,
             sync=sync,
             is_nsfw=content.is_nsfw,
-            warnings=tuple(warning for warning in warnings if warning is not None),
+            warnings=tuple(_warnings(plan, signing_warning, content.warning)),
+            pauses_s=plan.pauses_s,
         )
 
     def _job_key(
@@ -495,10 +504,33 @@ class LipSyncPipeline:
             self.model.info.weights_sha256,
             f"{self.model.device.type} {self.model.precision}",
             self.detector.name,
+            GATE_VERSION if params.voice_gate else "",
             version("lipsync-engine"),
         ):
             digest.update(part.encode() + b"\0")
         return digest.hexdigest()[:32]
+
+
+def _warnings(
+    plan: Plan, signing_warning: str | None, content_warning: str | None
+) -> Generator[JobWarning, None, None]:
+    if signing_warning is not None:
+        yield JobWarning(WarningCode.NOT_SIGNED, signing_warning)
+    if content_warning is not None:
+        yield JobWarning(WarningCode.NOT_CLASSIFIED, content_warning)
+    hdr = plan.header.video.hdr
+    if hdr is not None:
+        yield JobWarning(
+            WarningCode.HDR_TONE_MAPPED, f"The HDR video ({hdr.name}) was tone-mapped to SDR (BT.709)."
+        )
+    if plan.header.is_gate_bypassed:
+        yield JobWarning(
+            WarningCode.VOICE_GATE_OPEN,
+            "Most of the loud audio contains no detectable speech: the voice gate stays open, so the lips "
+            "also move in pauses. Give the voice without music and noise.",
+        )
+    elif not plan.arrays.gate.any():
+        yield JobWarning(WarningCode.NO_SPEECH, "The audio contains no speech: the lips rest throughout.")
 
 
 def _plan_and_render(

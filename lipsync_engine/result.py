@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import StrEnum
 from fractions import Fraction
 from pathlib import Path
+from typing import Self
 
 from lipsync_engine.sync_score import SyncScore
 
@@ -18,6 +20,36 @@ class StageSeconds:
     audio: float
     render: float
     assemble: float
+
+
+class WarningCode(StrEnum):
+    """Stable names of warnings."""
+
+    NOT_SIGNED = "not_signed"
+    NOT_CLASSIFIED = "not_classified"
+    OPTION_UNUSED = "option_unused"
+    NO_SPEECH = "no_speech"
+    VOICE_GATE_OPEN = "voice_gate_open"
+    HDR_TONE_MAPPED = "hdr_tone_mapped"
+
+
+class JobWarning(str):
+    """A sentence about a job that succeeded, with a stable code.
+
+    Args:
+        code: what happened.
+        message: the sentence.
+    """
+
+    code: WarningCode
+
+    def __new__(cls, code: WarningCode, message: str) -> Self:
+        warning = super().__new__(cls, message)
+        warning.code = code
+        return warning
+
+    def __getnewargs__(self) -> tuple[WarningCode, str]:
+        return self.code, str(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +72,8 @@ class SyncResult:
         is_signed: the output has content credentials.
         sync: how well lips and audio match; None: not measured.
         is_nsfw: the source was classified as not safe for work; None: not classified.
-        warnings: sentences about options that had no effect.
+        warnings: deviations from the request, and what needs attention.
+        pauses_s: (start, stop) in seconds of the output where the voice gate is closed and the lips rest.
     """
 
     output: Path
@@ -64,4 +97,5 @@ class SyncResult:
     is_signed: bool
     sync: SyncScore | None = None
     is_nsfw: bool | None = None
-    warnings: tuple[str, ...] = ()
+    warnings: tuple[JobWarning, ...] = ()
+    pauses_s: tuple[tuple[float, float], ...] = ()

@@ -31,8 +31,7 @@ from torch.nn import functional
 from whisper.audio import HOP_LENGTH, N_FFT, SAMPLE_RATE, mel_filters
 from whisper.model import AudioEncoder
 
-FloatArray = npt.NDArray[np.float32]
-IntArray = npt.NDArray[np.int64]
+from lipsync_engine.utils import FloatArray, IntArray
 
 SAMPLES_PER_S: int = SAMPLE_RATE
 MEL_PER_S = SAMPLES_PER_S // HOP_LENGTH
@@ -392,7 +391,7 @@ def gated_windows(
     jump.
 
     Args:
-        gate: (F,) from `vad.voice_activity`; None leaves the tokens unchanged.
+        gate: (F,) from `vad.VoiceActivity`; None leaves the tokens unchanged.
 
     Returns:
         As `frame_windows`.

@@ -6,6 +6,7 @@ its 16 kHz branch is read. Source: https://github.com/snakers4/silero-vad, MIT.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 
 import numpy as np
@@ -78,13 +79,14 @@ class SileroVad(nn.Module):
         return torch.sigmoid(logits).flatten(), state
 
 
+@functools.cache
 def load_silero(store: WeightsStore | None = None) -> SileroVad:
-    """Load the network that ships with the package.
+    """Load the network that ships with the package, once per process.
 
     Raises:
         WeightsError: the file is missing, damaged or not the expected model.
     """
-    path = (store or WeightsStore()).files(MODEL_NAME)["vad"]
+    path = (store or WeightsStore()).verified_files(MODEL_NAME)["vad"]
     try:
         return SileroVad(read_branch_constants(path.read_bytes()))
     except (KeyError, IndexError, ValueError, RuntimeError) as error:

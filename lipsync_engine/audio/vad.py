@@ -13,10 +13,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from lipsync_engine.audio.features import SAMPLES_PER_S, FloatArray
+from lipsync_engine.audio.features import SAMPLES_PER_S
 from lipsync_engine.audio.silero import CONTEXT_SAMPLES, WINDOW_SAMPLES, SileroVad, State
-
-BoolArray = npt.NDArray[np.bool_]
+from lipsync_engine.utils import FloatArray, runs_of
 
 GATE_VERSION = "silero-1"
 """Name of this way to decide; plans that another one made are not reused."""
@@ -185,17 +184,11 @@ def loudness(chunks: Iterable[npt.NDArray[np.int16]], per_second: int) -> FloatA
 def _speech_intervals(probabilities: FloatArray) -> Iterator[tuple[float, float]]:
     """Yield (start, stop) in seconds: hysteresis, then no clicks, then no short pauses."""
     is_speech = np.zeros(len(probabilities), dtype=bool)
-    for start, stop in _true_runs(probabilities >= KEEP):
+    for start, stop in runs_of(probabilities >= KEEP):
         is_long = stop - start >= MIN_SPEECH_WINDOWS
         is_speech[start:stop] = is_long and probabilities[start:stop].max() >= ONSET
-    for start, stop in _true_runs(~is_speech):
+    for start, stop in runs_of(~is_speech):
         is_inside = start > 0 and stop < len(is_speech)
         is_speech[start:stop] = is_inside and (stop - start) * WINDOW_S < MIN_PAUSE_S
-    for start, stop in _true_runs(is_speech):
+    for start, stop in runs_of(is_speech):
         yield start * WINDOW_S, stop * WINDOW_S
-
-
-def _true_runs(flags: BoolArray) -> list[tuple[int, int]]:
-    """Return [start, stop) of every run of True."""
-    edges = np.flatnonzero(np.diff(flags, prepend=False, append=False))
-    return [(int(start), int(stop)) for start, stop in edges.reshape(-1, 2)]

@@ -3,6 +3,7 @@
     process       FFmpeg as a child process: resource limits, stall detection
     sandbox       files that an FFmpeg process may open; `sandbox_exec` enforces it in the child
     probe         properties of a file, or the reason why it cannot be used
+    hdr           tone mapping of HDR video to SDR
     decode        frames, audio samples and images, in bounded memory
     encode        segments, joining, audio mix, comparison
     preview       fragmented MP4 of a finished segment, stills
@@ -32,7 +33,14 @@ from lipsync_engine.media.encode import (
     write_comparison,
 )
 from lipsync_engine.media.preview import write_fragment, write_still
-from lipsync_engine.media.probe import AudioInfo, VideoInfo, content_hash, probe_audio, probe_video
+from lipsync_engine.media.probe import (
+    AudioInfo,
+    VideoInfo,
+    content_hash,
+    probe_audio,
+    probe_video,
+    require_sdr,
+)
 from lipsync_engine.media.process import ffmpeg_version, find_ffmpeg
 from lipsync_engine.media.sandbox import check_sandbox
 
@@ -57,6 +65,7 @@ __all__ = [
     "read_audio",
     "read_image",
     "read_mask",
+    "require_sdr",
     "sample_frames",
     "scan_frames",
     "write_comparison",

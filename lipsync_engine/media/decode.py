@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lipsync_engine.errors import ErrorCode, MediaError
+from lipsync_engine.media.hdr import tone_map
 from lipsync_engine.media.probe import VideoInfo, check_input, image_error
 from lipsync_engine.media.process import (
     AUDIO_FORMATS,
@@ -33,6 +34,7 @@ from lipsync_engine.media.process import (
     untrusted_input,
 )
 from lipsync_engine.media.yuv import Frame
+from lipsync_engine.utils import Float64Array, ImageArray
 
 SAMPLE_CHUNK_BYTES = 1 << 17
 
@@ -50,7 +52,7 @@ MAX_MISSING_S, MAX_MISSING_RATIO = 0.5, 0.02
 """A file that FFmpeg reports as truncated is refused where more than the larger of the two is missing."""
 
 
-def scan_frames(info: VideoInfo, max_side: int) -> Generator[tuple[float, npt.NDArray[np.uint8]], None, None]:
+def scan_frames(info: VideoInfo, max_side: int) -> Generator[tuple[float, ImageArray], None, None]:
     """Decode every frame once and in order, scaled down.
 
     Args:
@@ -65,18 +67,7 @@ def scan_frames(info: VideoInfo, max_side: int) -> Generator[tuple[float, npt.ND
             MEDIA_TIMEOUT, MEDIA_FAILED.
     """
     width, height = _scaled_size(info, max_side)
-    stream = (
-        _timed_frames(info)
-        .filter(
-            "scale",
-            width,
-            height,
-            flags="bilinear",
-            in_color_matrix=info.format.matrix,
-            in_range=_range(info),
-        )
-        .filter("format", "rgb24")
-    )
+    stream = _to_rgb(_timed_frames(info), info, width, height, flags="bilinear")
     last_s, count = 0.0, 0
     with _FrameDecoder(info, stream, width * height * 3) as decoder:
         while (item := decoder.read_frame()) is not None:
@@ -103,7 +94,7 @@ def scan_frames(info: VideoInfo, max_side: int) -> Generator[tuple[float, npt.ND
         )
 
 
-def sample_frames(info: VideoInfo, count: int, max_side: int) -> list[npt.NDArray[np.uint8]]:
+def sample_frames(info: VideoInfo, count: int, max_side: int) -> list[ImageArray]:
     """Decode frames at even distances, uint8 (h, w, 3) RGB.
 
     Args:
@@ -119,11 +110,9 @@ def sample_frames(info: VideoInfo, count: int, max_side: int) -> list[npt.NDArra
     width, height = _scaled_size(info, max_side)
     for index in range(count):
         stream = untrusted_input(info.path, VIDEO_FORMATS, ss=info.duration_s * index / count)["V:0"]
-        stream = stream.filter(
-            "scale", width, height, in_color_matrix=info.format.matrix, in_range=_range(info)
+        output = ffmpeg.output(
+            _to_rgb(stream, info, width, height), "pipe:1", format="rawvideo", **{"frames:v": 1}
         )
-        stream = stream.filter("format", "rgb24")
-        output = ffmpeg.output(stream, "pipe:1", format="rawvideo", **{"frames:v": 1})
         with FfmpegProcess(output, pipe_stdout=True, cpu_s=DEFAULT_LIMITS.probe_cpu_s) as process:
             data = process.read(width * height * 3)
             process.finish(DEFAULT_LIMITS.probe_wall_s)
@@ -152,9 +141,7 @@ class FrameReader:
         backward_bytes: memory for frames that are requested in reverse.
     """
 
-    def __init__(
-        self, info: VideoInfo, pts_s: npt.NDArray[np.float64], *, backward_bytes: int = BACKWARD_BYTES
-    ) -> None:
+    def __init__(self, info: VideoInfo, pts_s: Float64Array, *, backward_bytes: int = BACKWARD_BYTES) -> None:
         self._info = info
         self._pts_s = np.asarray(pts_s, dtype=np.float64)
         self._block_frames = max(8, backward_bytes // info.format.frame_bytes)
@@ -224,14 +211,13 @@ class FrameReader:
             for side in ("in", "out")
             for name, value in (("range", _range(self._info)), ("color_matrix", fmt.matrix))
         }
+        stream = _timed_frames(self._info, **seek)
+        if self._info.hdr is not None:
+            stream = tone_map(stream, self._info.hdr, fmt.width, fmt.height)
         # Leaves planes that have this format already unchanged, and keeps the size where a file changes it.
-        stream = (
-            _timed_frames(self._info, **seek)
-            .filter(
-                "scale", fmt.width, fmt.height, flags="bicubic+accurate_rnd+full_chroma_int", **same_colors
-            )
-            .filter("format", fmt.pix_fmt)
-        )
+        stream = stream.filter(
+            "scale", fmt.width, fmt.height, flags="bicubic+accurate_rnd+full_chroma_int", **same_colors
+        ).filter("format", fmt.pix_fmt)
         return _FrameDecoder(self._info, stream, fmt.frame_bytes)
 
     def _decode_until(self, decoder: _FrameDecoder, index: int) -> bytearray | None:
@@ -304,7 +290,7 @@ def read_audio(path: Path, sample_rate: int = 16000) -> Generator[npt.NDArray[np
         raise error
 
 
-def read_image(path: Path, max_short_side: int | None = None) -> npt.NDArray[np.uint8]:
+def read_image(path: Path, max_short_side: int | None = None) -> ImageArray:
     """Decode an image as uint8 (H, W, 3) RGB with even sides, upright, on white where it is transparent.
 
     Args:
@@ -362,7 +348,7 @@ def _image_stream(path: Path) -> Any:
     return untrusted_input(path, IMAGE_FORMATS, **({} if demuxer is None else {"format": demuxer}))["v:0"]
 
 
-def read_mask(path: Path, width: int, height: int) -> npt.NDArray[np.uint8]:
+def read_mask(path: Path, width: int, height: int) -> ImageArray:
     """Decode a mask image as uint8 (height, width), scaled to that size.
 
     Raises:
@@ -464,6 +450,20 @@ def _timed_frames(info: VideoInfo, **options: str) -> ffmpeg.nodes.FilterableStr
     """Build the video track, upright, with every frame's time among the messages."""
     stream = untrusted_input(info.path, VIDEO_FORMATS, **options)["V:0"]
     return stream.filter("sidedata", mode="delete").filter("showinfo", checksum=0)
+
+
+def _to_rgb(
+    frames: ffmpeg.nodes.FilterableStream, info: VideoInfo, width: int, height: int, **options: str
+) -> ffmpeg.nodes.FilterableStream:
+    """Scale decoded frames and convert them to 8-bit RGB; HDR is tone-mapped after scaling, at less cost.
+
+    Args:
+        options: of FFmpeg's `scale` filter.
+    """
+    if info.hdr is not None:
+        frames = tone_map(frames, info.hdr, width, height)
+    options |= {"in_color_matrix": info.format.matrix, "in_range": _range(info)}
+    return frames.filter("scale", width, height, **options).filter("format", "rgb24")
 
 
 def _range(info: VideoInfo) -> str:

@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lipsync_engine.errors import ErrorCode, MediaError, ParameterError, ResourceError
+from lipsync_engine.media.hdr import tone_map
 from lipsync_engine.media.probe import AudioInfo, VideoInfo, probe_audio, probe_video
 from lipsync_engine.media.process import (
     AUDIO_FORMATS,
@@ -34,16 +35,21 @@ from lipsync_engine.media.process import (
     write_file,
 )
 from lipsync_engine.media.yuv import Chroma, Frame, FrameFormat
-from lipsync_engine.params import Quality
+from lipsync_engine.params import Quality, VideoCodec
+from lipsync_engine.utils import ImageArray
 
 OUTPUT_SUFFIXES = frozenset({".mp4", ".mov", ".mkv"})
 
-ENCODER: dict[Quality, dict[str, Any]] = {
+X264: dict[Quality, dict[str, Any]] = {
     Quality.DEFAULT: {"crf": 10, "preset": "veryfast", "tune": "psnr"},
     Quality.LOSSLESS: {"qp": 0, "preset": "veryfast"},
 }
 """libx264 settings. The default stays above 45 dB in every plane, also with camera grain. Psychovisual
 tuning, which trades fidelity for perceived sharpness, would cost bits and 1 dB there."""
+
+X265: dict[Quality, str] = {Quality.DEFAULT: "crf=6", Quality.LOSSLESS: "lossless=1"}
+X265_PARAMS = "log-level=error:info=0:open-gop=0:pools=4:frame-threads=1"
+"""libx265 settings: no text about the encoder in the file, and the same bytes on any number of cores."""
 
 INTERMEDIATE_CRF = 6
 """For videos that will be encoded again: its loss is far below that of the second encode."""
@@ -54,7 +60,7 @@ KEY_FRAME_S = 2.0
 """Distance of key frames, to which players seek."""
 
 REORDERED_FRAMES = 2
-"""Frames by which libx264 (with its pyramid of B-frames) reorders frames."""
+"""Frames by which libx264 and libx265 (with their pyramids of B-frames) reorder frames."""
 
 MIN_TIMESCALE = 10_000
 """Least number of ticks per second of a track: finer than any player rounds."""
@@ -133,6 +139,7 @@ class SegmentWriter(_Encoder):
         info: source, whose size, pixel shape and colour tags the segment has.
         fps: frame rate.
         quality: of the encode.
+        codec: H264 encodes sources of more than 8 bits with 8, dithered, unless `quality` is LOSSLESS.
         max_short_side: see `output_size`.
     """
 
@@ -142,13 +149,13 @@ class SegmentWriter(_Encoder):
         info: VideoInfo,
         fps: Fraction,
         quality: Quality,
+        *,
+        codec: VideoCodec = VideoCodec.H264,
         max_short_side: int | None = None,
     ) -> None:
         fmt = info.format
         width, height = output_size(fmt, max_short_side)
-        step_x, step_y = fmt.steps
-        # H.264 has no odd sizes with subsampled colour.
-        chroma = Chroma.C444 if width % step_x or height % step_y else fmt.chroma
+        pix_fmt = encoded_format(fmt, width, height, quality, codec)
         frames = ffmpeg.input(
             "pipe:0",
             format="rawvideo",
@@ -158,19 +165,31 @@ class SegmentWriter(_Encoder):
         )
         if (width, height) != (fmt.width, fmt.height):
             frames = frames.filter("scale", width, height, flags="bicubic")
+        if fmt.bit_depth > 8 and not pix_fmt.endswith("10le"):
+            # An ordered pattern: what a sample becomes depends on itself and its place alone.
+            frames = frames.filter("scale", flags="bicubic+accurate_rnd+full_chroma_int", sws_dither="bayer")
+            frames = frames.filter("format", pix_fmt)
+        encoder: dict[str, Any]
+        if codec is VideoCodec.HEVC10:
+            encoder = {
+                "vcodec": "libx265",
+                "preset": "veryfast",
+                "tune": "psnr",
+                "tag:v": "hvc1",
+                "x265-params": f"{X265_PARAMS}:{X265[quality]}",
+            }
+        else:
+            encoder = {"vcodec": "libx264", "threads": ENCODER_THREADS, "flags": "+cgop", **X264[quality]}
         stream = ffmpeg.output(
             _with_tags(frames, info),
             file_url(path),
             format="mp4",
-            vcodec="libx264",
-            pix_fmt=fmt.pix_fmt.replace(fmt.chroma, chroma, 1),
-            threads=ENCODER_THREADS,
+            pix_fmt=pix_fmt,
             g=round(KEY_FRAME_S * fps),
-            flags="+cgop",
             fflags="+bitexact",
             map_metadata=-1,
             video_track_timescale=_timescale(fps),
-            **ENCODER[quality],
+            **encoder,
         )
         super().__init__(path, stream)
 
@@ -181,6 +200,26 @@ class SegmentWriter(_Encoder):
             ResourceError: DISK_FULL, OUTPUT_NOT_WRITABLE. MediaError: MEDIA_FAILED, MEDIA_TIMEOUT.
         """
         self._write_planes(*frame.planes())
+
+
+def encoded_format(fmt: FrameFormat, width: int, height: int, quality: Quality, codec: VideoCodec) -> str:
+    """Return FFmpeg's name of the pixel format that is encoded.
+
+    8-bit sources keep their format. Sources of more bits become 8-bit 4:2:0, which every player decodes; with
+    HEVC10 all become 10-bit 4:2:0 (Main 10). LOSSLESS keeps the source's samples instead.
+
+    Args:
+        fmt: of the source.
+        width, height: of the result.
+    """
+    step_x, step_y = fmt.steps
+    chroma = fmt.chroma
+    if quality is not Quality.LOSSLESS and (fmt.bit_depth > 8 or codec is VideoCodec.HEVC10):
+        chroma, step_x, step_y = Chroma.C420, 2, 2
+    if width % step_x or height % step_y:  # neither encoder takes odd sizes with subsampled colour
+        chroma = Chroma.C444
+    is_deep = codec is VideoCodec.HEVC10 or (quality is Quality.LOSSLESS and fmt.bit_depth > 8)
+    return f"yuv{chroma}p10le" if is_deep else f"yuv{chroma}p"
 
 
 def output_size(fmt: FrameFormat, max_short_side: int | None) -> tuple[int, int]:
@@ -220,12 +259,12 @@ class RgbVideoWriter(_Encoder):
             pix_fmt="yuv420p",
             threads=ENCODER_THREADS,
             fflags="+bitexact",
-            **(ENCODER[Quality.DEFAULT] | {"crf": INTERMEDIATE_CRF}),
+            **(X264[Quality.DEFAULT] | {"crf": INTERMEDIATE_CRF}),
             **tags,
         )
         super().__init__(path, stream)
 
-    def write(self, frame: npt.NDArray[np.uint8]) -> None:
+    def write(self, frame: ImageArray) -> None:
         """Append uint8 (H, W, 3).
 
         Raises:
@@ -273,6 +312,7 @@ def assemble(
     quality: Quality,
     *,
     audio: Path | None,
+    codec: VideoCodec = VideoCodec.H264,
 ) -> None:
     """Join segments and add the audio.
 
@@ -287,6 +327,7 @@ def assemble(
         quality: LOSSLESS also encodes audio lossless where it must be re-encoded.
         audio: file whose first audio track is used, copied packet for packet where the container allows;
             None: no audio.
+        codec: of the segments.
 
     Raises:
         ResourceError: DISK_FULL, OUTPUT_NOT_WRITABLE. MediaError: MEDIA_FAILED, MEDIA_TIMEOUT.
@@ -305,6 +346,8 @@ def assemble(
     }
     if suffix != ".mkv":
         options |= {"movflags": "+faststart", "video_track_timescale": _timescale(fps)}
+        if codec is VideoCodec.HEVC10:  # Apple's players accept HEVC with this tag only
+            options["tag:v"] = "hvc1"
     # Links with plain names: the list's own syntax cannot name every file.
     with tempfile.TemporaryDirectory(prefix="lipsync-join-") as folder:
         names = [f"{number}.mp4" for number in range(len(segments))]
@@ -403,13 +446,15 @@ def write_comparison(before: Path, after: Path, output: Path, n_frames: int) -> 
     width = max(2, round(result.format.width * shape * Fraction(scale) / 2) * 2)
     height = max(2, round(result.format.height * scale / 2) * 2)
     sources = [untrusted_input(path, VIDEO_FORMATS) for path in (before, after)]
+    videos = [source["V:0"] for source in sources]
+    if (hdr := probe_video(before).hdr) is not None:
+        videos[0] = tone_map(videos[0], hdr, width, height)
     left, right = (
-        source["V:0"]
-        .filter("scale", width, height, flags="bicubic")
+        video.filter("scale", width, height, flags="bicubic")
         .filter("setsar", 1)
         .filter("fps", _rate_text(result.frame_rate))
         .filter("format", "yuv420p")
-        for source in sources
+        for video in videos
     )
     left = left.filter("tpad", stop=-1, stop_mode="clone").filter(
         "pad", width + COMPARISON_GAP, height, 0, 0, color="white"

@@ -1,7 +1,7 @@
 """Previews of a running job: a finished segment with its part of the audio, and a still.
 
 Fragments are MP4 files that a browser's media source appends one after the other. Each begins at time 0; the
-player sets its offset. Video is copied packet for packet.
+player sets its offset.
 """
 
 from __future__ import annotations
@@ -11,13 +11,15 @@ from typing import Any
 
 import ffmpeg
 
-from lipsync_engine.media.probe import probe_audio
+from lipsync_engine.media.probe import probe_audio, probe_video
 from lipsync_engine.media.process import AUDIO_FORMATS, file_url, untrusted_input, write_file
 
 AUDIO_RATE = 48000
 AUDIO_BITRATE = 128_000
 MIN_SLICE_S = 0.05
 """Closer to the end of the audio a slice is replaced by silence: decoders may return no sample there."""
+
+PREVIEW_X264 = {"crf": 20, "preset": "veryfast", "threads": 4}
 
 STILL_SIDE = 480
 
@@ -29,11 +31,14 @@ def write_fragment(segment: Path, audio: Path, start_s: float, stop_s: float, ou
         segment: file of a `SegmentWriter`.
         audio: audio of the whole result; silence follows its end.
         start_s, stop_s: the segment's place in the result.
-        output: .mp4 to write: H.264 unchanged, AAC at 48 kHz, stereo; video and audio begin at 0.
+        output: .mp4 to write: H.264, AAC at 48 kHz, stereo; video and audio begin at 0. A segment in H.264 is
+            copied, one in HEVC, which not every browser plays, is encoded again.
 
     Raises:
         MediaError: MEDIA_FAILED, MEDIA_TIMEOUT. ResourceError: DISK_FULL, OUTPUT_NOT_WRITABLE.
     """
+    is_h264 = probe_video(segment).codec == "h264"
+    video = {"c:v": "copy"} if is_h264 else {"c:v": "libx264", "pix_fmt": "yuv420p", **PREVIEW_X264}
     stream = ffmpeg.output(
         ffmpeg.input(file_url(segment))["v:0"],
         _audio_slice(audio, start_s, stop_s - start_s),
@@ -44,7 +49,7 @@ def write_fragment(segment: Path, audio: Path, start_s: float, stop_s: float, ou
         movflags="+frag_keyframe+delay_moov+default_base_moof",
         map_metadata=-1,
         **{
-            "c:v": "copy",
+            **video,
             "c:a": "aac",
             "b:a": AUDIO_BITRATE,
             "ac": 2,

@@ -7,7 +7,6 @@ decoded frame, and the timestamps of copied packets give the frame rate.
 from __future__ import annotations
 
 import errno
-import hashlib
 import itertools
 import re
 import stat
@@ -21,6 +20,7 @@ from typing import Any
 import ffmpeg
 
 from lipsync_engine.errors import ErrorCode, InputError, MediaError
+from lipsync_engine.media.hdr import HdrColor, can_tone_map, hdr_color
 from lipsync_engine.media.process import (
     AUDIO_FORMATS,
     DEFAULT_LIMITS,
@@ -34,6 +34,7 @@ from lipsync_engine.media.process import (
 )
 from lipsync_engine.media.rates import snap_rate
 from lipsync_engine.media.yuv import Chroma, FrameFormat, Matrix
+from lipsync_engine.utils import file_sha256
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,15 +64,16 @@ class VideoInfo:
         path: the file.
         codec, container: FFmpeg's names.
         format: frames as this package decodes them: displayed (rotation applied), planar YUV, at most 10
-            bits. RGB becomes BT.709 4:4:4. Untagged colour is taken as BT.601 below 720 lines, else as
-            BT.709, limited range.
+            bits. RGB becomes BT.709 4:4:4, HDR is tone-mapped to BT.709 4:2:0 of 10 bits. Untagged colour is
+            taken as BT.601 below 720 lines, else as BT.709, limited range.
         sample_aspect_ratio: width of a pixel divided by its height.
         frame_rate: nominal; the usual rate where it varies.
         duration_s: length of the file to 10 ms, from its header or its packets.
         rotation_deg: rotation that the file requests, counter-clockwise; applied on decoding.
-        color_space, color_primaries, color_transfer, color_range: FFmpeg's names of the colour tags, None
-            where a tag is missing.
+        color_space, color_primaries, color_transfer, color_range: FFmpeg's names of the colour tags of
+            these frames, None where a tag is missing.
         audio: the first audio track, if any.
+        hdr: colour of the source where it is HDR.
     """
 
     path: Path
@@ -87,6 +89,7 @@ class VideoInfo:
     color_transfer: str | None
     color_range: str | None
     audio: AudioInfo | None
+    hdr: HdrColor | None = None
 
 
 _PLAYLIST_SIGNATURES = (
@@ -104,9 +107,18 @@ _PLAYLIST_SIGNATURES = (
 
 _IMAGE_SIGNATURES = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"BM", b"II*\0", b"MM\0*")
 
-_MP4_ATOMS = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"pnot", b"uuid")
+_REFUSED_FORMATS = (
+    (rb"RIFF....AVI ", "an AVI file"),
+    (rb"FLV", "an FLV file"),
+    (rb"\x30\x26\xb2\x75", "a Windows Media file"),
+    (rb"\x47", "an MPEG transport stream"),
+    (rb"\x00\x00\x01\xba", "an MPEG program stream"),
+)
+"""First bytes of video formats that are not accepted, and their names."""
 
-_HDR_TRANSFERS = {"smpte2084": "PQ", "arib-std-b67": "HLG"}
+_EXAMPLE_COMMANDS = {"video": "`ffmpeg -i IN OUT.mp4`", "audio": "`ffmpeg -i IN OUT.wav`"}
+
+_MP4_ATOMS = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"pnot", b"uuid")
 
 _MATRICES = {
     "bt709": Matrix.BT709,
@@ -163,8 +175,7 @@ def content_hash(path: Path) -> str:
         InputError, MediaError: as `check_input`.
     """
     check_input(path)
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return file_sha256(path)
 
 
 def probe_video(path: Path, limits: MediaLimits = DEFAULT_LIMITS) -> VideoInfo:
@@ -203,15 +214,21 @@ def probe_video(path: Path, limits: MediaLimits = DEFAULT_LIMITS) -> VideoInfo:
     pix_fmt, sar, width, height = frame[0], (int(frame[1]), int(frame[2])), int(frame[3]), int(frame[4])
     tags = _color_tags(result)
     _check_pixels(path, pix_fmt, tags, result)
-    if _RGB_FORMAT.match(pix_fmt):  # the decoder's output is converted
+    hdr = hdr_color(tags)
+    frame_format = _frame_format(width, height, pix_fmt, tags)
+    if hdr is not None:
+        frame_format = FrameFormat(width, height, Chroma.C420, 10, Matrix.BT709, full_range=False)
+        tags = dict.fromkeys(("color_space", "color_primaries", "color_trc"), "bt709") | {"color_range": "tv"}
+    elif _RGB_FORMAT.match(pix_fmt):  # the decoder's output is converted
         tags |= {"color_space": "bt709", "color_range": "tv"}
+        frame_format = _frame_format(width, height, pix_fmt, tags)
     duration_s = _read_duration(path, result, limits)
     has_audio = any(": Audio: " in s for s in result.streams)
     return VideoInfo(
         path=path,
         codec=re.findall(r": Video: (\w+)", stream)[0],
         container=result.container,
-        format=_frame_format(width, height, pix_fmt, tags),
+        format=frame_format,
         sample_aspect_ratio=Fraction(*sar) if all(sar) else Fraction(1),
         frame_rate=_frame_rate(result),
         duration_s=duration_s,
@@ -221,7 +238,22 @@ def probe_video(path: Path, limits: MediaLimits = DEFAULT_LIMITS) -> VideoInfo:
         color_transfer=tags.get("color_trc"),
         color_range=tags.get("color_range"),
         audio=_probe_audio_track(path, limits, duration_s) if has_audio else None,
+        hdr=hdr,
     )
+
+
+def require_sdr(info: VideoInfo) -> None:
+    """Refuse HDR video.
+
+    Raises:
+        MediaError: MEDIA_UNSUPPORTED_PIXELS.
+    """
+    if info.hdr is not None:
+        raise MediaError(
+            ErrorCode.MEDIA_UNSUPPORTED_PIXELS,
+            f"{info.path.name!r} is HDR video ({info.hdr.name}), and hdr=refuse: use hdr=tonemap, or convert "
+            "the video to SDR (BT.709) first.",
+        )
 
 
 def probe_audio(path: Path, limits: MediaLimits = DEFAULT_LIMITS) -> AudioInfo:
@@ -327,6 +359,12 @@ def _check_opened(path: Path, result: _ProbeResult, kind: str) -> None:
         return
     with path.open("rb") as file:
         head = file.read(64)
+    if head.startswith(b"GIF8") and kind == "video":
+        raise MediaError(
+            ErrorCode.MEDIA_NOT_RECOGNISED,
+            f"{name!r} is a GIF image, not video: convert it to mp4, for example with "
+            f"{_EXAMPLE_COMMANDS['video']}.",
+        )
     if head.startswith(_IMAGE_SIGNATURES) or (head[:4] == b"RIFF" and head[8:12] == b"WEBP"):
         raise MediaError(
             ErrorCode.MEDIA_NOT_RECOGNISED, f"{name!r} is an image, not {kind}: give {_file_of(kind)}."
@@ -362,22 +400,30 @@ def image_error(path: Path, messages: str) -> MediaError:
 
 def _format_error(path: Path, kind: str) -> MediaError:
     formats = "mp4, mov, mkv or webm" + (", wav, mp3, flac or ogg" if kind == "audio" else "")
+    with path.open("rb") as file:
+        head = file.read(16)
+    names = (name for signature, name in _REFUSED_FORMATS if re.match(signature, head, re.DOTALL))
     return MediaError(
         ErrorCode.MEDIA_FORMAT_REFUSED,
-        f"{path.name!r} has a format that is not accepted for {kind}: convert it to {formats}.",
+        f"{path.name!r} is {next(names, 'of a kind')}, which is not accepted for {kind}: convert it to "
+        f"{formats}, for example with {_EXAMPLE_COMMANDS[kind]}.",
     )
 
 
 def _check_pixels(path: Path, pix_fmt: str, tags: dict[str, str], result: _ProbeResult) -> None:
-    """Raise for HDR, alpha and colour spaces that cannot be processed."""
-    hdr = _HDR_TRANSFERS.get(tags.get("color_trc", ""))
+    """Raise for HDR that cannot be tone-mapped, alpha and unknown colour spaces."""
     if any(re.search(r"DOVI configuration record: .*profile: 5\b", line) for line in result.lines):
-        hdr = "Dolby Vision"
-    if hdr is not None:
         raise MediaError(
             ErrorCode.MEDIA_UNSUPPORTED_PIXELS,
-            f"{path.name!r} is HDR video ({hdr}), which the models do not support: convert it to SDR "
-            "(BT.709) with tone mapping first.",
+            f"{path.name!r} is Dolby Vision (profile 5), whose colours FFmpeg cannot tone-map: convert it to "
+            "SDR (BT.709) first.",
+        )
+    hdr = hdr_color(tags)
+    if hdr is not None and not can_tone_map():
+        raise MediaError(
+            ErrorCode.MEDIA_UNSUPPORTED_PIXELS,
+            f"{path.name!r} is HDR video ({hdr.name}), and this FFmpeg has no zscale filter for tone "
+            "mapping: set LIPSYNC_FFMPEG to a build with libzimg, or convert the video to SDR first.",
         )
     components = _pixel_formats().get(pix_fmt, (3, 8, 8))[0]
     alpha_mode = any(re.match(r"\[info\] +alpha_mode +: 1", line, re.IGNORECASE) for line in result.lines)

@@ -15,11 +15,12 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from lipsync_engine.utils import FloatArray
+
 Box = tuple[int, int, int, int]
 """x0, y0, x1, y1 in luma pixels; right and bottom are exclusive."""
 
 Plane = npt.NDArray[Any]
-FloatArray = npt.NDArray[np.float32]
 
 
 class Matrix(StrEnum):

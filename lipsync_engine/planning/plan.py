@@ -27,7 +27,7 @@ from lipsync_engine.models import ModelInfo
 from lipsync_engine.params import SyncParams, Tail
 from lipsync_engine.planning import timeline
 from lipsync_engine.planning.timeline import Segment, Window
-from lipsync_engine.utils import Float64Array, FloatArray, IntArray
+from lipsync_engine.utils import Float64Array, FloatArray, IntArray, runs_of
 
 SEGMENT_S = 6.0
 """Target length of a segment: long enough that its context window is cheap, short enough that a crash loses
@@ -45,6 +45,8 @@ class PlanHeader:
         n_audio: output frames that the audio covers; later ones show the source untouched.
         analysis_cached: the face tracks came from an earlier job on the same video.
         matte: set if the matte is a video.
+        is_gate_bypassed: the voice gate of a speaker stays open because most of the loud audio contains no
+            detected speech.
     """
 
     video: VideoInfo
@@ -54,6 +56,7 @@ class PlanHeader:
     n_audio: int
     analysis_cached: bool
     matte: VideoInfo | None
+    is_gate_bypassed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +140,13 @@ class Plan:
         """Number of output frames during the audio that stay untouched for want of a usable face."""
         opacity = self.arrays.weight[:, : self.header.n_audio].max(axis=0)
         return int(np.count_nonzero(opacity == 0))
+
+    @property
+    def pauses_s(self) -> tuple[tuple[float, float], ...]:
+        """(start, stop) in seconds of the output where the voice gate is closed for every speaker."""
+        is_closed = self.arrays.gate[:, : self.header.n_audio].max(axis=0) < 0.5
+        fps = float(self.header.fps)
+        return tuple((start / fps, stop / fps) for start, stop in runs_of(is_closed))
 
     def open_audio_features(self, speaker: int) -> audio_features.AudioFeatures:
         """Open the audio features that drive a speaker's lips."""

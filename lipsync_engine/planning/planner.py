@@ -17,7 +17,8 @@ import numpy as np
 
 from lipsync_engine import faces, media
 from lipsync_engine.audio import features as audio_features
-from lipsync_engine.audio import vad
+from lipsync_engine.audio.silero import load_silero
+from lipsync_engine.audio.vad import VoiceActivity, VoiceDetector
 from lipsync_engine.errors import ErrorCode, FaceError
 from lipsync_engine.faces.compositor import compositor_for
 from lipsync_engine.media import AudioInfo, VideoInfo
@@ -113,7 +114,7 @@ class Planner:
 
     Args:
         choices: the face of each speaker.
-        audio: audio features and log-mel of each speaker.
+        audio: audio features of each speaker, and the voice activity unless the voice gate is off.
     """
 
     def __init__(
@@ -123,10 +124,11 @@ class Planner:
         params: SyncParams,
         model: LipSyncModel,
         folder: Path,
-        audio: Sequence[tuple[audio_features.AudioFeatures, audio_features.Mel]],
+        audio: Sequence[tuple[audio_features.AudioFeatures, VoiceActivity | None]],
     ) -> None:
         self._video, self._choices, self._params, self._model = video, choices, params, model
-        self._folder, self._mels = folder, [mel for _, mel in audio]
+        self._folder = folder
+        self._activities = [activity for _, activity in audio if activity is not None]
         self._fps = params.fps or video.frame_rate
         if params.reference_numerics:
             counts = [timeline.count_reference_audio_frames(features.length) for features, _ in audio]
@@ -166,10 +168,19 @@ class Planner:
         if not is_complete and not weight.any(axis=1).all():
             return None
         gate = np.ones(weight.shape, dtype=np.float32)
-        if params.voice_gate:
+        if self._activities:
             times_s = np.arange(len(order)) / float(fps)
-            gate = np.stack([vad.voice_activity(mel, times_s) for mel in self._mels])
-        header = PlanHeader(video, params, self._model.info, fps, self._n_audio, is_cached, self._matte)
+            gate = np.stack([activity.gate(times_s) for activity in self._activities])
+        header = PlanHeader(
+            video,
+            params,
+            self._model.info,
+            fps,
+            self._n_audio,
+            is_cached,
+            self._matte,
+            is_gate_bypassed=any(activity.is_bypassed for activity in self._activities),
+        )
         arrays = PlanArrays(
             pts_s=tracks.pts_s,
             matrices=np.stack([self._compositor.matrices(path.points) for path in paths]),
@@ -197,17 +208,20 @@ class Planner:
 
 def _extract_audio_features(
     audio: AudioInfo, params: SyncParams, model: LipSyncModel, folder: Path, speaker: int
-) -> Generator[Progress, None, tuple[audio_features.AudioFeatures, audio_features.Mel]]:
+) -> Generator[Progress, None, tuple[audio_features.AudioFeatures, VoiceActivity | None]]:
     writer = audio_features.MelWriter(folder / f"mel-{speaker}")
+    voice_detector = VoiceDetector(load_silero()) if params.voice_gate else None
     with closing(media.read_audio(audio.path)) as samples:
         for chunk in samples:
             writer.add(chunk)
+            if voice_detector is not None:
+                voice_detector.add(chunk)
     mel = writer.finish()
     steps = audio_features.encode_mel(
         mel, model.audio_encoder, features_path(folder, speaker), reference=params.reference_numerics
     )
     features = yield from meter_steps(Stage.AUDIO, steps)
-    return features, mel
+    return features, None if voice_detector is None else voice_detector.finish()
 
 
 def _track_faces(

@@ -64,7 +64,14 @@ def render_segment(
     header, params = plan.header, plan.header.params
     part = path.with_name(f"{path.stem}.part{path.suffix}")
     with (
-        media.SegmentWriter(part, header.video, header.fps, params.quality, params.max_short_side) as writer,
+        media.SegmentWriter(
+            part,
+            header.video,
+            header.fps,
+            params.quality,
+            codec=params.video_codec,
+            max_short_side=params.max_short_side,
+        ) as writer,
         closing(render_frames(plan, segment, model)) as frames,
     ):
         for done, frame in enumerate(frames, start=1):

@@ -146,7 +146,7 @@ def encode_stage(info: media.VideoInfo, frames: list[Frame], folder: Path) -> di
         run_ffmpeg("-i", first, *x264, "-crf", "18", second)
 
     def ours() -> None:
-        with media.SegmentWriter(folder / "ours.mp4", info, FPS, Quality.DEFAULT, None) as writer:
+        with media.SegmentWriter(folder / "ours.mp4", info, FPS, Quality.DEFAULT) as writer:
             for frame in frames:
                 writer.write(frame)
 

@@ -74,8 +74,8 @@ def mark(source: Path, detector: FaceDetector, plain: Path, path: Path) -> None:
     compositor = SoftCompositor(load_fixed_mask(RESOLUTION).astype(np.float32), info.sample_aspect_ratio)
     matrices = compositor.matrices(points)
     with (
-        media.SegmentWriter(plain, info, info.frame_rate, Quality.DEFAULT, None) as unmarked,
-        media.SegmentWriter(path, info, info.frame_rate, Quality.DEFAULT, None) as writer,
+        media.SegmentWriter(plain, info, info.frame_rate, Quality.DEFAULT) as unmarked,
+        media.SegmentWriter(path, info, info.frame_rate, Quality.DEFAULT) as writer,
         media.FrameReader(info, np.array(times)) as reader,
         closing(reader.read(list(range(len(times))))) as frames,
     ):

@@ -142,21 +142,24 @@ import resource, sys
 from pathlib import Path
 import numpy as np, torch
 from whisper.model import AudioEncoder
-from lipsync_engine.audio import features as audio, vad
+from lipsync_engine.audio import features as audio, silero, vad
 torch.set_num_threads(1)
 torch.manual_seed(0)
 folder, seconds = Path(sys.argv[1]), int(sys.argv[2])
 encoder = AudioEncoder(80, 1500, 128, 4, 1).eval()
 noise = (np.random.default_rng(0).standard_normal(16000) * 2000).astype(np.int16)
 writer = audio.MelWriter(folder / "mel")
+detector = vad.VoiceDetector(silero.load_silero())
 for second in range(seconds):
-    writer.add(noise if second % 3 else noise // 50)
+    chunk = noise if second % 3 else noise // 50
+    writer.add(chunk)
+    detector.add(chunk)
 mel = writer.finish()
 for _ in audio.encode_mel(mel, encoder, folder / "features"):
     pass
 features = audio.AudioFeatures.open(folder / "features")
 assert features.duration_s == seconds
-gate = vad.voice_activity(mel, np.arange(25 * seconds) / 25)
+gate = detector.finish().gate(np.arange(25 * seconds) / 25)
 for frame in range(0, 25 * seconds, 400):
     audio.gated_windows(features, np.arange(frame, frame + 16) / 25, np.full(16, 0.5, np.float32))
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)

@@ -12,7 +12,7 @@ import torch
 
 from lipsync_engine.audio import silero
 from lipsync_engine.errors import ErrorCode, WeightsError
-from lipsync_engine.weights import WeightsStore, bundled_folder
+from lipsync_engine.weights import WeightsStore
 from tests.support.paths import DEMO_VOICE
 
 torch.set_num_threads(1)
@@ -26,7 +26,7 @@ def read_wav(path: Path) -> np.ndarray:
 def probabilities_of_onnx_runtime(samples: np.ndarray) -> np.ndarray:
     """Run the published file window by window, as its own package does."""
     session = onnxruntime.InferenceSession(
-        bundled_folder() / "silero_vad/silero_vad.onnx", providers=["CPUExecutionProvider"]
+        WeightsStore().verified_files("silero-vad")["vad"], providers=["CPUExecutionProvider"]
     )
     state, context = np.zeros((2, 1, 128), np.float32), np.zeros((1, 64), np.float32)
     probabilities = []

@@ -248,3 +248,13 @@ def test_any_chunks_give_the_same_intervals(chunk: int, network: SileroVad) -> N
 
 def test_no_samples_give_no_speech(network: SileroVad) -> None:
     assert VoiceDetector(network).finish() == VoiceActivity(())
+
+
+def test_loudness_follows_the_tone() -> None:
+    tone = (8000 * np.sin(np.arange(16000) * 0.3)).astype(np.int16)
+    chunks = [tone[:700], tone[700:], np.zeros(16000, np.int16), tone[:300]]
+    loudness = vad.loudness(chunks, 25)
+    assert len(loudness) == 51
+    assert loudness[:25].min() > 0.95
+    assert not loudness[26:49].any()
+    assert not vad.loudness([np.zeros(16000, np.int16)], 25).any()

@@ -18,7 +18,7 @@ import pytest
 from lipsync_engine import media
 from lipsync_engine.errors import ErrorCode, LipSyncError
 from lipsync_engine.media.yuv import Frame
-from lipsync_engine.params import Quality
+from lipsync_engine.params import Quality, VideoCodec
 from tests.support.paths import SHARED
 
 Ffmpeg = Callable[..., None]
@@ -53,8 +53,9 @@ def encode(
     frames: Sequence[Frame],
     fps: Fraction,
     quality: Quality = Quality.DEFAULT,
+    codec: VideoCodec = VideoCodec.H264,
 ) -> Path:
-    with media.SegmentWriter(path, info, fps, quality) as writer:
+    with media.SegmentWriter(path, info, fps, quality, codec=codec) as writer:
         for frame in frames:
             writer.write(frame)
     return path
@@ -94,21 +95,80 @@ def test_lossless_is_lossless(pixels: str, tmp_path: Path, ffmpeg: Ffmpeg) -> No
     assert [f.to_bytes() for f in frames_of(made)] == [f.to_bytes() for f in frames]
 
 
-@pytest.mark.parametrize("pixels", ["yuv420p", "yuv420p10le", "yuv444p"])
-def test_default_quality_is_transparent(pixels: str, tmp_path: Path, ffmpeg: Ffmpeg) -> None:
-    """Above 45 dB in every plane, with moving colours under a camera's grain."""
+GRAIN = "gradients=s=320x240:r=25:n=6:speed=0.05:seed=3,format=yuv444p10le,noise=c0s=6:c0f=t"
+"""Moving colours under a camera's grain."""
+
+
+def psnr_db(before: Sequence[Frame], after: Sequence[Frame]) -> float:
+    """Return the PSNR of the worst plane, both scaled to 0..1."""
+    worst = 0.0
+    for one, other in zip(before, after, strict=True):
+        for p, q in zip(one.planes(), other.planes(), strict=True):
+            scaled = p / 2.0**one.format.bit_depth - q / 2.0**other.format.bit_depth
+            worst = max(worst, float(np.mean(scaled**2)))
+    return float(-10 * np.log10(worst))
+
+
+@pytest.mark.parametrize(
+    ("pixels", "codec"),
+    [
+        ("yuv420p", VideoCodec.H264),
+        ("yuv444p", VideoCodec.H264),
+        ("yuv420p10le", VideoCodec.H264),
+        ("yuv420p", VideoCodec.HEVC10),
+        ("yuv420p10le", VideoCodec.HEVC10),
+    ],
+)
+def test_default_quality_is_transparent(
+    pixels: str, codec: VideoCodec, tmp_path: Path, ffmpeg: Ffmpeg
+) -> None:
     path = tmp_path / "source.mkv"
-    colours = "gradients=s=320x240:r=25:n=6:speed=0.05:seed=3,format=yuv444p,noise=c0s=6:c0f=t"
-    ffmpeg("-f", "lavfi", "-i", colours, "-frames:v", 12, "-c:v", "ffv1", "-pix_fmt", pixels, path)
+    ffmpeg("-f", "lavfi", "-i", GRAIN, "-frames:v", 12, "-c:v", "ffv1", "-pix_fmt", pixels, path)
+    info, frames = media.probe_video(path), frames_of(path)
+    made = encode(tmp_path / "made.mp4", info, frames, Fraction(25), codec=codec)
+    expected = "yuv420p10le" if codec is VideoCodec.HEVC10 else pixels.removesuffix("10le")
+    assert media.probe_video(made).format.pix_fmt == expected
+    assert psnr_db(frames, frames_of(made)) > 45
+
+
+@pytest.mark.parametrize("pixels", ["yuv420p10le", "yuv422p10le", "yuv444p10le", "yuv420p12le"])
+def test_sources_of_more_than_8_bits_become_playable(pixels: str, tmp_path: Path, ffmpeg: Ffmpeg) -> None:
+    """H.264 High, 8-bit 4:2:0: what every phone, browser and television decodes."""
+    path = tmp_path / "source.mkv"
+    ffmpeg("-f", "lavfi", "-i", GRAIN, "-frames:v", 4, "-c:v", "ffv1", "-pix_fmt", pixels, path)
     info, frames = media.probe_video(path), frames_of(path)
     made = encode(tmp_path / "made.mp4", info, frames, Fraction(25))
-    assert media.probe_video(made).format == info.format
-    top = 2.0**info.format.bit_depth - 1
+    assert re.search(r"Video: h264 \(High\) \(avc1 .*yuv420p\(", listing(made))
+
+
+def test_8_bit_result_is_the_ordered_dither_of_the_source(tmp_path: Path, ffmpeg: Ffmpeg) -> None:
+    """Outside the mouth nothing but FFmpeg's own conversion and the encoder changes a 10-bit source."""
+    path, dithered = tmp_path / "source.mkv", tmp_path / "dithered.mkv"
+    ramp = "gradients=s=320x240:r=25:c0=0x404040:c1=0x606060:n=2:x0=0:y0=0:x1=319:y1=0:speed=0.00001"
+    ffmpeg("-f", "lavfi", "-i", ramp, "-frames:v", 3, "-c:v", "ffv1", "-pix_fmt", "yuv420p10le", path)
+    conversion = "scale=flags=bicubic+accurate_rnd+full_chroma_int:sws_dither=bayer,format=yuv420p"
+    ffmpeg("-i", path, "-vf", conversion, "-c:v", "ffv1", dithered)
+    source_frames, expected = frames_of(path), frames_of(dithered)
+    for before, after in zip(source_frames, expected, strict=True):
+        for p, q in zip(before.planes(), after.planes(), strict=True):
+            assert np.abs(p / 4.0 - q).max() < 1
+    # Dithered, a slow ramp has no steps: the mean of 8 x 8 samples keeps fractions of a level.
+    blocks = [f.y[:, :312].astype(float).reshape(30, 8, 39, 8).mean(axis=(1, 3)) for f in expected]
+    exact = [f.y[:, :312].reshape(30, 8, 39, 8).mean(axis=(1, 3)) / 4.0 for f in source_frames]
+    assert np.abs(np.stack(blocks) - np.stack(exact)).max() < 0.15
+    made = encode(tmp_path / "made.mp4", media.probe_video(path), source_frames, Fraction(25))
+    assert psnr_db(expected, frames_of(made)) > 52
+
+
+@pytest.mark.parametrize("pixels", ["yuv420p", "yuv420p10le", "yuv422p10le"])
+def test_lossless_hevc_is_lossless(pixels: str, tmp_path: Path, ffmpeg: Ffmpeg) -> None:
+    path = source(tmp_path, ffmpeg, "-pix_fmt", pixels)
+    info, frames = media.probe_video(path), frames_of(path)
+    made = encode(tmp_path / "made.mp4", info, frames, Fraction(25), Quality.LOSSLESS, VideoCodec.HEVC10)
+    depth = 1 if info.format.bit_depth == 10 else 4
     for before, after in zip(frames, frames_of(made), strict=True):
-        errors = [
-            np.mean((p.astype(float) - q) ** 2) for p, q in zip(before.planes(), after.planes(), strict=True)
-        ]
-        assert 10 * np.log10(top**2 / max(errors)) > 45
+        for p, q in zip(before.planes(), after.planes(), strict=True):
+            assert np.array_equal(p.astype(int) * depth, q)
 
 
 @pytest.mark.parametrize("size", ["97x65", "96x65", "97x64"])
@@ -142,40 +202,42 @@ def test_larger_video_is_scaled_down_to_a_short_side(
         assert abs(float(before.y.mean()) - float(after.y.mean())) < 1.0
 
 
-def test_tags_are_kept(tmp_path: Path, ffmpeg: Ffmpeg) -> None:
+@pytest.mark.parametrize("codec", VideoCodec)
+def test_tags_are_kept(codec: VideoCodec, tmp_path: Path, ffmpeg: Ffmpeg) -> None:
     tags = "setparams=colorspace=bt2020nc:color_primaries=bt2020:color_trc=bt2020-10:range=pc,setsar=8/9"
     path = source(tmp_path, ffmpeg, "-vf", tags, "-pix_fmt", "yuv420p10le", codec="libx264")
     info = media.probe_video(path)
-    made = encode(tmp_path / "made.mp4", info, frames_of(path), Fraction(25))
+    made = encode(tmp_path / "made.mp4", info, frames_of(path), Fraction(25), codec=codec)
     joined = tmp_path / "joined.mov"
-    media.assemble([made], joined, info, Fraction(25), Quality.DEFAULT, audio=None)
-    for found in (media.probe_video(made), media.probe_video(joined)):
+    media.assemble([made], joined, info, Fraction(25), Quality.DEFAULT, audio=None, codec=codec)
+    for result in (media.probe_video(made), media.probe_video(joined)):
         for name in (
-            "format",
             "sample_aspect_ratio",
             "color_space",
             "color_primaries",
             "color_transfer",
             "color_range",
         ):
-            assert getattr(found, name) == getattr(info, name)
+            assert getattr(result, name) == getattr(info, name)
+        assert (result.format.matrix, result.format.full_range) == (info.format.matrix, True)
     assert info.color_transfer == "bt2020-10"
     assert b"colr" in joined.read_bytes()
 
 
+@pytest.mark.parametrize("codec", VideoCodec)
 def test_same_frames_give_same_bytes_on_any_machine(
-    tmp_path: Path, ffmpeg: Ffmpeg, replace_ffmpeg: Callable[[Path], None]
+    codec: VideoCodec, tmp_path: Path, ffmpeg: Ffmpeg, replace_ffmpeg: Callable[[Path], None]
 ) -> None:
     path = source(tmp_path, ffmpeg, n=60)
     info, frames = media.probe_video(path), frames_of(path)
-    first = encode(tmp_path / "first.mp4", info, frames, Fraction(30000, 1001))
+    first = encode(tmp_path / "first.mp4", info, frames, Fraction(30000, 1001), codec=codec)
     if shutil.which("taskset"):
         program = tmp_path / "one-core-ffmpeg"
         program.write_text(f'#!/bin/sh\nexec taskset -c 0 "{media.find_ffmpeg()}" "$@"\n')
         program.chmod(0o755)
         replace_ffmpeg(program)
     (tmp_path / "other").mkdir()
-    second = encode(tmp_path / "other" / "second.mp4", info, frames, Fraction(30000, 1001))
+    second = encode(tmp_path / "other" / "second.mp4", info, frames, Fraction(30000, 1001), codec=codec)
     assert first.read_bytes() == second.read_bytes()
 
 
@@ -183,28 +245,37 @@ def test_same_frames_give_same_bytes_on_any_machine(
 
 
 @pytest.mark.parametrize(
-    ("rate", "suffix"),
+    ("rate", "suffix", "codec"),
     [
-        ("25", "mp4"),
-        ("24000/1001", "mp4"),
-        ("60000/1001", "mp4"),
-        ("12", "mp4"),
-        ("2983/100", "mp4"),
-        ("30000/1001", "mov"),
-        ("30000/1001", "mkv"),
+        ("25", "mp4", VideoCodec.H264),
+        ("24000/1001", "mp4", VideoCodec.H264),
+        ("60000/1001", "mp4", VideoCodec.H264),
+        ("12", "mp4", VideoCodec.H264),
+        ("2983/100", "mp4", VideoCodec.H264),
+        ("30000/1001", "mov", VideoCodec.H264),
+        ("30000/1001", "mkv", VideoCodec.H264),
+        ("25", "mp4", VideoCodec.HEVC10),
+        ("60000/1001", "mov", VideoCodec.HEVC10),
+        ("30000/1001", "mkv", VideoCodec.HEVC10),
     ],
 )
-def test_joined_frames_and_times_are_exact(rate: str, suffix: str, tmp_path: Path, ffmpeg: Ffmpeg) -> None:
+def test_joined_frames_and_times_are_exact(
+    rate: str, suffix: str, codec: VideoCodec, tmp_path: Path, ffmpeg: Ffmpeg
+) -> None:
     fps = Fraction(rate)
-    path = source(tmp_path, ffmpeg, n=40)
+    pixels = "yuv420p10le" if codec is VideoCodec.HEVC10 else "yuv420p"
+    path = source(tmp_path, ffmpeg, "-pix_fmt", pixels, n=40)
     info, frames = media.probe_video(path), frames_of(path)
     borders = [0, 1, 3, 6, 15, 40]  # segments of one frame as well
     segments = [
-        encode(tmp_path / f"it's {start}.mp4", info, frames[start:stop], fps, Quality.LOSSLESS)
+        encode(tmp_path / f"it's {start}.mp4", info, frames[start:stop], fps, Quality.LOSSLESS, codec)
         for start, stop in itertools.pairwise(borders)
     ]
     output = tmp_path / f"joined.{suffix}"
-    media.assemble(segments, output, info, fps, Quality.LOSSLESS, audio=None)
+    media.assemble(segments, output, info, fps, Quality.LOSSLESS, audio=None, codec=codec)
+    if codec is VideoCodec.HEVC10 and suffix != "mkv":
+        assert "hevc" in listing(output)
+        assert "hvc1" in listing(output)
     assert [f.to_bytes() for f in frames_of(output)] == [f.to_bytes() for f in frames]
 
     found = packets(output, "v")

@@ -12,7 +12,7 @@ import pytest
 
 from lipsync_engine import LipSyncPipeline, SyncParams, media
 from lipsync_engine.errors import LipSyncError
-from lipsync_engine.params import Quality
+from lipsync_engine.params import Quality, VideoCodec
 from lipsync_engine.progress import RenderedSegment
 
 Ffmpeg = Callable[..., None]
@@ -66,6 +66,21 @@ def test_video_is_copied_and_begins_at_zero(segment: Path, sound: Path, tmp_path
     before, after = pictures(segment), pictures(made)
     assert np.array_equal(before[0], after[0])
     assert after[1] == pytest.approx([number / FPS for number in range(N_FRAMES)])
+
+
+def test_hevc_segment_is_encoded_again_for_browsers(segment: Path, sound: Path, tmp_path: Path) -> None:
+    info = media.probe_video(segment)
+    hevc, made = tmp_path / "hevc.mp4", tmp_path / "fragment.mp4"
+    with (
+        media.FrameReader(info, np.arange(N_FRAMES) / FPS) as reader,
+        media.SegmentWriter(hevc, info, Fraction(FPS), Quality.DEFAULT, codec=VideoCodec.HEVC10) as writer,
+    ):
+        for frame in reader.read(range(N_FRAMES)):
+            writer.write(frame)
+    media.write_fragment(hevc, sound, 0.0, LENGTH_S, made)
+    result = media.probe_video(made)
+    assert (result.codec, result.format.bit_depth) == ("h264", 8)
+    assert pictures(made)[1] == pytest.approx([number / FPS for number in range(N_FRAMES)])
 
 
 def test_audio_slice_matches_the_segment(segment: Path, sound: Path, tmp_path: Path) -> None:
