@@ -48,8 +48,8 @@ class JobWarning(str):
         warning.code = code
         return warning
 
-    def __getnewargs__(self) -> tuple[WarningCode, str]:
-        return self.code, str(self)
+    def __reduce__(self) -> tuple[type[Self], tuple[WarningCode, str]]:
+        return type(self), (self.code, str(self))
 
 
 @dataclass(frozen=True, slots=True)
