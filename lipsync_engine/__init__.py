@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lipsync_engine.batch import run_batch
     from lipsync_engine.errors import ErrorCode, LipSyncError
+    from lipsync_engine.face_report import FaceReport, report_faces
     from lipsync_engine.params import (
         FaceChoice,
         LoopMode,
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 _MODULES = {
     "ErrorCode": "errors",
     "FaceChoice": "params",
+    "FaceReport": "face_report",
     "LipSyncError": "errors",
     "LipSyncPipeline": "pipeline",
     "LoopMode": "params",
@@ -44,12 +46,14 @@ _MODULES = {
     "SyncResult": "result",
     "Tail": "params",
     "make_dialogue": "planning.speakers",
+    "report_faces": "face_report",
     "run_batch": "batch",
 }
 
 __all__ = [
     "ErrorCode",
     "FaceChoice",
+    "FaceReport",
     "LipSyncError",
     "LipSyncPipeline",
     "LoopMode",
@@ -64,6 +68,7 @@ __all__ = [
     "SyncResult",
     "Tail",
     "make_dialogue",
+    "report_faces",
     "run_batch",
 ]
 

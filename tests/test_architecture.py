@@ -24,7 +24,7 @@ ENGINE_LAYERS: list[set[str]] = [
     {"models"},
     {"planning"},
     {"provenance", "sync_score", "portrait"},
-    {"rendering", "result"},
+    {"rendering", "result", "face_report"},
     {"pipeline"},
     {"batch"},
     {"cli"},

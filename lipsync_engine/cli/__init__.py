@@ -6,7 +6,7 @@ package decides nothing about media or models. Heavy modules load only when a co
     options    options that several commands share
     jobs       what the commands that render videos share
     terminal   consoles, progress bars, results
-    sync, multi, portrait, batch, score, verify, probe, doctor, weights   one command each
+    sync, multi, portrait, batch, score, verify, probe, faces, doctor, weights   one command each
     server     the server's commands
     licences   `doctor --licenses`
     memory     `doctor`'s memory plans for a GPU
@@ -22,7 +22,7 @@ from typing import NoReturn
 
 import typer
 
-from lipsync_engine.cli import batch, doctor, multi, portrait, probe, score, server, sync, verify
+from lipsync_engine.cli import batch, doctor, faces, multi, portrait, probe, score, server, sync, verify
 from lipsync_engine.cli.terminal import print_error
 from lipsync_engine.cli.weights import weights_app
 from lipsync_engine.errors import EXIT_STATUS, Cancelled, ErrorCode, LipSyncError
@@ -41,6 +41,7 @@ app.command("batch")(batch.sync_batch)
 app.command("verify")(verify.verify_file)
 app.command("score")(score.score_video_file)
 app.command("probe")(probe.probe_file)
+app.command("faces")(faces.report_video_faces)
 app.command("serve", context_settings=server.PASS_THROUGH)(server.run_server)
 app.command("keys", context_settings=server.PASS_THROUGH)(server.manage_keys)
 app.command("cluster", context_settings=server.PASS_THROUGH)(server.manage_cluster)
