@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from fastapi.testclient import TestClient
+from httpx2 import Response
 
 from server.app import Server
 from server.jobs import state as job_state
@@ -17,6 +20,7 @@ from server.storage.blobs import Blobs, result_blob
 from server.store import Record
 
 BASE = "http://lipsync.example"
+MEDIA = "https://media.example/in"
 
 
 @dataclass
@@ -31,6 +35,18 @@ class Api:
     @property
     def headers(self) -> dict[str, str]:
         return {"Authorization": f"Bearer {self.key}"}
+
+    def post_job(self, **headers: str) -> Response:
+        """Submit a job to the WaveSpeed API; the response."""
+        body = {"audio": f"{MEDIA}/voice.wav", "video": f"{MEDIA}/talk.mp4"}
+        all_headers = {**self.headers, **headers}
+        return self.client.post("/api/v3/bytedance/latentsync", json=body, headers=all_headers)
+
+    def audit_entries(self, **query: object) -> list[dict[str, Any]]:
+        """Read the audit log."""
+        response = self.client.get("/admin/audit", params=query, headers=self.headers)
+        assert response.status_code == 200, response.text
+        return [json.loads(line) for line in response.text.splitlines()]
 
     def submit(self, **body: object) -> str:
         """A job of the LatentSync model; its id."""

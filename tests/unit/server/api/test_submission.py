@@ -1,0 +1,64 @@
+"""Submitting jobs: quotas, free space, consent."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from tests.support.application import Api
+
+CONSENT = "release 17"
+Make = Callable[..., Api]
+
+
+def test_exceeded_key_quota_is_rejected_with_retry_after(api: Api) -> None:
+    made = api.client.post("/admin/keys?tenant=studio&max_active_jobs=1", headers=api.headers).json()
+    own = {"Authorization": f"Bearer {made['key']}"}
+    assert api.post_job(**own).status_code == 200
+    response = api.post_job(**own)
+    assert response.status_code == 429
+    assert int(response.headers["retry-after"]) > 0
+    assert api.post_job().status_code == 200  # another key of the same tenant
+    assert api.client.post("/admin/keys?max_active_jobs=0", headers=api.headers).status_code == 400
+
+
+def test_full_disk_rejects_jobs_and_uploads(make_api: Callable[..., Api]) -> None:
+    api = make_api(min_free_bytes=1 << 60)
+    response = api.post_job()
+    assert (response.status_code, response.headers["retry-after"]) == (503, "60")
+    ticket = api.client.post(
+        "/api/v3/media/uploads", json={"filename": "v.mp4", "size": 3}, headers=api.headers
+    )
+    assert (ticket.status_code, ticket.json()["error_code"]) == (503, "storage_full")
+    assert api.client.get("/api/v3/balance", headers=api.headers).status_code == 200
+
+
+def studio_body(**state: object) -> dict[str, Any]:
+    return {"formState": {"video": "https://h.example/v.mp4", "audio": "https://h.example/a.wav", **state}}
+
+
+def test_every_dialect_accepts_a_consent_reference(api: Api) -> None:
+    job_id = api.submit(consent=CONSENT)
+    answer = api.client.post("/api/v1/lipsync-video", json=studio_body(consent=CONSENT), headers=api.headers)
+    other = answer.json()["id"].replace("-", "")
+    for found in (job_id, other):
+        record = api.server.store.get(found)
+        assert record is not None
+        assert record.request.consent == CONSENT
+    for wrong in ("x" * 201, "two\nlines", 7):
+        body = {"video": "https://h.example/v.mp4", "audio": "https://h.example/a.wav", "consent": wrong}
+        answer = api.client.post("/api/v3/bytedance/latentsync", json=body, headers=api.headers)
+        assert (answer.status_code, answer.json()["error_code"]) == (400, "invalid_parameter")
+
+
+def test_required_consent_is_enforced(make_api: Make) -> None:
+    api = make_api(require_consent=True)
+    body = studio_body()["formState"]
+    for path, given in (("/api/v3/bytedance/latentsync", body), ("/api/v1/lipsync-video", studio_body())):
+        answer = api.client.post(path, json=given, headers=api.headers)
+        assert answer.status_code == 400
+        assert "consent" in answer.json()["message"]
+    answer = api.client.post("/api/v3/bytedance/latentsync", json=body, headers=api.headers)
+    assert answer.json()["error_code"] == "consent_required"
+    assert api.server.store.page(None, offset=0, limit=9)[1] == 0
+    api.submit(consent=CONSENT)

@@ -1,0 +1,42 @@
+"""`lipsync audit-export`."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from server.cli import audit_export
+from server.store import Store
+from server.store.audit import AuditEntry
+
+
+def test_audit_export_writes_selected_entries(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LIPSYNC_DATA_DIR", str(tmp_path))
+    store = Store(f"sqlite:///{tmp_path / 'lipsync.sqlite'}")
+    for day in range(3):
+        store.audit.add(
+            AuditEntry(1_800_000_000.0 + day * 86400, "server_started", {"day": day, "name": "日"})
+        )
+    command = [sys.executable, "-m", "lipsync_engine.cli", "audit", "export"]
+    refused = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert refused.returncode == 2
+    assert "/admin/audit" in refused.stderr
+    store.close()
+
+    def export(*arguments: str) -> list[dict[str, Any]]:
+        monkeypatch.setattr(sys, "argv", ["lipsync audit", "export", *arguments])
+        assert audit_export.main() == 0
+        return [json.loads(line)["facts"] for line in capsys.readouterr().out.splitlines()]
+
+    assert [facts["day"] for facts in export()] == [0, 1, 2]
+    file = tmp_path / "log.jsonl"
+    assert export("--since", "2027-01-16", "--until", "2027-01-17", "-o", str(file)) == []
+    kept = file.read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line)["facts"] for line in kept] == [{"day": 1, "name": "日"}]

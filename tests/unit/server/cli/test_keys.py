@@ -1,0 +1,34 @@
+"""`lipsync keys`."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from server.store import Store
+
+
+def test_keys_are_created_listed_and_revoked(tmp_path: Path) -> None:
+    def keys(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "lipsync_engine.cli", "keys", *arguments]
+        env = {**os.environ, "LIPSYNC_DATA_DIR": str(tmp_path / "data")}
+        return subprocess.run(command, env=env, capture_output=True, text=True, timeout=60, check=False)
+
+    made = keys("create", "--tenant", "dubbing", "--name", "ci", "--days", "30", "--max-active-jobs", "20")
+    assert made.returncode == 0, made.stderr
+    name, text = made.stdout.split()
+    assert text.startswith("sk_")
+    listed = keys("list").stdout
+    assert name in listed
+    assert "dubbing" in listed
+    assert "max_active_jobs 20" in listed
+    assert text not in listed
+    assert keys("revoke", name).returncode == 0
+    assert "revoked" in keys("list").stdout
+    assert keys("revoke", name).returncode == 2
+    assert "scope" in keys("create", "--scopes", "root").stderr
+    running = Store(f"sqlite:///{tmp_path / 'data' / 'lipsync.sqlite'}")
+    assert "/admin/keys" in keys("list").stderr
+    running.close()

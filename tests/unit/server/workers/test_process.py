@@ -1,0 +1,20 @@
+"""Messages of a worker process."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from server.workers.process import WorkerDiedError, WorkerProcess
+
+
+def test_invalid_message_of_a_worker_ends_it(subtests: pytest.Subtests) -> None:
+    async def read_first_message(line: bytes) -> object:
+        stdout = asyncio.StreamReader(limit=100)
+        stdout.feed_data(line)
+        return await WorkerProcess(0, stdout, None).begin(5)  # type: ignore[arg-type]
+
+    for line in [b'{"kind":"boast"}\n', b"\xff\n", b"x" * 200, b'{"kind":"worker_ready"}\n']:
+        with subtests.test(line=line), pytest.raises(WorkerDiedError, match="nonsense"):
+            asyncio.run(read_first_message(line))
