@@ -1,6 +1,6 @@
-"""Which device computes, in which number format, and why.
+"""Choice of compute device and precision, with the reason.
 
-Looks at the hardware when asked, never at import. It does not know models.
+The hardware is queried by the functions, never at import. This module does not know models.
 """
 
 from __future__ import annotations
@@ -17,23 +17,23 @@ from lipsync_engine.errors import ErrorCode, ParameterError, ResourceError
 DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 HALF_CAPABILITY = (7, 5)
-"""From this CUDA capability on half precision is the default: Turing has fast float16 units."""
+"""CUDA capability from which half precision is the default (Turing, which has fast float16 units)."""
 
 BF16_CAPABILITY = (8, 0)
-"""CUDA devices below only emulate bfloat16, slower than float32."""
+"""CUDA devices below this capability emulate bfloat16, slower than float32."""
 
 FP8_CAPABILITY = (8, 9)
-"""CUDA devices below have no units for eight-bit floating point."""
+"""CUDA devices below this capability have no FP8 units."""
 
 
 @dataclass(frozen=True, slots=True)
 class Hardware:
-    """What torch can use on this machine.
+    """Devices that torch can use on this machine.
 
     Attributes:
         cuda: (name, capability) of each CUDA device.
-        cuda_build: whether this torch was built for CUDA at all.
-        mps: whether Apple's GPU is there.
+        cuda_build: whether this torch was built with CUDA.
+        mps: whether Apple's GPU is available.
     """
 
     cuda: tuple[tuple[str, tuple[int, int]], ...] = ()
@@ -42,6 +42,7 @@ class Hardware:
 
     @classmethod
     def detect(cls) -> Hardware:
+        """Query torch for its devices."""
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         return cls(
             cuda=tuple(
@@ -54,12 +55,12 @@ class Hardware:
 
 @dataclass(frozen=True, slots=True)
 class DeviceChoice:
-    """Where to compute.
+    """The chosen device and precision.
 
     Attributes:
         device: with an index for CUDA.
         dtype: of weights and latents.
-        reason: one line for people, saying why each was taken.
+        reason: one line for users that explains both choices.
     """
 
     device: torch.device
@@ -70,54 +71,54 @@ class DeviceChoice:
 def choose_device(
     requested: str | None, dtype: str | None, *, hardware: Hardware | None = None
 ) -> DeviceChoice:
-    """Device and number format of a job.
+    """Choose device and precision.
 
-    Without a request: LIPSYNC_DEVICE, else the first CUDA device, else Apple's GPU, else the CPU. Without a
-    dtype: float16 on CUDA devices of capability 7.5 and above, float32 elsewhere. LatentSync was published
-    with float16; against float32, random weights differ by about 1 % in float16 and 6-10 % in bfloat16, so
-    bfloat16 is never taken unasked. Float32 on Apple's GPU, since float16 was not measured there.
+    Default device: LIPSYNC_DEVICE, else the first CUDA device, else Apple's GPU, else the CPU. Default dtype:
+    float16 on CUDA devices from capability 7.5 on, float32 elsewhere. LatentSync was published with float16.
+    Compared with float32, random weights differ by about 1 % in float16 and 6-10 % in bfloat16, so bfloat16
+    is used only on request. Apple's GPU uses float32, because float16 was not measured there.
 
     Args:
         requested: `cuda`, `cuda:1`, `mps` or `cpu`.
         dtype: `fp32`, `fp16` or `bf16`.
-        hardware: what there is; None looks.
+        hardware: None: detected.
 
     Raises:
-        ParameterError: a name that does not exist.
-        ResourceError: DEVICE_UNAVAILABLE, saying what there is instead.
+        ParameterError: the name does not exist.
+        ResourceError: DEVICE_UNAVAILABLE; the message names the available devices.
     """
     hardware = hardware or Hardware.detect()
-    wanted, why = requested, "as asked"
-    if wanted is None and (wanted := os.environ.get("LIPSYNC_DEVICE") or None):
-        why = "from LIPSYNC_DEVICE"
-    if wanted is None:
-        wanted, why = _best(hardware)
-    device = _available(wanted, hardware)
-    return _with_dtype(device, why, dtype, hardware)
+    name, reason = requested, "as requested"
+    if name is None and (name := os.environ.get("LIPSYNC_DEVICE") or None):
+        reason = "from LIPSYNC_DEVICE"
+    if name is None:
+        name, reason = _select_default_device(hardware)
+    device = _require_available(name, hardware)
+    return _add_dtype(device, reason, dtype, hardware)
 
 
 def choose_compile(requested: bool | None) -> bool:
-    """Whether networks are compiled: as asked, else as LIPSYNC_COMPILE says, else not.
+    """Return whether networks are compiled: as requested, else LIPSYNC_COMPILE, else False.
 
     Raises:
-        ParameterError: LIPSYNC_COMPILE is neither true nor false.
+        ParameterError: LIPSYNC_COMPILE is not a boolean.
     """
-    return _switched(requested, "LIPSYNC_COMPILE")
+    return _read_switch(requested, "LIPSYNC_COMPILE")
 
 
 def choose_fp8(requested: bool | None, device: torch.device, *, hardware: Hardware | None = None) -> bool:
-    """Whether large layers compute in eight-bit floating point: as asked, else as LIPSYNC_FP8 says, else not.
+    """Return whether large layers use FP8: as requested, else LIPSYNC_FP8, else False.
 
     Args:
         requested: by the caller.
         device: from `choose_device`.
-        hardware: what there is; None looks.
+        hardware: None: detected.
 
     Raises:
-        ParameterError: LIPSYNC_FP8 is neither true nor false.
-        ResourceError: DEVICE_UNAVAILABLE where it is asked for and the device, or this torch, cannot.
+        ParameterError: LIPSYNC_FP8 is not a boolean.
+        ResourceError: DEVICE_UNAVAILABLE, the device or this torch does not support FP8.
     """
-    if not _switched(requested, "LIPSYNC_FP8"):
+    if not _read_switch(requested, "LIPSYNC_FP8"):
         return False
     hardware = hardware or Hardware.detect()
     name, capability = hardware.cuda[device.index or 0] if device.type == "cuda" else (str(device), (0, 0))
@@ -135,17 +136,17 @@ def choose_fp8(requested: bool | None, device: torch.device, *, hardware: Hardwa
     return True
 
 
-def _switched(requested: bool | None, variable: str) -> bool:
+def _read_switch(requested: bool | None, variable: str) -> bool:
     if requested is not None:
         return requested
     text = os.environ.get(variable) or "false"
     try:
         return TypeAdapter(bool).validate_python(text)
     except ValidationError:
-        raise ParameterError(f"{variable}={text!r} is not understood: use true or false.") from None
+        raise ParameterError(f"{variable}={text!r} is not a boolean: use true or false.") from None
 
 
-def _best(hardware: Hardware) -> tuple[str, str]:
+def _select_default_device(hardware: Hardware) -> tuple[str, str]:
     if hardware.cuda:
         return "cuda:0", f"first CUDA device, {hardware.cuda[0][0]}"
     if hardware.mps:
@@ -155,24 +156,25 @@ def _best(hardware: Hardware) -> tuple[str, str]:
     return "cpu", "no GPU that this build of PyTorch can use"
 
 
-def _available(wanted: str, hardware: Hardware) -> torch.device:
-    if re.fullmatch(r"cpu|mps|cuda(:\d{1,3})?", wanted) is None:
-        raise ParameterError(f"device={wanted!r} does not exist: use cuda, cuda:0, cuda:1 …, mps or cpu.")
-    device = torch.device(wanted)
+def _require_available(name: str, hardware: Hardware) -> torch.device:
+    if re.fullmatch(r"cpu|mps|cuda(:\d{1,3})?", name) is None:
+        raise ParameterError(f"device={name!r} does not exist: use cuda, cuda:0, cuda:1 …, mps or cpu.")
+    device = torch.device(name)
     if device.type == "cuda":
         index = device.index or 0
         if index < len(hardware.cuda):
             return torch.device("cuda", index)
         if hardware.cuda:
-            there = f"there are {len(hardware.cuda)}: use cuda:0 … cuda:{len(hardware.cuda) - 1}"
+            count = len(hardware.cuda)
+            remedy = f"this machine has {count} CUDA devices: use cuda:0 … cuda:{count - 1}"
         elif hardware.cuda_build:
-            there = (
-                "PyTorch sees no CUDA device: check the driver with nvidia-smi and CUDA_VISIBLE_DEVICES, "
+            remedy = (
+                "PyTorch detects no CUDA device: check the driver with nvidia-smi and CUDA_VISIBLE_DEVICES, "
                 "or use cpu"
             )
         else:
-            there = "this PyTorch is built without CUDA: install its CUDA build, or use cpu"
-        raise ResourceError(ErrorCode.DEVICE_UNAVAILABLE, f"Device {wanted} is not available; {there}.")
+            remedy = "this PyTorch is built without CUDA: install its CUDA build, or use cpu"
+        raise ResourceError(ErrorCode.DEVICE_UNAVAILABLE, f"Device {name} is not available; {remedy}.")
     if device.type == "mps" and not hardware.mps:
         raise ResourceError(
             ErrorCode.DEVICE_UNAVAILABLE,
@@ -181,12 +183,12 @@ def _available(wanted: str, hardware: Hardware) -> torch.device:
     return device
 
 
-def _with_dtype(device: torch.device, why: str, dtype: str | None, hardware: Hardware) -> DeviceChoice:
+def _add_dtype(device: torch.device, reason: str, dtype: str | None, hardware: Hardware) -> DeviceChoice:
     capability = hardware.cuda[device.index][1] if device.type == "cuda" else None
     if dtype is None:
         half = capability is not None and capability >= HALF_CAPABILITY
         default = "fp16" if half else "fp32"
-        return DeviceChoice(device, DTYPES[default], f"{why}; {default} is the default there")
+        return DeviceChoice(device, DTYPES[default], f"{reason}; {default} is the default for it")
     if dtype not in DTYPES:
         raise ParameterError(f"dtype={dtype!r} does not exist: use {', '.join(DTYPES)}.")
     if dtype == "bf16" and capability is not None and capability < BF16_CAPABILITY:
@@ -195,4 +197,4 @@ def _with_dtype(device: torch.device, why: str, dtype: str | None, hardware: Har
             ErrorCode.DEVICE_UNAVAILABLE,
             f"{name} (capability {capability[0]}.{capability[1]}) has no bfloat16: use fp16 or fp32.",
         )
-    return DeviceChoice(device, DTYPES[dtype], f"{why}; {dtype} as asked")
+    return DeviceChoice(device, DTYPES[dtype], f"{reason}; {dtype} as requested")

@@ -247,6 +247,7 @@ LINTED = (
     "lipsync_engine.audio",
     "lipsync_engine.batch",
     "lipsync_engine.cli",
+    "lipsync_engine.device",
     "lipsync_engine.errors",
     "lipsync_engine.media",
     "lipsync_engine.models",

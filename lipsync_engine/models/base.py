@@ -107,7 +107,7 @@ class LipSyncModel(Protocol):
 Loader = Callable[[ModelEntry, Mapping[str, Path], str, torch.device, torch.dtype], LipSyncModel]
 
 FAMILIES: Mapping[str, tuple[str, str]] = {
-    "latentsync": ("lipsync_engine.models.latentsync.model", "load"),
+    "latentsync": ("lipsync_engine.models.latentsync.model", "load_latentsync"),
 }
 """Family → (module, function); imported on first use."""
 

@@ -216,7 +216,7 @@ def load(folder: Path, device: torch.device) -> ImageToVideo:
             local_files_only=True,
         )
     except (OSError, ValueError, TypeError, LookupError, RuntimeError, AttributeError) as error:
-        raise _mismatch(folder, (str(error) or type(error).__name__).splitlines()[0][:200]) from error
+        raise _mismatch_error(folder, (str(error) or type(error).__name__).splitlines()[0][:200]) from error
     pipeline.set_progress_bar_config(disable=True)
     if device.type == "cuda":
         pipeline.enable_model_cpu_offload(device=device)
@@ -232,11 +232,11 @@ def _load_component(network_class: Any, folder: Path, dtype: torch.dtype) -> Any
     )
     for fault in ("missing", "unexpected"):
         if keys := sorted(loading_info[f"{fault}_keys"]):
-            raise _mismatch(folder, f"{len(keys)} tensors {fault}: {', '.join(keys[:3])} …")
+            raise _mismatch_error(folder, f"{len(keys)} tensors {fault}: {', '.join(keys[:3])} …")
     return network
 
 
-def _mismatch(folder: Path, problem: str) -> WeightsError:
+def _mismatch_error(folder: Path, problem: str) -> WeightsError:
     return WeightsError(
         ErrorCode.WEIGHTS_ARCHITECTURE,
         f"The files in {folder} do not belong together ({problem}): pull or import the model's files again.",

@@ -126,12 +126,12 @@ class ManifestSigner:
         Raises:
             ParameterError: a value is invalid.
         """
-        chosen = policy or os.environ.get("LIPSYNC_MARKING") or SigningPolicy.REQUIRED
-        if chosen not in list(SigningPolicy):
-            raise ParameterError(f"marking={chosen!r} does not exist: use {', '.join(SigningPolicy)}.")
+        policy_name = policy or os.environ.get("LIPSYNC_MARKING") or SigningPolicy.REQUIRED
+        if policy_name not in list(SigningPolicy):
+            raise ParameterError(f"marking={policy_name!r} does not exist: use {', '.join(SigningPolicy)}.")
         folder = os.environ.get("LIPSYNC_CREDENTIALS_DIR")
         return cls(
-            SigningPolicy(chosen),
+            SigningPolicy(policy_name),
             Path(folder) if folder else Path(platformdirs.user_data_dir("lipsync")) / "credentials",
             chain=_path_setting("LIPSYNC_SIGNING_CHAIN"),
             key=_path_setting("LIPSYNC_SIGNING_KEY"),

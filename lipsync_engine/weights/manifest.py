@@ -153,11 +153,15 @@ def read_model_manifest(path: Path) -> dict[str, ModelEntry]:
             field = ".".join(str(step) for step in ("models", name, *first["loc"]))
             raise _manifest_error(path, f"{field}: {first['msg']}") from error
     for entry in entries.values():
-        if missing := [used for used in entry.uses if used not in entries]:
+        if missing := [component for component in entry.uses if component not in entries]:
             raise _manifest_error(
                 path, f"models.{entry.name}.uses names {', '.join(missing)}, which is not listed"
             )
-        files = [file for owner in (entry, *(entries[used] for used in entry.uses)) for file in owner.files]
+        files = [
+            file
+            for owner in (entry, *(entries[component] for component in entry.uses))
+            for file in owner.files
+        ]
         roles = [file.role for file in files]
         if duplicates := sorted({role for role in roles if roles.count(role) > 1}):
             raise _manifest_error(

@@ -145,7 +145,7 @@ class WeightsStore:
             if model_file.file.is_bundled:
                 raise self._unusable_error(name, model_file, self._verify_file(model_file))
             path = self._local_path(model_file)
-            with self._lock(model_file):
+            with self._lock_file(model_file):
                 if self._verify_file(model_file).state is not FileState.VERIFIED:
                     # The module imports network libraries that only downloads need.
                     from lipsync_engine.weights.download import download
@@ -178,7 +178,7 @@ class WeightsStore:
         for path in paths:
             matches, error = self._match_path(path)
             for model_file in matches:
-                with self._lock(model_file):
+                with self._lock_file(model_file):
                     report = self._verify_file(model_file)
                     if report.state is not FileState.VERIFIED:
                         target = self._local_path(model_file)
@@ -189,7 +189,7 @@ class WeightsStore:
         if first_error is not None:
             raise first_error
         if not reports:
-            names = sorted({model_file.file.name for model_file in self._downloadable()})
+            names = sorted({model_file.file.name for model_file in self._downloadable_files()})
             raise WeightsError(
                 ErrorCode.WEIGHTS_MISSING,
                 f"{source} contains no known model file: the known files are {', '.join(names)}.",
@@ -203,7 +203,7 @@ class WeightsStore:
         owners = (entry, *(self.entry(component) for component in entry.uses))
         return [_ModelFile(owner.name, file) for owner in owners for file in owner.files]
 
-    def _downloadable(self) -> list[_ModelFile]:
+    def _downloadable_files(self) -> list[_ModelFile]:
         return [
             _ModelFile(entry.name, file)
             for entry in self.entries()
@@ -281,7 +281,9 @@ class WeightsStore:
     def _match_path(self, path: Path) -> tuple[list[_ModelFile], WeightsError | None]:
         """Find the manifest files that `path` is a copy of, or the error of a file with a known name."""
         size = path.stat().st_size
-        same_name = [model_file for model_file in self._downloadable() if model_file.file.name == path.name]
+        same_name = [
+            model_file for model_file in self._downloadable_files() if model_file.file.name == path.name
+        ]
         unhashed = [model_file for model_file in same_name if model_file.file.sha256 is None]
         if unhashed:
             location = path.resolve().as_posix().lower()
@@ -294,7 +296,7 @@ class WeightsStore:
 
         candidates = [
             model_file
-            for model_file in self._downloadable()
+            for model_file in self._downloadable_files()
             if model_file.file.sha256 and model_file.file.size in (None, size)
         ]
         digest = file_sha256(path) if candidates else None
@@ -357,7 +359,7 @@ class WeightsStore:
             log.info("%s is not writable (%s): hashes are not remembered", self.root, error)
 
     @contextmanager
-    def _lock(self, model_file: _ModelFile) -> Iterator[None]:
+    def _lock_file(self, model_file: _ModelFile) -> Iterator[None]:
         path = self._local_path(model_file)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)

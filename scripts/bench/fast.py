@@ -21,7 +21,7 @@ import torch
 
 from lipsync_engine import LipSyncPipeline
 from lipsync_engine.models.latentsync.fp8 import to_float8
-from lipsync_engine.models.latentsync.model import LatentSync, load
+from lipsync_engine.models.latentsync.model import LatentSync, load_latentsync
 from lipsync_engine.params import PRESETS, FastSampling, Solver
 from lipsync_engine.weights import WeightsStore
 from scripts.bench.common import BENCHMARKS, new_plot, save_plot, write_report
@@ -56,7 +56,9 @@ def modes() -> dict[str, Mode]:
 def float8_model() -> LatentSync:
     """The tiny model with every linear layer of its transformers in FP8."""
     store = WeightsStore()
-    model = load(store.entry("tiny"), store.verified_files("tiny"), "", torch.device("cpu"), torch.float32)
+    model = load_latentsync(
+        store.entry("tiny"), store.verified_files("tiny"), "", torch.device("cpu"), torch.float32
+    )
     to_float8(model.unet, min_flop_per_byte=0)
     return model
 

@@ -73,11 +73,11 @@ class UNetConfig:
         Raises:
             WeightsError: a field is missing, unknown, or has a value that this network does not implement.
         """
-        known = {field.name for field in dataclasses.fields(_PublishedConfig)}
+        field_names = {field.name for field in dataclasses.fields(_PublishedConfig)}
         active = {
             name: value
             for name, value in fields.items()
-            if name in known or not (name.startswith("_") or value is None or value is False)
+            if name in field_names or not (name.startswith("_") or value is None or value is False)
         }
         if not active.get("use_motion_module"):
             active = {name: value for name, value in active.items() if not name.startswith("motion_module")}

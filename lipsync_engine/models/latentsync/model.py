@@ -232,7 +232,7 @@ class LatentSync:
             enable_cpu_offload(self.unet, self.device)
 
 
-def load(
+def load_latentsync(
     entry: ModelEntry, files: Mapping[str, Path], sha256: str, device: torch.device, dtype: torch.dtype
 ) -> LatentSync:
     """Build the networks on the meta device and assign the verified weights strictly.
@@ -346,7 +346,9 @@ def _build_vae(path: Path) -> AutoencoderKL:
     try:
         return AutoencoderKL.from_config(_read_json(path))
     except (ValueError, TypeError, LookupError) as error:
-        raise _mismatch(f"{path.name} does not describe an AutoencoderKL of diffusers ({error})") from error
+        raise _mismatch_error(
+            f"{path.name} does not describe an AutoencoderKL of diffusers ({error})"
+        ) from error
 
 
 def _check_compatible(
@@ -354,30 +356,30 @@ def _check_compatible(
 ) -> None:
     """Check that the files belong to one model: each may be valid and still not fit the others."""
     if dims.n_audio_state != config.cross_attention_dim:
-        raise _mismatch(
+        raise _mismatch_error(
             f"the U-Net expects audio tokens of width {config.cross_attention_dim}, but the Whisper encoder "
             f"produces {dims.n_audio_state} (whisper-tiny: 384, whisper-small: 768)"
         )
     channels = vae.config.latent_channels
     if (config.in_channels, config.out_channels) != (3 * channels + 1, channels):
-        raise _mismatch(
+        raise _mismatch_error(
             f"the U-Net has {config.in_channels} input and {config.out_channels} output channels, but this "
             f"VAE's {channels} latent channels require {3 * channels + 1} and {channels}"
         )
     motion = config.motion_in_encoder or config.motion_in_decoder
     if motion and run_config.window_frames > config.motion_max_frames:
-        raise _mismatch(
+        raise _mismatch_error(
             f"windows have {run_config.window_frames} frames, but the motion modules support "
             f"{config.motion_max_frames}"
         )
     if entry.resolution % _vae_factor(vae):
-        raise _mismatch(
+        raise _mismatch_error(
             f"the face resolution of {entry.resolution} pixels is not a multiple of {_vae_factor(vae)}, as "
             "the VAE requires"
         )
 
 
-def _mismatch(problem: str) -> WeightsError:
+def _mismatch_error(problem: str) -> WeightsError:
     return WeightsError(
         ErrorCode.WEIGHTS_ARCHITECTURE,
         f"The model's files do not belong together: {problem}. Pull or import the model's files again.",
@@ -400,7 +402,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise _mismatch(f"{path.name} is not JSON ({error})") from error
+        raise _mismatch_error(f"{path.name} is not JSON ({error})") from error
     if not isinstance(fields, dict):
-        raise _mismatch(f"{path.name} is not a JSON object")
+        raise _mismatch_error(f"{path.name} is not a JSON object")
     return fields

@@ -111,16 +111,16 @@ def sampling_steps(
     cached_features: Tensor | None = None
     guidance: Tensor | float = 0.0
     schedule = fast_sampling.schedule_steps(_signal_levels(scheduler), use_guidance=guidance_scale > 1.0)
-    for (guided, whole), timestep, device_timestep in zip(
+    for (is_guided, is_full), timestep, device_timestep in zip(
         schedule, scheduler.timesteps, device_timesteps, strict=True
     ):
         sample = torch.cat([latents, condition], dim=1)
         # The last item is the conditional one; a step that reuses features is never guided.
-        reused = None if whole or cached_features is None else cached_features[-1:]
-        passes = guided_passes if guided else conditional
-        noise_pred, features = _predict_noise(denoiser, sample, device_timestep, passes, reused)
-        cached_features = features if whole else cached_features
-        if guided:
+        step_cache = None if is_full or cached_features is None else cached_features[-1:]
+        passes = guided_passes if is_guided else conditional
+        noise_pred, features = _predict_noise(denoiser, sample, device_timestep, passes, step_cache)
+        cached_features = features if is_full else cached_features
+        if is_guided:
             unconditional_pred, noise_pred = noise_pred.chunk(2)
             guidance = (guidance_scale - 1.0) * (noise_pred - unconditional_pred)
         noise_pred = noise_pred + guidance

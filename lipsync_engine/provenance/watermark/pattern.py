@@ -89,10 +89,10 @@ def embed_watermark(face: FloatArray) -> FloatArray:
     Args:
         face: float32 (R, R, 3) RGB 0..255, aligned.
     """
-    signal, texture = _whiten(
+    signal, texture = _whiten_luma(
         cv2.resize(_to_luma(face), (PATTERN_SIDE, PATTERN_SIDE), interpolation=cv2.INTER_AREA)
     )
-    pattern = _patterns()[0].reshape(PATTERN_SIDE, PATTERN_SIDE)
+    pattern = _make_patterns()[0].reshape(PATTERN_SIDE, PATTERN_SIDE)
     wave = np.minimum(texture, MAX_TEXTURE_GAIN * TEXTURE_FLOOR) * pattern
     # Detection whitens the wave; this is the projection that remains.
     wave_projection = float((wave * _whitening_gain(texture) * pattern).sum())
@@ -114,7 +114,7 @@ class WatermarkDetector:
 
     def add_face(self, face: FloatArray) -> None:
         """Add an aligned face, float32 (PATTERN_SIDE, PATTERN_SIDE, 3) RGB 0..255."""
-        self._sum += _whiten(_to_luma(face))[0]
+        self._sum += _whiten_luma(_to_luma(face))[0]
         self._face_count += 1
 
     def result(self) -> WatermarkResult:
@@ -126,7 +126,7 @@ class WatermarkDetector:
         """Return float32 (1 + NULL_PATTERNS,): the watermark's score, then those of the null patterns."""
         if not self._face_count:
             return np.zeros(1 + NULL_PATTERNS, np.float32)
-        mean, patterns = (self._sum / self._face_count).astype(np.float32), _patterns()
+        mean, patterns = (self._sum / self._face_count).astype(np.float32), _make_patterns()
         best = np.full(len(patterns), -np.inf, np.float32)
         for scale in SCALES:
             projections = _shifted_copies(mean, scale) @ patterns.T
@@ -139,7 +139,7 @@ def _to_luma(rgb: FloatArray) -> FloatArray:
     return rgb @ np.array([0.2126, 0.7152, 0.0722], dtype=np.float32)
 
 
-def _whiten(luma: FloatArray) -> tuple[FloatArray, FloatArray]:
+def _whiten_luma(luma: FloatArray) -> tuple[FloatArray, FloatArray]:
     """Return the face's whitened signal at the pattern's wavelengths, and the local texture."""
     waves = cv2.GaussianBlur(luma, (0, 0), WAVELENGTHS_PX[0] / 7) - cv2.GaussianBlur(
         luma, (0, 0), WAVELENGTHS_PX[1] / 4
@@ -165,7 +165,7 @@ def _shifted_copies(image: FloatArray, scale: float) -> FloatArray:
 
 
 @functools.cache
-def _patterns() -> FloatArray:
+def _make_patterns() -> FloatArray:
     """Return orthonormal float32 (1 + NULL_PATTERNS, PATTERN_SIDE²): watermark, then null patterns."""
     indices = np.arange(PATTERN_SIDE)
     frequencies = np.hypot(*np.meshgrid(indices, indices)) / (2 * PATTERN_SIDE)

@@ -1,4 +1,4 @@
-"""Device and dtype: what is chosen on which hardware, and what is refused with advice."""
+"""Tests of device and dtype: choice by hardware, and errors with a remedy."""
 
 import subprocess
 import sys
@@ -22,7 +22,7 @@ def _no_setting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("LIPSYNC_DEVICE", raising=False)
 
 
-def test_the_best_there_is(subtests: pytest.Subtests) -> None:
+def test_default_device_and_dtype_follow_the_hardware(subtests: pytest.Subtests) -> None:
     for hardware, device, dtype, reason in [
         (HOPPER, "cuda:0", torch.float16, "H100"),
         (TURING, "cuda:0", torch.float16, "T4"),
@@ -37,13 +37,13 @@ def test_the_best_there_is(subtests: pytest.Subtests) -> None:
             assert reason in choice.reason
 
 
-def test_this_machine_has_something() -> None:
+def test_default_device_of_this_machine_works() -> None:
     choice = choose_device(None, None)
     assert torch.zeros(2, device=choice.device, dtype=choice.dtype).sum().item() == 0
     assert choice.reason
 
 
-def test_a_request_is_followed() -> None:
+def test_requested_device_and_dtype_are_used() -> None:
     choice = choose_device("cuda:1", "bf16", hardware=HOPPER)
     assert (str(choice.device), choice.dtype) == ("cuda:1", torch.bfloat16)
     assert str(choose_device("cuda", None, hardware=HOPPER).device) == "cuda:0"
@@ -51,7 +51,7 @@ def test_a_request_is_followed() -> None:
     assert choose_device("cpu", "fp16", hardware=NOTHING).dtype is torch.float16
 
 
-def test_the_environment_decides_only_where_nothing_was_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_environment_is_used_only_without_a_request(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LIPSYNC_DEVICE", "cpu")
     choice = choose_device(None, None, hardware=HOPPER)
     assert str(choice.device) == "cpu"
@@ -59,7 +59,7 @@ def test_the_environment_decides_only_where_nothing_was_asked(monkeypatch: pytes
     assert str(choose_device("cuda", None, hardware=HOPPER).device) == "cuda:0"
 
 
-def test_what_is_not_there(subtests: pytest.Subtests) -> None:
+def test_unavailable_device_is_an_error_with_a_remedy(subtests: pytest.Subtests) -> None:
     for device, dtype, hardware, advice in [
         ("cuda", None, NOTHING, "install its CUDA build"),
         ("cuda", None, NO_DRIVER, "nvidia-smi"),
@@ -73,7 +73,7 @@ def test_what_is_not_there(subtests: pytest.Subtests) -> None:
             assert caught.value.code is ErrorCode.DEVICE_UNAVAILABLE
 
 
-def test_names_that_do_not_exist(subtests: pytest.Subtests) -> None:
+def test_unknown_device_or_dtype_is_an_error(subtests: pytest.Subtests) -> None:
     for device, dtype in [
         ("gpu", None),
         ("cuda:-1", None),
@@ -88,6 +88,6 @@ def test_names_that_do_not_exist(subtests: pytest.Subtests) -> None:
             choose_device(device, dtype, hardware=HOPPER)
 
 
-def test_importing_it_starts_no_gpu() -> None:
+def test_import_does_not_initialise_cuda() -> None:
     code = "import lipsync_engine.device, torch; raise SystemExit(torch.cuda.is_initialized())"
     assert subprocess.run([sys.executable, "-c", code], timeout=60, check=False).returncode == 0

@@ -21,7 +21,7 @@ from lipsync_engine.models.latentsync.memory import (
     count_batched_windows,
     estimate_published,
 )
-from lipsync_engine.models.latentsync.model import LatentSync, load
+from lipsync_engine.models.latentsync.model import LatentSync, load_latentsync
 from lipsync_engine.models.latentsync.sampling import DenoiseInputs, Denoiser, sampling_steps
 from lipsync_engine.models.latentsync.unet import AudioContext, Prediction
 from lipsync_engine.params import EXACT_SAMPLING, FastSampling, Solver
@@ -35,7 +35,9 @@ RUN_CONFIG = RunConfig.parse(json.loads((ROOT / "weights/tiny/model_config.json"
 @pytest.fixture(scope="module")
 def model() -> LatentSync:
     store = WeightsStore()
-    return load(store.entry("tiny"), store.verified_files("tiny"), "", torch.device("cpu"), torch.float32)
+    return load_latentsync(
+        store.entry("tiny"), store.verified_files("tiny"), "", torch.device("cpu"), torch.float32
+    )
 
 
 @dataclass(frozen=True)

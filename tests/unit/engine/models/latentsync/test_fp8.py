@@ -14,7 +14,7 @@ from lipsync_engine.errors import ErrorCode, ParameterError, ResourceError
 from lipsync_engine.models import ModelInfo
 from lipsync_engine.models.latentsync.config import RunConfig, UNetConfig
 from lipsync_engine.models.latentsync.fp8 import Float8Linear, quantize_rows, to_float8
-from lipsync_engine.models.latentsync.model import LatentSync, load
+from lipsync_engine.models.latentsync.model import LatentSync, load_latentsync
 from lipsync_engine.models.latentsync.offload import enable_cpu_offload
 from lipsync_engine.models.latentsync.unet import LatentSyncUNet
 from lipsync_engine.weights import WeightsStore
@@ -27,7 +27,7 @@ AMPERE = Hardware(cuda=(("A100", (8, 0)),), cuda_build=True)
 
 def load_tiny() -> LatentSync:
     store = WeightsStore()
-    return load(store.entry("tiny"), store.verified_files("tiny"), "", CPU, torch.float32)
+    return load_latentsync(store.entry("tiny"), store.verified_files("tiny"), "", CPU, torch.float32)
 
 
 @torch.inference_mode()

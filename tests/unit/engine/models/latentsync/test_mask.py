@@ -1,4 +1,4 @@
-"""The model's fixed mask: its published facts, and that our soft edge and mouth check fit it."""
+"""Tests of the fixed mask: its published facts, and the soft edge and face check that depend on it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from lipsync_engine.models.latentsync.mask import downsample_mask, load_fixed_ma
 from lipsync_engine.rendering.output_check import FaceCheck
 
 
-def test_the_mask_is_the_published_one() -> None:
+def test_mask_is_the_published_one() -> None:
     mask = load_fixed_mask(256)
     assert mask.dtype == np.float64
     assert set(np.unique(mask)) == {0.0, 1.0}
@@ -23,7 +23,7 @@ def test_the_mask_is_the_published_one() -> None:
         assert (np.flatnonzero(generated[row]) == np.arange(first, last + 1)).all()
 
 
-def test_other_sizes_are_softened_by_resizing() -> None:
+def test_other_sizes_have_soft_edges() -> None:
     mask = load_fixed_mask(512)
     between = (mask > 0) & (mask < 1)
     assert 0.03 < between.mean() < 0.04
@@ -31,7 +31,7 @@ def test_other_sizes_are_softened_by_resizing() -> None:
     assert mask.max() == 1
 
 
-def test_the_latent_mask_counts(subtests: pytest.Subtests) -> None:
+def test_latent_mask_has_the_published_counts(subtests: pytest.Subtests) -> None:
     for resolution, zeros, ones in [(256, 422, 602), (512, 1604, 2359)]:
         with subtests.test(resolution=resolution, zeros=zeros, ones=ones):
             small = downsample_mask(load_fixed_mask(resolution), 8)
@@ -39,7 +39,7 @@ def test_the_latent_mask_counts(subtests: pytest.Subtests) -> None:
             assert ((small == 0).sum(), (small == 1).sum()) == (zeros, ones)
 
 
-def test_the_soft_edge_fades_out_before_the_crop_ends(subtests: pytest.Subtests) -> None:
+def test_soft_edge_fades_out_inside_the_crop(subtests: pytest.Subtests) -> None:
     """The mask leaves a thirtieth of R beside the cheeks: next to the border little of the ramp is left."""
     for resolution, highest in [(64, 0.5), (128, 0.2), (256, 0.05), (512, 0.02)]:
         with subtests.test(resolution=resolution, highest=highest):
@@ -51,7 +51,7 @@ def test_the_soft_edge_fades_out_before_the_crop_ends(subtests: pytest.Subtests)
             assert 0.4 < weight.mean() < 0.5
 
 
-def test_the_mouth_check_has_places_to_look_at(subtests: pytest.Subtests) -> None:
+def test_face_check_detects_a_grey_mouth_at_every_size(subtests: pytest.Subtests) -> None:
     """A face equal to its source is good, and a grey mouth on it is seen."""
     for resolution in [64, 128, 256, 512]:
         with subtests.test(resolution=resolution):

@@ -16,7 +16,7 @@ from whisper.model import AudioEncoder
 from lipsync_engine.errors import ErrorCode, WeightsError
 from lipsync_engine.models.latentsync import keys
 from lipsync_engine.models.latentsync.config import RunConfig, UNetConfig
-from lipsync_engine.models.latentsync.model import LatentSync, load
+from lipsync_engine.models.latentsync.model import LatentSync, load_latentsync
 from lipsync_engine.weights import WeightsStore
 from tests.parity.harness import PACK_SMALL
 from tests.support.paths import ROOT
@@ -95,7 +95,7 @@ def load_with(tmp_path: Path) -> Load:
             content = {**json.loads(files[role].read_text()), **change}
             files[role] = tmp_path / f"{role}.json"
             files[role].write_text(json.dumps(content))
-        return load(store.entry("tiny"), files, "0" * 64, torch.device("cpu"), torch.float32)
+        return load_latentsync(store.entry("tiny"), files, "0" * 64, torch.device("cpu"), torch.float32)
 
     return load_changed
 
@@ -129,7 +129,7 @@ def test_invalid_json_file_is_named_in_error(tmp_path: Path) -> None:
     broken.write_text("{")
     files = {**store.verified_files("tiny"), "model_config": broken}
     with pytest.raises(WeightsError, match=r"model_config\.json is not JSON"):
-        load(store.entry("tiny"), files, "0" * 64, torch.device("cpu"), torch.float32)
+        load_latentsync(store.entry("tiny"), files, "0" * 64, torch.device("cpu"), torch.float32)
 
 
 # --- the published checkpoints, by key and shape ---

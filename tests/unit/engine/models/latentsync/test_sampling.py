@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lipsync_engine.models.latentsync.config import RunConfig, UNetConfig
-from lipsync_engine.models.latentsync.model import LatentSync, load
+from lipsync_engine.models.latentsync.model import LatentSync, load_latentsync
 from lipsync_engine.models.latentsync.sampling import (
     DenoiseInputs,
     LinearScheduler,
@@ -32,7 +32,9 @@ FRAMES, SIDE, TOKENS = 3, 8, 8
 @pytest.fixture(scope="module")
 def model() -> LatentSync:
     store = WeightsStore()
-    return load(store.entry("tiny"), store.verified_files("tiny"), "", torch.device("cpu"), torch.float32)
+    return load_latentsync(
+        store.entry("tiny"), store.verified_files("tiny"), "", torch.device("cpu"), torch.float32
+    )
 
 
 def load_tiny_run_config() -> RunConfig:
