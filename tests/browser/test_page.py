@@ -158,7 +158,7 @@ def test_job_from_upload_to_deletion(
     assert tab.wait(PAINTED)
     with page.expect_download() as download:
         page.click(".below a[download]")
-    assert download.value.suggested_filename == "clip + voice.mp4"
+    assert download.value.suggested_filename == f"clip + {long_voice.stem}.mp4"
     assert Path(download.value.path()).read_bytes()[4:8] == b"ftyp"
     page.click(".code summary")
     for name, part in (
@@ -183,7 +183,7 @@ def test_job_from_upload_to_deletion(
     page.click(f"{row} a.button")
     page.wait_for_selector("#go")
     assert page.input_value("#option-inference_steps") == "2"
-    assert page.input_value("#title") == "clip + voice"
+    assert page.input_value("#title") == f"clip + {long_voice.stem}"
     assert page.locator(".slot video").count() == 1
     tab.go("#/jobs")
     page.wait_for_selector(row)
