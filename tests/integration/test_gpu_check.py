@@ -18,34 +18,34 @@ SCRIPTS = ROOT / "scripts"
 PARTS = ["-m pytest", "scripts.bench gpu --out", "scripts.bench batching", "--parts compiled", "--parts fp8"]
 
 HANGING = """#!/bin/sh
-echo "$*" >> "$TOLD"
+echo "$*" >> "$CALLS"
 exec sleep 100
 """
 
 
 @pytest.mark.slow
-def test_a_miniature_runs_on_the_cpu_part_by_part(tmp_path: Path) -> None:
+def test_small_benchmark_runs_on_the_cpu(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "scripts.bench", "gpu", "--device", "cpu", "--dtype", "fp32", "--small"]
     command += ["--repeats", "1", "--out", tmp_path]
     for parts in ([], ["--parts", "fp8"]):
         subprocess.run([*command, *parts], check=True, timeout=400)
     report = json.loads((tmp_path / "gpu.json").read_text())
-    found = report["models"]["latentsync-1.5"]
-    assert set(found["modes"]) == {"exact", "fast", "fastest"}
-    assert found["stages"]["lean_distance"] < 1e-3
-    assert found["jobs"]["default"]["frames_without_face"] == 0
-    assert 0 < found["stages"]["utilisation"]["step"] < 1.5
-    assert found["fp8"]["layers"] > 50
-    assert all(0 < mode["relative_distance"] < 0.2 for mode in found["fp8"]["eager"].values())
+    model_report = report["models"]["latentsync-1.5"]
+    assert set(model_report["modes"]) == {"exact", "fast", "fastest"}
+    assert model_report["stages"]["lean_distance"] < 1e-3
+    assert model_report["jobs"]["default"]["frames_without_face"] == 0
+    assert 0 < model_report["stages"]["utilisation"]["step"] < 1.5
+    assert model_report["fp8"]["layers"] > 50
+    assert all(0 < mode["relative_distance"] < 0.2 for mode in model_report["fp8"]["eager"].values())
     assert (tmp_path / "gpu.png").stat().st_size > 1000
 
 
-def test_one_run_ends_in_time_whatever_hangs(tmp_path: Path) -> None:
+def test_gpu_check_ends_in_time_when_every_part_hangs(tmp_path: Path) -> None:
     """Every part comes to its turn, what matters most first, and none takes another's time."""
-    python, told, limit_s = tmp_path / "python", tmp_path / "told", 6
+    python, calls, limit_s = tmp_path / "python", tmp_path / "calls", 6
     python.write_text(HANGING)
     python.chmod(0o755)
-    chosen = {"PYTHON": str(python), "TOLD": str(told), "LIMIT_S": str(limit_s), "OUT": str(tmp_path)}
+    chosen = {"PYTHON": str(python), "CALLS": str(calls), "LIMIT_S": str(limit_s), "OUT": str(tmp_path)}
     began = time.monotonic()
     done = subprocess.run(
         [SCRIPTS / "gpu_check.sh", "--reference", "checkout"],
@@ -54,10 +54,6 @@ def test_one_run_ends_in_time_whatever_hangs(tmp_path: Path) -> None:
     assert time.monotonic() - began < limit_s + len(PARTS)
     assert done.returncode == 1
     assert done.stderr.count("ended with status 124") == len(PARTS)
-    lines = told.read_text().splitlines()
+    lines = calls.read_text().splitlines()
     assert all(part in line for part, line in zip(PARTS, lines, strict=True))
     assert [line for line in lines if "--reference checkout" in line] == lines[1:2]
-
-
-def test_one_run_is_meant_to_take_less_than_eight_minutes() -> None:
-    assert "LIMIT_S=${LIMIT_S:-470}" in (SCRIPTS / "gpu_check.sh").read_text()
