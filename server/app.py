@@ -37,7 +37,7 @@ from server.storage.links import LinkSigner
 from server.storage.transport import Transport, TransportPolicy
 from server.store import DatabaseUnavailableError, Record, Store, audit
 from server.workers.process import WorkerSettings
-from server.workers.registry import Roster
+from server.workers.registry import WorkerRegistry
 from server.workers.supervisor import Supervisor
 
 log = logging.getLogger("lipsync.server")
@@ -116,7 +116,7 @@ class Server:
         admission = AdmissionCheck(self.jobs, settings.job_hook, settings.job_hook_timeout_s)
         inputs = InputFetcher(self.transport, self.blobs)
         self.supervisor = Supervisor(self.jobs, self.blobs, inputs, admission, devices, worker_settings)
-        self.roster = Roster(self.jobs, lambda: self.supervisor.conditions, settings.model)
+        self.registry = WorkerRegistry(self.jobs, lambda: self.supervisor.workers, settings.model)
         self.jobs.on_end = self._on_job_end
         payload_builders: dict[str, PayloadBuilder] = {
             wavespeed.NAME: partial(self._webhook_payload, wavespeed.webhook_body),
@@ -134,7 +134,7 @@ class Server:
             background = (
                 self.jobs.listen,
                 self.webhooks.run,
-                self.roster.run,
+                self.registry.run,
                 self._expire_jobs,
                 self._delete_expired_data,
             )
@@ -146,7 +146,7 @@ class Server:
                 for task in tasks:
                     task.cancel()
                 await asyncio.gather(*tasks, return_exceptions=True)
-                await self.roster.leave()
+                await self.registry.deregister()
                 self.jobs.close()
                 self.store.close()
 
@@ -162,7 +162,7 @@ class Server:
                 await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
         for blob in await self.blobs.list_older_than(before):
             await self.blobs.delete(blob.name)
-        await self.supervisor.remove_left()
+        await self.supervisor.delete_orphaned_files()
 
     def _on_job_end(self, job: Job) -> None:
         self.metrics.count_job(job)
@@ -234,18 +234,18 @@ def create_app(server: Server) -> FastAPI:
         responses=ERROR_RESPONSES,
         dependencies=[Depends(_require_plain_url)],
     )
-    context, roster = server.context, server.roster
+    context, registry = server.context, server.registry
     for prefix in wavespeed.PREFIXES:
         is_documented = prefix == wavespeed.PREFIXES[0]
         for router in (uploads.create_router(context), wavespeed.create_router(context)):
             app.include_router(router, prefix=prefix, include_in_schema=is_documented)
     app.include_router(studio.create_router(context), prefix=studio.PREFIX)
-    native_router = native.create_router(context, lambda: server.supervisor.workers, roster)
+    native_router = native.create_router(context, lambda: server.supervisor.workers, registry)
     app.include_router(native_router, prefix=native.PREFIX)
     app.include_router(batches.create_router(context), prefix=native.PREFIX)
     playground.mount(app)
     uploads.mount(app, context)
-    app.include_router(admin.create_router(context, server.supervisor, roster, server.metrics))
+    app.include_router(admin.create_router(context, server.supervisor, registry, server.metrics))
     error_responses = {studio.PREFIX: studio.error_response, native.PREFIX: native.error_response}
     add_exception_handlers(app, error_responses, default=wavespeed.error_response)
     app.add_middleware(FastPollMiddleware, context=context)

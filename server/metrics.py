@@ -20,7 +20,7 @@ from prometheus_client import (
 )
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from server.cluster.autoscaling import Condition
+from server.cluster.autoscaling import WorkerState
 from server.jobs.state import Job, State
 from server.store import Store
 from server.workers.registry import WorkerStatus
@@ -90,7 +90,7 @@ class Metrics:
         self,
         store: Store,
         workers: Iterable[WorkerStatus],
-        all_workers: Mapping[Condition, int],
+        all_workers: Mapping[WorkerState, int],
         now: float,
     ) -> bytes:
         """Return all metrics in Prometheus' text format.

@@ -123,7 +123,7 @@ def scaling(bench: Bench, segment_s: float, segments: int, workers: list[int]) -
             hosts.append(actor.options(num_cpus=1).remote(f"w{len(hosts)}", given, "cpu"))
             hosts[-1].run.remote()
         wait_until(
-            lambda: all(ray.get(h.report.remote()).condition == "idle" for h in hosts), "no start", 600, 0.5
+            lambda: all(ray.get(h.report.remote()).state == "idle" for h in hosts), "no start", 600, 0.5
         )
         bench.gaps.unlink(missing_ok=True)
         row = {"workers": count, "ideal_s": round(segments * segment_s / count, 2)}
@@ -175,7 +175,7 @@ def kills(bench: Bench, jobs: int, seed: int) -> dict[str, Any]:
 
 def _ready(bench: Bench) -> int:
     """Workers that have started."""
-    return sum(report.condition != "starting" for report in bench.ray_pool.status()[0])
+    return sum(report.state != "starting" for report in bench.ray_pool.status()[0])
 
 
 def _problems(bench: Bench, job: str, segments: int) -> list[str]:

@@ -37,8 +37,8 @@ from server.jobs.request import Request
 from server.jobs.state import Job, JobPolicy, Output, StageProgress
 from server.store import SegmentClaim, Store, WorkerRecord
 from server.store.notifications import CHANNEL
-from server.workers.main import REPORT_EVERY_S
-from server.workers.segment_sharing import BEAT_EVERY_S, TELL_EVERY_S
+from server.workers.main import REPORT_INTERVAL_S as WORKER_REPORT_INTERVAL_S
+from server.workers.segment_sharing import HEARTBEAT_INTERVAL_S, REPORT_INTERVAL_S
 
 RENDER_S, SEGMENTS_PER_JOB, POLL_EVERY_S = 4.0, 10, 2.0
 SEGMENT_BYTES, STORAGES_GBIT_S, DATABASE_CORES = 5e6, (10, 40), 8
@@ -64,7 +64,7 @@ def measured(database: str) -> dict[str, Cost]:
     _history(store)
     running = itertools.cycle([_begun(store) for _ in range(RUNNING)])
     _ask(store, "ANALYZE")
-    notes, looks = round(RENDER_S / REPORT_EVERY_S), round(RENDER_S / TELL_EVERY_S)
+    notes, looks = round(RENDER_S / WORKER_REPORT_INTERVAL_S), round(RENDER_S / REPORT_INTERVAL_S)
 
     def own() -> None:
         job = next(running)
@@ -200,7 +200,7 @@ def run(arguments: argparse.Namespace) -> None:
         """Of each station per segment; news go to every process."""
         job_s = costs["job"].database_s + NEWS_PER_JOB * workers * costs["news_to_one"].database_s
         segment_s = max(costs[kind].database_s for kind in ("segment_by_owner", "segment_by_helper"))
-        segment_s += RENDER_S / BEAT_EVERY_S * costs["beats"].database_s
+        segment_s += RENDER_S / HEARTBEAT_INTERVAL_S * costs["beats"].database_s
         return {
             "database": (segment_s + job_s / SEGMENTS_PER_JOB) / DATABASE_CORES,
             "storage": 2 * 8 * SEGMENT_BYTES / (1e9 * storage_gbit_s),

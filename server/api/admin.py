@@ -15,7 +15,7 @@ from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from server.api.auth import Scope, create_key
 from server.api.context import ApiContext
 from server.metrics import TEXT_TYPE, Metrics
-from server.workers.registry import Roster
+from server.workers.registry import WorkerRegistry
 from server.workers.supervisor import Supervisor
 
 Limit = Annotated[int | None, Query(ge=1, le=10**9)]
@@ -23,7 +23,9 @@ SECRET_FIELDS = ("digest", "webhook_secret")
 MAX_DEAD_WEBHOOKS = 1000
 
 
-def create_router(context: ApiContext, supervisor: Supervisor, roster: Roster, metrics: Metrics) -> APIRouter:
+def create_router(
+    context: ApiContext, supervisor: Supervisor, registry: WorkerRegistry, metrics: Metrics
+) -> APIRouter:
     """Create all endpoints, to be mounted without a prefix."""
     router = APIRouter()
     jobs, store = context.jobs, context.jobs.store
@@ -39,13 +41,13 @@ def create_router(context: ApiContext, supervisor: Supervisor, roster: Roster, m
 
     @router.get("/metrics")
     async def get_metrics() -> Response:
-        text = metrics.render(store, supervisor.workers, roster.counts(), jobs.now())
+        text = metrics.render(store, supervisor.workers, registry.counts(), jobs.now())
         return Response(text, media_type=TEXT_TYPE)
 
     @router.get("/admin/workers")
     async def list_workers(http: HttpRequest) -> Response:
         context.authenticate(http, Scope.ADMIN)
-        workers = await asyncio.to_thread(roster.everywhere)
+        workers = await asyncio.to_thread(registry.list_workers)
         return JSONResponse([worker.to_json() for worker in workers])
 
     @router.get("/admin/keys")

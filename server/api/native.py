@@ -28,7 +28,7 @@ from server.api.submission import failure_message, format_time
 from server.jobs.state import State
 from server.storage.blobs import StorageUnavailableError, preview_folder, still_blob
 from server.store import DatabaseUnavailableError, Record
-from server.workers.registry import Roster, WorkerStatus
+from server.workers.registry import WorkerRegistry, WorkerStatus
 from server.workers.verification import NotVerifiedError, Verifier
 
 PREFIX: Final = "/api/native/v1"
@@ -148,7 +148,7 @@ def _output_object(context: ApiContext, record: Record, base: str) -> dict[str, 
         "url": context.file_url(base, output.blob, job.created_at),
         "duration_s": round(output.media_s, 3) or None,
         "device_s": round(output.device_s, 3),
-        "is_marked": output.is_marked,
+        "is_marked": output.is_signed,
         "is_nsfw": output.is_nsfw,
         "sync": None if output.sync is None else dataclasses.asdict(output.sync),
     }
@@ -262,7 +262,7 @@ def _format_event(name: str, data: dict[str, Any], event_id: int | None = None) 
 
 
 def health_object(
-    context: ApiContext, list_workers: Callable[[], Sequence[WorkerStatus]], roster: Roster
+    context: ApiContext, list_workers: Callable[[], Sequence[WorkerStatus]], registry: WorkerRegistry
 ) -> dict[str, Any]:
     """Build the state of this process' devices, all workers, queue, speed and disk.
 
@@ -284,7 +284,7 @@ def health_object(
             {"name": worker.device, "ready": worker.ready, "starts": worker.starts, "jobs": worker.busy}
             for worker in workers
         ],
-        "workers": roster.counts(),
+        "workers": registry.counts(),
         "queue": {
             "waiting": store.count_in_state(State.WAITING),
             "running": store.count_in_state(State.RUNNING),
@@ -308,7 +308,7 @@ def health_object(
 
 
 def create_router(
-    context: ApiContext, list_workers: Callable[[], Sequence[WorkerStatus]], roster: Roster
+    context: ApiContext, list_workers: Callable[[], Sequence[WorkerStatus]], registry: WorkerRegistry
 ) -> APIRouter:
     """Create all endpoints, to be mounted under `PREFIX`.
 
@@ -420,6 +420,6 @@ def create_router(
     @router.get("/health")
     async def get_health(http: HttpRequest) -> Response:
         context.authenticate(http, Scope.READ)
-        return JSONResponse(health_object(context, list_workers, roster))
+        return JSONResponse(health_object(context, list_workers, registry))
 
     return router

@@ -174,7 +174,7 @@ def _print_status(arguments: argparse.Namespace) -> int:
     _print(f"{'worker':<16} {'machine':<24} {'device':<8} {'condition':<12} idle")
     for report in reports:
         idle = f"{report.idle_s:.0f} s" if report.idle_s else ""
-        _print(f"{report.name:<16} {report.machine:<24} {report.device:<8} {report.condition:<12} {idle}")
+        _print(f"{report.name:<16} {report.machine:<24} {report.device:<8} {report.state:<12} {idle}")
     _print(f"{len(reports)} workers; {lost} were lost and replaced")
     return 0
 

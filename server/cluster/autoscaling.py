@@ -1,4 +1,4 @@
-"""How many workers a cluster should have: pure decisions from what waits and what its workers do."""
+"""How many workers a cluster should have: pure decisions from the backlog and the workers' states."""
 
 from __future__ import annotations
 
@@ -7,32 +7,32 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-USUAL_RUN_S = 60.0
-"""Taken for a job while nobody knows how long one takes."""
+DEFAULT_RUN_S = 60.0
+"""Assumed duration of a job until one has succeeded."""
 
 
-class Condition(StrEnum):
-    """What a worker is doing."""
+class WorkerState(StrEnum):
+    """State of a worker."""
 
     STARTING = "starting"  # waits for a machine with a free device, or loads the model
     IDLE = "idle"
     BUSY = "busy"
-    QUARANTINED = "quarantined"  # lost again and again; it keeps its device, so that nobody else gets it
+    QUARANTINED = "quarantined"  # died repeatedly; it keeps its device, so that no other worker gets it
     DRAINING = "draining"
 
 
 @dataclass(frozen=True, slots=True)
-class Worker:
-    """Attributes: `idle_s` is how long it has had nothing to do."""
+class WorkerActivity:
+    """State of one worker of a cluster; `idle_s` is how long it has been idle."""
 
     name: str
-    condition: Condition
+    state: WorkerState
     idle_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
-    """As in `Settings`, without the prefix."""
+class ScalingLimits:
+    """Limits of a cluster, as the settings `cluster_…`."""
 
     min: int
     max: int
@@ -43,30 +43,30 @@ class Limits:
 def backlog_s(
     waiting_jobs: int,
     free_segments: int,
-    usual_run_s: float | None,
-    usual_segment_s: float,
+    typical_run_s: float | None,
+    typical_segment_s: float,
     jobs_per_worker: int = 1,
 ) -> float:
-    """Seconds of one worker that would bring everything to its end that nobody has begun.
+    """Estimate the seconds that one worker needs for all jobs and segments that have not started.
 
     Args:
-        usual_run_s: of a job among as many others as its worker makes.
+        typical_run_s: duration of a job beside as many others as its worker runs; None: unknown.
     """
-    usual = USUAL_RUN_S if usual_run_s is None else usual_run_s
-    return waiting_jobs * usual / jobs_per_worker + free_segments * usual_segment_s
+    run_s = DEFAULT_RUN_S if typical_run_s is None else typical_run_s
+    return waiting_jobs * run_s / jobs_per_worker + free_segments * typical_segment_s
 
 
-def decide(workers: Sequence[Worker], backlog: float, limits: Limits) -> tuple[int, list[str]]:
-    """How many workers to start, and the names of those to stop.
+def decide(workers: Sequence[WorkerActivity], backlog: float, limits: ScalingLimits) -> tuple[int, list[str]]:
+    """Return how many workers to start, and the names of those to stop; never both at once.
 
-    Workers of quarantined devices do not count, so that others take their place. Never both at once, and none
-    is stopped that has work: those that were idle longest go first.
+    Workers of quarantined devices do not count, so others replace them. Only idle workers are stopped, those
+    that were idle longest first.
     """
-    used = [w for w in workers if w.condition not in (Condition.QUARANTINED, Condition.DRAINING)]
-    needed = sum(w.condition is Condition.BUSY for w in used) + math.ceil(backlog / limits.backlog_s)
-    wanted = min(limits.max, max(limits.min, needed))
-    if wanted >= len(used):
-        return wanted - len(used), []
-    tired = [w for w in used if w.condition is Condition.IDLE and w.idle_s >= limits.idle_s]
-    tired.sort(key=lambda worker: -worker.idle_s)
-    return 0, [worker.name for worker in tired[: len(used) - wanted]]
+    active = [w for w in workers if w.state not in (WorkerState.QUARANTINED, WorkerState.DRAINING)]
+    busy = sum(worker.state is WorkerState.BUSY for worker in active)
+    target = min(limits.max, max(limits.min, busy + math.ceil(backlog / limits.backlog_s)))
+    if target >= len(active):
+        return target - len(active), []
+    stoppable = [w for w in active if w.state is WorkerState.IDLE and w.idle_s >= limits.idle_s]
+    stoppable.sort(key=lambda worker: -worker.idle_s)
+    return 0, [worker.name for worker in stoppable[: len(active) - target]]

@@ -1,8 +1,8 @@
-"""Workers on a Ray cluster: an actor per device, each with the supervisor and worker process as everywhere.
+"""Workers on a Ray cluster: one actor per device, each with a supervisor and a worker process.
 
-The only owner of Ray, which places actors on machines and says when one is lost. Jobs, leases and files are
-the database's and the blobs', as without Ray: an actor is a server that answers nobody. It knows no command
-line.
+The only owner of Ray in the server. Ray places actors on machines and reports when one is lost. Jobs, leases
+and files are in the database and the blobs, as without Ray: an actor is a server process without an HTTP
+port. The module knows no command line.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from lipsync_engine import ray_connection
 from server import logs
 from server.app import Server
 from server.cluster import autoscaling
-from server.cluster.autoscaling import Condition, Limits, Worker
+from server.cluster.autoscaling import ScalingLimits, WorkerActivity, WorkerState
 from server.jobs.state import State
 from server.settings import PREFIX, Settings
 from server.store import DatabaseUnavailableError, Store
@@ -36,195 +36,195 @@ log = logging.getLogger("lipsync.cluster")
 NAMESPACE = "lipsync"
 POOL = "pool"
 TICK_S = 2.0
-ANSWER_WITHIN_S = 10.0
-"""A worker that does not say how it is within this time is looked at again at the next tick."""
+REPORT_TIMEOUT_S = 10.0
+"""A worker that does not report within this time is polled again at the next tick."""
 
-USUAL_SEGMENT_S = 10.0
-USUAL_JOBS = 20
-"""The latest so many tell how long a job takes."""
+TYPICAL_SEGMENT_S = 10.0
+TYPICAL_RUN_JOBS = 20
+"""Number of recent jobs whose median duration counts as typical."""
 
-CARRIED = (PREFIX, "AWS_", "HF_")
-"""Environment variables that workers elsewhere need; RAY_ ones are Ray's to carry."""
+FORWARDED_PREFIXES = (PREFIX, "AWS_", "HF_")
+"""Environment variables that workers on other machines need; Ray forwards its own."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Report:
-    """One worker, as `lipsync cluster status` shows it; `has_left`: it has ended as it was told to."""
+class WorkerReport:
+    """State of one worker; `has_stopped`: it has drained on request."""
 
     name: str
     machine: str
     device: str
-    condition: Condition
+    state: WorkerState
     idle_s: float
-    has_left: bool = False
+    has_stopped: bool = False
 
 
-class Host:
-    """One device of one machine; an actor whose calls are answered while it works.
+class ServerActor:
+    """Actor with one device of one machine; its calls are answered while it works.
 
     Args:
-        given: settings.
+        settings: fields of `Settings`.
         device: as `Settings.devices` names it.
     """
 
-    def __init__(self, name: str, given: dict[str, Any], device: str) -> None:
+    def __init__(self, name: str, settings: dict[str, Any], device: str) -> None:
         self._name, self._device = name, device
-        settings = Settings(**given)
-        logs.configure_logging(settings.log_format)
-        self._server = Server(settings, (device,), quarantines=True)
-        self._leaving = asyncio.Event()
+        parsed = Settings(**settings)
+        logs.configure_logging(parsed.log_format)
+        self._server = Server(parsed, (device,), quarantines=True)
+        self._draining = asyncio.Event()
         self._idle_since = time.monotonic()
-        self._has_left = False
+        self._has_stopped = False
         self._failure: Exception | None = None
 
     async def run(self) -> None:
-        """Work until told to drain; what runs then ends, or is handed back."""
+        """Run jobs until drained; then running jobs end, or are requeued."""
         try:
             async with self._server.run():
-                await self._leaving.wait()
+                await self._draining.wait()
         except Exception as error:
-            log.exception("%s: cannot go on", self._name)
+            log.exception("%s: failed", self._name)
             self._failure = error
-        self._has_left = True
+        self._has_stopped = True
 
     def drain(self) -> None:
-        self._leaving.set()
+        self._draining.set()
 
-    def report(self) -> Report:
-        """How it is.
+    def report(self) -> WorkerReport:
+        """Return the worker's state.
 
         Raises:
-            Exception: what ended it.
+            Exception: the error that ended it.
         """
         if self._failure is not None:
             raise self._failure
         if self._server.supervisor.is_busy:
             self._idle_since = time.monotonic()
         idle_s = round(time.monotonic() - self._idle_since, 1)
-        _, condition, _ = self._server.supervisor.conditions[0]
-        if self._leaving.is_set():
-            condition = Condition.DRAINING
-        return Report(self._name, platform.node(), self._device, condition, idle_s, self._has_left)
+        (worker,) = self._server.supervisor.workers
+        state = WorkerState.DRAINING if self._draining.is_set() else worker.state
+        return WorkerReport(self._name, platform.node(), self._device, state, idle_s, self._has_stopped)
 
 
-class Pool:
-    """Keeps as many workers as there is work for; there is one, and it outlives whoever started it.
+class WorkerPool:
+    """Actor that keeps as many workers as the backlog needs; there is one, and it outlives its creator.
 
-    A thread of its own does that, so that it goes on by itself where Ray had to start it again.
+    A thread of its own does that, so that it also works after Ray has restarted the actor.
 
     Args:
-        given: settings.
-        resources: of each worker, in Ray's words.
+        settings: fields of `Settings`.
+        resources: of each worker, as options of a Ray actor.
     """
 
-    def __init__(self, given: dict[str, Any], resources: dict[str, float]) -> None:
-        settings = Settings(**given)
-        logs.configure_logging(settings.log_format)
-        self._given, self._resources = given, resources
+    def __init__(self, settings: dict[str, Any], resources: dict[str, float]) -> None:
+        parsed = Settings(**settings)
+        logs.configure_logging(parsed.log_format)
+        self._settings, self._resources = settings, resources
         self._device = "cuda:0" if resources.get("num_gpus") else "cpu"
-        self._limits = Limits(
-            settings.cluster_min, settings.cluster_max, settings.cluster_backlog_s, settings.cluster_idle_s
+        self._limits = ScalingLimits(
+            parsed.cluster_min, parsed.cluster_max, parsed.cluster_backlog_s, parsed.cluster_idle_s
         )
-        self._jobs_per_worker = settings.jobs_per_worker
-        self._store = Store(settings.effective_database_url)
-        self._hosts = _hosts()  # those of a pool that was lost
-        self._reports: dict[str, Report] = {}
+        self._jobs_per_worker = parsed.jobs_per_worker
+        self._store = Store(parsed.effective_database_url)
+        self._actors = _find_workers()  # those of a pool that was lost
+        self._reports: dict[str, WorkerReport] = {}
         self._lost = 0
-        self._is_leaving = False
-        threading.Thread(target=self._keep, name="pool", daemon=True).start()
+        self._is_draining = False
+        threading.Thread(target=self._run, name="pool", daemon=True).start()
 
-    def status(self) -> tuple[list[Report], int]:
-        """Of each worker; and how many were lost and replaced."""
-        unknown = [Report(name, "", "", Condition.STARTING, 0.0) for name in list(self._hosts)]
-        return [self._reports.get(report.name, report) for report in unknown], self._lost
+    def status(self) -> tuple[list[WorkerReport], int]:
+        """Return the last report of each worker, and how many workers were lost and replaced."""
+        starting = [WorkerReport(name, "", "", WorkerState.STARTING, 0.0) for name in list(self._actors)]
+        return [self._reports.get(report.name, report) for report in starting], self._lost
 
     def drain(self) -> None:
-        """Let all workers end what they do, and start no more."""
-        self._is_leaving = True
+        """Stop all workers after their running jobs, and start no more."""
+        self._is_draining = True
 
-    def _keep(self) -> None:
-        while self._hosts or not self._is_leaving:
+    def _run(self) -> None:
+        while self._actors or not self._is_draining:
             try:
-                self._look()
-                self._decide()
+                self._collect_reports()
+                self._scale()
             except (RayError, DatabaseUnavailableError) as error:
-                log.warning("the pool stumbled: %s", error)
+                log.warning("pool: tick failed: %s", error)
             time.sleep(TICK_S)
 
-    def _look(self) -> None:
-        """Hear how the workers are; those that have ended, or were lost, are forgotten."""
-        asked = {host.report.remote(): name for name, host in self._hosts.items()}
-        if not asked:
+    def _collect_reports(self) -> None:
+        """Poll the workers; those that have stopped, or were lost, are removed."""
+        requests = {actor.report.remote(): name for name, actor in self._actors.items()}
+        if not requests:
             return
-        answered, _ = ray.wait(list(asked), num_returns=len(asked), timeout=ANSWER_WITHIN_S)
-        for answer in answered:
-            name = asked[answer]
+        finished, _ = ray.wait(list(requests), num_returns=len(requests), timeout=REPORT_TIMEOUT_S)
+        for reference in finished:
+            name = requests[reference]
             try:
-                report: Report = ray.get(answer)
-            except ActorUnavailableError:  # it may come back; if not, the next look says that it died
+                report: WorkerReport = ray.get(reference)
+            except ActorUnavailableError:  # it may come back; if not, the next tick gets another error
                 continue
             except RayError as error:
-                log.warning("%s: was lost: %s", name, str(error).splitlines()[0])
+                log.warning("%s: lost: %s", name, str(error).splitlines()[0])
                 self._lost += 1
-                self._forget(name)
+                self._remove(name)
                 continue
             self._reports[name] = report
-            if report.has_left:
-                log.info("%s: has left", name)
-                self._forget(name)
+            if report.has_stopped:
+                log.info("%s: stopped", name)
+                self._remove(name)
 
-    def _decide(self) -> None:
+    def _scale(self) -> None:
         reports, _ = self.status()
-        if self._is_leaving:
-            start, stop = 0, [r.name for r in reports if r.condition is not Condition.DRAINING]
+        if self._is_draining:
+            start, stop = 0, [r.name for r in reports if r.state is not WorkerState.DRAINING]
         else:
-            workers = [Worker(report.name, report.condition, report.idle_s) for report in reports]
+            workers = [WorkerActivity(report.name, report.state, report.idle_s) for report in reports]
             start, stop = autoscaling.decide(workers, self._backlog_s(), self._limits)
         for name in stop:
             if name in self._reports:
-                self._hosts[name].drain.remote()
+                self._actors[name].drain.remote()
             else:  # it has not started yet
-                self._forget(name)
+                self._remove(name)
         for _ in range(start):
-            self._start()
+            self._start_worker()
 
     def _backlog_s(self) -> float:
         store = self._store
         waiting, free = len(store.waiting_jobs()), store.count_free_segments(store.now())
-        latest, _ = store.page(None, offset=0, limit=USUAL_JOBS, states=[State.SUCCEEDED])
-        run_s = [record.job.run_s for record in latest if record.job.run_s is not None]
-        usual_s = statistics.median(run_s) if run_s else None
-        return autoscaling.backlog_s(waiting, free, usual_s, USUAL_SEGMENT_S, self._jobs_per_worker)
+        recent, _ = store.page(None, offset=0, limit=TYPICAL_RUN_JOBS, states=[State.SUCCEEDED])
+        durations_s = [record.job.run_s for record in recent if record.job.run_s is not None]
+        typical_s = statistics.median(durations_s) if durations_s else None
+        return autoscaling.backlog_s(waiting, free, typical_s, TYPICAL_SEGMENT_S, self._jobs_per_worker)
 
-    def _start(self) -> None:
+    def _start_worker(self) -> None:
         name = f"worker-{uuid.uuid4().hex[:8]}"
         options: dict[str, Any] = {"name": name, "namespace": NAMESPACE, "lifetime": "detached"}
-        options |= {"max_restarts": 0, "runtime_env": environment(), **self._resources}
-        actor: Any = ray.remote(Host)
-        self._hosts[name] = actor.options(**options).remote(name, self._given, self._device)
-        self._hosts[name].run.remote()
-        log.info("%s: asked for", name)
+        options |= {"max_restarts": 0, "runtime_env": forwarded_environment(), **self._resources}
+        actor: Any = ray.remote(ServerActor)
+        self._actors[name] = actor.options(**options).remote(name, self._settings, self._device)
+        self._actors[name].run.remote()
+        log.info("%s: requested", name)
 
-    def _forget(self, name: str) -> None:
-        ray.kill(self._hosts.pop(name))
+    def _remove(self, name: str) -> None:
+        ray.kill(self._actors.pop(name))
         self._reports.pop(name, None)
 
 
 def start_pool(settings: Settings) -> None:
-    """Make the pool on the cluster that `connect` found; one that is there stays as it is."""
-    given = settings.model_dump(mode="json")
-    actor: Any = ray.remote(Pool)
+    """Create the pool on the cluster that `connect` has joined; an existing pool stays as it is."""
+    fields = settings.model_dump(mode="json")
+    actor: Any = ray.remote(WorkerPool)
     options = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1, "lifetime": "detached"}
-    options |= {"name": POOL, "namespace": NAMESPACE, "get_if_exists": True, "runtime_env": environment()}
-    # Where `up` runs, which is the head's machine: the others come and go.
+    options |= {"name": POOL, "namespace": NAMESPACE, "get_if_exists": True}
+    options |= {"runtime_env": forwarded_environment()}
+    # `lipsync cluster up` runs on the head's machine, which stays; other machines may leave.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
     options |= {"scheduling_strategy": here}
-    handle = actor.options(**options).remote(given, _resources(settings))
+    handle = actor.options(**options).remote(fields, _worker_resources(settings))
     ray.get(handle.status.remote())
 
 
-def pool() -> Any:
-    """The pool's handle.
+def get_pool() -> Any:
+    """Return the pool's handle.
 
     Raises:
         ValueError: there is none.
@@ -236,47 +236,49 @@ def pool() -> Any:
 
 
 def connect(address: str) -> None:
-    """Join a cluster as a program that asks.
+    """Join a cluster as a client.
 
     Raises:
-        ConnectionError: nobody answers there.
+        ConnectionError: there is no cluster at the address.
     """
     ray_connection.connect_to_cluster(address, NAMESPACE)
 
 
 def head_address() -> str:
-    """Where other machines join."""
+    """Return the address under which other machines join."""
     return str(ray.get_runtime_context().gcs_address)
 
 
-def status() -> tuple[list[Report], int]:
-    """As the pool says it."""
-    found: tuple[list[Report], int] = ray.get(pool().status.remote())
-    return found
+def status() -> tuple[list[WorkerReport], int]:
+    """Return the last report of each worker, and how many workers were lost and replaced."""
+    result: tuple[list[WorkerReport], int] = ray.get(get_pool().status.remote())
+    return result
 
 
-def drain(pause_s: float = 1.0) -> None:
-    """Let all workers end what they do; returns when none is left and the pool is gone."""
-    handle = pool()
+def drain(poll_interval_s: float = 1.0) -> None:
+    """Stop all workers after their running jobs; returns when they have stopped and the pool has ended."""
+    handle = get_pool()
     ray.get(handle.drain.remote())
     while ray.get(handle.status.remote())[0]:
-        time.sleep(pause_s)
+        time.sleep(poll_interval_s)
     ray.kill(handle)
 
 
-def environment() -> dict[str, dict[str, str]]:
-    """What workers on other machines must find in theirs."""
-    return {"env_vars": {name: value for name, value in os.environ.items() if name.startswith(CARRIED)}}
+def forwarded_environment() -> dict[str, dict[str, str]]:
+    """Return Ray's `runtime_env` with the variables that workers on other machines need."""
+    return {
+        "env_vars": {name: value for name, value in os.environ.items() if name.startswith(FORWARDED_PREFIXES)}
+    }
 
 
-def _hosts() -> dict[str, Any]:
-    named = ray.util.list_named_actors(all_namespaces=True)
-    names = [one["name"] for one in named if one["namespace"] == NAMESPACE and one["name"] != POOL]
+def _find_workers() -> dict[str, Any]:
+    actors = ray.util.list_named_actors(all_namespaces=True)
+    names = [one["name"] for one in actors if one["namespace"] == NAMESPACE and one["name"] != POOL]
     return {name: ray.get_actor(name, NAMESPACE) for name in names}
 
 
-def _resources(settings: Settings) -> dict[str, float]:
-    """A GPU each; where the cluster has none, or the settings say cpu, a CPU each."""
+def _worker_resources(settings: Settings) -> dict[str, float]:
+    """Return one GPU per worker; one CPU where the cluster has no GPU, or the settings name the CPU."""
     gpus = ray.cluster_resources().get("GPU", 0)  # type: ignore[no-untyped-call]
     cpu = {"num_cpus": 1.0}
     return cpu if settings.devices == ("cpu",) or not gpus else cpu | {"num_gpus": 1.0}

@@ -102,7 +102,7 @@ class Output:
         device_s: seconds spent on devices.
         media_s: length of the result.
         warnings: sentences on requested options that had no effect.
-        is_marked: carries content credentials; None: not recorded.
+        is_signed: carries content credentials; None: not recorded.
         sha256: of the file, in hex; None: not recorded.
         sync: None: not measured.
         is_nsfw: the source is not safe for work; None: not checked.
@@ -112,7 +112,7 @@ class Output:
     device_s: float
     media_s: float = 0.0
     warnings: tuple[str, ...] = ()
-    is_marked: bool | None = None
+    is_signed: bool | None = None
     sha256: str | None = None
     sync: SyncConfidence | None = None
     is_nsfw: bool | None = None

@@ -98,7 +98,7 @@ def job_ended(connection: Connection, job: Job, request: Request, now: float) ->
         "code": None if job.failure is None else job.failure.code,
         "consent": request.consent,
         "output_sha256": None if output is None else output.sha256,
-        "is_marked": None if output is None else output.is_marked,
+        "is_marked": None if output is None else output.is_signed,
     }
     _insert(connection, _job_entry(JOB_ENDED, job, request, now, facts))
 

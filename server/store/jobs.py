@@ -408,7 +408,7 @@ def _columns(job: Job) -> dict[str, Any]:
         "finished_at": job.finished_at,
         "cancel_requested": job.cancel_requested,
         "progress": None if job.progress is None else json.dumps(dataclasses.asdict(job.progress)),
-        "output": None if job.output is None else json.dumps(dataclasses.asdict(job.output)),
+        "output": None if job.output is None else _output_to_json(job.output),
         "failure": None if failure is None else _failure_to_json(failure),
     }
 
@@ -435,11 +435,19 @@ def _read_record(row: sa.Row[Any]) -> Record:
     return Record(job, Request.from_json(row.request))
 
 
+def _output_to_json(output: Output) -> str:
+    values = dataclasses.asdict(output)
+    values["is_marked"] = values.pop("is_signed")
+    return json.dumps(values)
+
+
 def _output_from_json(text: str) -> Output:
     values = json.loads(text)
+    values["is_signed"] = values.pop("is_marked", None)
+    values["warnings"] = tuple(values.get("warnings", ()))
     if (sync := values.get("sync")) is not None:
         values["sync"] = SyncConfidence(**sync)
-    return Output(**values | {"warnings": tuple(values.get("warnings", ()))})
+    return Output(**values)
 
 
 def _failure_to_json(failure: Failure) -> str:

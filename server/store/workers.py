@@ -40,7 +40,8 @@ class WorkerRecord:
     def to_json(self) -> dict[str, Any]:
         """Return the fields under the names that the API documents."""
         values = dataclasses.asdict(self)
-        return values | {"condition": values.pop("state"), "seen_at": values.pop("reported_at")}
+        values["condition"], values["seen_at"] = values.pop("state"), values.pop("reported_at")
+        return values
 
 
 class WorkerStore(Database):

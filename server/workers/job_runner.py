@@ -1,6 +1,6 @@
-"""One place at a device (`seat`): the job that it has, or the segment that it helps with, to whatever end.
+"""Runs one claimed job on a worker, or renders one shared segment: one slot of a device worker.
 
-The parent's half of the work; it owns network, files and state, the worker (`worker`, another process) owns
+This is the parent's part of the work: it owns network, files and state, and the worker process (`main`) owns
 the device. It knows no dialect and no SQL.
 """
 
@@ -33,9 +33,9 @@ from server.storage.transport import TransportError
 from server.store import DatabaseUnavailableError, Record, SegmentClaim
 from server.workers.messages import (
     CancelJob,
-    FromWorker,
     JobCancelled,
     JobDuplicate,
+    JobEvent,
     JobFailed,
     JobProgress,
     JobSucceeded,
@@ -48,50 +48,55 @@ from server.workers.messages import (
     SegmentsPublished,
 )
 from server.workers.process import JobChannel, WorkerDiedError, WorkerProcess, WorkerSettings
-from server.workers.segment_sharing import BEAT_EVERY_S, TELL_EVERY_S, Helper, Owner
+from server.workers.segment_sharing import (
+    HEARTBEAT_INTERVAL_S,
+    REPORT_INTERVAL_S,
+    SegmentCoordinator,
+    SegmentHelper,
+)
 
 log = logging.getLogger("lipsync.supervisor")
 
-STOP_WITHIN_S = 10.0
+CANCEL_TIMEOUT_S = 10.0
 """A worker that does not stop a job within this time is killed."""
 
-TRY_AGAIN_S = 2.0
-"""After a database or a storage was away."""
+RETRY_INTERVAL_S = 2.0
+"""Between attempts while the database or the storage is unavailable."""
 
-EQUAL_JOB_PAUSE_S = 2.0
-"""So often a job asks whether an equal one has ended."""
+DUPLICATE_INTERVAL_S = 2.0
+"""Between attempts to start a job while an equal one runs."""
 
-END_TRIES = 30
-"""So often, with that pause, the end of a job is written down anew while the database cannot take it."""
+END_ATTEMPTS = 30
+"""How often the end of a job is written while the database is unavailable."""
 
-KEEP_TRIES = 5
-"""So often, with that pause and each with the storage's own retries, a result is tried to be stored."""
-
-
-def _preview_blob(shown: PreviewReady) -> str:
-    """The name tells the stretch's place, in milliseconds, so that nothing else need remember it."""
-    start_ms, stop_ms = round(1000 * shown.start_s), round(1000 * shown.stop_s)
-    return f"{preview_folder(shown.job_id)}/{shown.index:05d}-{start_ms}-{stop_ms}.mp4"
+STORE_ATTEMPTS = 5
+"""How often a result is stored while the storage is unavailable, each with the storage's own retries."""
 
 
-async def remove_left(folder: Path, blobs: Blobs, job_id: str) -> None:
-    """What only a running job needs: its folder, and what could be seen of its result."""
+def _preview_blob(event: PreviewReady) -> str:
+    """Name a preview; the name holds its position in milliseconds, so nothing else has to store it."""
+    start_ms, stop_ms = round(1000 * event.start_s), round(1000 * event.stop_s)
+    return f"{preview_folder(event.job_id)}/{event.index:05d}-{start_ms}-{stop_ms}.mp4"
+
+
+async def delete_job_files(folder: Path, blobs: Blobs, job_id: str) -> None:
+    """Delete what only a running job needs: its folder, previews and shared segments."""
     await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
-    with contextlib.suppress(StorageUnavailableError):  # it is done again later
+    with contextlib.suppress(StorageUnavailableError):  # it is repeated later
         await blobs.delete_folder(preview_folder(job_id))
         await blobs.delete_folder(shared_folder(job_id))
 
 
 class JobRunner:
-    """One of the places at a device, each of which has one piece of work at a time.
+    """One slot of a device worker; it runs one piece of work at a time.
 
     Args:
         helper: of the device.
-        pause: waits a moment, or until the device is to be left.
-        may_share: there can be others to share a job's segments with.
+        pause: waits a moment, or until the device worker stops.
+        shareable: there can be other workers to share a job's segments with.
 
     Attributes:
-        work: a claimed job, or a segment of somebody else's.
+        work: a claimed job, or a segment of another worker's job.
     """
 
     def __init__(
@@ -99,272 +104,267 @@ class JobRunner:
         jobs: JobService,
         blobs: Blobs,
         inputs: InputFetcher,
-        gate: AdmissionCheck,
+        admission: AdmissionCheck,
         settings: WorkerSettings,
-        helper: Helper,
+        helper: SegmentHelper,
         pause: Callable[[], Awaitable[None]],
-        may_share: bool,
+        shareable: bool,
     ) -> None:
         self.work: Record | SegmentClaim | None = None
-        self._jobs, self._blobs, self._inputs, self._gate = jobs, blobs, inputs, gate
-        self._settings, self._helper, self._pause, self._may_share = settings, helper, pause, may_share
-        self._stop_asked = asyncio.Event()
+        self._jobs, self._blobs, self._inputs, self._admission = jobs, blobs, inputs, admission
+        self._settings, self._helper, self._pause, self._shareable = settings, helper, pause, shareable
+        self._cancelled = asyncio.Event()
 
     @property
     def job_id(self) -> str:
-        """Of the job that it has or helps with; empty where there is none."""
+        """Id of the job that it runs or helps with; empty where it is idle."""
         match self.work:
             case None:
                 return ""
-            case SegmentClaim() as piece:
-                return piece.job_id
+            case SegmentClaim() as claim:
+                return claim.job_id
             case record:
                 return record.job.id
 
     @property
-    def wants_all(self) -> bool:
-        """Its job was tried before, and is made alone: what ended that worker is to harm no other job."""
+    def needs_whole_device(self) -> bool:
+        """Its job was attempted before and runs alone: whatever ended that worker must harm no other job."""
         return isinstance(self.work, Record) and self.work.job.attempts > 1
 
-    def has(self, job_id: str) -> bool:
+    def runs(self, job_id: str) -> bool:
+        """Check whether it runs that job, not only a segment of it."""
         return isinstance(self.work, Record) and self.work.job.id == job_id
 
-    def stop(self, job_id: str) -> None:
+    def cancel(self, job_id: str) -> None:
+        """Stop the work if it belongs to that job."""
         if job_id == self.job_id:
-            self._stop_asked.set()
+            self._cancelled.set()
 
-    def take(self, work: Record | SegmentClaim) -> None:
+    def assign(self, work: Record | SegmentClaim) -> None:
+        """Set the work that `run` will do."""
         self.work = work
-        self._stop_asked.clear()
+        self._cancelled.clear()
 
-    async def carry_out(self, worker: WorkerProcess) -> None:
-        """Do what was taken.
+    async def run(self, worker: WorkerProcess) -> None:
+        """Do the assigned work.
 
         Raises:
-            WorkerDiedError: the worker has ended, or is to be ended.
+            WorkerDiedError: the worker has ended, or has to be killed.
         """
         try:
             match self.work:
-                case SegmentClaim() as piece:
-                    await self._help(piece, worker)
+                case SegmentClaim() as claim:
+                    await self._render_shared_segment(claim, worker)
                 case Record() as record:
-                    await self._do(record, worker)
+                    await self._run_job(record, worker)
         finally:
             self.work = None
 
-    async def _do(self, record: Record, worker: WorkerProcess) -> None:
-        """One claim of one job, to whatever end; the job's row says which."""
+    # --- a job ---
+
+    async def _run_job(self, record: Record, worker: WorkerProcess) -> None:
+        """Run one attempt of a job; its outcome is written to the job's row."""
         job_id, fence = record.job.id, record.job.fence
         folder = self._settings.folder / "jobs" / job_id
-        end = partial(self._end, job_id)
-        owner = Owner(record, worker.fits, self._jobs, self._blobs)
-        beats = asyncio.create_task(self._beat(record, owner))
+        end = partial(self._write_end, job_id)
+        coordinator = SegmentCoordinator(record, worker.compatibility_key, self._jobs, self._blobs)
+        heartbeat = asyncio.create_task(self._keep_lease(record, coordinator))
         try:
             if await self._blobs.info(result_blob(job_id)) is not None:  # stored, but its row was not written
-                await end(
-                    lambda job, now: job_state.succeed(job, fence, now, Output(result_blob(job_id), 0.0))
-                )
+                stored = Output(result_blob(job_id), 0.0)
+                await end(lambda job, now: job_state.succeed(job, fence, now, stored))
                 return
             folder.mkdir(parents=True, exist_ok=True)
-            last = await self._work(record, folder, worker, owner)
-            match last:
-                case JobSucceeded() as done:
+            outcome = await self._run_attempt(record, folder, worker, coordinator)
+            match outcome:
+                case JobSucceeded() as result:
                     sha256 = await asyncio.to_thread(sha256_of, folder / "out.mp4")
-                    await self._keep(result_blob(job_id), folder / "out.mp4")
+                    await self._store_blob(result_blob(job_id), folder / "out.mp4")
                     output = Output(
                         result_blob(job_id),
-                        done.device_s + owner.helper_s(),
-                        done.media_s,
-                        done.warnings,
-                        done.is_marked,
+                        result.device_s + coordinator.helper_s(),
+                        result.media_s,
+                        result.warnings,
+                        result.is_signed,
                         sha256,
-                        done.sync,
-                        done.is_nsfw,
+                        result.sync,
+                        result.is_nsfw,
                     )
                     await end(lambda job, now: job_state.succeed(job, fence, now, output))
-                case JobFailed(code=code, message=message, again=again):
-                    failure = Failure(code, message, again)
-                    await end(lambda job, now: job_state.fail(job, fence, now, failure, self._jobs.policy))
+                case JobFailed(code=code, message=message, retryable=retryable):
+                    await end(self._fail(fence, Failure(code, message, retryable)))
                 case _:
                     await end(lambda job, now: job_state.confirm_cancel(job, fence, now))
         except TransportError as error:
-            failure = Failure(error.code, error.message)
-            await end(lambda job, now: job_state.fail(job, fence, now, failure, self._jobs.policy))
+            await end(self._fail(fence, Failure(error.code, error.message)))
         except StorageUnavailableError as error:
-            log.warning("job %s: the storage is away: %s", job_id, error)
-            await end(
-                lambda job, now: job_state.fail(
-                    job, fence, now, job_state.STORAGE_UNAVAILABLE, self._jobs.policy
-                )
-            )
+            log.warning("job %s: storage unavailable: %s", job_id, error)
+            await end(self._fail(fence, job_state.STORAGE_UNAVAILABLE))
             await self._pause()
-        except DatabaseUnavailableError as error:  # before the work has begun; it is nobody's fault
-            log.warning("job %s: the database is away: %s", job_id, error)
+        except DatabaseUnavailableError as error:  # before the work has begun: no fault of the job
+            log.warning("job %s: database unavailable: %s", job_id, error)
             await end(lambda job, now: job_state.requeue(job, fence, now))
-        except Exception as error:  # the worker is gone, the disk is full: another attempt may do better
+        except Exception as error:  # the worker died, the disk is full: another attempt may succeed
             if isinstance(error, WorkerDiedError) and error.job_id not in (None, job_id):
-                await end(lambda job, now: job_state.requeue(job, fence, now))  # it was another job's fault
+                await end(lambda job, now: job_state.requeue(job, fence, now))  # another job caused it
             else:
-                await end(
-                    lambda job, now: job_state.fail(job, fence, now, job_state.WORKER_LOST, self._jobs.policy)
-                )
+                await end(self._fail(fence, job_state.WORKER_LOST))
             raise
         except asyncio.CancelledError:
             await end(lambda job, now: job_state.requeue(job, fence, now))
             raise
         finally:
-            beats.cancel()
-            with contextlib.suppress(
-                DatabaseUnavailableError, StorageUnavailableError
-            ):  # then it is removed later
-                ended = self._jobs.store.get(job_id)
-                if ended is None or ended.job.state.is_final:
-                    await remove_left(folder, self._blobs, job_id)
-                if ended is None:
+            heartbeat.cancel()
+            # On an error the files are deleted later.
+            with contextlib.suppress(DatabaseUnavailableError, StorageUnavailableError):
+                after = self._jobs.store.get(job_id)
+                if after is None or after.job.state.is_final:
+                    await delete_job_files(folder, self._blobs, job_id)
+                if after is None:
                     await self._blobs.delete(still_blob(job_id))
 
-    async def _work(self, record: Record, folder: Path, worker: WorkerProcess, owner: Owner) -> FromWorker:
-        """Bring the inputs, ask whether the job may run, and follow the worker; its last word on this job."""
-        fetching = asyncio.create_task(self._inputs.fetch(record, folder))
-        if not await self._unless_stopped(fetching, worker.gone):
-            worker.require()
-            return JobCancelled(record.job.id)
-        local = fetching.result()
-        asking = asyncio.create_task(self._gate.check(record, local))
-        if not await self._unless_stopped(asking, worker.gone):
-            worker.require()
-            return JobCancelled(record.job.id)
-        if (refusal := asking.result()) is not None:
-            return JobFailed(record.job.id, refusal.code, refusal.message, again=False)
-        left_key, left = await owner.left(folder / "left") if self._may_share else ("", {})
-        start = RunJob(
-            job_id=record.job.id,
-            inputs={name: str(path) for name, path in local.items()},
+    def _fail(self, fence: int, failure: Failure) -> Callable[[Job, float], Job]:
+        return lambda job, now: job_state.fail(job, fence, now, failure, self._jobs.policy)
+
+    async def _run_attempt(
+        self, record: Record, folder: Path, worker: WorkerProcess, coordinator: SegmentCoordinator
+    ) -> JobEvent:
+        """Fetch the inputs, run the admission check and the worker; returns the last event of the job."""
+        job_id = record.job.id
+        fetch = asyncio.create_task(self._inputs.fetch(record, folder))
+        if not await self._finishes_first(fetch, worker.died):
+            worker.require_alive()
+            return JobCancelled(job_id)
+        files = fetch.result()
+        check = asyncio.create_task(self._admission.check(record, files))
+        if not await self._finishes_first(check, worker.died):
+            worker.require_alive()
+            return JobCancelled(job_id)
+        if (rejection := check.result()) is not None:
+            return JobFailed(job_id, rejection.code, rejection.message, retryable=False)
+        previous = await coordinator.fetch_previous(folder / "previous") if self._shareable else ("", {})
+        plan_key, previous_files = previous
+        command = RunJob(
+            job_id=job_id,
+            inputs={name: str(path) for name, path in files.items()},
             limits={source.name: source.limits for source in record.request.sources},
             segments=record.request.segments,
             output=str(folder / "out.mp4"),
             options=record.request.options,
             consent=record.request.consent,
-            may_share=self._may_share,
-            left={name: str(path) for name, path in left.items()},
-            left_key=left_key,
+            shareable=self._shareable,
+            plan_key=plan_key,
+            previous_files={name: str(path) for name, path in previous_files.items()},
         )
 
-        async def follow(message: FromWorker) -> bool:
-            match message:
-                case JobProgress() as working:
-                    return await self._report(record, owner.progress(working))
-                case PreviewReady() as shown:
-                    await self._show(shown)
-                    return await self._report(record, None)
-                case SegmentsPublished() as offer:
-                    await owner.offer(offer)
-                case SegmentRendered() as rendered:
-                    await owner.rendered(rendered)
+        async def on_event(event: JobEvent) -> bool:
+            match event:
+                case JobProgress():
+                    return await self._renew_lease(record, coordinator.total_progress(event))
+                case PreviewReady():
+                    await self._store_preview(event)
+                    return await self._renew_lease(record, None)
+                case SegmentsPublished():
+                    await coordinator.publish(event)
+                case SegmentRendered():
+                    await coordinator.segment_rendered(event)
                 case NextSegment():
-                    asking = asyncio.create_task(owner.next())
-                    found = await self._unless_stopped(asking, worker.gone)
-                    await worker.say(SegmentAssigned(record.job.id, asking.result() if found else None))
+                    claim = asyncio.create_task(coordinator.next_segment())
+                    is_claimed = await self._finishes_first(claim, worker.died)
+                    await worker.send(SegmentAssigned(job_id, claim.result() if is_claimed else None))
             return True
 
-        async with worker.order(record.job.id) as order:
+        async with worker.open_channel(job_id) as channel:
             while True:
-                await order.say(start)
-                last = await self._follow(order, follow)
-                if not isinstance(last, JobDuplicate):
-                    return last
-                pause = asyncio.create_task(asyncio.sleep(EQUAL_JOB_PAUSE_S))
-                if not await self._unless_stopped(pause, worker.gone):
-                    worker.require()
-                    return JobCancelled(record.job.id)
+                await channel.send(command)
+                outcome = await self._follow(channel, on_event)
+                if not isinstance(outcome, JobDuplicate):
+                    return outcome
+                pause = asyncio.create_task(asyncio.sleep(DUPLICATE_INTERVAL_S))
+                if not await self._finishes_first(pause, worker.died):
+                    worker.require_alive()
+                    return JobCancelled(job_id)
 
-    async def _help(self, piece: SegmentClaim, worker: WorkerProcess) -> None:
-        """Render a segment of a job that another seat has, here or elsewhere."""
-        beats = asyncio.create_task(self._helper.beat(piece, self._stop_asked.set))
-        told_at = time.monotonic()
+    # --- a segment of another worker's job ---
 
-        async def follow(message: FromWorker) -> bool:
-            nonlocal told_at
-            if not isinstance(message, JobProgress) or time.monotonic() - told_at < TELL_EVERY_S:
+    async def _render_shared_segment(self, claim: SegmentClaim, worker: WorkerProcess) -> None:
+        heartbeat = asyncio.create_task(self._helper.keep_lease(claim, self._cancelled.set))
+        reported_at = time.monotonic()
+
+        async def on_event(event: JobEvent) -> bool:
+            nonlocal reported_at
+            if not isinstance(event, JobProgress) or time.monotonic() - reported_at < REPORT_INTERVAL_S:
                 return True
-            told_at = time.monotonic()
-            return await self._helper.tell(piece, message.done)
+            reported_at = time.monotonic()
+            return await self._helper.report(claim, event.done)
 
-        kept = False
+        is_stored = False
         try:
-            folder = await self._helper.bring(piece)
+            folder = await self._helper.fetch_plan(claim)
             began = time.monotonic()
-            async with worker.order(piece.job_id) as order:
-                await order.say(RenderSegment(piece.job_id, piece.index, str(folder)))
-                last = await self._follow(order, follow, until=SegmentRendered)
-            if isinstance(last, SegmentRendered):
-                await self._helper.keep(piece, Path(last.file), time.monotonic() - began)
-                kept = True
-                log.info("job %s: segment %d was rendered here for it", piece.job_id, piece.index)
-            elif isinstance(last, JobFailed):
-                log.warning("job %s: segment %d failed here: %s", piece.job_id, piece.index, last.message)
+            async with worker.open_channel(claim.job_id) as channel:
+                await channel.send(RenderSegment(claim.job_id, claim.index, str(folder)))
+                outcome = await self._follow(channel, on_event, success=SegmentRendered)
+            if isinstance(outcome, SegmentRendered):
+                await self._helper.store_segment(claim, Path(outcome.file), time.monotonic() - began)
+                is_stored = True
+                log.info("job %s: segment %d rendered for another worker", claim.job_id, claim.index)
+            elif isinstance(outcome, JobFailed):
+                log.warning("job %s: segment %d failed: %s", claim.job_id, claim.index, outcome.message)
         except (StorageUnavailableError, DatabaseUnavailableError, OSError) as error:
-            log.warning("job %s: segment %d could not be rendered here: %s", piece.job_id, piece.index, error)
+            log.warning("job %s: segment %d not rendered: %s", claim.job_id, claim.index, error)
             await self._pause()
         finally:
-            beats.cancel()
-            if not kept:
-                await asyncio.shield(self._helper.free(piece))
+            heartbeat.cancel()
+            if not is_stored:
+                await asyncio.shield(self._helper.release(claim))
+
+    # --- both ---
 
     async def _follow(
         self,
-        order: JobChannel,
-        heard: Callable[[FromWorker], Awaitable[bool]],
-        until: type[FromWorker] = JobSucceeded,
-    ) -> FromWorker:
-        """Hear a worker to its last word on an order, and tell it to stop where that is asked.
+        channel: JobChannel,
+        on_event: Callable[[JobEvent], Awaitable[bool]],
+        success: type[JobEvent] = JobSucceeded,
+    ) -> JobEvent:
+        """Receive a job's events up to the last one, and send `CancelJob` on request.
 
         Args:
-            heard: takes each word before; whether it is to go on.
-            until: the last word of an order that was carried out.
+            on_event: called with each event before the last; returns whether to go on.
+            success: the last event of successful work.
+
+        Returns:
+            The last event.
+
+        Raises:
+            WorkerDiedError: among others, the worker did not cancel in time.
         """
         loop, kill_at = asyncio.get_running_loop(), None
         while True:
-            hearing = asyncio.create_task(order.hear(self._settings.stall_s))
-            if kill_at is None and not await self._unless_stopped(hearing, cancel=False):
-                kill_at = loop.time() + STOP_WITHIN_S
-                await order.say(CancelJob(order.job_id))
+            receive = asyncio.create_task(channel.receive(self._settings.stall_s))
+            if kill_at is None and not await self._finishes_first(receive, cancel=False):
+                kill_at = loop.time() + CANCEL_TIMEOUT_S
+                await channel.send(CancelJob(channel.job_id))
             try:
                 async with asyncio.timeout_at(kill_at):
-                    message = await hearing
+                    event = await receive
             except TimeoutError:
-                raise WorkerDiedError("it did not stop the job when told", order.job_id) from None
-            if isinstance(message, JobFailed | JobCancelled | JobDuplicate | until):
-                return message
-            if not await heard(message):
-                self._stop_asked.set()
+                reason = f"did not cancel a job within {CANCEL_TIMEOUT_S:g} s"
+                raise WorkerDiedError(reason, channel.job_id) from None
+            if isinstance(event, JobFailed | JobCancelled | JobDuplicate | success):
+                return event
+            if not await on_event(event):
+                self._cancelled.set()
 
-    async def _keep(self, name: str, file: Path) -> None:
-        """Store a result, which took long to make: while the storage is away, try for a good while."""
-        for left in reversed(range(KEEP_TRIES)):
-            try:
-                await self._blobs.move_in(name, file)
-                return
-            except StorageUnavailableError as error:
-                if not left:
-                    raise
-                log.error("%s could not be stored: %s", name, error)
-                await asyncio.sleep(TRY_AGAIN_S)
-
-    async def _show(self, shown: PreviewReady) -> None:
-        """Put a stretch where it can be watched; without it the job is as good."""
-        try:
-            await self._blobs.move_in(_preview_blob(shown), Path(shown.file))
-            if shown.still is not None:
-                await self._blobs.move_in(still_blob(shown.job_id), Path(shown.still))
-        except (OSError, StorageUnavailableError) as error:
-            log.warning("job %s: a preview could not be stored: %s", shown.job_id, error)
-
-    async def _unless_stopped(
+    async def _finishes_first(
         self, task: asyncio.Task[Any], *others: asyncio.Event, cancel: bool = True
     ) -> bool:
-        """Wait for a task, or for the order to stop, or for other events; whether the task came first."""
-        waits = [asyncio.create_task(event.wait()) for event in (self._stop_asked, *others)]
+        """Wait for a task, a cancellation or other events; returns whether the task was first.
+
+        Args:
+            cancel: whether to cancel the task otherwise.
+        """
+        waits = [asyncio.create_task(event.wait()) for event in (self._cancelled, *others)]
         await asyncio.wait([task, *waits], return_when=asyncio.FIRST_COMPLETED)
         for wait in waits:
             wait.cancel()
@@ -375,42 +375,63 @@ class JobRunner:
             await asyncio.gather(task, return_exceptions=True)
         return False
 
-    async def _report(self, record: Record, progress: StageProgress | None) -> bool:
-        """Write down that it goes on, and how far it is; False where it is to stop, or no longer ours."""
+    async def _store_blob(self, name: str, file: Path) -> None:
+        """Store a result, which took long to render; repeat it while the storage is unavailable."""
+        for remaining in reversed(range(STORE_ATTEMPTS)):
+            try:
+                await self._blobs.move_in(name, file)
+                return
+            except StorageUnavailableError as error:
+                if not remaining:
+                    raise
+                log.error("blob %s: not stored, %d attempts left: %s", name, remaining, error)
+                await asyncio.sleep(RETRY_INTERVAL_S)
+
+    async def _store_preview(self, event: PreviewReady) -> None:
+        """Store a preview; the job goes on without it."""
+        try:
+            await self._blobs.move_in(_preview_blob(event), Path(event.file))
+            if event.still is not None:
+                await self._blobs.move_in(still_blob(event.job_id), Path(event.still))
+        except (OSError, StorageUnavailableError) as error:
+            log.warning("job %s: preview %d not stored: %s", event.job_id, event.index, error)
+
+    async def _renew_lease(self, record: Record, progress: StageProgress | None) -> bool:
+        """Renew the job's lease and write its progress; returns False where it was cancelled or lost."""
         fence = record.job.fence
         try:
-            now = await self._jobs.change(
+            after = await self._jobs.change(
                 record.job.id,
                 lambda job, now: job_state.renew_lease(job, fence, now, self._jobs.policy, progress),
             )
-            return not now.job.cancel_requested
+            return not after.job.cancel_requested
         except (NotAllowedError, KeyError):
             return False
-        except Exception as error:  # noqa: BLE001  (a full disk, a database that is away: work goes on)
-            log.warning("job %s: its progress could not be written down: %s", record.job.id, error)
+        except Exception as error:  # noqa: BLE001  (a full disk, a database that is unavailable: work goes on)
+            log.warning("job %s: progress not saved: %s", record.job.id, error)
         return True
 
-    async def _beat(self, record: Record, owner: Owner) -> None:
+    async def _keep_lease(self, record: Record, coordinator: SegmentCoordinator) -> None:
         while True:
-            await asyncio.sleep(BEAT_EVERY_S)
-            await owner.beat()
-            if not await self._report(record, None):
-                self._stop_asked.set()
+            await asyncio.sleep(HEARTBEAT_INTERVAL_S)
+            await coordinator.renew_lease()
+            if not await self._renew_lease(record, None):
+                self._cancelled.set()
                 return
 
-    async def _end(self, job_id: str, transition: Callable[[Job, float], Job]) -> None:
-        """Write down how a claim ended; where the database stays away, its lease runs out instead."""
-        for _ in range(END_TRIES):
+    async def _write_end(self, job_id: str, transition: Callable[[Job, float], Job]) -> None:
+        """Write the end of a claim; where the database stays unavailable, its lease expires instead."""
+        for _ in range(END_ATTEMPTS):
             try:
                 record = await self._jobs.change(job_id, transition)
             except (NotAllowedError, KeyError) as error:
-                log.info("job %s: %s", job_id, error)  # it ended or was taken over meanwhile
+                log.info("job %s: end not saved: %s", job_id, error)  # it ended or was claimed anew meanwhile
                 return
-            except Exception as error:  # noqa: BLE001  (a full disk, a database that is away)
-                log.error("job %s: its end could not be written down: %s", job_id, error)
-                await asyncio.sleep(TRY_AGAIN_S)
+            except Exception as error:  # noqa: BLE001  (a full disk, a database that is unavailable)
+                log.error("job %s: end not saved, retry in %g s: %s", job_id, RETRY_INTERVAL_S, error)
+                await asyncio.sleep(RETRY_INTERVAL_S)
             else:
                 failure = record.job.failure
-                why = f": {failure.code}: {failure.message}" if failure is not None else ""
-                log.info("job %s: %s%s", job_id, record.job.state, why, extra=record.tags)
+                reason = f": {failure.code}: {failure.message}" if failure is not None else ""
+                log.info("job %s: %s%s", job_id, record.job.state, reason, extra=record.tags)
                 return

@@ -1,9 +1,9 @@
-"""The process that owns a device: it loads the model once and does one job after the other, or a few at once.
+"""The worker process: owns a device, loads the model once, and runs one job after the other or a few at once.
 
     python -m server.workers.main --model tiny --device cpu --work-dir DIR
 
-Orders come as lines on standard input, answers go out on standard output (`messages`); whatever libraries
-print goes to standard error. It opens no socket and no database. When its parent goes away, so does it.
+Commands arrive as lines on standard input, events leave on standard output (`messages`); output of libraries
+goes to standard error. The process opens no socket and no database, and ends with its parent.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ from server.jobs.request import MediaLimits, Role
 from server.jobs.state import SyncConfidence
 from server.workers.messages import (
     CancelJob,
-    FromWorker,
+    Event,
     JobCancelled,
     JobDuplicate,
     JobFailed,
@@ -59,205 +59,218 @@ from server.workers.messages import (
     SegmentAssigned,
     SegmentRendered,
     WorkerReady,
-    line_from_worker,
-    read_to_worker,
+    decode_command,
+    encode_event,
 )
-from server.workers.segment_client import Lender, fits, lend
+from server.workers.segment_client import SegmentClient, compatibility_key, render_segment
 
 log = logging.getLogger("lipsync.worker")
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
-REPORT_EVERY_S = 1.0
-"""Each report of a job is a write to the database, which hundreds of workers may share; news come at once."""
-PROMPT_UNUSED = "prompt was not used: the lip-sync model hears the voice and sees the video, nothing else."
-WORTH_ANOTHER_TRY: Final = {ErrorCode.DEVICE_UNAVAILABLE, ErrorCode.DISK_FULL}
+REPORT_INTERVAL_S = 1.0
+"""Each report is a write to the database, which hundreds of workers share; a new stage is sent at once."""
+
+PROMPT_UNUSED = "prompt was not used: the lip-sync model takes only audio and video."
+RETRYABLE: Final = {ErrorCode.DEVICE_UNAVAILABLE, ErrorCode.DISK_FULL}
 
 
-class _Current:
-    """An order that waits or is carried out."""
+class _RunningJob:
+    """A command that waits or runs."""
 
-    def __init__(self, order: RunJob | RenderSegment, say: Callable[[FromWorker], None]) -> None:
-        self.order, self.stop = order, threading.Event()
-        self.lender = Lender(order, say) if isinstance(order, RunJob) and order.may_share else None
+    def __init__(self, command: RunJob | RenderSegment, send: Callable[[Event], None]) -> None:
+        self.command, self.cancelled = command, threading.Event()
+        self.segment_client: SegmentClient | None = None
+        if isinstance(command, RunJob) and command.shareable:
+            self.segment_client = SegmentClient(command, send)
 
 
-class Worker:
-    """See the module.
+class WorkerLoop:
+    """Reads commands, runs jobs, and sends events.
 
     Args:
-        pipelines: with one model; each makes one job at a time.
-        answers: binary stream to the parent.
-        label, watermark: every result shows that it is generated; carries the unseen mark.
+        pipelines: with one model; each runs one job at a time.
+        events: binary stream to the parent.
+        label, watermark: draw the visible label, embed the invisible watermark in every result.
     """
 
     def __init__(
         self,
         pipelines: Sequence[LipSyncPipeline],
-        answers: BinaryIO,
+        events: BinaryIO,
         *,
         label: bool = False,
         watermark: bool = False,
     ) -> None:
-        self._pipelines, self._answers = pipelines, answers
+        self._pipelines, self._events = pipelines, events
         self._label, self._watermark = label, watermark
-        self._orders: queue.Queue[_Current] = queue.Queue()
-        self._current: dict[str, _Current] = {}  # by their jobs
-        self._mouth = threading.Lock()
+        self._queue: queue.Queue[_RunningJob] = queue.Queue()
+        self._jobs: dict[str, _RunningJob] = {}  # by job id
+        self._write_lock = threading.Lock()
 
-    def listen(self, orders: BinaryIO) -> None:
-        """Read orders until the parent goes away; to be run in a thread of its own."""
-        for line in orders:
-            match read_to_worker(line):
-                case RunJob() | RenderSegment() as order:
-                    self._current[order.job_id] = _Current(order, self._say)
-                    self._orders.put(self._current[order.job_id])
-                case SegmentAssigned() as assigned:
-                    current = self._current.get(assigned.job_id)
-                    if current is not None and current.lender is not None:
-                        current.lender.hear(assigned)
+    def read_commands(self, commands: BinaryIO) -> None:
+        """Read commands until the parent ends, then end this process; to be run in a thread of its own."""
+        for line in commands:
+            match decode_command(line):
+                case RunJob() | RenderSegment() as command:
+                    self._jobs[command.job_id] = _RunningJob(command, self._send)
+                    self._queue.put(self._jobs[command.job_id])
+                case SegmentAssigned() as answer:
+                    job = self._jobs.get(answer.job_id)
+                    if job is not None and job.segment_client is not None:
+                        job.segment_client.deliver(answer)
                 case CancelJob(job_id=job_id):
-                    if (current := self._current.get(job_id)) is not None:
-                        current.stop.set()
-        os._exit(0)  # whatever the other threads are in the middle of: nobody wants it any more
+                    if (job := self._jobs.get(job_id)) is not None:
+                        job.cancelled.set()
+        os._exit(0)  # without waiting for the other threads: no process needs their results any more
 
     def run(self) -> None:
-        """Warm up, say so, and work, with each pipeline in a thread of its own; never returns."""
+        """Warm up, report readiness, and run jobs, each pipeline in a thread of its own; never returns."""
         first, *others = self._pipelines
         first.model.warm_up()
-        self._say(WorkerReady(str(first.model.device), first.model.info.name, fits(first)))
+        self._send(WorkerReady(str(first.model.device), first.model.info.name, compatibility_key(first)))
         for pipeline in others:
-            threading.Thread(target=self._work_or_end, args=(pipeline,), daemon=True).start()
-        self._work(first)
+            threading.Thread(target=self._run_or_exit, args=(pipeline,), daemon=True).start()
+        self._run_jobs(first)
 
-    def _work_or_end(self, pipeline: LipSyncPipeline) -> None:
+    def _run_or_exit(self, pipeline: LipSyncPipeline) -> None:
         try:
-            self._work(pipeline)
+            self._run_jobs(pipeline)
         except Exception:
-            log.exception("a mistake of ours ends this worker")
+            log.exception("internal error, the worker exits")
             os._exit(1)
 
-    def _work(self, pipeline: LipSyncPipeline) -> None:
+    def _run_jobs(self, pipeline: LipSyncPipeline) -> None:
         while True:
-            current = self._orders.get()
-            job_id = current.order.job_id
+            job = self._queue.get()
+            job_id = job.command.job_id
             try:
-                match current.order:
-                    case RunJob() as start:
-                        last = self._do(current, start, pipeline)
-                    case render:
-                        last = self._lend(current, render, pipeline)
+                match job.command:
+                    case RunJob() as command:
+                        outcome = self._run_job(job, command, pipeline)
+                    case command:
+                        outcome = self._render_segment(job, command, pipeline)
             except LipSyncError as error:
-                again = error.code in WORTH_ANOTHER_TRY
-                last = JobFailed(job_id, error.code, error.message, again)
                 if error.code is ErrorCode.JOB_BUSY:
-                    last = JobDuplicate(job_id)
-            del self._current[job_id]  # before the parent hears that it can order the same again
-            self._say(last)
+                    outcome = JobDuplicate(job_id)
+                else:
+                    outcome = JobFailed(job_id, error.code, error.message, error.code in RETRYABLE)
+            del self._jobs[job_id]  # before the parent can send a command for the same job again
+            self._send(outcome)
 
-    def _lend(self, current: _Current, order: RenderSegment, pipeline: LipSyncPipeline) -> FromWorker:
-        reported = 0.0
-        with closing(lend(order, pipeline.model)) as steps:
+    def _render_segment(self, job: _RunningJob, command: RenderSegment, pipeline: LipSyncPipeline) -> Event:
+        reported_at = 0.0
+        with closing(render_segment(command, pipeline.model)) as steps:
             while True:
                 try:
                     progress = next(steps)
-                except StopIteration as finished:
-                    rendered: SegmentRendered = finished.value
-                    return rendered
-                if current.stop.is_set():
-                    return JobCancelled(order.job_id)
-                if (now := time.monotonic()) - reported >= REPORT_EVERY_S:
-                    reported = now
-                    self._say(_working(order.job_id, progress))
+                except StopIteration as end:
+                    event: SegmentRendered = end.value
+                    return event
+                if job.cancelled.is_set():
+                    return JobCancelled(command.job_id)
+                if (now := time.monotonic()) - reported_at >= REPORT_INTERVAL_S:
+                    reported_at = now
+                    self._send(_progress_event(command.job_id, progress))
 
-    def _do(self, current: _Current, start: RunJob, pipeline: LipSyncPipeline) -> FromWorker:
-        files, output = {name: Path(path) for name, path in start.inputs.items()}, Path(start.output)
+    def _run_job(self, job: _RunningJob, command: RunJob, pipeline: LipSyncPipeline) -> Event:
+        files, output = {name: Path(path) for name, path in command.inputs.items()}, Path(command.output)
         for name in files.keys() - {Role.VIDEO, Role.IMAGE, Role.MASK}:
-            _require_length("audio", media.probe_audio(files[name]).duration_s, start.limits[name])
-        voices = _voices(start, files)
-        params = _params(start, files, label=self._label, watermark=self._watermark)
-        provenance = Provenance(start.consent, start.job_id)
+            _require_duration("audio", media.probe_audio(files[name]).duration_s, command.limits[name])
+        voices = _voices(command, files)
+        params = _params(command, files, label=self._label, watermark=self._watermark)
+        provenance = Provenance(command.consent, command.job_id)
         warnings: tuple[str, ...] = ()
         if Role.IMAGE in files:
-            motion = Motion(start.options.motion or Motion.NATURAL)
+            motion = Motion(command.options.motion or Motion.NATURAL)
             steps = pipeline.run_portrait(
                 files[Role.IMAGE],
                 voices,
                 output,
                 params,
                 motion=motion,
-                prompt=start.options.prompt,
+                prompt=command.options.prompt,
                 provenance=provenance,
-                remote=current.lender,
+                remote=job.segment_client,
             )
         else:
-            _require_picture(files[Role.VIDEO], start.limits[Role.VIDEO])
+            _require_video(files[Role.VIDEO], command.limits[Role.VIDEO])
             steps = pipeline.run(
-                files[Role.VIDEO], voices, output, params, provenance=provenance, remote=current.lender
+                files[Role.VIDEO],
+                voices,
+                output,
+                params,
+                provenance=provenance,
+                remote=job.segment_client,
             )
-            warnings = (PROMPT_UNUSED,) if start.options.prompt else ()
-        reported, stage, rendering_s = 0.0, None, 0.0
-        with closing(steps), _Previews(start, self._say) as previews:
+            warnings = (PROMPT_UNUSED,) if command.options.prompt else ()
+        reported_at, stage, render_s = 0.0, None, 0.0
+        with closing(steps), _Previews(command, self._send) as previews:
             while True:
                 try:
                     progress = next(steps)
-                except StopIteration as finished:
-                    result: SyncResult = finished.value
+                except StopIteration as end:
+                    result: SyncResult = end.value
                     break
-                if current.stop.is_set():
-                    return JobCancelled(start.job_id)
+                if job.cancelled.is_set():
+                    return JobCancelled(command.job_id)
                 if progress.stage is Stage.RENDER:
-                    rendering_s = progress.elapsed_s
+                    render_s = progress.elapsed_s
                 if progress.segment is not None:
                     previews.add(progress.segment)
                 if progress.stage is Stage.ASSEMBLE:
-                    previews.wait()  # what they read goes with that stage
+                    previews.wait()  # that stage deletes the files that they read
                 now = time.monotonic()
-                is_news = progress.stage is not stage or progress.segment is not None
-                if is_news or now - reported >= REPORT_EVERY_S:
-                    reported, stage = now, progress.stage
-                    self._say(_working(start.job_id, progress))
-        media_s = result.frames / float(result.fps)
-        warnings += result.warnings
+                is_new = progress.stage is not stage or progress.segment is not None
+                if is_new or now - reported_at >= REPORT_INTERVAL_S:
+                    reported_at, stage = now, progress.stage
+                    self._send(_progress_event(command.job_id, progress))
         return JobSucceeded(
-            start.job_id, rendering_s, media_s, warnings, result.is_signed, _sync(result), result.is_nsfw
+            command.job_id,
+            render_s,
+            result.frames / float(result.fps),
+            warnings + result.warnings,
+            result.is_signed,
+            _sync_confidence(result),
+            result.is_nsfw,
         )
 
-    def _say(self, message: FromWorker) -> None:
-        with self._mouth:
-            self._answers.write(line_from_worker(message))
-            self._answers.flush()
+    def _send(self, event: Event) -> None:
+        with self._write_lock:
+            self._events.write(encode_event(event))
+            self._events.flush()
 
 
 class _Previews:
-    """Makes finished segments watchable beside the rendering, in a thread; a context manager.
+    """Creates previews of finished segments in a thread; a context manager.
 
     Args:
-        start: the job's order; its output's folder takes the files.
-        say: tells the parent; called from the thread.
+        command: the files are written to the folder of its output.
+        send: sends an event to the parent; called from the thread.
     """
 
-    def __init__(self, start: RunJob, say: Callable[[FromWorker], None]) -> None:
-        self._job_id, self._folder, self._say = start.job_id, Path(start.output).parent, say
+    def __init__(self, command: RunJob, send: Callable[[Event], None]) -> None:
+        self._job_id, self._folder, self._send = command.job_id, Path(command.output).parent, send
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="previews")
         self._pending: list[Future[None]] = []
 
     def add(self, segment: RenderedSegment) -> None:
-        self._pending.append(self._thread.submit(self._make, segment, is_first=not self._pending))
+        self._pending.append(self._thread.submit(self._create, segment, is_first=not self._pending))
 
     def wait(self) -> None:
-        for made in self._pending:
-            made.result()
+        """Wait for all previews."""
+        for preview in self._pending:
+            preview.result()
 
-    def _make(self, segment: RenderedSegment, *, is_first: bool) -> None:
+    def _create(self, segment: RenderedSegment, *, is_first: bool) -> None:
         file, still = self._folder / f"preview-{segment.index}.mp4", self._folder / "still.jpg"
         try:
             media.write_fragment(segment.video, segment.audio, segment.start_s, segment.stop_s, file)
             if is_first:
                 media.write_still(segment.video, (segment.stop_s - segment.start_s) / 2, still)
-        except LipSyncError as error:  # nobody is to lose a result for want of its preview
+        except LipSyncError as error:  # a job must not fail because of its preview
             log.warning("job %s: segment %d has no preview: %s", self._job_id, segment.index, error)
             return
-        self._say(
+        self._send(
             PreviewReady(
                 self._job_id,
                 str(file),
@@ -275,33 +288,33 @@ class _Previews:
         self._thread.shutdown(cancel_futures=True)
 
 
-def _sync(result: SyncResult) -> SyncConfidence | None:
+def _sync_confidence(result: SyncResult) -> SyncConfidence | None:
     if result.sync is None:
         return None
     return SyncConfidence(round(result.sync.confidence, 3), result.sync.offset_frames, result.sync.curve)
 
 
-def _working(job_id: str, progress: Progress) -> JobProgress:
+def _progress_event(job_id: str, progress: Progress) -> JobProgress:
     speed = round(progress.per_second, 2)
     return JobProgress(job_id, progress.stage.value, progress.done, progress.total, speed)
 
 
-def _voices(start: RunJob, files: dict[str, Path]) -> Path | tuple[Speaker, ...]:
-    if start.segments:
+def _voices(command: RunJob, files: dict[str, Path]) -> Path | tuple[Speaker, ...]:
+    if command.segments:
         return tuple(
             Speaker(FaceChoice.parse(part.face), files[part.voice], part.start_s, part.length_s)
-            for part in start.segments
+            for part in command.segments
         )
     if Role.AUDIO in files:
         return files[Role.AUDIO]
-    order = SpeakerOrder(start.options.order or SpeakerOrder.TOGETHER)
+    order = SpeakerOrder(command.options.order or SpeakerOrder.TOGETHER)
     return make_dialogue(files[Role.LEFT_AUDIO], files[Role.RIGHT_AUDIO], order)
 
 
 def _params(
-    start: RunJob, files: dict[str, Path], *, label: bool = False, watermark: bool = False
+    command: RunJob, files: dict[str, Path], *, label: bool = False, watermark: bool = False
 ) -> SyncParams:
-    options = start.options
+    options = command.options
     try:
         return SyncParams.preset(
             options.preset or "default",
@@ -317,12 +330,12 @@ def _params(
             watermark=watermark,
         )
     except (ValueError, ZeroDivisionError) as error:
-        raise ParameterError(f"An option cannot be used: {error}.") from error
+        raise ParameterError(f"Invalid option: {error}.") from error
 
 
-def _require_picture(path: Path, limits: MediaLimits) -> None:
+def _require_video(path: Path, limits: MediaLimits) -> None:
     info = media.probe_video(path)
-    _require_length("video", info.duration_s, limits)
+    _require_duration("video", info.duration_s, limits)
     sides = info.format.width, info.format.height
     low, high = limits.min_side_px or 0, limits.max_side_px or sys.maxsize
     if not low <= min(sides) <= max(sides) <= high:
@@ -333,25 +346,25 @@ def _require_picture(path: Path, limits: MediaLimits) -> None:
         )
 
 
-def _require_length(what: str, duration_s: float, limits: MediaLimits) -> None:
+def _require_duration(kind: str, duration_s: float, limits: MediaLimits) -> None:
     low, high = limits.min_s or 0.0, limits.max_s or float("inf")
     if not low <= duration_s <= high:
         raise MediaError(
             ErrorCode.MEDIA_TOO_LARGE,
-            f"The {what} lasts {duration_s:.1f} s; for this model it must last from {low:g} to {high:g} s.",
+            f"The {kind} lasts {duration_s:.1f} s; for this model it must last from {low:g} to {high:g} s.",
         )
 
 
 def _die_with_parent() -> None:
-    """Have the kernel kill this process when its parent dies, even while it is stopped and hears nothing.
+    """Have the kernel kill this process when its parent dies, even while it is stopped.
 
-    Elsewhere than on Linux the end of standard input does it.
+    Without Linux, the end of standard input ends it.
     """
     if sys.platform.startswith("linux"):
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL))
 
 
-def _detector(model: str) -> FaceDetector:
+def _load_detector(model: str) -> FaceDetector:
     store = WeightsStore()
     return load_detector(store.entry(model).detector, store)
 
@@ -370,8 +383,8 @@ def main() -> None:
     arguments = parser.parse_args()
     logs.configure_logging(arguments.log_format)
 
-    # Standard output belongs to the protocol: whatever prints from now on prints to standard error.
-    answers = os.fdopen(os.dup(1), "wb")
+    # Standard output is for events: from now on prints go to standard error.
+    events = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
 
     pipeline = LipSyncPipeline.from_pretrained(
@@ -383,12 +396,15 @@ def main() -> None:
     try:
         pipeline.signer.check_can_sign(Path("out.mp4"))
     except LipSyncError as error:
-        log.error("jobs will fail until this is put right: %s", error)
-    detectors = (_detector(arguments.model) for _ in range(1, arguments.jobs))
+        log.error("content credentials cannot be signed; all jobs will fail: %s", error)
+    detectors = (_load_detector(arguments.model) for _ in range(1, arguments.jobs))
     pipelines = [pipeline, *(pipeline.clone_for_thread(detector) for detector in detectors)]
-    worker = Worker(pipelines, answers, label=arguments.label, watermark=arguments.watermark)
-    threading.Thread(target=worker.listen, args=(sys.stdin.buffer,), name="orders", daemon=True).start()
-    worker.run()
+    loop = WorkerLoop(pipelines, events, label=arguments.label, watermark=arguments.watermark)
+    reader = threading.Thread(
+        target=loop.read_commands, args=(sys.stdin.buffer,), name="commands", daemon=True
+    )
+    reader.start()
+    loop.run()
 
 
 if __name__ == "__main__":

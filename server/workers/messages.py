@@ -1,4 +1,7 @@
-"""Messages between a worker process and its parent: one JSON object per line on its standard streams."""
+"""Messages between a worker process and its parent: one JSON object per line on its standard streams.
+
+Commands go to the worker, events come from it. Both processes run the same version of this file.
+"""
 
 from __future__ import annotations
 
@@ -10,18 +13,20 @@ from pydantic import Field, TypeAdapter
 from server.jobs.request import MediaLimits, Options, SpeechInterval
 from server.jobs.state import SyncConfidence
 
-# --- parent to worker ---
+# --- commands: parent to worker ---
 
 
 @dataclass(frozen=True, slots=True)
 class RunJob:
-    """Do this job: local files in, `output` out. Its picture is a video, or a still to be animated.
+    """Run a job on local files. Its source is a video, or an image to be animated.
 
     Attributes:
         inputs, limits: by the inputs' names.
-        may_share: others can render segments of it.
-        left: plan and finished segments of an earlier attempt that was made elsewhere, by name.
-        left_key: names that plan.
+        segments: who speaks when; empty: see `Request.segments`.
+        output: path of the result.
+        shareable: other workers can render segments of it.
+        plan_key: key of a plan that an earlier attempt has shared; empty: none.
+        previous_files: that plan and its finished segments, by file name.
     """
 
     job_id: str
@@ -31,15 +36,15 @@ class RunJob:
     output: str
     options: Options
     consent: str | None = None
-    may_share: bool = False
-    left: dict[str, str] = field(default_factory=dict)
-    left_key: str = ""
+    shareable: bool = False
+    plan_key: str = ""
+    previous_files: dict[str, str] = field(default_factory=dict)
     kind: Literal["run_job"] = "run_job"
 
 
 @dataclass(frozen=True, slots=True)
 class CancelJob:
-    """Stop that job between two windows."""
+    """Stop a job, or the rendering of its segment, between two windows."""
 
     job_id: str
     kind: Literal["cancel_job"] = "cancel_job"
@@ -50,48 +55,48 @@ class SegmentAssigned:
     """Answer to `NextSegment`: the segment to render. None: a file has arrived, or the job is cancelled."""
 
     job_id: str
-    number: int | None
+    index: int | None
     kind: Literal["segment_assigned"] = "segment_assigned"
 
 
 @dataclass(frozen=True, slots=True)
 class RenderSegment:
-    """Render a segment of somebody else's job.
+    """Render a segment of another worker's job.
 
     Attributes:
-        folder: has the plan and what it needs, and takes the file.
+        folder: contains the plan and the files that it needs; the segment's file is written there.
     """
 
     job_id: str
-    number: int
+    index: int
     folder: str
     kind: Literal["render_segment"] = "render_segment"
 
 
-ToWorker = RunJob | CancelJob | SegmentAssigned | RenderSegment
+Command = RunJob | CancelJob | SegmentAssigned | RenderSegment
 
 
-# --- worker to parent ---
+# --- events: worker to parent ---
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerReady:
-    """The model is loaded and has run once.
+    """The model is loaded and warmed up.
 
     Attributes:
-        fits: equal for workers whose segments are equal: same program, weights, kind of device and
-            number formats.
+        compatibility_key: equal for workers that render equal segments: same program, weights, kind of
+            device and number formats.
     """
 
     device: str
     model: str
-    fits: str
+    compatibility_key: str
     kind: Literal["worker_ready"] = "worker_ready"
 
 
 @dataclass(frozen=True, slots=True)
 class JobProgress:
-    """Where the job is."""
+    """Progress of a job or segment: name of the stage, steps done, in total and per second."""
 
     job_id: str
     stage: str
@@ -103,13 +108,13 @@ class JobProgress:
 
 @dataclass(frozen=True, slots=True)
 class PreviewReady:
-    """A stretch of the result can be seen already.
+    """A part of the result can be watched.
 
     Attributes:
-        file: fragmented MP4 in the job's folder, to be taken away.
-        index: of the stretch, from 0.
-        start_s, stop_s: its place in the result.
-        still: JPEG in the job's folder, to be taken away, with the first stretch of an attempt.
+        file: fragmented MP4 in the job's folder; the parent moves it away.
+        index: of the segment, from 0.
+        start_s, stop_s: its position in the result.
+        still: JPEG in the job's folder, which the parent moves away; sent with an attempt's first preview.
     """
 
     job_id: str
@@ -123,16 +128,17 @@ class PreviewReady:
 
 @dataclass(frozen=True, slots=True)
 class SegmentsPublished:
-    """The job's plan is whole, and others may render its segments.
+    """The job's plan is complete, and other workers may render its segments.
 
     Attributes:
-        key: names everything that decides the pixels.
-        files: what they need, by its name in their folder.
-        segments: of each the file in the worker's folder, and its frames; those whose file is there are done.
+        plan_key: hash of everything that decides the pixels.
+        files: files that rendering needs, by their names in a helper's folder.
+        segments: file in the worker's folder and number of frames of each segment; a segment whose file
+            exists is finished.
     """
 
     job_id: str
-    key: str
+    plan_key: str
     files: dict[str, str]
     segments: tuple[tuple[str, int], ...]
     kind: Literal["segments_published"] = "segments_published"
@@ -140,7 +146,7 @@ class SegmentsPublished:
 
 @dataclass(frozen=True, slots=True)
 class NextSegment:
-    """Which segment of its offered job the worker may render next; it waits for `SegmentAssigned`."""
+    """Request for the next segment of the worker's own shared job; it waits for `SegmentAssigned`."""
 
     job_id: str
     kind: Literal["next_segment"] = "next_segment"
@@ -148,14 +154,10 @@ class NextSegment:
 
 @dataclass(frozen=True, slots=True)
 class SegmentRendered:
-    """A segment that was taken, or ordered by `RenderSegment`, is finished.
-
-    Attributes:
-        file: its place.
-    """
+    """A segment from `SegmentAssigned` or `RenderSegment` is finished; `file` is its path."""
 
     job_id: str
-    number: int
+    index: int
     file: str
     kind: Literal["segment_rendered"] = "segment_rendered"
 
@@ -165,19 +167,19 @@ class JobSucceeded:
     """The output file is complete.
 
     Attributes:
-        device_s: rendering alone.
-        media_s: how long the result is.
-        warnings: sentences on what was asked for and could not be done.
-        is_marked: it carries content credentials.
+        device_s: seconds of rendering alone.
+        media_s: duration of the result.
+        warnings: sentences on requested options that had no effect.
+        is_signed: carries content credentials.
         sync: None: not measured.
-        is_nsfw: the source is not safe for work; None: nobody looked.
+        is_nsfw: the source is not safe for work; None: not checked.
     """
 
     job_id: str
     device_s: float
     media_s: float
     warnings: tuple[str, ...]
-    is_marked: bool
+    is_signed: bool
     sync: SyncConfidence | None = None
     is_nsfw: bool | None = None
     kind: Literal["job_succeeded"] = "job_succeeded"
@@ -185,18 +187,18 @@ class JobSucceeded:
 
 @dataclass(frozen=True, slots=True)
 class JobFailed:
-    """The job failed and the worker is well. `again`: another try may succeed."""
+    """The job failed and the worker is healthy; `retryable`: another attempt may succeed."""
 
     job_id: str
     code: str
     message: str
-    again: bool
+    retryable: bool
     kind: Literal["job_failed"] = "job_failed"
 
 
 @dataclass(frozen=True, slots=True)
 class JobCancelled:
-    """The job was stopped as asked."""
+    """The job was stopped on request."""
 
     job_id: str
     kind: Literal["job_cancelled"] = "job_cancelled"
@@ -204,15 +206,14 @@ class JobCancelled:
 
 @dataclass(frozen=True, slots=True)
 class JobDuplicate:
-    """An equal job is being made; this one can begin after its end."""
+    """An equal job is running; this one can start after its end."""
 
     job_id: str
     kind: Literal["job_duplicate"] = "job_duplicate"
 
 
-FromWorker = (
-    WorkerReady
-    | JobProgress
+JobEvent = (
+    JobProgress
     | PreviewReady
     | SegmentsPublished
     | NextSegment
@@ -222,22 +223,33 @@ FromWorker = (
     | JobCancelled
     | JobDuplicate
 )
+Event = WorkerReady | JobEvent
 
-_TO_WORKER: TypeAdapter[ToWorker] = TypeAdapter(Annotated[ToWorker, Field(discriminator="kind")])
-_FROM_WORKER: TypeAdapter[FromWorker] = TypeAdapter(Annotated[FromWorker, Field(discriminator="kind")])
-
-
-def line_to_worker(message: ToWorker) -> bytes:
-    return _TO_WORKER.dump_json(message) + b"\n"
+_COMMAND: TypeAdapter[Command] = TypeAdapter(Annotated[Command, Field(discriminator="kind")])
+_EVENT: TypeAdapter[Event] = TypeAdapter(Annotated[Event, Field(discriminator="kind")])
 
 
-def read_to_worker(line: bytes | str) -> ToWorker:
-    return _TO_WORKER.validate_json(line)
+def encode_command(command: Command) -> bytes:
+    return _COMMAND.dump_json(command) + b"\n"
 
 
-def line_from_worker(message: FromWorker) -> bytes:
-    return _FROM_WORKER.dump_json(message) + b"\n"
+def decode_command(line: bytes) -> Command:
+    """Decode a line.
+
+    Raises:
+        ValueError: the line is not a command.
+    """
+    return _COMMAND.validate_json(line)
 
 
-def read_from_worker(line: bytes | str) -> FromWorker:
-    return _FROM_WORKER.validate_json(line)
+def encode_event(event: Event) -> bytes:
+    return _EVENT.dump_json(event) + b"\n"
+
+
+def decode_event(line: bytes) -> Event:
+    """Decode a line.
+
+    Raises:
+        ValueError: the line is not an event.
+    """
+    return _EVENT.validate_json(line)

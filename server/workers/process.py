@@ -1,6 +1,6 @@
-"""A worker process (`worker`) as its parent sees it: started, spoken to over pipes, killed at the end.
+"""The asyncio handle of a worker process (`main`): start, messages over pipes, kill at the end.
 
-It knows nothing of jobs, the database or files.
+It knows nothing of the database or of files.
 """
 
 from __future__ import annotations
@@ -18,18 +18,21 @@ from pathlib import Path
 
 import psutil
 
-from server.workers.messages import FromWorker, ToWorker, WorkerReady, line_to_worker, read_from_worker
+from server.workers.messages import Command, Event, JobEvent, WorkerReady, decode_event, encode_command
 
 log = logging.getLogger("lipsync.supervisor")
 
-READY_WITHIN_S = 900.0
-LINE_BYTES = 1 << 20
+START_TIMEOUT_S = 900.0
+MAX_LINE_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerSettings:
-    """Attributes: as in `Settings`; `folder` holds inputs, outputs and the engine's resumable work.
-    `quarantines`: there are other devices, so one whose workers are lost again and again rests.
+    """Settings of all workers, as in `Settings`.
+
+    Attributes:
+        folder: holds inputs, outputs and the engine's resumable work.
+        quarantines: there are other devices, so one whose workers die repeatedly is quarantined.
     """
 
     model: str
@@ -48,156 +51,174 @@ class WorkerSettings:
 
 
 class WorkerDiedError(Exception):
-    """The worker process ended, went silent, spoke nonsense, or was given up.
+    """The worker process has ended, stopped responding, sent an invalid message, or was abandoned.
 
     Attributes:
-        job_id: of the job whose fault it is; None: perhaps of any that it had.
+        job_id: of the job that caused it; None: possibly any of its jobs.
     """
 
-    def __init__(self, why: str, job_id: str | None = None) -> None:
-        super().__init__(why)
+    def __init__(self, reason: str, job_id: str | None = None) -> None:
+        super().__init__(reason)
         self.job_id = job_id
 
 
 class WorkerProcess:
-    """A running worker process, which may have several orders at once, each of another job.
+    """A running worker process, with one channel per job.
 
     Attributes:
-        fits: see `messages.WorkerReady`.
-        gone: set when it has ended or was given up.
+        compatibility_key: see `messages.WorkerReady`.
+        died: set when it has ended or was abandoned.
     """
 
-    fits = ""
+    compatibility_key = ""
 
-    def __init__(self, pid: int, answers: asyncio.StreamReader, orders: asyncio.StreamWriter) -> None:
-        self._pid, self._answers, self._orders = pid, answers, orders
-        self._heard: dict[str, asyncio.Queue[FromWorker | WorkerDiedError]] = {}  # by the order's job
-        self._order_ended = asyncio.Event()
-        self._why: WorkerDiedError | None = None
-        self.gone = asyncio.Event()
+    def __init__(self, pid: int, events: asyncio.StreamReader, commands: asyncio.StreamWriter) -> None:
+        self._pid, self._events, self._commands = pid, events, commands
+        self._channels: dict[str, asyncio.Queue[JobEvent | WorkerDiedError]] = {}  # by job id
+        self._channel_closed = asyncio.Event()
+        self._cause: WorkerDiedError | None = None
+        self.died = asyncio.Event()
 
     def resident_bytes(self) -> int:
-        """Memory that it holds; 0 where it is gone."""
+        """Return the memory that it uses; 0 where it has ended."""
         try:
             return int(psutil.Process(self._pid).memory_info().rss)
         except psutil.Error:
             return 0
 
-    async def begin(self, within_s: float) -> WorkerReady:
-        """Its first message.
+    async def wait_ready(self, timeout_s: float) -> WorkerReady:
+        """Wait for its first event.
 
         Raises:
-            WorkerDiedError: it was another one, or did not come.
+            WorkerDiedError: there was none in time, or it was another one.
         """
         try:
-            first = await asyncio.wait_for(self._next(), within_s)
+            first = await asyncio.wait_for(self._read_event(), timeout_s)
         except TimeoutError:
-            raise WorkerDiedError(f"it was silent for {within_s:g} s") from None
+            raise WorkerDiedError(f"no message for {timeout_s:g} s") from None
         if not isinstance(first, WorkerReady):
-            raise WorkerDiedError("it did not say that it is ready")
+            raise WorkerDiedError("the first message was not WorkerReady")
         return first
 
-    async def listen(self) -> None:
-        """Hand each message to the order that it is about, until the worker is gone."""
+    async def dispatch_events(self) -> None:
+        """Put each event into the channel of its job, until the worker dies."""
         try:
-            while not isinstance(message := await self._next(), WorkerReady):
-                if (heard := self._heard.get(message.job_id)) is not None:
-                    heard.put_nowait(message)
-            self.give_up(WorkerDiedError("it started anew by itself"))
+            while not isinstance(event := await self._read_event(), WorkerReady):
+                if (channel := self._channels.get(event.job_id)) is not None:
+                    channel.put_nowait(event)
+            self.abandon(WorkerDiedError("sent WorkerReady twice"))
         except WorkerDiedError as error:
-            self.give_up(error)
+            self.abandon(error)
 
-    def give_up(self, why: WorkerDiedError) -> None:
-        """Whoever has an order with it hears that it is gone; of several reasons the first counts."""
-        if self._why is None:
-            self._why = why
-            self.gone.set()
-            for heard in self._heard.values():
-                heard.put_nowait(why)
+    def abandon(self, cause: WorkerDiedError) -> None:
+        """Mark the worker as dead and raise in all open channels; the first cause counts."""
+        if self._cause is None:
+            self._cause = cause
+            self.died.set()
+            for channel in self._channels.values():
+                channel.put_nowait(cause)
 
-    def require(self) -> None:
-        """Raises: WorkerDiedError: it is gone."""
-        if self._why is not None:
-            raise WorkerDiedError(str(self._why), self._why.job_id)
+    def require_alive(self) -> None:
+        """Raise if the worker is dead.
+
+        Raises:
+            WorkerDiedError.
+        """
+        if self._cause is not None:
+            raise WorkerDiedError(str(self._cause), self._cause.job_id)
 
     @contextlib.asynccontextmanager
-    async def order(self, job_id: str) -> AsyncIterator[JobChannel]:
-        """Talk about one job, after whoever talks about the same one now.
+    async def open_channel(self, job_id: str) -> AsyncIterator[JobChannel]:
+        """Open the channel of a job, after an earlier one of the same job is closed.
 
-        A worker that is left before its last word is given up: nobody knows what it goes on with.
+        A worker whose channel is closed by an exception is abandoned: it may still be running the job.
         """
-        while job_id in self._heard:
-            self._order_ended.clear()
-            await self._order_ended.wait()
-        self._heard[job_id] = asyncio.Queue()
+        while job_id in self._channels:
+            self._channel_closed.clear()
+            await self._channel_closed.wait()
+        self._channels[job_id] = asyncio.Queue()
         try:
-            yield JobChannel(self, job_id, self._heard[job_id])
+            yield JobChannel(self, job_id, self._channels[job_id])
         except WorkerDiedError as error:
-            self.give_up(error)
+            self.abandon(error)
             raise
         except BaseException:
-            self.give_up(WorkerDiedError("it was left in the middle of a job", job_id))
+            self.abandon(WorkerDiedError("abandoned in the middle of a job", job_id))
             raise
         finally:
-            del self._heard[job_id]
-            self._order_ended.set()
+            del self._channels[job_id]
+            self._channel_closed.set()
 
-    async def say(self, message: ToWorker) -> None:
-        self.require()
-        if self._orders.is_closing():
-            raise WorkerDiedError("it has closed its ear")
-        self._orders.write(line_to_worker(message))
-        with contextlib.suppress(ConnectionError):  # `hear` will say so
-            await self._orders.drain()
+    async def send(self, command: Command) -> None:
+        """Send a command.
 
-    async def _next(self) -> FromWorker:
+        Raises:
+            WorkerDiedError.
+        """
+        self.require_alive()
+        if self._commands.is_closing():
+            raise WorkerDiedError("stdin pipe closed")
+        self._commands.write(encode_command(command))
+        with contextlib.suppress(ConnectionError):  # `receive` reports it
+            await self._commands.drain()
+
+    async def _read_event(self) -> Event:
         try:
-            line = await self._answers.readline()
+            line = await self._events.readline()
             if line.endswith(b"\n"):
-                return read_from_worker(line)
+                return decode_event(line)
         except ValueError:  # no message, or a line without end
-            raise WorkerDiedError("it spoke nonsense") from None
+            raise WorkerDiedError("sent an invalid message") from None
         except OSError as error:
-            raise WorkerDiedError(f"it cannot be heard: {error}") from error
-        raise WorkerDiedError("it ended")
+            raise WorkerDiedError(f"stdout pipe failed: {error}") from error
+        raise WorkerDiedError("process ended")
 
 
 class JobChannel:
-    """What is said to and by a worker about one job; see `WorkerProcess.order`."""
+    """Commands and events of one job; see `WorkerProcess.open_channel`."""
 
     def __init__(
-        self, worker: WorkerProcess, job_id: str, heard: asyncio.Queue[FromWorker | WorkerDiedError]
+        self, worker: WorkerProcess, job_id: str, events: asyncio.Queue[JobEvent | WorkerDiedError]
     ) -> None:
-        self._worker, self.job_id, self._heard = worker, job_id, heard
+        self._worker, self.job_id, self._events = worker, job_id, events
 
-    async def say(self, message: ToWorker) -> None:
-        await self._worker.say(message)
-
-    async def hear(self, within_s: float) -> FromWorker:
-        """The next message about the job.
+    async def send(self, command: Command) -> None:
+        """Send a command.
 
         Raises:
-            WorkerDiedError: the worker is gone, or said nothing about it for that long.
+            WorkerDiedError.
+        """
+        await self._worker.send(command)
+
+    async def receive(self, timeout_s: float) -> JobEvent:
+        """Wait for the next event of the job.
+
+        Raises:
+            WorkerDiedError: the worker died, or sent no event of the job in time.
         """
         try:
-            said = await asyncio.wait_for(self._heard.get(), within_s)
+            event = await asyncio.wait_for(self._events.get(), timeout_s)
         except TimeoutError:
-            raise WorkerDiedError(f"it was silent for {within_s:g} s") from None
-        if isinstance(said, WorkerDiedError):
-            raise WorkerDiedError(str(said), said.job_id) from said
-        return said
+            raise WorkerDiedError(f"no message for {timeout_s:g} s") from None
+        if isinstance(event, WorkerDiedError):
+            raise WorkerDiedError(str(event), event.job_id) from event
+        return event
 
 
 @contextlib.asynccontextmanager
-async def worker_process(device: str, settings: WorkerSettings, threads: int) -> AsyncIterator[WorkerProcess]:
-    """A worker that is ready; killed with all its children at the end."""
+async def start_worker(device: str, settings: WorkerSettings, threads: int) -> AsyncIterator[WorkerProcess]:
+    """Start a worker and wait until it is ready; it is killed with all its children at the end.
+
+    Raises:
+        WorkerDiedError: it did not become ready.
+    """
     command = [sys.executable, "-m", "server.workers.main", "--model", settings.model, "--device", device]
     command += ["--work-dir", str(settings.folder / "engine"), "--log-format", settings.log_format]
     command += [] if settings.sync_score else ["--no-sync-score"]
     command += ["--jobs", str(settings.jobs_per_worker)]
     command += ["--label"] if settings.label else []
     command += ["--watermark"] if settings.watermark else []
-    process = subprocess.Popen(  # by the main thread: the kernel kills a worker whose starter is gone
+    process = subprocess.Popen(  # by the main thread: the kernel kills a worker whose starting thread ends
         command,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -206,23 +227,23 @@ async def worker_process(device: str, settings: WorkerSettings, threads: int) ->
         start_new_session=True,  # a Ctrl-C in the terminal is for the parent
     )
     loop = asyncio.get_running_loop()
-    answers, orders, listening = asyncio.StreamReader(limit=LINE_BYTES), None, None
+    events, commands, dispatcher = asyncio.StreamReader(limit=MAX_LINE_BYTES), None, None
     try:
-        await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(answers), process.stdout)
+        await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(events), process.stdout)
         idle = asyncio.StreamReaderProtocol(asyncio.StreamReader())
         transport, _ = await loop.connect_write_pipe(lambda: idle, process.stdin)
-        orders = asyncio.StreamWriter(transport, idle, None, loop)
-        worker = WorkerProcess(process.pid, answers, orders)
-        ready = await worker.begin(READY_WITHIN_S)
-        worker.fits = ready.fits
+        commands = asyncio.StreamWriter(transport, idle, None, loop)
+        worker = WorkerProcess(process.pid, events, commands)
+        ready = await worker.wait_ready(START_TIMEOUT_S)
+        worker.compatibility_key = ready.compatibility_key
         log.info("worker %s: ready with %s", ready.device, ready.model)
-        listening = asyncio.create_task(worker.listen())
+        dispatcher = asyncio.create_task(worker.dispatch_events())
         yield worker
     finally:
-        if listening is not None:
-            listening.cancel()
+        if dispatcher is not None:
+            dispatcher.cancel()
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-        if orders is not None:
-            orders.close()
+        if commands is not None:
+            commands.close()
         await asyncio.to_thread(process.wait)

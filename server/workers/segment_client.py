@@ -1,6 +1,6 @@
-"""The worker's half of sharing: its own job's segments given to others, and others' segments rendered here.
+"""The worker's side of segment sharing: requests segments of its own job, renders segments of others.
 
-Like `worker`, whose part it is, it speaks only to the parent; `sharing` is the parent's half.
+It is part of `main` and exchanges messages with the parent only; the parent's side is `segment_sharing`.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from lipsync_engine import LipSyncPipeline
 from lipsync_engine.models import LipSyncModel
 from lipsync_engine.planning.plan import Plan
 from lipsync_engine.progress import Meter, Progress, Stage
-from lipsync_engine.rendering.render import render_segment
+from lipsync_engine.rendering.render import render_segment as render_planned_segment
 from lipsync_engine.rendering.segment_renderer import SharedPlan
 from server.workers.messages import (
-    FromWorker,
+    Event,
     NextSegment,
     RenderSegment,
     RunJob,
@@ -29,64 +29,67 @@ from server.workers.messages import (
 )
 
 
-class Lender:
-    """`lipsync_engine.rendering.segment_renderer.RemoteRenderers` of one job, through the parent.
+class SegmentClient:
+    """Remote renderers of one job (the engine's `RemoteRenderers`), reached through the parent.
 
     Args:
-        start: the job's order.
-        say: tells the parent.
+        send: sends an event to the parent.
     """
 
-    def __init__(self, start: RunJob, say: Callable[[FromWorker], None]) -> None:
-        self._start, self._say = start, say
+    def __init__(self, command: RunJob, send: Callable[[Event], None]) -> None:
+        self._command, self._send = command, send
         self._answers: queue.Queue[int | None] = queue.Queue()
-        self._places: tuple[Path, ...] = ()
+        self._paths: tuple[Path, ...] = ()
 
-    def hear(self, take: SegmentAssigned) -> None:
-        """The parent's answer; called from the thread that listens."""
-        self._answers.put(take.number)
+    def deliver(self, command: SegmentAssigned) -> None:
+        """Deliver the parent's answer; called from the thread that reads commands."""
+        self._answers.put(command.index)
 
     def previous_segments(self, key: str) -> Mapping[str, Path]:
-        if key != self._start.left_key:
+        """Return the files of an earlier attempt with the same plan, by name."""
+        if key != self._command.plan_key:
             return {}
-        return {name: Path(path) for name, path in self._start.left.items()}
+        return {name: Path(path) for name, path in self._command.previous_files.items()}
 
     def publish(self, plan: SharedPlan) -> None:
-        self._places = tuple(path for path, _ in plan.segments)
+        """Publish the complete plan."""
+        self._paths = tuple(path for path, _ in plan.segments)
         files = {name: str(path) for name, path in plan.files.items()}
         segments = tuple((str(path), frames) for path, frames in plan.segments)
-        self._say(SegmentsPublished(self._start.job_id, plan.key, files, segments))
+        self._send(SegmentsPublished(self._command.job_id, plan.key, files, segments))
 
     def next_segment(self) -> int | None:
-        self._say(NextSegment(self._start.job_id))
-        return self._answers.get()  # the parent answers, or ends this process
+        """Request the next segment to render here; None: check for new files and for cancellation."""
+        self._send(NextSegment(self._command.job_id))
+        return self._answers.get()  # the parent answers, or kills this process
 
     def segment_rendered(self, index: int) -> None:
-        self._say(SegmentRendered(self._start.job_id, index, str(self._places[index])))
+        """Report that a segment's file exists."""
+        self._send(SegmentRendered(self._command.job_id, index, str(self._paths[index])))
 
 
-def fits(pipeline: LipSyncPipeline) -> str:
-    """See `WorkerReady`."""
+def compatibility_key(pipeline: LipSyncPipeline) -> str:
+    """Compute the key of `WorkerReady`."""
     info, model = pipeline.model.info, pipeline.model
-    said = (info.name, info.weights_sha256, model.device.type, model.precision, version("lipsync-engine"))
-    return hashlib.sha256(" ".join(said).encode()).hexdigest()[:32]
+    parts = (info.name, info.weights_sha256, model.device.type, model.precision, version("lipsync-engine"))
+    return hashlib.sha256(" ".join(parts).encode()).hexdigest()[:32]
 
 
-def lend(order: RenderSegment, model: LipSyncModel) -> Generator[Progress, None, SegmentRendered]:
-    """Render a segment of somebody else's job.
+def render_segment(command: RenderSegment, model: LipSyncModel) -> Generator[Progress, None, SegmentRendered]:
+    """Render a segment of another worker's job.
 
     Yields:
-        Frames of it that are finished.
+        Progress in frames.
 
     Raises:
         LipSyncError.
     """
-    folder = Path(order.folder)
+    folder = Path(command.folder)
     plan = Plan.load_portable(folder)
-    segment, file = plan.segments[order.number], folder / f"segment-{order.number:05d}.mp4"
+    segment, file = plan.segments[command.index], folder / f"segment-{command.index:05d}.mp4"
     meter = Meter(Stage.RENDER, segment.stop - segment.start)
     yield meter.at(0)
-    with closing(render_segment(plan, segment, model, file)) as frames:
+    with closing(render_planned_segment(plan, segment, model, file)) as frames:
         for done in frames:
             yield meter.at(done)
-    return SegmentRendered(order.job_id, order.number, str(file))
+    return SegmentRendered(command.job_id, command.index, str(file))

@@ -1,9 +1,9 @@
-"""Segments of one job rendered by many: the parent's half, of the job's owner and of a helper.
+"""One job rendered by many workers: the parent's side, as the job's coordinator and as a helper of others.
 
-The owner puts the plan and its inputs into the blobs and a row per segment into the database; whoever takes
-a row renders that segment, stores its file and marks the row. The owner brings finished files to its worker,
-which joins them. So what is lost with a process are the segments that it was rendering. `lending` is the
-worker's half.
+The coordinator stores the plan and its inputs as blobs and publishes a row per segment in the database. Who
+claims a row renders that segment, stores its file and completes the row. The coordinator copies finished
+files to its worker, which joins them. A process that dies loses only the segments that it was rendering.
+The worker's side is `segment_client`.
 """
 
 from __future__ import annotations
@@ -24,227 +24,237 @@ from server.workers.messages import JobProgress, SegmentRendered, SegmentsPublis
 
 log = logging.getLogger("lipsync.supervisor")
 
-BEAT_EVERY_S = 10.0
-TELL_EVERY_S = 2.0
-"""So often a helper writes down how far it is, and the owner looks how far helpers are."""
+HEARTBEAT_INTERVAL_S = 10.0
+REPORT_INTERVAL_S = 2.0
+"""How often a helper writes its progress, and the coordinator reads the helpers'."""
 
 
-class Owner:
-    """Shares one claim of one job.
+class SegmentCoordinator:
+    """Shares the segments of one claim of one job.
 
     Args:
-        fits: see `messages.WorkerReady`.
+        compatibility_key: of the job's own worker, see `messages.WorkerReady`.
     """
 
-    def __init__(self, record: Record, fits: str, jobs: JobService, blobs: Blobs) -> None:
-        self._record, self._job_id, self._fits = record, record.job.id, fits
+    def __init__(self, record: Record, compatibility_key: str, jobs: JobService, blobs: Blobs) -> None:
+        self._record, self._job_id, self._compatibility_key = record, record.job.id, compatibility_key
         self._jobs, self._blobs = jobs, blobs
-        self._key = ""
-        self._places: list[Path] = []
-        self._frames: list[int] = []
-        self._have: set[int] = set()
-        self._piece: SegmentClaim | None = None
-        self._elsewhere, self._looked_at = 0, 0.0
+        self._plan_key = ""
+        self._paths: list[Path] = []
+        self._local: set[int] = set()  # segments whose files the worker has
+        self._claim: SegmentClaim | None = None
+        self._remote_frames, self._remote_frames_at = 0, 0.0
 
-    async def left(self, folder: Path) -> tuple[str, dict[str, Path]]:
-        """Plan and segments that an earlier attempt stored, as files in `folder`; empty where there are none.
+    async def fetch_previous(self, folder: Path) -> tuple[str, dict[str, Path]]:
+        """Copy plan and segments that an earlier attempt has stored; returns the plan's key and the files.
 
-        They are a help and not needed: where the storage is away, the work is done again.
+        Without them the work is done again, so nothing is raised where the storage is unavailable.
         """
-        key, shares = self._jobs.store.get_segments(self._job_id)
-        if not shares:
+        plan_key, segments = self._jobs.store.get_segments(self._job_id)
+        if not segments:
             return "", {}
         try:
-            return key, await _bring(self._blobs, self._job_id, key, folder, with_segments=True)
+            return plan_key, await _copy_out(self._blobs, self._job_id, plan_key, folder, with_segments=True)
         except (StorageUnavailableError, OSError) as error:
-            log.warning("job %s: what was rendered elsewhere cannot be had: %s", self._job_id, error)
+            log.warning("job %s: files of an earlier attempt unavailable: %s", self._job_id, error)
             return "", {}
 
-    async def offer(self, offer: SegmentsPublished) -> None:
-        """Let others render; where they cannot be asked now, this worker renders all by itself."""
-        self._key = offer.key
-        self._places = [Path(file) for file, _ in offer.segments]
-        self._frames = [frames for _, frames in offer.segments]
-        self._have = {number for number, place in enumerate(self._places) if place.exists()}
-        done = {self._places[number].name: self._places[number] for number in self._have}
+    async def publish(self, event: SegmentsPublished) -> None:
+        """Let other workers render; where that fails, this worker renders all segments itself."""
+        self._plan_key = event.plan_key
+        self._paths = [Path(file) for file, _ in event.segments]
+        self._local = {index for index, path in enumerate(self._paths) if path.exists()}
+        frames = [count for _, count in event.segments]
+        files = {name: Path(path) for name, path in event.files.items()}
+        files |= {self._paths[index].name: self._paths[index] for index in self._local}
         try:
-            for name, path in {**{name: Path(path) for name, path in offer.files.items()}, **done}.items():
-                await self._blobs.copy_in(_blob(self._job_id, self._key, name), path)
+            for name, path in files.items():
+                await self._blobs.copy_in(_blob_name(self._job_id, self._plan_key, name), path)
             await self._jobs.change_segments(
                 self._job_id,
                 lambda now: self._jobs.store.publish_segments(
-                    self._job_id, self._record.job.fence, self._key, self._fits, self._frames, self._have
+                    self._job_id,
+                    self._record.job.fence,
+                    self._plan_key,
+                    self._compatibility_key,
+                    frames,
+                    self._local,
                 ),
                 segments_available=True,
             )
         except (StorageUnavailableError, DatabaseUnavailableError) as error:
-            log.warning("job %s: its segments cannot be shared: %s", self._job_id, error)
+            log.warning("job %s: segments not shared: %s", self._job_id, error)
 
-    async def next(self) -> int | None:
-        """The segment to render; None: one has come, or all are there.
+    async def next_segment(self) -> int | None:
+        """Claim the segment that the worker renders next; None: a file has arrived, or all are finished.
 
         Raises:
-            StorageUnavailableError: a finished one cannot be had.
+            StorageUnavailableError: a finished segment cannot be copied.
         """
         with self._jobs.watch(self._job_id) as changed:
             while True:
                 try:
-                    if await self._fetch() or len(self._have) == len(self._places):
+                    if await self._fetch_finished() or len(self._local) == len(self._paths):
                         return None
-                    self._piece = await self._jobs.write(self._take)
-                    if self._piece is not None:
-                        return self._piece.index
+                    self._claim = await self._jobs.write(self._claim_segment)
+                    if self._claim is not None:
+                        return self._claim.index
                     if not self._jobs.store.get_segments(self._job_id)[1]:
-                        return self._missing()[0]  # it could not be offered
+                        return self._missing()[0]  # they are not published
                 except DatabaseUnavailableError:
-                    return self._missing()[0]  # perhaps others render it too; all are equal
+                    return self._missing()[0]  # a helper may render it too: the files are equal
                 await self._jobs.wait_for_change(changed, POLL_INTERVAL_S)
 
-    async def rendered(self, rendered: SegmentRendered) -> None:
-        """A segment of this worker is there; it outlives this process in the storage."""
-        self._have.add(rendered.number)
-        self._piece, file = None, Path(rendered.file)
+    async def segment_rendered(self, event: SegmentRendered) -> None:
+        """Store a segment of the own worker, so that it survives this process."""
+        self._local.add(event.index)
+        self._claim, file = None, Path(event.file)
         try:
-            await self._blobs.copy_in(_blob(self._job_id, self._key, file.name), file)
+            await self._blobs.copy_in(_blob_name(self._job_id, self._plan_key, file.name), file)
             await self._jobs.write(
-                lambda: self._jobs.store.complete_segment(self._job_id, self._key, rendered.number)
+                lambda: self._jobs.store.complete_segment(self._job_id, self._plan_key, event.index)
             )
         except (StorageUnavailableError, DatabaseUnavailableError) as error:
-            log.warning("job %s: segment %d is here alone: %s", self._job_id, rendered.number, error)
+            log.warning("job %s: segment %d kept locally only: %s", self._job_id, event.index, error)
 
-    async def beat(self) -> None:
-        """To be called every `BEAT_EVERY_S`."""
-        if (piece := self._piece) is not None:
+    async def renew_lease(self) -> None:
+        """Extend the lease of the segment in work; to be called every `HEARTBEAT_INTERVAL_S`."""
+        if (claim := self._claim) is not None:
+            store = self._jobs.store
             with contextlib.suppress(DatabaseUnavailableError):
-                await self._jobs.write(
-                    lambda: self._jobs.store.renew_segment_lease(piece, self._jobs.store.now())
-                )
+                await self._jobs.write(lambda: store.renew_segment_lease(claim, store.now()))
 
-    def progress(self, working: JobProgress) -> StageProgress:
-        """What this worker has done and knows of, and what others have."""
-        if self._places and time.monotonic() - self._looked_at > TELL_EVERY_S:
-            self._looked_at = time.monotonic()
-            own = self._have | ({self._piece.index} if self._piece else set())
+    def total_progress(self, event: JobProgress) -> StageProgress:
+        """Add the helpers' frames to the worker's progress."""
+        if self._paths and time.monotonic() - self._remote_frames_at > REPORT_INTERVAL_S:
+            self._remote_frames_at = time.monotonic()
+            own = self._local | ({self._claim.index} if self._claim else set())
             with contextlib.suppress(DatabaseUnavailableError):
-                _, shares = self._jobs.store.get_segments(self._job_id)
-                self._elsewhere = sum(share.frames_done for share in shares if share.index not in own)
-        done = min(working.total, working.done + self._elsewhere)
-        return StageProgress(working.stage, done, working.total, working.per_s)
+                _, segments = self._jobs.store.get_segments(self._job_id)
+                self._remote_frames = sum(one.frames_done for one in segments if one.index not in own)
+        done = min(event.total, event.done + self._remote_frames)
+        return StageProgress(event.stage, done, event.total, event.per_s)
 
     def helper_s(self) -> float:
-        """Seconds that helpers' devices have spent on it; 0 where nobody can be asked."""
+        """Sum the seconds that helpers' devices spent; 0 where the database is unavailable."""
         with contextlib.suppress(DatabaseUnavailableError):
             return self._jobs.store.helper_s(self._job_id)
         return 0.0
 
-    def _take(self) -> SegmentClaim | None:
+    def _claim_segment(self) -> SegmentClaim | None:
         store = self._jobs.store
-        return store.claim_own_segment(self._job_id, self._key, store.now(), self._have)
+        return store.claim_own_segment(self._job_id, self._plan_key, store.now(), self._local)
 
     def _missing(self) -> list[int]:
-        return [number for number in range(len(self._places)) if number not in self._have]
+        return [index for index in range(len(self._paths)) if index not in self._local]
 
-    async def _fetch(self) -> bool:
-        """Bring what others have finished; whether there was any."""
-        key, shares = self._jobs.store.get_segments(self._job_id)
-        came = [s.index for s in shares if s.is_done and key == self._key and s.index not in self._have]
-        for number in came:
-            place = self._places[number]
+    async def _fetch_finished(self) -> bool:
+        """Copy segments that helpers have finished; returns whether there were any."""
+        plan_key, segments = self._jobs.store.get_segments(self._job_id)
+        if plan_key != self._plan_key:
+            return False
+        finished = [one.index for one in segments if one.is_done and one.index not in self._local]
+        for index in finished:
+            path = self._paths[index]
             try:
-                await self._blobs.copy_out(_blob(self._job_id, key, place.name), place)
+                await self._blobs.copy_out(_blob_name(self._job_id, plan_key, path.name), path)
             except FileNotFoundError:
-                log.warning("job %s: segment %d is not where it was stored", self._job_id, number)
-                lost = number
-                await self._jobs.write(lambda: self._jobs.store.reset_segment(self._job_id, key, lost))  # noqa: B023
+                log.warning("job %s: segment %d is missing in the storage", self._job_id, index)
+                await self._reset_segment(index)
             else:
-                self._have.add(number)
-        return bool(came)
+                self._local.add(index)
+        return bool(finished)
+
+    async def _reset_segment(self, index: int) -> None:
+        store = self._jobs.store
+        await self._jobs.write(lambda: store.reset_segment(self._job_id, self._plan_key, index))
 
 
-class Helper:
-    """Renders others' segments on one device.
+class SegmentHelper:
+    """Renders segments of other workers' jobs on one device.
 
     Args:
-        folder: of this helper alone.
+        folder: for this helper alone.
     """
 
     def __init__(self, jobs: JobService, blobs: Blobs, folder: Path) -> None:
         self._jobs, self._blobs, self._folder = jobs, blobs, folder
 
-    async def bring(self, piece: SegmentClaim) -> Path:
-        """A folder with the plan and what it needs; that of the last piece where it is the same.
+    async def fetch_plan(self, claim: SegmentClaim) -> Path:
+        """Return a folder with the plan and the files that it needs; it is kept for the next segment.
 
         Raises:
             StorageUnavailableError, OSError.
         """
-        folder = self._folder / f"{piece.job_id}-{piece.plan_key[:8]}"
+        folder = self._folder / f"{claim.job_id}-{claim.plan_key[:8]}"
         if not folder.exists():
             await asyncio.to_thread(self.clear)
             part = folder.with_suffix(".part")
-            await _bring(self._blobs, piece.job_id, piece.plan_key, part, with_segments=False)
+            await _copy_out(self._blobs, claim.job_id, claim.plan_key, part, with_segments=False)
             part.rename(folder)
         return folder
 
-    async def keep(self, piece: SegmentClaim, file: Path, seconds: float) -> None:
-        """Store a finished segment, unless nobody wants it any more.
+    async def store_segment(self, claim: SegmentClaim, file: Path, device_s: float) -> None:
+        """Store a finished segment, unless it is not needed any more.
 
         Args:
-            seconds: that it took this device.
+            device_s: seconds that it took this device.
 
         Raises:
             StorageUnavailableError, DatabaseUnavailableError.
         """
-        name = _blob(piece.job_id, piece.plan_key, file.name)
+        name = _blob_name(claim.job_id, claim.plan_key, file.name)
         await self._blobs.move_in(name, file)
         store = self._jobs.store
-        wanted = await self._jobs.change_segments(
-            piece.job_id, lambda _: store.complete_segment(piece.job_id, piece.plan_key, piece.index, seconds)
+        is_needed = await self._jobs.change_segments(
+            claim.job_id,
+            lambda _: store.complete_segment(claim.job_id, claim.plan_key, claim.index, device_s),
         )
-        if not wanted:
+        if not is_needed:
             await self._blobs.delete(name)
 
-    async def beat(self, piece: SegmentClaim, lost: Callable[[], None]) -> None:
-        """Hold the claim for ever; `lost` when it is over, or its job is."""
+    async def keep_lease(self, claim: SegmentClaim, on_lost: Callable[[], None]) -> None:
+        """Renew the claim's lease until it is lost or its job stops; then call `on_lost`."""
         while True:
-            await asyncio.sleep(BEAT_EVERY_S)
-            if not await self.tell(piece, None):
-                lost()
+            await asyncio.sleep(HEARTBEAT_INTERVAL_S)
+            if not await self.report(claim, None):
+                on_lost()
                 return
 
-    async def tell(self, piece: SegmentClaim, frames_done: int | None) -> bool:
-        """Write down that it goes on; whether it is to."""
+    async def report(self, claim: SegmentClaim, frames_done: int | None) -> bool:
+        """Renew the lease and write the progress; returns whether to go on."""
         store = self._jobs.store
         try:
-            return await self._jobs.write(lambda: store.renew_segment_lease(piece, store.now(), frames_done))
+            return await self._jobs.write(lambda: store.renew_segment_lease(claim, store.now(), frames_done))
         except DatabaseUnavailableError:
             return True
 
-    async def free(self, piece: SegmentClaim) -> None:
-        """Let somebody else render it."""
+    async def release(self, claim: SegmentClaim) -> None:
+        """Let another worker render the segment."""
         with contextlib.suppress(DatabaseUnavailableError):  # its lease ends
             await self._jobs.change_segments(
-                piece.job_id, lambda _: self._jobs.store.release_segment(piece), segments_available=True
+                claim.job_id, lambda _: self._jobs.store.release_segment(claim), segments_available=True
             )
 
     def clear(self) -> None:
-        """Remove what the last piece needed."""
+        """Delete the files of the last plan."""
         shutil.rmtree(self._folder, ignore_errors=True)
 
 
-def _blob(job_id: str, key: str, name: str) -> str:
-    """A blob's name has an ending."""
-    return f"{shared_folder(job_id)}/{key}-{name if '.' in name else f'{name}.bin'}"
+def _blob_name(job_id: str, plan_key: str, file_name: str) -> str:
+    """Name the blob of a plan's file; a blob's name needs a suffix."""
+    return f"{shared_folder(job_id)}/{plan_key}-{file_name if '.' in file_name else f'{file_name}.bin'}"
 
 
-async def _bring(
-    blobs: Blobs, job_id: str, key: str, folder: Path, *, with_segments: bool
+async def _copy_out(
+    blobs: Blobs, job_id: str, plan_key: str, folder: Path, *, with_segments: bool
 ) -> dict[str, Path]:
-    """What is stored of a plan, by its name: files in `folder`."""
+    """Copy the stored files of a plan to `folder`; returns them by name."""
     folder.mkdir(parents=True, exist_ok=True)
-    found, prefix = {}, f"{shared_folder(job_id)}/{key}-"
+    files, prefix = {}, f"{shared_folder(job_id)}/{plan_key}-"
     for blob in await blobs.list_folder(shared_folder(job_id)):
         name = blob.name.removeprefix(prefix).removesuffix(".bin")
         if blob.name.startswith(prefix) and (with_segments or not name.startswith("segment-")):
-            found[name] = folder / name
+            files[name] = folder / name
             await blobs.copy_out(blob.name, folder / name)
-    return found
+    return files

@@ -1,4 +1,4 @@
-"""Keeps a worker per device busy: its seats (`seat`), and what jobs leave behind.
+"""One device worker per device, their start and drain, and the files that jobs leave behind.
 
 It knows no dialect and no SQL.
 """
@@ -11,30 +11,32 @@ import os
 import shutil
 import time
 
-from server.cluster.autoscaling import Condition
+from server.cluster.autoscaling import WorkerState
 from server.jobs.admission import AdmissionCheck
 from server.jobs.inputs import InputFetcher
 from server.jobs.service import JobService
 from server.storage.blobs import Blobs, StorageUnavailableError
 from server.store import DatabaseUnavailableError
 from server.workers.device_worker import DeviceWorker
-from server.workers.job_runner import remove_left
+from server.workers.job_runner import delete_job_files
 from server.workers.process import WorkerSettings
 from server.workers.registry import WorkerStatus
 
-HELP_FORGOTTEN_S = 86400.0
-"""What a helper needed and nobody has touched for so long is nobody's."""
+HELPER_FILES_S = 86400.0
+"""Files of a helper that are older belong to a process that was killed."""
 
 
 def threads_per_worker(workers: int) -> int:
-    """So many threads each: one core is left to this process, or hundreds of polls would slow rendering by a
-    tenth (a worker's threads wait for each other). OMP_NUM_THREADS overrules it.
+    """Compute the threads of each worker process; OMP_NUM_THREADS overrides it.
+
+    One core is left to the server process: hundreds of polls would otherwise slow rendering by a tenth,
+    because a worker's threads wait for each other.
     """
     return max(1, ((os.cpu_count() or 1) - 1) // max(1, workers))
 
 
 class Supervisor:
-    """All workers of this server.
+    """All workers of this server process.
 
     Args:
         devices: one worker for each.
@@ -45,91 +47,94 @@ class Supervisor:
         jobs: JobService,
         blobs: Blobs,
         inputs: InputFetcher,
-        gate: AdmissionCheck,
+        admission: AdmissionCheck,
         devices: tuple[str, ...],
         settings: WorkerSettings,
     ) -> None:
-        threads, may_share = threads_per_worker(len(devices)), jobs.store.is_shared or len(devices) > 1
-        self._seats: list[DeviceWorker] = []
-        self._seats += [
-            DeviceWorker(number, device, self._seats, jobs, blobs, inputs, gate, settings, threads, may_share)
+        threads, shareable = threads_per_worker(len(devices)), jobs.store.is_shared or len(devices) > 1
+        self._workers: list[DeviceWorker] = []
+        self._workers += [
+            DeviceWorker(
+                number, device, self._workers, jobs, blobs, inputs, admission, settings, threads, shareable
+            )
             for number, device in enumerate(devices)
         ]
         self._is_draining = False
         self._jobs, self._blobs = jobs, blobs
-        self._folder, self._drain_s = settings.folder / "jobs", settings.drain_s
-        self._helps = settings.folder / "help"
+        self._job_folder, self._drain_s = settings.folder / "jobs", settings.drain_s
+        self._helper_folder = settings.folder / "help"
         self._tasks: list[asyncio.Task[None]] = []
-        self._forgetting: set[asyncio.Task[None]] = set()
-        jobs.on_stop = self._stop
+        self._deletions: set[asyncio.Task[None]] = set()
+        jobs.on_stop = self._cancel
 
     @property
     def is_ready(self) -> bool:
-        """A worker has its model loaded, where there is to be one."""
-        return not self._seats or any(seat.is_ready for seat in self._seats)
+        """Some worker has its model loaded, or there are no workers in this process."""
+        return not self._workers or any(worker.is_ready for worker in self._workers)
 
     @property
     def is_busy(self) -> bool:
-        """A worker has a job, or helps with one."""
-        return any(seat.busy for seat in self._seats)
+        """Some worker runs a job or renders a shared segment."""
+        return any(worker.busy for worker in self._workers)
 
     @property
     def workers(self) -> list[WorkerStatus]:
-        """Status of the worker of each device, in the order of the devices."""
-        return [WorkerStatus(seat.device, seat.is_ready, seat.starts, seat.busy) for seat in self._seats]
-
-    @property
-    def conditions(self) -> list[tuple[str, Condition, int]]:
-        """Of each device: its name, what its worker does, how many processes were started for it."""
-        return [(seat.device, self._condition(seat), seat.starts) for seat in self._seats]
+        """State of the worker of each device."""
+        return [
+            WorkerStatus(worker.device, self._state(worker), worker.is_ready, worker.starts, worker.busy)
+            for worker in self._workers
+        ]
 
     def forget(self, job_id: str) -> None:
-        """Remove what an earlier attempt at an ended job left; a seat that still has it does so itself."""
-        if not any(seat.has(job_id) for seat in self._seats):
-            task = asyncio.create_task(remove_left(self._folder / job_id, self._blobs, job_id))
-            self._forgetting.add(task)
-            task.add_done_callback(self._forgetting.discard)
+        """Delete the files of an ended job in the background; a worker that still runs it does so itself."""
+        if not any(worker.runs(job_id) for worker in self._workers):
+            task = asyncio.create_task(delete_job_files(self._job_folder / job_id, self._blobs, job_id))
+            self._deletions.add(task)
+            task.add_done_callback(self._deletions.discard)
 
     async def start(self) -> None:
-        with contextlib.suppress(DatabaseUnavailableError, StorageUnavailableError):  # it is done again later
-            await self.remove_left()
-        self._tasks = [asyncio.create_task(seat.run(), name=f"worker {seat.device}") for seat in self._seats]
+        """Start all workers."""
+        with contextlib.suppress(DatabaseUnavailableError, StorageUnavailableError):  # it is repeated later
+            await self.delete_orphaned_files()
+        self._tasks = [
+            asyncio.create_task(worker.run(), name=f"worker {worker.device}") for worker in self._workers
+        ]
 
-    async def remove_left(self) -> None:
-        """Remove what is left of jobs that ended elsewhere, between two attempts, or just before a crash."""
-        left = {folder.name for folder in self._folder.glob("*")}
-        for place in ("previews", "shared"):
-            left |= {blob.name.split("/")[1] for blob in await self._blobs.list_folder(place)}
-        for folder in self._helps.glob("*"):  # of processes that were killed, here or on another machine
-            if folder.stat().st_mtime < time.time() - HELP_FORGOTTEN_S:
+    async def delete_orphaned_files(self) -> None:
+        """Delete files of jobs that ended elsewhere, between two attempts, or just before a crash."""
+        job_ids = {folder.name for folder in self._job_folder.glob("*")}
+        for folder_name in ("previews", "shared"):
+            job_ids |= {blob.name.split("/")[1] for blob in await self._blobs.list_folder(folder_name)}
+        for folder in self._helper_folder.glob("*"):  # of processes that were killed, on any machine
+            if folder.stat().st_mtime < time.time() - HELPER_FILES_S:
                 await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
-        for job_id in left:
-            if any(seat.has(job_id) for seat in self._seats):
+        for job_id in job_ids:
+            if any(worker.runs(job_id) for worker in self._workers):
                 continue
             record = self._jobs.store.get(job_id)
             if record is None or record.job.state.is_final:
-                await remove_left(self._folder / job_id, self._blobs, job_id)
+                await delete_job_files(self._job_folder / job_id, self._blobs, job_id)
 
     async def drain(self) -> None:
-        """Take no more jobs; let running ones finish for a while, hand the rest back, end the workers."""
+        """Start no more jobs, let running ones end for a while, requeue the rest, and end the workers."""
         self._is_draining = True
-        for seat in self._seats:
-            seat.leave()
+        for worker in self._workers:
+            worker.drain()
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=self._drain_s)
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    def _condition(self, seat: DeviceWorker) -> Condition:
+    def _state(self, worker: DeviceWorker) -> WorkerState:
         if self._is_draining:
-            return Condition.DRAINING
-        if seat.is_quarantined:
-            return Condition.QUARANTINED
-        if seat.busy:
-            return Condition.BUSY
-        return Condition.IDLE if seat.is_ready else Condition.STARTING
+            return WorkerState.DRAINING
+        if worker.is_quarantined:
+            return WorkerState.QUARANTINED
+        if worker.busy:
+            return WorkerState.BUSY
+        return WorkerState.IDLE if worker.is_ready else WorkerState.STARTING
 
-    def _stop(self, job_id: str) -> None:
-        for seat in self._seats:
-            seat.stop(job_id)
+    def _cancel(self, job_id: str) -> None:
+        for worker in self._workers:
+            worker.cancel(job_id)

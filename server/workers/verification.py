@@ -1,7 +1,7 @@
-"""Says what a file's content credentials are worth: a child process looks, as what it reads may be hostile.
+"""Verification of a file's content credentials in a child process, because the file may be hostile.
 
-The child is `lipsync verify --json`; it has limits of memory and time, and this process stays small whatever
-it is given. It knows no HTTP and no jobs.
+The child is `lipsync verify --json`, with limits on memory and time, so that this process stays small
+whatever the file contains. The module knows no HTTP and no jobs.
 """
 
 from __future__ import annotations
@@ -17,39 +17,39 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-VERDICT_STATUS = frozenset({0, 1, 4, 5})
-"""Exit statuses with which the command has come to a verdict."""
+VERDICT_STATUSES = frozenset({0, 1, 4, 5})
+"""Exit statuses with which the command has printed a verdict."""
 
-AT_ONCE = 2
+MAX_CONCURRENT = 2
 MEMORY_BYTES = 4 << 30
 CPU_S = 600
 TIMEOUT_S = 600.0
 
 
 class NotVerifiedError(Exception):
-    """The file could not be looked at."""
+    """The file could not be read."""
 
 
 class Verifier:
-    """See the module.
+    """Verifies files, a few at once.
 
     Args:
-        environment: in which the child knows whose signatures count.
+        environment: settings of the child: which signers are trusted.
     """
 
     def __init__(self, environment: Mapping[str, str]) -> None:
         self._environment = environment
-        self._room = asyncio.Semaphore(AT_ONCE)
+        self._slots = asyncio.Semaphore(MAX_CONCURRENT)
 
     async def verify(self, file: Path) -> dict[str, Any]:
-        """`lipsync verify --json FILE`.
+        """Return the object that `lipsync verify --json FILE` prints.
 
         Raises:
             NotVerifiedError.
         """
-        async with self._room:
+        async with self._slots:
             child = await asyncio.create_subprocess_exec(
-                *_limited("-m", "lipsync_engine.cli", "verify", "--json", str(file)),
+                *_limited_command("-m", "lipsync_engine.cli", "verify", "--json", str(file)),
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.PIPE,
                 env={**os.environ, **self._environment},
@@ -57,7 +57,7 @@ class Verifier:
             )
             try:
                 async with asyncio.timeout(TIMEOUT_S):
-                    said, _ = await child.communicate()
+                    output, _ = await child.communicate()
             except TimeoutError:
                 raise NotVerifiedError from None
             finally:
@@ -65,17 +65,17 @@ class Verifier:
                     with contextlib.suppress(ProcessLookupError):
                         os.killpg(child.pid, signal.SIGKILL)
                     await child.wait()
-        if child.returncode not in VERDICT_STATUS:
+        if child.returncode not in VERDICT_STATUSES:
             raise NotVerifiedError
-        found: dict[str, Any] = json.loads(said)
-        return found
+        verdict: dict[str, Any] = json.loads(output)
+        return verdict
 
 
-def _limited(*arguments: str) -> list[str]:
-    """A command of this Python under limits, set by the program that starts every FFmpeg too."""
+def _limited_command(*arguments: str) -> list[str]:
+    """Build a command of this Python under limits, with the program that also starts every FFmpeg."""
     engine = importlib.util.find_spec("lipsync_engine")
     if engine is None or engine.origin is None:
         raise NotVerifiedError
     launcher = str(Path(engine.origin).parent / "media" / "sandbox_exec.py")
-    limits = [str(number) for number in (os.getpid(), MEMORY_BYTES, CPU_S, 0)]  # 0: files are not fenced
+    limits = [str(number) for number in (os.getpid(), MEMORY_BYTES, CPU_S, 0)]  # 0: no file restrictions
     return [sys.executable, "-I", "-S", launcher, *limits, sys.executable, *arguments]

@@ -313,9 +313,7 @@ def test_job_survives_a_full_disk(
     wait_until(rendering(small_server, job, 1), "it never rendered")
     filler = small_server.data_dir.parent / "filler"
     fill(filler)
-    wait_until(
-        lambda: any("could not be written down" in line for line in small_server.log), "nothing was noticed"
-    )
+    wait_until(lambda: any("progress not saved" in line for line in small_server.log), "nothing was noticed")
     assert small_server.prediction(job)["status"] == "processing"
     status, response = small_server.request("POST", LATENTSYNC, {"video": video, "audio": audio})
     assert (status, response["error_code"]) == (503, "storage_full")

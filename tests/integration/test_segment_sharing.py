@@ -44,7 +44,7 @@ def helped_segments(servers: list[LiveServer]) -> list[str]:
     return [
         f"{job} {number}"
         for line in lines
-        for job, number in re.findall(r"job (\w+): segment (\d+) was", line)
+        for job, number in re.findall(r"job (\w+): segment (\d+) rendered", line)
     ]
 
 

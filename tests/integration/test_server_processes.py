@@ -12,13 +12,13 @@ from typing import Any
 
 import pytest
 
-from server.cluster.autoscaling import Condition
+from server.cluster.autoscaling import WorkerState
 from server.jobs import state as job_state
 from server.jobs.request import Request
 from server.jobs.service import POLL_INTERVAL_S, JobService
 from server.jobs.state import Job, JobPolicy, State
 from server.store import Store
-from server.workers.registry import Roster
+from server.workers.registry import WorkerRegistry, WorkerStatus
 from tests.support.application import BASE, Api
 from tests.support.live_server import LiveServer
 from tests.support.polling import wait_until
@@ -129,19 +129,24 @@ def test_workers_are_listed_by_all_processes(two: tuple[Api, Api]) -> None:
         return {condition: count for condition, count in told["workers"].items() if count}
 
     async def work() -> None:
-        does = Condition.BUSY
-        roster = Roster(
-            there.server.jobs, lambda: [("cuda:0", does, 2), ("cuda:1", Condition.IDLE, 1)], "tiny"
+        state = WorkerState.BUSY
+        registry = WorkerRegistry(
+            there.server.jobs,
+            lambda: [
+                WorkerStatus("cuda:0", state, ready=True, starts=2, busy=1),
+                WorkerStatus("cuda:1", WorkerState.IDLE, ready=True, starts=1, busy=0),
+            ],
+            "tiny",
         )
-        running = asyncio.create_task(roster.run())
+        running = asyncio.create_task(registry.run())
         await asyncio.to_thread(
             wait_until, lambda: len(seen()) == 2, "the other process does not know them", 10
         )
         assert await asyncio.to_thread(counted) == {"busy": 1, "idle": 1}
-        does = Condition.DRAINING
-        assert [one.state for one in roster.everywhere()] == ["draining", "idle"]
+        state = WorkerState.DRAINING
+        assert [one.state for one in registry.list_workers()] == ["draining", "idle"]
         running.cancel()
-        await roster.leave()
+        await registry.deregister()
 
     assert there.client.portal is not None
     assert (seen(), counted()) == ([], {})
@@ -300,7 +305,7 @@ def test_outage_of_database_and_storage_loses_and_repeats_nothing(
     kept = api.submit(video, short, inference_steps=1, guidance_scale=1, seed=1)
     api.wait_for_job(kept, lambda seen: seen["timings"].get("stage") == "render")
     storage.is_away = True
-    wait_until(lambda: any("could not be stored" in line for line in worker.log), "it was stored nowhere")
+    wait_until(lambda: any("not stored" in line for line in worker.log), "it was stored nowhere")
     storage.is_away = False
     done = api.wait_for_job(kept)
     assert done["status"] == "completed"

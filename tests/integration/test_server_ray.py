@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from server.app import Server
-from server.cluster.autoscaling import Condition
+from server.cluster.autoscaling import WorkerState
 from server.settings import Settings
 from tests.support.live_server import LiveServer
 from tests.support.polling import wait_until
@@ -53,24 +53,24 @@ def test_a_film_outlives_a_node_and_the_pool_replaces_it(
     given: dict[str, Any] = {"data_dir": api.data_dir, "database_url": postgres_url, "devices": ("cpu",)}
     ray_pool.start_pool(Settings(cluster_min=2, cluster_max=2, **given))
 
-    def conditions() -> list[Condition]:
-        return sorted(report.condition for report in ray_pool.status()[0])
+    def conditions() -> list[WorkerState]:
+        return sorted(report.state for report in ray_pool.status()[0])
 
     def names() -> set[str]:
         return {report.name for report in ray_pool.status()[0]}
 
-    wait_until(lambda: conditions() == [Condition.IDLE] * 2, "the workers do not start", 240, 1)
+    wait_until(lambda: conditions() == [WorkerState.IDLE] * 2, "the workers do not start", 240, 1)
     job = api.submit(api.upload(small), api.upload(long_voice), inference_steps=2, guidance_scale=1)
-    wait_until(lambda: conditions() == [Condition.BUSY] * 2, "they do not share the film", 120, 0.2)
+    wait_until(lambda: conditions() == [WorkerState.BUSY] * 2, "they do not share the film", 120, 0.2)
     before = names()
     cluster.remove_node(nodes[1], allow_graceful=False)
     wait_until(lambda: names() != before, "nobody sees that a worker is lost", 120, 0.5)
     add_node(cluster, num_cpus=1)
     assert api.wait_for_job(job, timeout_s=300)["status"] == "completed"
-    wait_until(lambda: conditions() == [Condition.IDLE] * 2, "the lost worker is not replaced", 240, 1)
+    wait_until(lambda: conditions() == [WorkerState.IDLE] * 2, "the lost worker is not replaced", 240, 1)
     before = names()
-    ray.kill(ray_pool.pool(), no_restart=False)
-    wait_until(lambda: conditions() == [Condition.IDLE] * 2, "a new pool does not know the workers", 60, 0.5)
+    ray.kill(ray_pool.get_pool(), no_restart=False)
+    wait_until(lambda: conditions() == [WorkerState.IDLE] * 2, "the new pool lacks the workers", 60, 0.5)
     assert names() == before
     ray_pool.drain()
     with pytest.raises(ValueError, match="cluster up"):
@@ -86,7 +86,7 @@ def test_a_device_whose_workers_are_lost_again_and_again_rests(tmp_path: Path) -
     async def go() -> int:
         async with server.run():
             async with asyncio.timeout(180):
-                while server.supervisor.conditions[0][1] is not Condition.QUARANTINED:
+                while server.supervisor.workers[0].state is not WorkerState.QUARANTINED:
                     await asyncio.sleep(0.1)
             return server.supervisor.workers[0].starts
 

@@ -142,10 +142,10 @@ def from_worker(data: bytes) -> None:
     """A line of a worker, which hostile media may have taken over."""
     from pydantic import ValidationError
 
-    from server.workers.messages import read_from_worker
+    from server.workers.messages import decode_event
 
     try:
-        read_from_worker(data)
+        decode_event(data)
     except ValidationError:
         return
 

@@ -19,15 +19,15 @@ if "server.workers.main" in sys.orig_argv[1:4]:
     SEGMENT_S, SPREAD = float(os.environ["STAND_IN_SEGMENT_S"]), float(os.environ.get("STAND_IN_SPREAD", 0))
     BYTES = int(os.environ["STAND_IN_BYTES"])
     GAPS = Path(os.environ["STAND_IN_GAPS"])
-    FRAMES, TELL_EVERY_S = 150, 0.25
+    FRAMES, REPORT_INTERVAL_S = 150, 0.25
     SPEED = FRAMES / SEGMENT_S
     work = Path(sys.orig_argv[sys.orig_argv.index("--work-dir") + 1])
 
-    def say(kind, **fields):
+    def send(kind, **fields):
         sys.stdout.write(json.dumps({"kind": kind, **fields}) + "\n")
         sys.stdout.flush()
 
-    def hear():
+    def receive():
         line = sys.stdin.readline()
         if not line:
             os._exit(0)
@@ -38,7 +38,7 @@ if "server.workers.main" in sys.orig_argv[1:4]:
         end = time.monotonic() + SEGMENT_S * random.uniform(1 - SPREAD, 1 + SPREAD)
         while (left := end - time.monotonic()) > 0:
             part = max(0, int(FRAMES * (1 - left / SEGMENT_S)))
-            say(
+            send(
                 "job_progress",
                 job_id=job,
                 stage="render",
@@ -46,9 +46,9 @@ if "server.workers.main" in sys.orig_argv[1:4]:
                 total=total,
                 per_s=FRAMES / SEGMENT_S,
             )
-            time.sleep(min(left, TELL_EVERY_S))
-        said = f"{job} {number}\n".encode()
-        file.with_suffix(".part").write_bytes(said.ljust(BYTES, b"."))
+            time.sleep(min(left, REPORT_INTERVAL_S))
+        content = f"{job} {number}\n".encode()
+        file.with_suffix(".part").write_bytes(content.ljust(BYTES, b"."))
         file.with_suffix(".part").replace(file)
 
     def shared(job, count):
@@ -59,50 +59,50 @@ if "server.workers.main" in sys.orig_argv[1:4]:
         plan = folder / "plan.json"
         plan.write_text("{}")
         places = [[str(file), FRAMES] for file in files]
-        say("segments_published", job_id=job, key=job, files={"plan.json": str(plan)}, segments=places)
+        send("segments_published", job_id=job, plan_key=job, files={"plan.json": str(plan)}, segments=places)
         while not all(file.exists() for file in files):
-            asked = time.monotonic()
-            say("next_segment", job_id=job)
-            while (take := hear())["kind"] != "segment_assigned":
+            requested_at = time.monotonic()
+            send("next_segment", job_id=job)
+            while (answer := receive())["kind"] != "segment_assigned":
                 pass
-            if take["number"] is not None:
-                note(asked)
+            if answer["index"] is not None:
+                note(requested_at)
                 done = FRAMES * sum(file.exists() for file in files)
-                segment(job, take["number"], files[take["number"]], done, FRAMES * count)
-                say("segment_rendered", job_id=job, number=take["number"], file=str(files[take["number"]]))
+                segment(job, answer["index"], files[answer["index"]], done, FRAMES * count)
+                send("segment_rendered", job_id=job, index=answer["index"], file=str(files[answer["index"]]))
         return files
 
     def note(since):
         with GAPS.open("a") as log:
             log.write(f"{time.monotonic() - since:.5f}\n")
 
-    say("worker_ready", device="cpu", model="stand-in", fits="stand-in")
+    send("worker_ready", device="cpu", model="stand-in", compatibility_key="stand-in")
     ended = None
     while True:
-        order = hear()
-        job = order.get("job_id")
-        if order["kind"] == "render_segment":
+        command = receive()
+        job = command.get("job_id")
+        if command["kind"] == "render_segment":
             if ended is not None and ended[0] == job:
                 note(ended[1])
-            file = Path(order["folder"]) / f"segment-{order['number']:05d}.mp4"
-            segment(job, order["number"], file, 0, FRAMES)
-            say("segment_rendered", job_id=job, number=order["number"], file=str(file))
+            file = Path(command["folder"]) / f"segment-{command['index']:05d}.mp4"
+            segment(job, command["index"], file, 0, FRAMES)
+            send("segment_rendered", job_id=job, index=command["index"], file=str(file))
             ended = job, time.monotonic()
-        elif order["kind"] == "run_job":
-            count = order["options"]["num_inference_steps"]
+        elif command["kind"] == "run_job":
+            count = command["options"]["num_inference_steps"]
             if count > 1:
                 files = shared(job, count)
             else:
-                files = [Path(order["output"]).with_name("segment.mp4")]
+                files = [Path(command["output"]).with_name("segment.mp4")]
                 segment(job, 0, files[0], 0, FRAMES)
-            Path(order["output"]).write_bytes(b"".join(file.read_bytes() for file in files))
+            Path(command["output"]).write_bytes(b"".join(file.read_bytes() for file in files))
             media_s = FRAMES * count / 25
-            say(
+            send(
                 "job_succeeded",
                 job_id=job,
                 device_s=SEGMENT_S * count,
                 media_s=media_s,
                 warnings=[],
-                is_marked=False,
+                is_signed=False,
             )
             ended = None

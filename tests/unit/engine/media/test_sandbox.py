@@ -175,9 +175,12 @@ def test_file_rules_contain_the_files_of_a_command(tmp_path: Path) -> None:
 def test_verification_process_opens_no_sockets() -> None:
     if not STATUS.blocks_network:
         pytest.skip(STATUS.describe())
-    from server.workers.verification import _limited
+    from server.workers.verification import _limited_command
 
     done = subprocess.run(
-        _limited("-I", "-c", "import socket; socket.socket()"), capture_output=True, timeout=30, check=False
+        _limited_command("-I", "-c", "import socket; socket.socket()"),
+        capture_output=True,
+        timeout=30,
+        check=False,
     )
     assert b"PermissionError" in done.stderr

@@ -21,7 +21,7 @@ def test_audit_log_records_who_submitted_what(make_api: Make) -> None:
     job_id = api.submit(consent=CONSENT, seed=5)
     record = api.begin()
     now = time.time()
-    output = Output(result_blob(job_id), 1.0, is_marked=False, sha256="ab" * 32)
+    output = Output(result_blob(job_id), 1.0, is_signed=False, sha256="ab" * 32)
     api.server.store.change(job_id, now, lambda job: job_state.succeed(job, record.job.fence, now, output))
     started, submitted, ended = api.audit_entries()
     assert started["event"] == "server_started"

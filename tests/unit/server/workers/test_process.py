@@ -13,8 +13,8 @@ def test_invalid_message_of_a_worker_ends_it(subtests: pytest.Subtests) -> None:
     async def read_first_message(line: bytes) -> object:
         stdout = asyncio.StreamReader(limit=100)
         stdout.feed_data(line)
-        return await WorkerProcess(0, stdout, None).begin(5)  # type: ignore[arg-type]
+        return await WorkerProcess(0, stdout, None).wait_ready(5)  # type: ignore[arg-type]
 
     for line in [b'{"kind":"boast"}\n', b"\xff\n", b"x" * 200, b'{"kind":"worker_ready"}\n']:
-        with subtests.test(line=line), pytest.raises(WorkerDiedError, match="nonsense"):
+        with subtests.test(line=line), pytest.raises(WorkerDiedError, match="invalid message"):
             asyncio.run(read_first_message(line))
