@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import cv2
 import numpy as np
 import numpy.typing as npt
 import pytest
 
+from lipsync_engine import faces
 from lipsync_engine.faces import Detection, FaceMeshDetector, FaceTracker, FaceTracks
 from lipsync_engine.faces.detect import MIN_PRESENCE
 from lipsync_engine.faces.registry import load_detector
 from lipsync_engine.weights import WeightsStore
 from tests.support import presenter
 from tests.support.presenter import Identity, Pose
+from tests.support.scripted_faces import ScriptedDetector
+from tests.support.scripted_faces import face as scripted_face
+from tests.support.scripted_faces import image as scripted_image
 
 Image = npt.NDArray[np.uint8]
 SIDE = 400
@@ -137,3 +143,34 @@ def test_people_who_cross_keep_their_tracks(detector: FaceMeshDetector) -> None:
         steps = np.diff(each.points[:, 2, 0]) / np.diff(each.frames)
         assert (np.sign(steps) == np.sign(steps[0])).all()
     assert sum(len(each.frames) for each in tracks) > 1.5 * n
+
+
+# --- 106 landmarks ---
+
+
+def test_landmarks106_points_are_means_of_their_groups(tmp_path: Path) -> None:
+    """A tiny ONNX of the same input and output, which always answers with the same 106 points."""
+    onnx = pytest.importorskip("onnx")
+    marks = np.linspace(-0.5, 0.5, 212, dtype=np.float32).reshape(1, 212)
+    helper = onnx.helper
+    graph = helper.make_graph(
+        [
+            helper.make_node("ReduceMean", ["data"], ["mean"], keepdims=0),
+            helper.make_node("Mul", ["mean", "zero"], ["nothing"]),
+            helper.make_node("Add", ["marks", "nothing"], ["fc1"]),
+        ],
+        "landmarks",
+        [helper.make_tensor_value_info("data", onnx.TensorProto.FLOAT, [1, 3, 192, 192])],
+        [helper.make_tensor_value_info("fc1", onnx.TensorProto.FLOAT, [1, 212])],
+        [onnx.numpy_helper.from_array(marks, "marks"), onnx.numpy_helper.from_array(np.float32(0), "zero")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+    path = tmp_path / "2d106det.onnx"
+    path.write_bytes(model.SerializeToString())
+    found = scripted_face(300, 150, size=96)
+    detector = faces.Landmark106Detector(ScriptedDetector([[found]]), path)
+    (refined,) = detector.detect(scripted_image())
+    unit = (marks.reshape(106, 2) + 1) * 96  # in the 192-pixel crop, 1.5 face sizes wide
+    expected = (unit[[74, 77, 83, 86]].mean(axis=0) - 96) * (96 * 1.5 / 192) + (300, 150)
+    assert np.allclose(refined.points[2], expected, atol=1e-3)
+    assert "landmarks106" in detector.name
