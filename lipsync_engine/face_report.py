@@ -228,15 +228,9 @@ def _warnings(tracks: list[TrackReport], untouched: dict[str, int], frames: int)
             f"{len(together) + 1} people are visible at once. The largest face is selected: choose another "
             "with --face left, right, or a number from the left."
         )
-    for name, text in {
-        "no_face": "show no face",
-        "turned": "show the head turned too far",
-        "small": "show the face too small",
-        "low_presence": "show too little of the face",
-        "occluded": "show the mouth covered",
-    }.items():
-        if count := untouched.get(name, 0):
-            warnings.append(f"{count} of {frames} frames {text} and will be left untouched.")
+    if untouched:
+        n_untouched, text = sum(untouched.values()), faces.describe_untouched(untouched)
+        warnings.append(f"{n_untouched} of {frames} frames will be left untouched: {text}.")
     if main.covered:
         parts = ", ".join(f"{one.start_s:g}-{one.stop_s:g} s" for one in main.covered[:5])
         warnings.append(

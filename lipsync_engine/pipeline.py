@@ -26,7 +26,7 @@ from lipsync_engine import faces, media
 from lipsync_engine.audio.vad import GATE_VERSION
 from lipsync_engine.device import choose_compile, choose_device, choose_fp8
 from lipsync_engine.errors import FaceError
-from lipsync_engine.faces.registry import load_detector
+from lipsync_engine.faces.registry import check_detector, load_detector
 from lipsync_engine.models import LipSyncModel, load_model
 from lipsync_engine.params import HdrMode, Motion, Provenance, Speaker, SyncParams
 from lipsync_engine.planning.plan import Plan
@@ -100,6 +100,7 @@ class LipSyncPipeline:
         sync_score: bool = True,
         compiled: bool | None = None,
         fp8: bool | None = None,
+        force: bool = False,
     ) -> Self:
         """Load a model of the manifest.
 
@@ -119,6 +120,7 @@ class LipSyncPipeline:
                 compiles for minutes, later ones load from the cache folder in seconds.
             fp8: compute large layers in eight-bit floating point, which needs a GPU of compute capability
                 8.9; None: LIPSYNC_FP8, else no.
+            force: use a detector whose faces the model was not trained on.
 
         Raises:
             WeightsError: files are missing or do not match; the message names the command that helps.
@@ -129,13 +131,15 @@ class LipSyncPipeline:
         if signer.policy is SigningPolicy.OFF:
             log.warning("signing is off: results have no content credentials")
         store = WeightsStore(weights_dir)
+        detector_name = detector or store.entry(name).detector
+        if not force:
+            check_detector(name, detector_name, store)
         target = choose_device(device, dtype)
         model = load_model(name, device=target.device, dtype=target.dtype, store=store)
         if choose_fp8(fp8, target.device):
             model.to_float8()
         if choose_compile(compiled):
             model.compile((cache_dir or default_cache_dir()) / "compiled")
-        detector_name = detector or store.entry(name).detector
         return cls(
             model,
             load_detector(detector_name, store),
@@ -466,6 +470,7 @@ class LipSyncPipeline:
             fps=plan.header.fps,
             frames=plan.n_frames,
             frames_without_face=plan.frames_without_face,
+            untouched=plan.untouched,
             segments=len(plan.segments),
             segments_resumed=segments_resumed,
             analysis_cached=plan.header.analysis_cached,

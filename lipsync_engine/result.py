@@ -62,6 +62,7 @@ class SyncResult:
         fps: frame rate.
         frames: number of frames.
         frames_without_face: frames during the audio that show the source for want of a usable face.
+        untouched: number of these frames by reason: no_face, turned, small, low_presence.
         segments: number of segments.
         segments_resumed: segments that an earlier, interrupted run had rendered.
         analysis_cached: the face tracks came from an earlier job on the same video.
@@ -82,6 +83,7 @@ class SyncResult:
     fps: Fraction
     frames: int
     frames_without_face: int
+    untouched: dict[str, int]
     segments: int
     segments_resumed: int
     analysis_cached: bool

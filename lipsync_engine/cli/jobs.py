@@ -23,6 +23,7 @@ class ModelSelection:
     device: str | None
     dtype: str | None
     marking: str | None
+    force: bool = False
 
 
 def load_pipeline(model: ModelSelection, *outputs: Path | None) -> LipSyncPipeline:
@@ -33,8 +34,6 @@ def load_pipeline(model: ModelSelection, *outputs: Path | None) -> LipSyncPipeli
     for output in outputs:
         if output is not None:
             signer.check_container(output)
-    if model.name == "tiny" and model.detector not in (None, "drawn"):
-        print_warning("tiny was trained on drawn presenters; it cannot lip-sync real people.")
     from lipsync_engine.pipeline import LipSyncPipeline
 
     return LipSyncPipeline.from_pretrained(
@@ -43,6 +42,7 @@ def load_pipeline(model: ModelSelection, *outputs: Path | None) -> LipSyncPipeli
         dtype=model.dtype,
         detector=model.detector,
         marking=model.marking,
+        force=model.force,
     )
 
 

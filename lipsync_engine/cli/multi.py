@@ -13,6 +13,7 @@ from lipsync_engine.cli.options import (
     Detector,
     Device,
     Dtype,
+    Force,
     GuidanceScale,
     Label,
     Looping,
@@ -62,6 +63,7 @@ def sync_speakers(
     consent: Consent = None,
     marking: Marking = None,
     detector: Detector = None,
+    force: Force = False,
     device: Device = None,
     dtype: Dtype = None,
 ) -> None:
@@ -88,7 +90,7 @@ def sync_speakers(
         params,
         output_audio,
         side_by_side,
-        ModelSelection(model, detector, device, dtype, marking),
+        ModelSelection(model, detector, device, dtype, marking, force),
         Provenance(consent),
     )
 

@@ -48,5 +48,8 @@ Marking = Annotated[
     typer.Option(help="Sign results: required, best_effort or off [LIPSYNC_MARKING, else required]."),
 ]
 Detector = Annotated[str | None, typer.Option(help="yunet, drawn or landmarks106:PATH [model's own].")]
+Force = Annotated[
+    bool, typer.Option("--force", help="Use a detector whose faces the model was not trained on.")
+]
 Device = Annotated[str | None, typer.Option(help="cuda, mps or cpu [best available].")]
 Dtype = Annotated[str | None, typer.Option(help="fp32, fp16 or bf16 [device's best].")]

@@ -13,6 +13,7 @@ from lipsync_engine.cli.options import (
     Detector,
     Device,
     Dtype,
+    Force,
     GuidanceScale,
     Label,
     Marking,
@@ -57,6 +58,7 @@ def animate_portrait(
     consent: Consent = None,
     marking: Marking = None,
     detector: Detector = None,
+    force: Force = False,
     device: Device = None,
     dtype: Dtype = None,
 ) -> None:
@@ -81,7 +83,7 @@ def animate_portrait(
         if path is not None:
             media.probe_audio(path)
     media.check_output(output, (image, audio))
-    pipeline = load_pipeline(ModelSelection(model, detector, device, dtype, marking), output)
+    pipeline = load_pipeline(ModelSelection(model, detector, device, dtype, marking, force), output)
     job = pipeline.run_portrait(
         image,
         audio,

@@ -14,6 +14,7 @@ from lipsync_engine.cli.options import (
     Device,
     Dtype,
     Face,
+    Force,
     FrameRate,
     GuidanceScale,
     Label,
@@ -67,6 +68,7 @@ def sync_video(
     consent: Consent = None,
     marking: Marking = None,
     detector: Detector = None,
+    force: Force = False,
     device: Device = None,
     dtype: Dtype = None,
 ) -> None:
@@ -102,6 +104,6 @@ def sync_video(
         params,
         output_audio,
         side_by_side,
-        ModelSelection(model, detector, device, dtype, marking),
+        ModelSelection(model, detector, device, dtype, marking, force),
         Provenance(consent),
     )

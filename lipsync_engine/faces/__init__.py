@@ -6,10 +6,17 @@ The package depends on neither codecs nor models: frames come in as arrays.
 from lipsync_engine.faces.cache import AnalysisCache, analysis_key
 from lipsync_engine.faces.detect import Detection, FaceDetector, FaceMeshDetector, Landmark106Detector
 from lipsync_engine.faces.selection import choose_speaker, load_faces_file, speaker_paths
-from lipsync_engine.faces.smoothing import FacePath, UntouchedReason, merge_shots
+from lipsync_engine.faces.smoothing import (
+    UNTOUCHED_TEXT,
+    FacePath,
+    UntouchedReason,
+    describe_untouched,
+    merge_shots,
+)
 from lipsync_engine.faces.tracking import FaceTracker, FaceTracks, Track
 
 __all__ = [
+    "UNTOUCHED_TEXT",
     "AnalysisCache",
     "Detection",
     "FaceDetector",
@@ -22,6 +29,7 @@ __all__ = [
     "UntouchedReason",
     "analysis_key",
     "choose_speaker",
+    "describe_untouched",
     "load_faces_file",
     "merge_shots",
     "speaker_paths",

@@ -10,6 +10,19 @@ from lipsync_engine.faces.drawn import DrawnFaceDetector
 from lipsync_engine.weights import WeightsStore
 
 
+def check_detector(model: str, detector: str, store: WeightsStore) -> None:
+    """Refuse a model of drawn presenters with a detector of photographed people.
+
+    Raises:
+        ParameterError: the model would paint a drawn mouth on a person.
+    """
+    if store.entry(model).detector == "drawn" and detector != "drawn":
+        raise ParameterError(
+            f"The model {model} knows drawn presenters only and cannot lip-sync people "
+            f"(detector={detector}): use --model latentsync-1.6 after `lipsync weights pull latentsync-1.6`."
+        )
+
+
 def load_detector(name: str, store: WeightsStore) -> faces.FaceDetector:
     """Load a face detector.
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import enum
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -60,6 +60,20 @@ class UntouchedReason(enum.IntEnum):
     SMALL = 3
     LOW_PRESENCE = 4
     """A face was found, but its points cannot be trusted: too much of it is hidden."""
+
+
+UNTOUCHED_TEXT = {
+    "no_face": "show no face",
+    "turned": "show the head turned too far",
+    "small": "show the face too small",
+    "low_presence": "show too little of the face",
+}
+"""What frames of a reason show, by the reason's name in lower case."""
+
+
+def describe_untouched(counts: Mapping[str, int]) -> str:
+    """Describe how many frames are left as they are, and why: "3 show no face, 2 show …"."""
+    return ", ".join(f"{count} {UNTOUCHED_TEXT[name]}" for name, count in counts.items())
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,9 +18,10 @@ from typing import Any
 
 import cv2
 import numpy as np
+import numpy.typing as npt
 from pydantic import TypeAdapter
 
-from lipsync_engine import media
+from lipsync_engine import faces, media
 from lipsync_engine.audio import features as audio_features
 from lipsync_engine.media import VideoInfo
 from lipsync_engine.models import ModelInfo
@@ -72,6 +73,7 @@ class PlanArrays:
         shots: (N,) shot number.
         weight: (K, N) opacity of the generated face; 0 leaves the frame untouched.
         gate: (K, N) 1 where the speaker speaks, 0 where the mouth rests.
+        reasons: (K, N) int8, `faces.UntouchedReason` of each frame.
         matte_pts_s: (M,) times of the matte video's frames; empty without one.
     """
 
@@ -81,6 +83,7 @@ class PlanArrays:
     shots: IntArray
     weight: FloatArray
     gate: FloatArray
+    reasons: npt.NDArray[np.int8]
     matte_pts_s: Float64Array
 
 
@@ -140,6 +143,14 @@ class Plan:
         """Number of output frames during the audio that stay untouched for want of a usable face."""
         opacity = self.arrays.weight[:, : self.header.n_audio].max(axis=0)
         return int(np.count_nonzero(opacity == 0))
+
+    @property
+    def untouched(self) -> dict[str, int]:
+        """Number of output frames during the audio that stay untouched, by reason; no zeros."""
+        opacity = self.arrays.weight[:, : self.header.n_audio].max(axis=0)
+        reasons = self.arrays.reasons[0, : self.header.n_audio][opacity == 0]
+        counts = {r.name.lower(): int(np.count_nonzero(reasons == r)) for r in faces.UntouchedReason if r}
+        return {name: count for name, count in counts.items() if count}
 
     @property
     def pauses_s(self) -> tuple[tuple[float, float], ...]:

@@ -100,10 +100,15 @@ def plan_job(
 
     # 3. The whole plan.
     if not plan.arrays.weight.any(axis=1).all():
+        remedy = "Use another part of the video, or give the face with a faces file."
+        if detector.name.startswith("drawn"):
+            remedy = (
+                "The tiny model knows drawn presenters only; people need a LatentSync model (docs/models.md)."
+            )
         raise FaceError(
             ErrorCode.FACE_NOT_FOUND,
-            "No usable face is visible while the voice speaks: use a longer or another part of the video, "
-            "or give the face with a faces file.",
+            f"No usable face is visible while the voice speaks: of {plan.header.n_audio} frames "
+            f"{faces.describe_untouched(plan.untouched)}. {remedy}",
         )
     plan.save()
     return plan
@@ -188,6 +193,7 @@ class Planner:
             shots=faces.merge_shots(paths)[order],
             weight=weight.astype(np.float32),
             gate=gate,
+            reasons=np.stack([path.reasons[order] for path in paths]),
             matte_pts_s=self._matte_pts_s,
         )
         return Plan(self._folder, header, arrays, is_complete=is_complete)

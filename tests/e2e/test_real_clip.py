@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -32,7 +33,12 @@ def test_the_tiny_model_is_not_let_loose_on_a_real_face(
     clip, voice, output = tmp_path / "clip.mp4", tmp_path / "voice.wav", tmp_path / "out.mp4"
     ffmpeg("-i", real_media / "talking_person_1080x1920_25fps.mp4", "-t", 3, "-c", "copy", clip)
     ffmpeg("-i", real_media / "speech_10s.wav", "-t", 3, voice)
-    done = lipsync("sync", clip, voice, "-o", output, "--detector", "yunet")
+    began = time.monotonic()
+    refused = lipsync("sync", clip, voice, "-o", output, "--detector", "yunet")
+    assert refused.returncode == EXIT_STATUS[ErrorCode.PARAMETER_INVALID], refused.stderr[-2000:]
+    assert "weights pull latentsync-1.6" in refused.stderr
+    assert time.monotonic() - began < 20, "refused before the model is loaded"
+    done = lipsync("sync", clip, voice, "-o", output, "--detector", "yunet", "--force")
     assert done.returncode == EXIT_STATUS[ErrorCode.OUTPUT_MISCOLOURED], done.stderr[-2000:]
     assert "tiny" in done.stderr
     assert not output.exists()
