@@ -23,11 +23,11 @@ demo: setup
 	$(BIN)/python -m scripts.eval.sync video demo_output/result.mp4 --truth demo/truth.json
 
 test: setup lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not gpu" -n 2 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not gpu" -n 2 --dist worksteal
 
 # Tests that take too long for every day.
 test-slow: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "slow and not gpu" -n 2 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "slow and not gpu" -n 2 --dist worksteal
 
 soak: MINUTES ?= 3
 soak: setup

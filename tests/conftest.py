@@ -15,20 +15,9 @@ from tests.support.paths import DEMO_VIDEO, DEMO_VOICE, SHARED
 
 pytest_plugins = ["tests.support.server_fixtures"]
 
-SLOW_FIRST = (
-    "test_server_crashes", "test_page", "test_server", "test_lip_sync", "test_sync", "test_cli_interrupted",
-    "test_several_speakers", "test_jobs_per_worker", "test_server_processes", "test_batch", "test_portrait",
-    "test_readme", "test_real_clip",
-)  # fmt: skip
-"""Files whose tests take longest: when several processes share the tests, these must not come last."""
-
 Ffmpeg = Callable[..., None]
 Run = Callable[..., subprocess.CompletedProcess[str]]
 MakeVoice = Callable[[float], Path]
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: SLOW_FIRST.index(item.path.stem) if item.path.stem in SLOW_FIRST else 99)
 
 
 @pytest.fixture(scope="session", autouse=True)
