@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from lipsync_engine.face_report import FaceReport, report_faces
     from lipsync_engine.params import (
         FaceChoice,
+        HdrMode,
         LoopMode,
         Motion,
         Provenance,
@@ -22,16 +23,19 @@ if TYPE_CHECKING:
         SpeakerOrder,
         SyncParams,
         Tail,
+        VideoCodec,
     )
     from lipsync_engine.pipeline import LipSyncPipeline
     from lipsync_engine.planning.speakers import make_dialogue
     from lipsync_engine.progress import Progress, Stage
-    from lipsync_engine.result import SyncResult
+    from lipsync_engine.result import JobWarning, SyncResult, WarningCode
 
 _MODULES = {
     "ErrorCode": "errors",
     "FaceChoice": "params",
     "FaceReport": "face_report",
+    "HdrMode": "params",
+    "JobWarning": "result",
     "LipSyncError": "errors",
     "LipSyncPipeline": "pipeline",
     "LoopMode": "params",
@@ -45,6 +49,8 @@ _MODULES = {
     "SyncParams": "params",
     "SyncResult": "result",
     "Tail": "params",
+    "VideoCodec": "params",
+    "WarningCode": "result",
     "make_dialogue": "planning.speakers",
     "report_faces": "face_report",
     "run_batch": "batch",
@@ -54,6 +60,8 @@ __all__ = [
     "ErrorCode",
     "FaceChoice",
     "FaceReport",
+    "HdrMode",
+    "JobWarning",
     "LipSyncError",
     "LipSyncPipeline",
     "LoopMode",
@@ -67,6 +75,8 @@ __all__ = [
     "SyncParams",
     "SyncResult",
     "Tail",
+    "VideoCodec",
+    "WarningCode",
     "make_dialogue",
     "report_faces",
     "run_batch",

@@ -398,7 +398,7 @@ class LipSyncPipeline:
         ignored = [name for name, value in (("prompt", prompt), ("motion model", model)) if value]
         return motion, tuple(
             JobWarning(
-                WarningCode.OPTION_UNUSED,
+                WarningCode.NOT_DONE,
                 f"The {name} was not used: motion={motion} needs none, only motion=generated does.",
             )
             for name in ignored
@@ -520,9 +520,9 @@ def _warnings(
     plan: Plan, signing_warning: str | None, content_warning: str | None
 ) -> Generator[JobWarning, None, None]:
     if signing_warning is not None:
-        yield JobWarning(WarningCode.NOT_SIGNED, signing_warning)
+        yield JobWarning(WarningCode.NOT_DONE, signing_warning)
     if content_warning is not None:
-        yield JobWarning(WarningCode.NOT_CLASSIFIED, content_warning)
+        yield JobWarning(WarningCode.NOT_DONE, content_warning)
     hdr = plan.header.video.hdr
     if hdr is not None:
         yield JobWarning(
@@ -535,7 +535,7 @@ def _warnings(
             "also move in pauses. Give the voice without music and noise.",
         )
     elif not plan.arrays.gate.any():
-        yield JobWarning(WarningCode.NO_SPEECH, "The audio contains no speech: the lips rest throughout.")
+        yield JobWarning(WarningCode.NOT_DONE, "The audio contains no speech: the lips rest throughout.")
 
 
 def _plan_and_render(

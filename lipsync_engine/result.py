@@ -25,10 +25,7 @@ class StageSeconds:
 class WarningCode(StrEnum):
     """Stable names of warnings."""
 
-    NOT_SIGNED = "not_signed"
-    NOT_CLASSIFIED = "not_classified"
-    OPTION_UNUSED = "option_unused"
-    NO_SPEECH = "no_speech"
+    NOT_DONE = "not_done"  # an option had no effect; not signed; not classified; nobody speaks
     VOICE_GATE_OPEN = "voice_gate_open"
     HDR_TONE_MAPPED = "hdr_tone_mapped"
 

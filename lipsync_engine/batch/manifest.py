@@ -20,7 +20,17 @@ from typing import Any
 from lipsync_engine.errors import ErrorCode, InputError, LipSyncError, ParameterError
 from lipsync_engine.media import OUTPUT_SUFFIXES
 from lipsync_engine.media.rates import parse_rate
-from lipsync_engine.params import IMAGE_SUFFIXES, FaceChoice, LoopMode, Motion, Provenance, SyncParams, Tail
+from lipsync_engine.params import (
+    IMAGE_SUFFIXES,
+    FaceChoice,
+    HdrMode,
+    LoopMode,
+    Motion,
+    Provenance,
+    SyncParams,
+    Tail,
+    VideoCodec,
+)
 from lipsync_engine.provenance import require_consent
 
 
@@ -55,13 +65,15 @@ OPTIONS: Mapping[str, tuple[str, Callable[[str], Any]]] = {
     "guidance_scale": ("guidance_scale", float),
     "fps": ("fps", parse_rate),
     "max_short_side": ("max_short_side", int),
+    "video_codec": ("video_codec", VideoCodec),
+    "hdr": ("hdr", HdrMode),
     "loop_mode": ("loop_mode", LoopMode),
     "tail": ("tail", Tail),
 }
 """Columns that are options of a job: the field of `SyncParams`, and the parser of a cell."""
 
 PORTRAIT_OPTIONS = ("motion", "prompt")
-VIDEO_OPTIONS = ("fps", "loop_mode", "tail")
+VIDEO_OPTIONS = ("fps", "loop_mode", "tail", "hdr")
 COLUMNS = (*map(str, InputRole), "output", *OPTIONS, *PORTRAIT_OPTIONS, "consent")
 
 

@@ -10,6 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn
 from rich.progress import Progress as Bars
 
 from lipsync_engine.cli.options import (
+    Codec,
     Consent,
     Detector,
     Device,
@@ -17,6 +18,7 @@ from lipsync_engine.cli.options import (
     Face,
     FrameRate,
     GuidanceScale,
+    Hdr,
     Label,
     Looping,
     Marking,
@@ -71,6 +73,8 @@ def sync_batch(
     mask_image: MaskImage = None,
     fps: FrameRate = None,
     max_short_side: MaxShortSide = None,
+    video_codec: Codec = None,
+    hdr: Hdr = None,
     loop_mode: Looping = None,
     tail: VideoTail = None,
     label: Label = False,
@@ -99,6 +103,8 @@ def sync_batch(
         mask_image=mask_image,
         fps=None if fps is None else parse_rate(fps),
         max_short_side=max_short_side,
+        video_codec=video_codec,
+        hdr=hdr,
         loop_mode=loop_mode,
         tail=tail,
         label=label,

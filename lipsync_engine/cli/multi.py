@@ -9,12 +9,14 @@ import typer
 
 from lipsync_engine.cli.jobs import ModelSelection, run_video_job
 from lipsync_engine.cli.options import (
+    Codec,
     Consent,
     Detector,
     Device,
     Dtype,
     Force,
     GuidanceScale,
+    Hdr,
     Label,
     Looping,
     Marking,
@@ -53,6 +55,8 @@ def sync_speakers(
     seed: Seed = None,
     mask_image: MaskImage = None,
     max_short_side: MaxShortSide = None,
+    video_codec: Codec = None,
+    hdr: Hdr = None,
     loop_mode: Looping = None,
     output_audio: Annotated[
         Path | None, typer.Option(help="Audio of the result if it is not the mix of all voices.")
@@ -78,6 +82,8 @@ def sync_speakers(
         seed=seed,
         mask_image=mask_image,
         max_short_side=max_short_side,
+        video_codec=video_codec,
+        hdr=hdr,
         loop_mode=loop_mode,
         label=label,
         watermark=watermark,

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from lipsync_engine.params import PRESETS, LoopMode, Tail
+from lipsync_engine.params import PRESETS, HdrMode, LoopMode, Tail, VideoCodec
 
 OutputFile = Annotated[Path, typer.Option("--output", "-o", help="Video to write: .mp4, .mov or .mkv.")]
 ModelName = Annotated[str, typer.Option(help="Name from `lipsync weights list`.")]
@@ -25,6 +25,13 @@ MaxShortSide = Annotated[
 ]
 Looping = Annotated[LoopMode | None, typer.Option(help="If the audio is longer than the video [pingpong].")]
 VideoTail = Annotated[Tail | None, typer.Option(help="If the video is longer than the audio [cut].")]
+Codec = Annotated[
+    VideoCodec | None,
+    typer.Option("--video-codec", help="h264: 8 bits, plays everywhere; hevc10: HEVC Main 10 [h264]."),
+]
+Hdr = Annotated[
+    HdrMode | None, typer.Option(help="HDR video (PQ, HLG): tonemap to SDR, or refuse [tonemap].")
+]
 FrameRate = Annotated[str | None, typer.Option(help="Output frame rate, e.g. 25 or 30000/1001 [source's].")]
 Face = Annotated[
     str | None,

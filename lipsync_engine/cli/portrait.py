@@ -9,6 +9,7 @@ import typer
 
 from lipsync_engine.cli.jobs import ModelSelection, load_pipeline
 from lipsync_engine.cli.options import (
+    Codec,
     Consent,
     Detector,
     Device,
@@ -52,6 +53,7 @@ def animate_portrait(
     ] = None,
     mask_image: MaskImage = None,
     max_short_side: MaxShortSide = None,
+    video_codec: Codec = None,
     label: Label = False,
     watermark: Watermark = False,
     output_audio: OutputAudio = None,
@@ -73,6 +75,7 @@ def animate_portrait(
         face=None if face is None else FaceChoice.parse(face),
         mask_image=mask_image,
         max_short_side=max_short_side,
+        video_codec=video_codec,
         label=label,
         watermark=watermark,
     )

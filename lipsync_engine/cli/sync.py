@@ -9,6 +9,7 @@ import typer
 
 from lipsync_engine.cli.jobs import ModelSelection, run_video_job
 from lipsync_engine.cli.options import (
+    Codec,
     Consent,
     Detector,
     Device,
@@ -17,6 +18,7 @@ from lipsync_engine.cli.options import (
     Force,
     FrameRate,
     GuidanceScale,
+    Hdr,
     Label,
     Looping,
     Marking,
@@ -56,6 +58,8 @@ def sync_video(
     ] = None,
     fps: FrameRate = None,
     max_short_side: MaxShortSide = None,
+    video_codec: Codec = None,
+    hdr: Hdr = None,
     loop_mode: Looping = None,
     tail: VideoTail = None,
     voice_gate: Annotated[
@@ -91,6 +95,8 @@ def sync_video(
         max_yaw_deg=max_yaw_deg,
         fps=None if fps is None else parse_rate(fps),
         max_short_side=max_short_side,
+        video_codec=video_codec,
+        hdr=hdr,
         loop_mode=loop_mode,
         tail=tail,
         voice_gate=voice_gate,

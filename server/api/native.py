@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import itertools
 import json
 import shutil
 import tempfile
@@ -151,6 +152,7 @@ def _output_object(context: ApiContext, record: Record, base: str) -> dict[str, 
         "is_marked": output.is_signed,
         "is_nsfw": output.is_nsfw,
         "sync": None if output.sync is None else dataclasses.asdict(output.sync),
+        "pauses_s": output.pauses_s,
     }
 
 
@@ -166,7 +168,8 @@ def _warnings(record: Record) -> list[dict[str, Any]]:
         sentence = "An earlier attempt was interrupted; the job resumed after its finished parts."
         warnings.append({"code": "tried_again", "message": sentence, "attempt": job.attempts})
     if job.output is not None:
-        warnings += [{"code": "not_done", "message": sentence} for sentence in job.output.warnings]
+        coded = itertools.zip_longest(job.output.warning_codes, job.output.warnings, fillvalue="not_done")
+        warnings += [{"code": code, "message": sentence} for code, sentence in coded]
     return warnings
 
 

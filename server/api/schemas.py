@@ -159,6 +159,14 @@ OPTIONS: Final[dict[str, dict[str, Any]]] = {
         "type": "string", "enum": ["480p", "720p"],
         "description": "Largest short side of the result, never an upscale; absent: the source's size.",
     },
+    "video_codec": {
+        "type": "string", "enum": ["h264", "hevc10"], "default": "h264",
+        "description": "Codec of the result: H.264 with 8 bits, or HEVC Main 10.",
+    },
+    "hdr": {
+        "type": "string", "enum": ["tonemap", "refuse"], "default": "tonemap",
+        "description": "HDR video (PQ, HLG): tone-map it to SDR, or refuse it.",
+    },
     "order": {
         "type": "string", "enum": ["meanwhile", "left_right", "right_left"], "default": "meanwhile",
         "description": "Whether the two speak at once, or one after the other.",
@@ -202,7 +210,7 @@ MIN_SEGMENT_S: Final = 0.04
 ORDERS: Final = {"meanwhile": "together", "left_right": "left_right", "right_left": "right_left"}
 LIP_OPTIONS: Final = (
     "guidance_scale", "inference_steps", "num_inference_steps", "seed", "face", "resolution", "preset",
-    "prompt",
+    "prompt", "video_codec",
 )  # fmt: skip
 
 
@@ -219,7 +227,7 @@ class EndpointSchema:
 
     required: tuple[Role, ...] = (Role.VIDEO, Role.AUDIO)
     optional: tuple[Role, ...] = (Role.MASK,)
-    options: tuple[str, ...] = (*LIP_OPTIONS, "loop_mode", "fps")
+    options: tuple[str, ...] = (*LIP_OPTIONS, "loop_mode", "fps", "hdr")
     limits: tuple[tuple[Role, MediaLimits], ...] = ()
     resolution: str | None = None
 
@@ -431,6 +439,8 @@ def _validate_options(schema: EndpointSchema, body: dict[str, Any]) -> Options:
         fps=None if fps is None else str(fps),
         max_short_side=None if resolution is None else int(resolution.removesuffix("p")),
         loop_mode=values.get("loop_mode"),
+        video_codec=values.get("video_codec"),
+        hdr=values.get("hdr"),
         face=values.get("face"),
         order=ORDERS[values["order"]] if "order" in values else None,
         motion=values.get("motion"),

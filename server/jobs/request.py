@@ -90,6 +90,8 @@ class Options:
     fps: str | None = None
     max_short_side: int | None = None
     loop_mode: str | None = None
+    video_codec: str | None = None
+    hdr: str | None = None
     face: str | None = None
     order: str | None = None
     motion: str | None = None

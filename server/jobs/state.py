@@ -101,11 +101,13 @@ class Output:
         blob: name of the result's blob.
         device_s: seconds spent on devices.
         media_s: length of the result.
-        warnings: sentences on requested options that had no effect.
+        warnings: sentences on deviations from the request, and on what needs attention.
         is_signed: carries content credentials; None: not recorded.
         sha256: of the file, in hex; None: not recorded.
         sync: None: not measured.
         is_nsfw: the source is not safe for work; None: not checked.
+        warning_codes: one per warning; fewer where they are not recorded.
+        pauses_s: (start, stop) of the output where the voice gate is closed.
     """
 
     blob: str
@@ -116,6 +118,8 @@ class Output:
     sha256: str | None = None
     sync: SyncConfidence | None = None
     is_nsfw: bool | None = None
+    warning_codes: tuple[str, ...] = ()
+    pauses_s: tuple[tuple[float, float], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

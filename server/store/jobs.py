@@ -447,6 +447,8 @@ def _output_from_json(text: str) -> Output:
     values["warnings"] = tuple(values.get("warnings", ()))
     if (sync := values.get("sync")) is not None:
         values["sync"] = SyncConfidence(**sync)
+    values["warning_codes"] = tuple(values.get("warning_codes", ()))
+    values["pauses_s"] = tuple(map(tuple, values.get("pauses_s", ())))
     return Output(**values)
 
 

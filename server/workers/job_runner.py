@@ -189,6 +189,8 @@ class JobRunner:
                         sha256,
                         result.sync,
                         result.is_nsfw,
+                        result.warning_codes,
+                        result.pauses_s,
                     )
                     await end(lambda job, now: job_state.succeed(job, fence, now, output))
                 case JobFailed(code=code, message=message, retryable=retryable):

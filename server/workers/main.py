@@ -25,6 +25,8 @@ from pathlib import Path
 from typing import BinaryIO, Final, Self
 
 from lipsync_engine import (
+    HdrMode,
+    JobWarning,
     LipSyncPipeline,
     LoopMode,
     Motion,
@@ -33,6 +35,8 @@ from lipsync_engine import (
     SpeakerOrder,
     SyncParams,
     SyncResult,
+    VideoCodec,
+    WarningCode,
     make_dialogue,
     media,
 )
@@ -179,7 +183,7 @@ class WorkerLoop:
         voices = _voices(command, files)
         params = _params(command, files, label=self._label, watermark=self._watermark)
         provenance = Provenance(command.consent, command.job_id)
-        warnings: tuple[str, ...] = ()
+        warnings: tuple[JobWarning, ...] = ()
         if Role.IMAGE in files:
             motion = Motion(command.options.motion or Motion.NATURAL)
             steps = pipeline.run_portrait(
@@ -202,7 +206,7 @@ class WorkerLoop:
                 provenance=provenance,
                 remote=job.segment_client,
             )
-            warnings = (PROMPT_UNUSED,) if command.options.prompt else ()
+            warnings = (JobWarning(WarningCode.NOT_DONE, PROMPT_UNUSED),) if command.options.prompt else ()
         reported_at, stage, render_s = 0.0, None, 0.0
         with closing(steps), _Previews(command, self._send) as previews:
             while True:
@@ -224,14 +228,17 @@ class WorkerLoop:
                 if is_new or now - reported_at >= REPORT_INTERVAL_S:
                     reported_at, stage = now, progress.stage
                     self._send(_progress_event(command.job_id, progress))
+        warnings += result.warnings
         return JobSucceeded(
             command.job_id,
             render_s,
             result.frames / float(result.fps),
-            warnings + result.warnings,
+            tuple(map(str, warnings)),
             result.is_signed,
             _sync_confidence(result),
             result.is_nsfw,
+            tuple(warning.code for warning in warnings),
+            result.pauses_s,
         )
 
     def _send(self, event: Event) -> None:
@@ -325,6 +332,8 @@ def _params(
             mask_image=files.get(Role.MASK),
             max_short_side=options.max_short_side,
             loop_mode=LoopMode(options.loop_mode) if options.loop_mode else None,
+            video_codec=VideoCodec(options.video_codec) if options.video_codec else None,
+            hdr=HdrMode(options.hdr) if options.hdr else None,
             face=FaceChoice.parse(options.face) if options.face else None,
             label=label,
             watermark=watermark,

@@ -169,10 +169,12 @@ class JobSucceeded:
     Attributes:
         device_s: seconds of rendering alone.
         media_s: duration of the result.
-        warnings: sentences on requested options that had no effect.
+        warnings: sentences on deviations from the request, and on what needs attention.
         is_signed: carries content credentials.
         sync: None: not measured.
         is_nsfw: the source is not safe for work; None: not checked.
+        warning_codes: one per warning.
+        pauses_s: (start, stop) of the output where the voice gate is closed.
     """
 
     job_id: str
@@ -182,6 +184,8 @@ class JobSucceeded:
     is_signed: bool
     sync: SyncConfidence | None = None
     is_nsfw: bool | None = None
+    warning_codes: tuple[str, ...] = ()
+    pauses_s: tuple[tuple[float, float], ...] = ()
     kind: Literal["job_succeeded"] = "job_succeeded"
 
 
