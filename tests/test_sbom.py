@@ -13,7 +13,7 @@ from tests.support.paths import ROOT
 
 
 @pytest.mark.slow
-def test_it_is_valid_and_names_libraries_and_weights(tmp_path: Path) -> None:
+def test_sbom_is_valid_and_names_libraries_and_weights(tmp_path: Path) -> None:
     path = tmp_path / "sbom.json"
     command = [sys.executable, str(ROOT / "scripts" / "sbom.py"), str(path)]
     subprocess.run(command, check=True, timeout=600, cwd=ROOT)  # it validates itself

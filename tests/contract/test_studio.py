@@ -28,13 +28,13 @@ def replay(api: Api, **values: str) -> Replay:
     return Replay(api.client, studio_key=api.key, base=BASE, **values)
 
 
-def test_golden(subtests: pytest.Subtests, api: Api) -> None:
+def test_stateless_golden_bodies_match(subtests: pytest.Subtests, api: Api) -> None:
     for name in STATELESS:
         with subtests.test(name=name):
             replay(api).play(name)
 
 
-def test_every_golden_body_of_this_dialect_is_replayed() -> None:
+def test_every_studio_golden_body_is_replayed() -> None:
     assert {path.stem for path in GOLDEN.glob("studio*.json")} == {*STATELESS, *WITH_STATE}
 
 
@@ -45,7 +45,7 @@ def body_of(api: Api, job: str) -> dict[str, object]:
 
 
 @pytest.mark.parametrize("end", ["completed", "failed"])
-def test_a_job_from_beginning_to_end(end: str, api: Api) -> None:
+def test_job_matches_golden_bodies_in_every_state(end: str, api: Api) -> None:
     scene = replay(api)
     name = scene.play("studio_submit_image")["id"]
     job = uuid.UUID(name).hex
@@ -62,7 +62,7 @@ def test_a_job_from_beginning_to_end(end: str, api: Api) -> None:
         assert api.client.get(told["output"]).content == b"an mp4"
 
 
-def test_both_dialects_show_the_same_job(api: Api) -> None:
+def test_both_dialects_return_the_same_job(api: Api) -> None:
     answer = api.client.post("/api/v1/lipsync-video", json={"formState": FORM}, headers=api.headers)
     name = answer.json()["requestId"]
     seen = api.client.get(f"/api/v3/predictions/{uuid.UUID(name).hex}/result", headers=api.headers).json()
@@ -76,7 +76,7 @@ def test_both_dialects_show_the_same_job(api: Api) -> None:
     assert (told["status"], told["error"]) == ("failed", "The task was cancelled.")
 
 
-def test_what_is_wrong_is_named(subtests: pytest.Subtests) -> None:
+def test_invalid_field_is_named_in_error(subtests: pytest.Subtests) -> None:
     for body, named in [
         ({"formState": [FORM]}, "formState"),
         ({"formState": {**FORM, "video": ""}}, "video"),
@@ -92,7 +92,7 @@ def test_what_is_wrong_is_named(subtests: pytest.Subtests) -> None:
             assert refused.value.status == 400
 
 
-def test_an_order_is_one_of_three(subtests: pytest.Subtests) -> None:
+def test_speaker_order_is_one_of_three(subtests: pytest.Subtests) -> None:
     for order in ["backwards", ["meanwhile"], 1]:
         with subtests.test(order=order):
             form = {role.value: f"https://media.example/{role}" for role in MULTI.required}
@@ -102,7 +102,7 @@ def test_an_order_is_one_of_three(subtests: pytest.Subtests) -> None:
             assert given.job_input.options.order == "right_left"
 
 
-def test_the_vendors_resolution_where_none_is_asked_for() -> None:
+def test_default_resolution_is_the_vendors() -> None:
     for asked, limits, short_side in (
         ({}, True, 480),
         ({"resolution": "720p"}, True, 720),
@@ -112,13 +112,13 @@ def test_the_vendors_resolution_where_none_is_asked_for() -> None:
         assert given.job_input.options.max_short_side == short_side
 
 
-def test_webhooks_over_http_where_the_operator_allows_them() -> None:
+def test_http_webhooks_need_an_allowed_host() -> None:
     body = {"formState": FORM, "webhook": "http://app.example:8080/hook"}
     given = studio.read_submission(VIDEO, body, http_hosts=("app.example:8080",))
     assert given.webhook_url == body["webhook"]
 
 
-def test_errors_have_this_dialects_body(api: Api) -> None:
+def test_errors_have_the_studio_body(api: Api) -> None:
     for answer in (
         api.client.post("/api/v1/lipsync-video", content=b"{", headers=api.headers),
         api.client.get("/api/v1/nothing", headers=api.headers),

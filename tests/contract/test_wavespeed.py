@@ -48,13 +48,13 @@ def replay(api: Api, **values: str) -> Replay:
     return Replay(api.client, key=api.key, base=BASE, **values)
 
 
-def test_golden(subtests: pytest.Subtests, api: Api) -> None:
+def test_stateless_golden_bodies_match(subtests: pytest.Subtests, api: Api) -> None:
     for name in STATELESS:
         with subtests.test(name=name):
             replay(api).play(name)
 
 
-def test_every_golden_body_of_this_dialect_is_replayed() -> None:
+def test_every_wavespeed_golden_body_is_replayed() -> None:
     names = {path.stem for path in GOLDEN.glob("*.json") if not path.stem.startswith(("_", "studio"))}
     assert names == {*STATELESS, *WITH_STATE}
 
@@ -62,7 +62,7 @@ def test_every_golden_body_of_this_dialect_is_replayed() -> None:
 # --- states ---
 
 
-def test_a_prediction_in_every_state(api: Api) -> None:
+def test_prediction_matches_golden_bodies_in_every_state(api: Api) -> None:
     job = api.submit()
     scene = replay(api, task=job)
     scene.play("result_created")
@@ -85,7 +85,7 @@ def test_a_prediction_in_every_state(api: Api) -> None:
     assert api.client.get(f"/api/v3/predictions/{job}/result", headers=api.headers).status_code == 404
 
 
-def test_failures(api: Api) -> None:
+def test_failed_predictions_match_golden_bodies(api: Api) -> None:
     job = api.submit()
     api.fail(job, "face_not_found", "No face was found in the video.")
     replay(api, task=job).play("result_failed_no_face")
@@ -99,7 +99,7 @@ def test_failures(api: Api) -> None:
     assert "HTTP 5" not in shown["error"]
 
 
-def test_cancelling_and_deleting(api: Api) -> None:
+def test_cancel_and_delete_match_golden_bodies(api: Api) -> None:
     job = api.submit()
     scene = replay(api, task=job)
     scene.play("prediction_cancel_ext")
@@ -108,7 +108,7 @@ def test_cancelling_and_deleting(api: Api) -> None:
     scene.play("predictions_delete")
 
 
-def test_base64_output(api: Api) -> None:
+def test_base64_output_matches_golden_body(api: Api) -> None:
     image = base64.b64encode(b"a face").decode()
     answer = api.client.post(
         "/api/v3/bytedance/avatar-omni-human",
@@ -122,7 +122,7 @@ def test_base64_output(api: Api) -> None:
 
 
 @pytest.mark.parametrize("end", ["completed", "failed", "timeout"])
-def test_sync_mode(end: str, make_api: Callable[..., Api]) -> None:
+def test_sync_mode_matches_golden_bodies(end: str, make_api: Callable[..., Api]) -> None:
     api = make_api(sync_timeout_s=0.3 if end == "timeout" else 20)
     scene = replay(api)
     portal = api.client.portal
@@ -148,7 +148,7 @@ def test_sync_mode(end: str, make_api: Callable[..., Api]) -> None:
     working.result(10)
 
 
-def test_a_full_queue_and_a_hasty_key(make_api: Callable[..., Api]) -> None:
+def test_full_queue_and_rate_limit_match_golden_body(make_api: Callable[..., Api]) -> None:
     api = make_api(max_waiting=1)
     api.submit()
     replay(api).play("rate_limited")
@@ -169,7 +169,7 @@ def test_a_full_queue_and_a_hasty_key(make_api: Callable[..., Api]) -> None:
 # --- uploads ---
 
 
-def test_an_upload_by_ticket_becomes_an_input(api: Api) -> None:
+def test_uploaded_file_is_accepted_as_input(api: Api) -> None:
     scene = replay(api)
     scene.play("upload_ticket")
     scene.play("upload_ticket_put")
@@ -187,7 +187,7 @@ def test_an_upload_by_ticket_becomes_an_input(api: Api) -> None:
     assert video.blob.startswith("uploads/studio/")
 
 
-def test_another_tenants_upload_is_no_input_of_ours(api: Api) -> None:
+def test_upload_of_another_tenant_is_rejected_as_input(api: Api) -> None:
     other = {"Authorization": f"Bearer {api.other_key}"}
     theirs = api.client.post("/api/v3/upload", files={"file": ("a.mp4", b"secret")}, headers=other)
     job = api.submit(video=theirs.json()["data"]["download_url"])
@@ -196,7 +196,7 @@ def test_another_tenants_upload_is_no_input_of_ours(api: Api) -> None:
     assert all(source.blob is None for source in record.request.sources)
 
 
-def test_links_cannot_be_made_or_bent(api: Api) -> None:
+def test_forged_links_are_rejected(api: Api) -> None:
     place = api.client.post("/api/v3/upload", files={"file": ("a.mp4", b"x")}, headers=api.headers)
     link = place.json()["data"]["download_url"]
     token, _, name = link.removeprefix(f"{BASE}/files/").partition("/")
@@ -215,7 +215,7 @@ def test_links_cannot_be_made_or_bent(api: Api) -> None:
     assert api.client.get(link).content == b"x"
 
 
-def test_an_upload_that_is_too_large_leaves_nothing(make_api: Callable[..., Api]) -> None:
+def test_too_large_upload_leaves_no_file(make_api: Callable[..., Api]) -> None:
     api = make_api(max_upload_bytes=1000)
     place = api.client.post(
         "/api/v3/media/uploads", json={"filename": "a.mp4", "size": 10}, headers=api.headers
@@ -227,7 +227,7 @@ def test_an_upload_that_is_too_large_leaves_nothing(make_api: Callable[..., Api]
 # --- webhooks ---
 
 
-def test_signature_vectors() -> None:
+def test_webhook_signatures_match_the_vectors() -> None:
     vectors = load_golden("webhook_signature_vectors")["vectors"]
     assert len(vectors) >= 2
     for vector in vectors:
@@ -237,7 +237,7 @@ def test_signature_vectors() -> None:
 
 
 @pytest.mark.parametrize("end", ["completed", "failed"])
-def test_webhook_bodies(end: str, api: Api) -> None:
+def test_webhook_bodies_match_golden_bodies(end: str, api: Api) -> None:
     job = api.submit()
     if end == "completed":
         api.succeed(job)
@@ -255,7 +255,7 @@ def test_webhook_bodies(end: str, api: Api) -> None:
 # --- what a body may be ---
 
 
-def test_what_is_wrong_is_named(subtests: pytest.Subtests) -> None:
+def test_invalid_field_is_named_in_error(subtests: pytest.Subtests) -> None:
     for body, named in [
         ({"video": VIDEO, "audio": ""}, "audio"),
         ({"video": VIDEO, "audio": 5}, "audio"),
@@ -292,7 +292,7 @@ def test_what_is_wrong_is_named(subtests: pytest.Subtests) -> None:
             assert refused.value.status == 400
 
 
-def test_webhooks_in_the_query(subtests: pytest.Subtests) -> None:
+def test_webhook_is_read_from_the_query(subtests: pytest.Subtests) -> None:
     for query, webhook in [
         ("webhook=https%3A%2F%2Fapp.example%2Fhook%3Fjob%3D7", "https://app.example/hook?job=7"),
         ("webhook=https://app.example/hook?job=7&x=1", "https://app.example/hook?job=7&x=1"),
@@ -304,7 +304,7 @@ def test_webhooks_in_the_query(subtests: pytest.Subtests) -> None:
             assert read_submission(LATENTSYNC, body, query, vendor_limits=True).webhook_url == webhook
 
 
-def test_options_and_aliases() -> None:
+def test_options_and_aliases_are_read() -> None:
     body = {
         "video_url": VIDEO,
         "audio_url": AUDIO,
@@ -324,7 +324,7 @@ def test_options_and_aliases() -> None:
     assert random.job_input.files.sources[0].limits.formats == ("mp4",)
 
 
-def test_segments_are_voices_with_a_face_and_a_time() -> None:
+def test_segments_become_speech_intervals() -> None:
     inline = base64.b64encode(b"RIFF" * 1000).decode()
     body = {
         "video": VIDEO,
@@ -344,7 +344,7 @@ def test_segments_are_voices_with_a_face_and_a_time() -> None:
     assert len(json.dumps(given.echoed_input)) < 500
 
 
-def test_what_could_not_be_done_is_said(api: Api) -> None:
+def test_ignored_options_become_warnings(api: Api) -> None:
     job = api.submit(prompt="a happy voice")
     api.succeed(job, warnings=("prompt was not used",))
     for path in (f"/api/v3/predictions/{job}/result", f"/api/v1/jobs/{uuid.UUID(job)}"):
@@ -356,7 +356,7 @@ def test_what_could_not_be_done_is_said(api: Api) -> None:
     assert "warnings" not in told["data"]
 
 
-def test_every_model_takes_what_its_schema_says(subtests: pytest.Subtests, api: Api) -> None:
+def test_every_model_accepts_its_schema(subtests: pytest.Subtests, api: Api) -> None:
     """Each option once, at a value that its own schema names."""
     for name in sorted(MODELS):
         with subtests.test(name=name):
@@ -379,7 +379,7 @@ def test_every_model_takes_what_its_schema_says(subtests: pytest.Subtests, api: 
             assert ("motion" in wanted) == ("image" in takes["required"])
 
 
-def test_a_job_is_as_fast_as_asked_or_as_the_server_is_set(make_api: Callable[..., Api]) -> None:
+def test_preset_of_the_request_overrides_the_setting(make_api: Callable[..., Api]) -> None:
     api = make_api(preset="fast")
     for asked, wanted in (
         ({}, "fast"),
@@ -397,7 +397,7 @@ def test_a_job_is_as_fast_as_asked_or_as_the_server_is_set(make_api: Callable[..
 # --- the rules that break clients ---
 
 
-def test_objects_are_complete_and_have_no_nulls(api: Api) -> None:
+def test_predictions_have_every_key_and_no_null(api: Api) -> None:
     def walk(value: object, where: str) -> None:
         assert value is not None, where
         if isinstance(value, dict):
@@ -412,7 +412,7 @@ def test_objects_are_complete_and_have_no_nulls(api: Api) -> None:
         assert data["urls"]["get"].startswith(BASE)
 
 
-def test_refusals_have_no_data_and_are_never_200(api: Api) -> None:
+def test_errors_have_no_data_and_an_error_status(api: Api) -> None:
     for method, path in (
         ("POST", "/api/v3/a/b"),
         ("GET", "/api/v3/predictions/x/result"),
@@ -424,13 +424,13 @@ def test_refusals_have_no_data_and_are_never_200(api: Api) -> None:
         assert answer.json()["code"] == answer.status_code
 
 
-def test_both_versions_are_served(api: Api) -> None:
+def test_v2_and_v3_are_served(api: Api) -> None:
     job = api.submit()
     for prefix in ("/api/v2", "/api/v3"):
         assert api.client.get(f"{prefix}/predictions/{job}/result", headers=api.headers).status_code == 200
 
 
-def test_one_idempotency_key_is_one_job(api: Api) -> None:
+def test_idempotency_key_creates_one_job(api: Api) -> None:
     body = {"video": VIDEO, "audio": AUDIO}
     headers = {**api.headers, "Idempotency-Key": "k1"}
     ids = {
@@ -443,7 +443,7 @@ def test_one_idempotency_key_is_one_job(api: Api) -> None:
 # --- access ---
 
 
-def test_no_route_is_open_by_accident(api: Api) -> None:
+def test_every_route_needs_a_key(api: Api) -> None:
     """Every route is either public on purpose, or refuses callers without a key."""
     public = {"/livez", "/readyz", "/metrics", "/files/{token}/{name}", "/uploads/{token}/{name}"}
     walked = 0
@@ -460,7 +460,7 @@ def test_no_route_is_open_by_accident(api: Api) -> None:
     assert walked > 40
 
 
-def test_tenants_do_not_see_each_other(api: Api) -> None:
+def test_jobs_of_other_tenants_are_not_found(api: Api) -> None:
     job = api.submit()
     other = {"Authorization": f"Bearer {api.other_key}"}
     for method, path in (
@@ -481,7 +481,7 @@ def test_tenants_do_not_see_each_other(api: Api) -> None:
     assert len(secrets) == 2
 
 
-def test_scopes_and_the_life_of_a_key(api: Api) -> None:
+def test_scopes_expiry_and_revocation_are_enforced(api: Api) -> None:
     made = api.client.post("/admin/keys?tenant=studio&name=viewer&scopes=read", headers=api.headers).json()
     viewer = {"Authorization": f"Bearer {made['key']}"}
     assert api.client.get("/api/v3/balance", headers=viewer).status_code == 200

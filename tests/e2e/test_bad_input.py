@@ -92,7 +92,7 @@ def empty(path: Path, ffmpeg: Ffmpeg, clip: Path) -> None:
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
-def test_bad_video(
+def test_invalid_video_ends_with_its_code(
     make: Callable[[Path, Ffmpeg, Path], None],
     codes: set[ErrorCode],
     tmp_path: Path,
@@ -122,7 +122,7 @@ def test_bad_video(
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
-def test_bad_audio(
+def test_invalid_audio_ends_with_its_code(
     make: Callable[[Path, Ffmpeg, Path], None],
     code: ErrorCode,
     tmp_path: Path,
@@ -145,7 +145,7 @@ def test_bad_audio(
         (".", ErrorCode.PARAMETER_INVALID),
     ],
 )
-def test_bad_output(
+def test_invalid_output_ends_with_its_code(
     name: str, code: ErrorCode, outbox: Path, clip: Path, voice: Path, cache_dir: Path, lipsync: Run
 ) -> None:
     failed_with(lipsync("sync", clip, voice, "-o", outbox / name), code)
@@ -160,7 +160,7 @@ def test_bad_output(
         *(pytest.param(o, marks=pytest.mark.slow) for o in ("--face-mask", "--matte", "--faces-file")),
     ],
 )
-def test_a_missing_file_of_an_option(
+def test_missing_file_of_an_option_ends_with_its_code(
     option: str, tmp_path: Path, clip: Path, voice: Path, cache_dir: Path, lipsync: Run
 ) -> None:
     done = lipsync("sync", clip, voice, "-o", tmp_path / "out.mp4", option, tmp_path / "gone.png")
@@ -168,7 +168,7 @@ def test_a_missing_file_of_an_option(
     assert not cache_dir.exists() or files_under(cache_dir) == []
 
 
-def test_a_container_that_holds_no_credentials_is_refused_before_the_model_loads(
+def test_container_without_credentials_is_rejected_before_the_model_loads(
     outbox: Path, clip: Path, voice: Path, lipsync: Run
 ) -> None:
     """Weights that are not here would be the next complaint."""
@@ -177,26 +177,26 @@ def test_a_container_that_holds_no_credentials_is_refused_before_the_model_loads
     assert "best_effort" in done.stderr
 
 
-def test_names_are_shown_as_they_are(tmp_path: Path, lipsync: Run) -> None:
+def test_error_shows_a_path_unchanged(tmp_path: Path, lipsync: Run) -> None:
     done = lipsync("probe", tmp_path / "take [bold] :smile:.mp4")
     failed_with(done, ErrorCode.INPUT_NOT_FOUND)
     assert "'take [bold] :smile:.mp4'" in done.stderr
 
 
-def test_a_silent_film_has_no_sync_score(clip: Path, lipsync: Run) -> None:
+def test_silent_video_has_no_sync_score(clip: Path, lipsync: Run) -> None:
     done = lipsync("score", clip, "--detector", "drawn")
     failed_with(done, ErrorCode.MEDIA_NO_AUDIO)
     assert "has no audio" in done.stderr
 
 
-def test_output_in_a_read_only_place(clip: Path, voice: Path, lipsync: Run) -> None:
+def test_read_only_output_folder_ends_with_its_code(clip: Path, voice: Path, lipsync: Run) -> None:
     place = Path("/proc")
     if not place.is_dir():
         pytest.skip("no file system here that refuses even root")
     failed_with(lipsync("sync", clip, voice, "-o", place / "out.mp4"), ErrorCode.OUTPUT_NOT_WRITABLE)
 
 
-def test_the_inputs_are_never_overwritten(tmp_path: Path, clip: Path, voice: Path, lipsync: Run) -> None:
+def test_inputs_are_never_overwritten(tmp_path: Path, clip: Path, voice: Path, lipsync: Run) -> None:
     video = tmp_path / "mine.mp4"
     shutil.copy(clip, video)
     failed_with(lipsync("sync", video, voice, "-o", video), ErrorCode.PARAMETER_INVALID)
@@ -216,7 +216,9 @@ def test_the_inputs_are_never_overwritten(tmp_path: Path, clip: Path, voice: Pat
         ("--seed", "-1"),
     ],
 )
-def test_bad_options(option: tuple[str, str], outbox: Path, clip: Path, voice: Path, lipsync: Run) -> None:
+def test_invalid_option_ends_with_its_code(
+    option: tuple[str, str], outbox: Path, clip: Path, voice: Path, lipsync: Run
+) -> None:
     failed_with(lipsync("sync", clip, voice, "-o", outbox / "out.mp4", *option), ErrorCode.PARAMETER_INVALID)
     assert files_under(outbox) == []
 
@@ -233,7 +235,7 @@ def tiny_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(folder)], check=True)
 
 
-def test_disk_full_in_the_work_folder(
+def test_full_disk_of_the_work_dir_is_reported(
     tiny_disk: Path,
     outbox: Path,
     clip: Path,
@@ -248,7 +250,7 @@ def test_disk_full_in_the_work_folder(
 
 
 @pytest.mark.slow
-def test_disk_full_where_the_output_goes(
+def test_full_disk_of_the_output_is_reported(
     tiny_disk: Path, clip: Path, voice: Path, ffmpeg: Ffmpeg, tmp_path: Path, lipsync: Run
 ) -> None:
     noisy = tmp_path / "noise.wav"  # a sound track larger than the disk

@@ -65,7 +65,7 @@ def table_rows(report: Path) -> list[str]:
 # --- what is made ---
 
 
-def test_a_csv_with_a_bad_clip_in_the_middle(inputs: Path, tmp_path: Path, lipsync: Run) -> None:
+def test_failed_clip_does_not_stop_the_batch(inputs: Path, tmp_path: Path, lipsync: Run) -> None:
     manifest, out = inputs / "list.csv", tmp_path / "out"
     manifest.write_text(
         "video,image,audio,output,seed,motion,consent\n"
@@ -113,7 +113,7 @@ def test_a_csv_with_a_bad_clip_in_the_middle(inputs: Path, tmp_path: Path, lipsy
     assert names == {"monday", "face.mp4", "results.jsonl", "report.html", "thumbnails"}
 
 
-def test_what_cannot_be_signed_is_refused_before_work(
+def test_unsignable_outputs_are_rejected_before_rendering(
     inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     manifest, out = inputs / "list.jsonl", tmp_path / "out"
@@ -134,7 +134,7 @@ def test_what_cannot_be_signed_is_refused_before_work(
     assert broken.value.code is ErrorCode.SIGNING_FAILED
 
 
-def test_killed_with_its_workers_then_only_the_rest_is_made(
+def test_killed_batch_resumes_with_the_unfinished_clips(
     inputs: Path, tmp_path: Path, cache_dir: Path, environment: dict[str, str], lipsync: Run
 ) -> None:
     manifest, out = inputs / "list.jsonl", tmp_path / "out"
@@ -175,7 +175,7 @@ def test_killed_with_its_workers_then_only_the_rest_is_made(
 
 
 @pytest.mark.slow
-def test_a_folder_stopped_by_the_user_then_finished_by_two_workers(
+def test_interrupted_batch_of_a_folder_is_finished_by_two_workers(
     inputs: Path, tmp_path: Path, cache_dir: Path, environment: dict[str, str]
 ) -> None:
     folder, out = tmp_path / "in", tmp_path / "out"
@@ -224,7 +224,7 @@ def test_a_folder_stopped_by_the_user_then_finished_by_two_workers(
 
 
 @pytest.mark.slow
-def test_one_worker_makes_several_clips_at_once(
+def test_one_worker_renders_several_clips_concurrently(
     inputs: Path, tmp_path: Path, cache_dir: Path, likeness_db: Callable[[Path, Path], float]
 ) -> None:
     manifest, out = inputs / "several.csv", tmp_path / "out"
@@ -242,7 +242,7 @@ def test_one_worker_makes_several_clips_at_once(
 
 
 @pytest.mark.slow
-def test_clips_whose_worker_was_killed_are_tried_again_one_by_one(
+def test_clips_of_a_killed_worker_are_retried_one_by_one(
     inputs: Path, tmp_path: Path, cache_dir: Path, environment: dict[str, str]
 ) -> None:
     manifest, out = inputs / "killed.csv", tmp_path / "out"
@@ -258,9 +258,7 @@ def test_clips_whose_worker_was_killed_are_tried_again_one_by_one(
 
 
 @pytest.mark.slow
-def test_copies_under_other_names_are_made_one_after_the_other(
-    inputs: Path, tmp_path: Path, cache_dir: Path
-) -> None:
+def test_equal_clips_run_one_after_the_other(inputs: Path, tmp_path: Path, cache_dir: Path) -> None:
     folder = tmp_path / "in"
     folder.mkdir()
     for name in ("a", "b", "c"):
@@ -274,7 +272,7 @@ def test_copies_under_other_names_are_made_one_after_the_other(
     assert [(one.status, one.attempts) for one in result.results] == [(RowStatus.DONE, 1)] * 3
 
 
-def test_how_many_clips_at_once_has_bounds(inputs: Path, tmp_path: Path) -> None:
+def test_jobs_per_worker_is_bounded(inputs: Path, tmp_path: Path) -> None:
     with pytest.raises(ParameterError, match="jobs=17"):
         next(run_batch(inputs, tmp_path / "out", model_options=ModelOptions(jobs=17)))
 
@@ -282,7 +280,7 @@ def test_how_many_clips_at_once_has_bounds(inputs: Path, tmp_path: Path) -> None
 # --- what is refused ---
 
 
-def test_bad_rows_are_listed_and_nothing_is_started(inputs: Path, tmp_path: Path, lipsync: Run) -> None:
+def test_invalid_rows_are_listed_and_nothing_starts(inputs: Path, tmp_path: Path, lipsync: Run) -> None:
     manifest, out = inputs / "bad.csv", tmp_path / "out"
     manifest.write_text(
         "video,audio,output,steps\n"

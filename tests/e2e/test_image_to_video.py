@@ -149,7 +149,7 @@ def loaded(folder: Path, settings: image_to_video.GenerationSettings = SHORT) ->
     return image_to_video.ImageToVideo(image_to_video.load(folder, CPU).pipeline, settings)
 
 
-def test_a_clip_follows_the_seed_and_the_prompt(folder: Path) -> None:
+def test_clip_depends_on_seed_and_prompt(folder: Path) -> None:
     model = loaded(folder)
     picture = noise_picture(96, 64)
 
@@ -166,7 +166,7 @@ def test_a_clip_follows_the_seed_and_the_prompt(folder: Path) -> None:
     model.release()
 
 
-def test_the_first_frame_is_the_picture(folder: Path) -> None:
+def test_first_frame_is_the_image(folder: Path) -> None:
     """As the autoencoder renders it, which is all that one with random weights can show."""
     model, picture = loaded(folder), noise_picture(64, 64)
     _, frames = outcome(model.generate_clip(picture, "e", 1, enlarge=False))
@@ -179,7 +179,7 @@ def test_the_first_frame_is_the_picture(folder: Path) -> None:
     assert np.abs(frames[4] - rendered).max() > 2
 
 
-def test_closing_stops_within_a_step_and_leaves_no_thread(folder: Path) -> None:
+def test_close_stops_within_a_step_and_leaves_no_thread(folder: Path) -> None:
     model = loaded(folder, dataclasses.replace(SHORT, num_inference_steps=100))
     calls: list[int] = []
     model.pipeline.transformer.register_forward_hook(lambda *_: calls.append(1))
@@ -192,7 +192,7 @@ def test_closing_stops_within_a_step_and_leaves_no_thread(folder: Path) -> None:
     assert not [thread for thread in threading.enumerate() if "image-to-video" in thread.name]
 
 
-def test_what_is_no_picture_is_refused(folder: Path) -> None:
+def test_clip_of_nan_is_rejected(folder: Path) -> None:
     model = loaded(folder)
     with torch.no_grad():
         model.pipeline.transformer.proj_out.bias.fill_(torch.nan)
@@ -208,7 +208,7 @@ def test_what_is_no_picture_is_refused(folder: Path) -> None:
         ({"expand_timesteps": False}, "only Wan 2.2 TI2V"),
     ],
 )
-def test_another_kind_of_model_is_refused(
+def test_pipeline_of_another_class_is_rejected(
     folder: Path, tmp_path: Path, changed: dict[str, object], told: str
 ) -> None:
     copy = shutil.copytree(folder, tmp_path / "other")
@@ -229,7 +229,7 @@ def test_another_kind_of_model_is_refused(
         ("vae", {"num_res_blocks": 2}, "tensors missing"),
     ],
 )
-def test_parts_that_do_not_fit_are_refused(
+def test_mismatching_parts_are_rejected(
     folder: Path, tmp_path: Path, part: str, changed: dict[str, object], told: str
 ) -> None:
     """The libraries would warn, and fill in random numbers."""
@@ -258,7 +258,7 @@ def steps_of(reports: list[Progress]) -> int:
     return sum(report.stage is Stage.MOTION and report.total == 50 for report in reports)
 
 
-def test_a_picture_is_generated_once_and_a_lost_face_is_said(
+def test_clip_is_generated_once_and_a_lost_face_is_reported(
     pipeline: LipSyncPipeline, face: Path, voice: Path, tmp_path: Path, cache_dir: Path
 ) -> None:
     """Random weights make noise: the job ends where no face is found in it."""
@@ -274,7 +274,7 @@ def test_a_picture_is_generated_once_and_a_lost_face_is_said(
     assert len(list((cache_dir / "motion").iterdir())) == 1
 
 
-def test_a_kept_clip_is_played_to_and_fro_and_speaks(
+def test_cached_clip_is_played_back_and_forth_and_lip_synced(
     pipeline: LipSyncPipeline,
     store: WeightsStore,
     face: Path,
@@ -306,7 +306,7 @@ def test_a_kept_clip_is_played_to_and_fro_and_speaks(
     assert np.abs(shown[0][corner] - still[corner]).mean() < 4
 
 
-def test_a_damaged_clip_is_generated_again(store: WeightsStore, cache_dir: Path) -> None:
+def test_damaged_cached_clip_is_generated_again(store: WeightsStore, cache_dir: Path) -> None:
     clips = ClipCache.from_manifest("mini-wan", " e ", store, cache_dir, CPU)
     picture, params = noise_picture(64, 64), quick()
     store_clip(clips.clip_path(picture, params), [picture] * 3)
@@ -316,7 +316,7 @@ def test_a_damaged_clip_is_generated_again(store: WeightsStore, cache_dir: Path)
     assert (steps_of(reports), len(frames), frames[0].shape) == (51, 121, (64, 64, 3))
 
 
-def test_closing_the_job_stops_the_model(
+def test_closing_the_job_stops_generation(
     pipeline: LipSyncPipeline, face: Path, voice: Path, tmp_path: Path, cache_dir: Path
 ) -> None:
     steps = pipeline.run_portrait(face, voice, tmp_path / "made.mp4", quick(), motion=Motion.GENERATED)
@@ -328,7 +328,7 @@ def test_closing_the_job_stops_the_model(
     assert not (cache_dir / "motion").exists()
 
 
-def test_all_that_decides_a_clip_names_it(store: WeightsStore, tmp_path: Path) -> None:
+def test_clip_key_covers_everything_that_changes_a_clip(store: WeightsStore, tmp_path: Path) -> None:
     clips = ClipCache.from_manifest(None, None, store, tmp_path, CPU)
     picture = noise_picture(64, 64)
     paths = [
@@ -345,7 +345,7 @@ def test_all_that_decides_a_clip_names_it(store: WeightsStore, tmp_path: Path) -
     assert clips.clip_path(picture, SyncParams(num_inference_steps=3, fps=None)) == paths[0]
 
 
-def test_what_another_motion_cannot_use_is_said(
+def test_prompt_without_generated_motion_is_a_warning(
     pipeline: LipSyncPipeline, face: Path, voice: Path, tmp_path: Path
 ) -> None:
     made = pipeline.portrait(
@@ -362,7 +362,7 @@ def test_what_another_motion_cannot_use_is_said(
     assert "motion=still" in made.warnings[0]
 
 
-def test_missing_weights_name_the_command_before_any_work(
+def test_missing_weights_error_names_the_command(
     lips: LipSyncPipeline, face: Path, voice: Path, tmp_path: Path
 ) -> None:
     empty = WeightsStore(tmp_path / "weights")
@@ -373,7 +373,7 @@ def test_missing_weights_name_the_command_before_any_work(
     assert not (tmp_path / "cache").exists()
 
 
-def test_models_are_told_apart(lips: LipSyncPipeline, tmp_path: Path) -> None:
+def test_image_to_video_model_cannot_lip_sync(lips: LipSyncPipeline, tmp_path: Path) -> None:
     with pytest.raises(
         WeightsError, match=r"no lip-sync model: use one of latentsync-1\.6, .*tiny\.$"
     ) as refused:
@@ -387,7 +387,7 @@ def test_models_are_told_apart(lips: LipSyncPipeline, tmp_path: Path) -> None:
         ClipCache.from_manifest("won", None, store, tmp_path, CPU)
 
 
-def test_the_command_says_what_it_did_not_use(
+def test_command_warns_about_unused_options(
     face: Path, voice: Path, tmp_path: Path, cache_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LIPSYNC_CACHE_DIR", str(cache_dir))

@@ -67,9 +67,7 @@ def scored(pipeline: LipSyncPipeline, voice: Path, truth: Truth, folder: Path) -
     return found
 
 
-def test_the_command_makes_lips_follow_the_voice(
-    voice: Path, truth: Truth, tmp_path: Path, lipsync: Run
-) -> None:
+def test_lips_follow_the_voice(voice: Path, truth: Truth, tmp_path: Path, lipsync: Run) -> None:
     done = lipsync("sync", VIDEO, voice, "-o", tmp_path / "out.mp4", "--steps", 2)
     assert done.returncode == 0, done.stderr[-2000:]
     found = mouth_score.score(mouth_score.read_video(tmp_path / "out.mp4", truth), truth)
@@ -88,7 +86,7 @@ def test_the_command_makes_lips_follow_the_voice(
 
 
 @pytest.mark.slow
-def test_another_voice_is_noticed(
+def test_score_detects_another_voice(
     voice: Path, truth: Truth, tmp_path: Path, ffmpeg: Ffmpeg, pipeline: LipSyncPipeline
 ) -> None:
     backwards = tmp_path / "backwards.wav"
@@ -99,7 +97,7 @@ def test_another_voice_is_noticed(
 
 
 @pytest.mark.slow
-def test_a_model_that_does_not_listen_is_noticed(
+def test_score_detects_a_model_without_audio(
     voice: Path, truth: Truth, tmp_path: Path, pipeline: LipSyncPipeline
 ) -> None:
     assert isinstance(pipeline.model, LatentSync)
@@ -113,7 +111,7 @@ def test_a_model_that_does_not_listen_is_noticed(
 
 
 @pytest.mark.slow
-def test_lips_that_come_late_are_noticed(
+def test_score_detects_late_lips(
     voice: Path, truth: Truth, tmp_path: Path, ffmpeg: Ffmpeg, pipeline: LipSyncPipeline
 ) -> None:
     late = tmp_path / "late.wav"

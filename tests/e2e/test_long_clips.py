@@ -68,7 +68,7 @@ def plans(
 
 
 @pytest.mark.parametrize("tail", [Tail.CUT, pytest.param(Tail.KEEP, marks=pytest.mark.slow)])
-def test_a_draft_says_nothing_that_the_plan_takes_back(
+def test_partial_plans_agree_with_the_final_plan(
     tail: Tail, pipeline: LipSyncPipeline, long_clip: Path, long_voice: Path, tmp_path: Path
 ) -> None:
     params = SyncParams(tail=tail)
@@ -99,7 +99,7 @@ def test_a_draft_says_nothing_that_the_plan_takes_back(
     assert plan.frames_without_face > 40
 
 
-def test_no_more_is_read_than_the_voice_needs(
+def test_video_is_read_only_as_far_as_the_voice_needs(
     pipeline: LipSyncPipeline, long_clip: Path, voice: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "a"
@@ -119,7 +119,7 @@ def test_no_more_is_read_than_the_voice_needs(
     assert {step.stage for step in again} == {Stage.AUDIO}  # what was read is remembered
 
 
-def test_the_first_segment_is_rendered_before_the_clip_is_read(
+def test_first_segment_is_rendered_before_the_video_is_read(
     pipeline: LipSyncPipeline, long_clip: Path, long_voice: Path, tmp_path: Path, ffmpeg: Ffmpeg
 ) -> None:
     """And an interrupted run keeps it, although there was no plan yet."""

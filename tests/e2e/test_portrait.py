@@ -33,7 +33,7 @@ def truth() -> Truth:
     return Truth.load(DEMO / "truth.json")
 
 
-def test_the_command_makes_a_picture_speak(
+def test_command_lip_syncs_an_image(
     face: Path, truth: Truth, tmp_path: Path, ffmpeg: Ffmpeg, lipsync: Run, cache_dir: Path
 ) -> None:
     voice = tmp_path / "voice.wav"
@@ -50,7 +50,7 @@ def test_the_command_makes_a_picture_speak(
     assert list((cache_dir / "jobs").iterdir()) == []
 
 
-def test_a_portrait_moves_and_nothing_tears(face: Path, voice: Path, tmp_path: Path) -> None:
+def test_portrait_moves_without_tearing(face: Path, voice: Path, tmp_path: Path) -> None:
     pipeline = LipSyncPipeline.from_pretrained("tiny", device="cpu", cache_dir=tmp_path / "cache")
     params = SyncParams(num_inference_steps=1, guidance_scale=1.0, max_short_side=256)
     reports = list(pipeline.run_portrait(face, voice, tmp_path / "made.mp4", params))
@@ -71,7 +71,7 @@ def test_a_portrait_moves_and_nothing_tears(face: Path, voice: Path, tmp_path: P
 # --- pictures ---
 
 
-def test_a_picture_without_a_face(voice: Path, tmp_path: Path, ffmpeg: Ffmpeg) -> None:
+def test_image_without_a_face_is_rejected(voice: Path, tmp_path: Path, ffmpeg: Ffmpeg) -> None:
     grey = tmp_path / "grey.png"
     ffmpeg("-f", "lavfi", "-i", "color=gray:s=128x128", "-frames:v", 1, grey)
     pipeline = LipSyncPipeline.from_pretrained("tiny", device="cpu", cache_dir=tmp_path / "cache")

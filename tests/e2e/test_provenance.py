@@ -48,7 +48,7 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory) -> LipSyncPipeline:
     return LipSyncPipeline.from_pretrained("tiny", device="cpu", cache_dir=tmp_path_factory.mktemp("cache"))
 
 
-def test_the_command_signs_and_verifies(lipsync: Run, short: tuple[Path, Path], tmp_path: Path) -> None:
+def test_command_signs_and_verifies(lipsync: Run, short: tuple[Path, Path], tmp_path: Path) -> None:
     out, both = tmp_path / "out.mp4", tmp_path / "both.mov"
     options = ("--steps", 1, "--consent", "release 17", "--side-by-side", both)
     made = lipsync("sync", *short, "-o", out, *options)
@@ -74,7 +74,7 @@ def test_the_command_signs_and_verifies(lipsync: Run, short: tuple[Path, Path], 
         assert (told.returncode, words in told.stdout) == (status, True)
 
 
-def test_nothing_is_published_unsigned(
+def test_unsigned_results_are_not_published(
     pipeline: LipSyncPipeline, short: tuple[Path, Path], tmp_path: Path, credentials_dir: Path
 ) -> None:
     """A signer that works when it is tried and fails when it matters; later it works again."""
@@ -104,7 +104,7 @@ def test_nothing_is_published_unsigned(
     assert verify_credentials(out, "").verdict is Verdict.NONE
 
 
-def test_consent_may_be_required(
+def test_required_consent_is_enforced(
     pipeline: LipSyncPipeline, short: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LIPSYNC_REQUIRE_CONSENT", "1")
@@ -119,7 +119,7 @@ def test_consent_may_be_required(
             Provenance(wrong)
 
 
-def test_the_watermark_outlives_what_takes_credentials_away(
+def test_watermark_survives_re_encoding(
     pipeline: LipSyncPipeline, short: tuple[Path, Path], tmp_path: Path, lipsync: Run, ffmpeg: Ffmpeg
 ) -> None:
     made, sent = tmp_path / "made.mp4", tmp_path / "sent.mp4"

@@ -40,7 +40,7 @@ def put_demo(folder: Path) -> None:
         part.writeframes(whole.readframes(round(1.6 * whole.getframerate())))
 
 
-def test_the_python_example_runs(tmp_path: Path, environment: dict[str, str]) -> None:
+def test_python_example_runs(tmp_path: Path, environment: dict[str, str]) -> None:
     put_demo(tmp_path)
     (example,) = blocks("python")
     command = [sys.executable, "-c", example]
@@ -63,7 +63,7 @@ COMMANDS = [line for line in LINES if "lipsync " in line]
 
 
 @pytest.mark.parametrize("line", sorted(set(COMMANDS)))
-def test_every_command_line_names_real_options(line: str, lipsync: Run) -> None:
+def test_command_lines_name_existing_options(line: str, lipsync: Run) -> None:
     program, command, *rest = shlex.split(line)
     assert Path(program).name == "lipsync"
     words = [command, *rest[:1]] if command == "weights" else [command]
@@ -75,7 +75,7 @@ def test_every_command_line_names_real_options(line: str, lipsync: Run) -> None:
         assert (ROOT / path).exists()
 
 
-def test_every_other_line_is_a_target_of_the_makefile() -> None:
+def test_make_lines_name_existing_targets() -> None:
     targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
     for line in LINES:
         if line and line not in COMMANDS:
@@ -84,7 +84,7 @@ def test_every_other_line_is_a_target_of_the_makefile() -> None:
             assert set(rest) <= set(targets), line
 
 
-def test_no_block_is_left_out() -> None:
+def test_every_block_is_run_or_checked() -> None:
     """Every fenced block is of a language that is run or checked here."""
     for document in (README, QUICKSTART):
         languages = re.findall(r"^```(\w*)\n.*?^```", document.read_text(), re.MULTILINE | re.DOTALL)
@@ -115,7 +115,7 @@ def run_block(live: LiveServer, folder: Path, *command: str, **more: str) -> str
     return done.stdout
 
 
-def test_the_quickstart_from_a_shell(live: LiveServer, tmp_path: Path) -> None:
+def test_shell_quickstart_runs(live: LiveServer, tmp_path: Path) -> None:
     if shutil.which("curl") is None:
         pytest.skip("there is no curl on this machine")
     (block,) = blocks("sh", QUICKSTART)
@@ -124,14 +124,14 @@ def test_the_quickstart_from_a_shell(live: LiveServer, tmp_path: Path) -> None:
     assert live.request("GET", told["outputs"][0])[0] == 200
 
 
-def test_the_quickstart_from_python(live: LiveServer, tmp_path: Path) -> None:
+def test_python_quickstart_runs(live: LiveServer, tmp_path: Path) -> None:
     (block,) = blocks("python", QUICKSTART)
     status, link = run_block(live, tmp_path, sys.executable, "-c", block).split()
     assert status == "completed"
     assert live.request("GET", link)[0] == 200
 
 
-def test_the_readmes_client(live: LiveServer, tmp_path: Path) -> None:
+def test_client_example_runs(live: LiveServer, tmp_path: Path) -> None:
     """The block of the README, with this server's address and key, and two files of that name."""
     (block,) = blocks("py")
     install = [sys.executable, "-m", "pip", "install", "-q", "--target", str(tmp_path / "sdk"), SDK]

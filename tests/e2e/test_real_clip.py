@@ -27,7 +27,7 @@ def luma_and_times(path: Path) -> tuple[list[np.ndarray], np.ndarray]:
         return [frame.y for frame in reader.read(range(0, len(pts_s), 5))], pts_s
 
 
-def test_the_tiny_model_is_not_let_loose_on_a_real_face(
+def test_tiny_model_rejects_a_real_face(
     real_media: Path, tmp_path: Path, ffmpeg: Ffmpeg, lipsync: Run
 ) -> None:
     clip, voice, output = tmp_path / "clip.mp4", tmp_path / "voice.wav", tmp_path / "out.mp4"
@@ -45,7 +45,7 @@ def test_the_tiny_model_is_not_let_loose_on_a_real_face(
 
 
 @pytest.mark.slow
-def test_around_the_face_the_real_clip_stays_what_it_was(real_media: Path, tmp_path: Path) -> None:
+def test_real_clip_is_unchanged_around_the_face(real_media: Path, tmp_path: Path) -> None:
     """Everything but the network is real here: a stand-in of a real model's size takes its place."""
     clip, output = real_media / "talking_person_1080x1920_25fps.mp4", tmp_path / "out.mp4"
     detector = load_detector("yunet", WeightsStore())

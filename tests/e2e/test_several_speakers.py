@@ -74,7 +74,7 @@ def mouths(path: Path, folder: Path, truth: Truth, ffmpeg: Ffmpeg) -> list[np.nd
     return found
 
 
-def test_two_people_who_speak_at_once(
+def test_two_concurrent_speakers_follow_their_voices(
     couple: Path,
     voices: tuple[Path, Path],
     truths: tuple[Truth, Truth],
@@ -95,7 +95,7 @@ def test_two_people_who_speak_at_once(
 
 
 @pytest.mark.slow
-def test_in_turn_the_listener_rests(
+def test_listener_keeps_the_mouth_closed(
     couple: Path, voices: tuple[Path, Path], tmp_path: Path, ffmpeg: Ffmpeg
 ) -> None:
     pipeline = LipSyncPipeline.from_pretrained("tiny", device="cpu", cache_dir=tmp_path / "cache")
@@ -141,7 +141,7 @@ def crossing(tmp_path_factory: pytest.TempPathFactory, ffmpeg: Ffmpeg) -> Path:
 
 
 @pytest.mark.slow
-def test_people_who_cross_keep_their_voices(
+def test_crossing_speakers_keep_their_voices(
     crossing: Path,
     voices: tuple[Path, Path],
     truths: tuple[Truth, Truth],
@@ -174,7 +174,7 @@ def test_people_who_cross_keep_their_voices(
 # --- who and when ---
 
 
-def test_times_and_tracks(voices: tuple[Path, Path], tmp_path: Path) -> None:
+def test_dialogue_times_and_tracks(voices: tuple[Path, Path], tmp_path: Path) -> None:
     left, right = FaceChoice.parse("left"), FaceChoice.parse("right")
     mix = SpeakerMix.from_speakers(
         [Speaker(left, voices[0], 1.0, 0.5), Speaker(right, voices[1]), Speaker(left, voices[1], 2.0)]
@@ -196,7 +196,7 @@ def test_times_and_tracks(voices: tuple[Path, Path], tmp_path: Path) -> None:
     assert np.abs(heard[51200:76800] - again[19200:44800]).max() < 400
 
 
-def test_what_cannot_be_is_said(
+def test_impossible_dialogue_is_rejected(
     voices: tuple[Path, Path], couple: Path, tmp_path: Path, lipsync: Run
 ) -> None:
     left = FaceChoice.parse("left")

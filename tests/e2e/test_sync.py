@@ -49,7 +49,7 @@ def luma(path: Path) -> np.ndarray:
         return np.stack([frame.y for frame in reader.read(range(len(pts_s)))])
 
 
-def test_the_command_makes_a_video_and_a_comparison(
+def test_command_writes_a_video_and_a_comparison(
     clip: Path, voice: Path, tmp_path: Path, lipsync: Run, cache_dir: Path
 ) -> None:
     output, both = tmp_path / "out.mp4", tmp_path / "both.mp4"
@@ -72,7 +72,7 @@ def test_the_command_makes_a_video_and_a_comparison(
     assert list((cache_dir / "jobs").iterdir()) == []
 
 
-def test_same_seed_same_frames_other_seed_other_frames(
+def test_seed_decides_the_frames(
     clip: Path, voice: Path, tmp_path: Path, pipeline: LipSyncPipeline, likeness_db: Likeness
 ) -> None:
     runs = [pipeline(clip, voice, tmp_path / f"{i}.mp4", quick(seed=s)) for i, s in enumerate((5, 5, 6))]
@@ -84,7 +84,7 @@ def test_same_seed_same_frames_other_seed_other_frames(
     assert len(runs[0].weights_sha256) == 64
 
 
-def test_progress_tells_stage_and_position(
+def test_progress_reports_stage_and_position(
     clip: Path, voice: Path, tmp_path: Path, pipeline: LipSyncPipeline
 ) -> None:
     reports = list(pipeline.run(clip, voice, tmp_path / "out.mp4", quick(seed=11)))
@@ -96,7 +96,7 @@ def test_progress_tells_stage_and_position(
     assert rendering[-1].done == rendering[-1].total
 
 
-def test_closing_the_generator_leaves_nothing(
+def test_closing_the_generator_leaves_no_files(
     clip: Path, voice: Path, tmp_path: Path, pipeline: LipSyncPipeline
 ) -> None:
     steps = pipeline.run(clip, voice, tmp_path / "out.mp4", quick(seed=12))
@@ -192,7 +192,7 @@ def steps_and_borders(plan: Plan, clip: Path, pipeline: LipSyncPipeline) -> tupl
 
 
 @pytest.mark.slow
-def test_seams_are_no_rougher_than_the_rest(
+def test_segment_borders_are_as_smooth_as_the_rest(
     clip: Path, tmp_path: Path, ffmpeg: Ffmpeg, pipeline: LipSyncPipeline
 ) -> None:
     """The same frames at a border and, cut otherwise, inside a window: what is said there cancels out."""
@@ -226,7 +226,7 @@ def test_seams_are_no_rougher_than_the_rest(
     ],
     ids=["loop", "freeze", "remap", "keep", "12fps", "50fps"],
 )
-def test_lengths_and_rates(
+def test_loop_mode_tail_and_rate_set_the_length(
     params: SyncParams,
     seconds: float,
     frames: int,
@@ -245,7 +245,7 @@ def test_lengths_and_rates(
         assert np.abs(made[30:].astype(int) - luma(clip)[30:frames]).mean() < 2.0
 
 
-def test_one_frame_and_silence_work(
+def test_one_frame_video_and_silent_audio_are_accepted(
     clip: Path, tmp_path: Path, ffmpeg: Ffmpeg, pipeline: LipSyncPipeline
 ) -> None:
     still, silence = tmp_path / "still.mp4", tmp_path / "silence.wav"
@@ -258,7 +258,7 @@ def test_one_frame_and_silence_work(
     assert result.warnings == ("The audio contains no speech: the lips rest throughout.",)
 
 
-def test_heard_and_driving_audio_may_differ(
+def test_output_audio_may_differ_from_driving_audio(
     clip: Path, voice: Path, tmp_path: Path, ffmpeg: Ffmpeg, pipeline: LipSyncPipeline
 ) -> None:
     mix = tmp_path / "mix.m4a"
@@ -268,7 +268,7 @@ def test_heard_and_driving_audio_may_differ(
     assert (sound.codec, sound.sample_rate, sound.channels) == ("aac", 48000, 2)
 
 
-def test_names_with_anything_in_them(
+def test_unusual_file_names_are_accepted(
     clip: Path, voice: Path, tmp_path: Path, pipeline: LipSyncPipeline
 ) -> None:
     folder = tmp_path / 'it\'s a "folder"\n%d ünï 中文'
@@ -281,7 +281,7 @@ def test_names_with_anything_in_them(
 
 
 @pytest.mark.parametrize(("option", "kept"), [("matte", "white"), ("mask_image", "black")])
-def test_only_what_is_not_masked_changes(
+def test_masked_pixels_are_unchanged(
     option: str, kept: str, clip: Path, voice: Path, tmp_path: Path, ffmpeg: Ffmpeg, pipeline: LipSyncPipeline
 ) -> None:
     """The left half of the picture stays the source's; the mask has a size of its own."""
@@ -295,7 +295,7 @@ def test_only_what_is_not_masked_changes(
     assert off[:, :, 164:].max() > 30
 
 
-def test_probe_and_doctor(clip: Path, voice: Path, lipsync: Run) -> None:
+def test_probe_and_doctor_print_their_reports(clip: Path, voice: Path, lipsync: Run) -> None:
     shown = lipsync("probe", clip)
     assert shown.returncode == 0, shown.stderr
     assert "h264" in shown.stdout

@@ -31,7 +31,7 @@ def finished_segments(cache_dir: Path) -> dict[str, tuple[int, int]]:
     return {path.name: (path.stat().st_mtime_ns, path.stat().st_size) for path in found}
 
 
-def test_killed_in_the_middle_then_only_the_rest_is_rendered(
+def test_killed_job_resumes_with_the_unfinished_segments(
     long_job: list[str],
     tmp_path: Path,
     cache_dir: Path,
@@ -63,7 +63,7 @@ def test_killed_in_the_middle_then_only_the_rest_is_rendered(
 @pytest.mark.parametrize(
     "signal_number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
 )
-def test_stopped_by_the_user(
+def test_interrupted_job_leaves_no_partial_files(
     signal_number: signal.Signals,
     long_job: list[str],
     tmp_path: Path,
@@ -83,7 +83,7 @@ def test_stopped_by_the_user(
     assert pids_naming(str(tmp_path)) == []
 
 
-def test_a_killed_parent_leaves_no_child(
+def test_killed_parent_leaves_no_child_process(
     long_job: list[str], tmp_path: Path, cache_dir: Path, environment: dict[str, str]
 ) -> None:
     process = start_cli(environment, "sync", *long_job, "-o", tmp_path / "out.mp4")
@@ -94,7 +94,7 @@ def test_a_killed_parent_leaves_no_child(
 
 
 @pytest.mark.slow
-def test_the_same_job_twice_at_once_is_refused(
+def test_running_job_rejects_an_equal_one(
     long_job: list[str], tmp_path: Path, cache_dir: Path, environment: dict[str, str], lipsync: Run
 ) -> None:
     process = start_cli(environment, "sync", *long_job, "-o", tmp_path / "first.mp4")

@@ -89,7 +89,7 @@ def made(source: Path, output: Path, look: Look, **options: Any) -> BatchResult:
 
 
 @pytest.mark.slow
-def test_two_machines_make_what_one_process_makes(
+def test_two_nodes_give_the_results_of_one_process(
     manifest: Path,
     tmp_path: Path,
     cache_dir: Path,
@@ -119,7 +119,7 @@ def test_two_machines_make_what_one_process_makes(
 
 
 @pytest.mark.slow
-def test_a_lost_machines_clip_is_made_by_another(
+def test_clip_of_a_lost_node_is_rendered_by_another(
     manifest: Path, tmp_path: Path, cache_dir: Path, cluster: Any, nodes: list[Any]
 ) -> None:
     def look(seen: batch.BatchProgress) -> None:
@@ -141,7 +141,7 @@ def test_a_lost_machines_clip_is_made_by_another(
 
 
 @pytest.mark.slow
-def test_killed_then_the_cluster_is_free_and_only_the_rest_is_made(
+def test_killed_batch_frees_the_cluster_and_resumes(
     manifest: Path, tmp_path: Path, cache_dir: Path, nodes: list[Any], environment: Mapping[str, str]
 ) -> None:
     out = tmp_path / "out"
@@ -186,7 +186,7 @@ def workers_with(cache_dir: Path) -> list[psutil.Process]:
     return found
 
 
-def test_without_a_cluster(manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_cluster_is_reported(manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("ray", reason="Ray is not installed: pip install 'lipsync-engine[ray]'")
     out = tmp_path / "out"
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
@@ -200,7 +200,7 @@ def test_without_a_cluster(manifest: Path, tmp_path: Path, monkeypatch: pytest.M
     assert not out.exists()
 
 
-def test_without_ray(manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_ray_is_reported(manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "lipsync_engine.batch.ray_backend", raising=False)
     monkeypatch.delattr(batch, "ray_backend", raising=False)
     monkeypatch.setitem(sys.modules, "ray", None)  # as where it is not installed
@@ -209,7 +209,7 @@ def test_without_ray(manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert missing.value.code is ErrorCode.CLUSTER_AWAY
 
 
-def test_a_machine_that_does_not_see_the_folders_says_so(tmp_path: Path) -> None:
+def test_node_without_the_shared_folders_is_reported(tmp_path: Path) -> None:
     pytest.importorskip("ray", reason="Ray is not installed: pip install 'lipsync-engine[ray]'")
     from lipsync_engine.batch.ray_backend import SharedPaths
 

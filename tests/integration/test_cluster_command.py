@@ -34,11 +34,11 @@ def said(*arguments: str, **environment: str) -> str:
     return line
 
 
-def test_nobody_to_join() -> None:
+def test_join_reports_an_unreachable_cluster() -> None:
     assert said("join", "127.0.0.1:1").startswith("error: no cluster answers at 127.0.0.1:1: ")
 
 
-def test_the_cluster_of_this_machine_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stopped_local_cluster_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from server.cluster import ray as ray_pool
 
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
@@ -51,7 +51,7 @@ def test_the_cluster_of_this_machine_is_gone(tmp_path: Path, monkeypatch: pytest
         ray_pool.connect("auto")
 
 
-def test_a_heads_port_that_is_taken(postgres_url: str, tmp_path: Path) -> None:
+def test_up_reports_a_port_in_use(postgres_url: str, tmp_path: Path) -> None:
     given = {"LIPSYNC_DATABASE_URL": postgres_url, "LIPSYNC_DATA_DIR": str(tmp_path)}
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
@@ -60,7 +60,7 @@ def test_a_heads_port_that_is_taken(postgres_url: str, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
-def test_a_machine_joins_and_leaves(how: signal.Signals, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_node_joins_and_leaves(how: signal.Signals, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
     cluster = open_cluster()
     ray.init(address=cluster.address, log_to_driver=False)

@@ -35,7 +35,7 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     opened.shutdown()
 
 
-def test_a_film_outlives_a_node_and_the_pool_replaces_it(
+def test_job_survives_a_lost_node_and_the_pool_replaces_it(
     cluster: Any,
     postgres_url: str,
     tmp_path: Path,
@@ -78,7 +78,7 @@ def test_a_film_outlives_a_node_and_the_pool_replaces_it(
     assert api.stop() == 0
 
 
-def test_a_device_whose_workers_are_lost_again_and_again_rests(tmp_path: Path) -> None:
+def test_device_with_crashing_workers_is_quarantined(tmp_path: Path) -> None:
     """Its worker ends before it is ready: there is no such model."""
     settings = Settings(data_dir=tmp_path, model="nonsense", devices=("cpu",))
     server = Server(settings, ("cpu",), quarantines=True)

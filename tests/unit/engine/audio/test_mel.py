@@ -67,7 +67,7 @@ def test_equals_whisper_over_the_whole_file(subtests: pytest.Subtests, tmp_path:
             assert rounding.mean() <= 1e-6
 
 
-def test_a_peak_at_the_very_end_sets_the_scale_of_the_start(tmp_path: Path) -> None:
+def test_peak_at_the_end_scales_the_start(tmp_path: Path) -> None:
     samples = voice(2 * BLOCK) // 50
     samples[-400:] = voice(400, seed=1) * 6
     mel = write(tmp_path / "mel", [samples])
@@ -94,7 +94,7 @@ def test_chunks_do_not_change_a_bit(subtests: pytest.Subtests, tmp_path: Path) -
             )
 
 
-def test_single_samples(tmp_path: Path) -> None:
+def test_single_samples_are_accepted(tmp_path: Path) -> None:
     samples = voice(1000)
     write(tmp_path / "a", [samples])
     write(tmp_path / "b", samples.reshape(-1, 1))
@@ -121,7 +121,7 @@ def test_too_short_is_filled_with_silence_and_keeps_its_duration(
             assert np.abs(mel.read(0, 2) - whole(filled)).max() <= 1e-6
 
 
-def test_silence_is_what_silence_shows(tmp_path: Path) -> None:
+def test_silence_equals_whispers_silence(tmp_path: Path) -> None:
     """The value that fills the last piece is the value that a silent stretch of the same file has."""
     mel = write(tmp_path / "mel", [voice(16000), np.zeros(16000, dtype=np.int16)])
     assert np.all(mel.read(150, 190) == np.float32(mel.silence))

@@ -20,7 +20,7 @@ def test_every_library_names_its_licence() -> None:
     assert {one.name for one in found.values() if one.licence == "unknown"} == set()
 
 
-def test_they_are_listed_with_those_of_weights(capsys: pytest.CaptureFixture[str]) -> None:
+def test_licences_command_lists_libraries_and_weights(capsys: pytest.CaptureFixture[str]) -> None:
     licences.print_licences()
     shown = capsys.readouterr().out
     for words in (("torch ", "BSD-3-Clause"), ("latentsync-1.6", "OpenRAIL++"), ("c2pa-python", "MIT")):

@@ -18,7 +18,7 @@ def detector() -> DrawnFaceDetector:
     return DrawnFaceDetector(WeightsStore().verified_files("tiny")["detector"])
 
 
-def test_unseen_presenters_are_found_where_they_are(detector: DrawnFaceDetector) -> None:
+def test_unseen_presenters_are_located(detector: DrawnFaceDetector) -> None:
     rng = np.random.default_rng(5)
     errors, found_once = [], 0
     for i in range(60):
@@ -40,7 +40,7 @@ def test_unseen_presenters_are_found_where_they_are(detector: DrawnFaceDetector)
     assert np.mean(errors) < 0.03
 
 
-def test_pictures_without_a_face_are_empty(detector: DrawnFaceDetector) -> None:
+def test_images_without_a_face_have_no_detections(detector: DrawnFaceDetector) -> None:
     rng = np.random.default_rng(6)
     seen = 0
     for i in range(30):
@@ -53,7 +53,7 @@ def test_pictures_without_a_face_are_empty(detector: DrawnFaceDetector) -> None:
     assert seen <= 1
 
 
-def test_two_people_are_two(detector: DrawnFaceDetector) -> None:
+def test_two_people_are_two_detections(detector: DrawnFaceDetector) -> None:
     pair = [
         presenter.draw(presenter.Identity.from_seed(UNSEEN + i), presenter.Pose(scale=0.5), 240)
         for i in (1, 2)

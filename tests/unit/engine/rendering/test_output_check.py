@@ -128,7 +128,7 @@ def test_every_skin_passes(subtests: pytest.Subtests) -> None:
             assert judge.verdict_of(decoded(opened), closed) is None
 
 
-def test_a_sharp_clean_result_may_replace_poor_footage() -> None:
+def test_sharp_result_of_poor_footage_passes() -> None:
     judge = FaceCheck(keep_mask(256))
     face = drawn_face(256, 0.6)
     for poor in (grainy(20)(face), FOOTAGE["out of focus"](face), small_original(32)(face)):
@@ -173,7 +173,7 @@ def bad_mouths(resolution: int) -> dict[str, tuple[Change, ErrorCode]]:
     return found
 
 
-def test_bad_mouths_are_named(subtests: pytest.Subtests) -> None:
+def test_bad_mouth_has_its_code(subtests: pytest.Subtests) -> None:
     for resolution in [64, 256, 512]:
         for name in bad_mouths(64):
             with subtests.test(resolution=resolution, name=name):
@@ -184,7 +184,7 @@ def test_bad_mouths_are_named(subtests: pytest.Subtests) -> None:
                     assert judge.verdict_of(change(source), source) is code
 
 
-def test_skin_of_another_colour_is_refused(subtests: pytest.Subtests) -> None:
+def test_recoloured_skin_is_rejected(subtests: pytest.Subtests) -> None:
     for skin in [0.5, 1.0]:
         for tint in [(0.6, 1.2, 0.7), (0.7, 0.8, 1.5)]:
             with subtests.test(skin=skin, tint=tint):
@@ -194,13 +194,13 @@ def test_skin_of_another_colour_is_refused(subtests: pytest.Subtests) -> None:
                 assert FaceCheck(mask).verdict_of(decoded(painted), source) is ErrorCode.OUTPUT_MISCOLOURED
 
 
-def test_a_cast_over_the_whole_face_is_left_to_the_paste() -> None:
+def test_colour_cast_of_the_whole_face_passes() -> None:
     source = drawn_face(256, 0.5)
     cast = np.array([25, -20, -15], dtype=np.float32)
     assert FaceCheck(keep_mask(256)).verdict_of(source + cast, source) is None
 
 
-def test_a_face_repainted_by_a_model_of_another_kind_is_refused() -> None:
+def test_face_of_a_model_for_other_faces_is_rejected() -> None:
     """What such a model does to a face that it was not made for: other colours, and other shapes."""
     source = drawn_face(256, 0.5)
     small = cv2.resize(source, (14, 14), interpolation=cv2.INTER_AREA)
@@ -210,19 +210,19 @@ def test_a_face_repainted_by_a_model_of_another_kind_is_refused() -> None:
     assert judge.verdict_of(source + np.array([18, 6, -16], dtype=np.float32), source) is None
 
 
-def test_noise_as_strong_as_the_sources_own_grain_is_no_fault_but_more_is() -> None:
+def test_noise_above_the_grain_of_the_source_is_rejected() -> None:
     judge = FaceCheck(keep_mask(256))
     face = drawn_face(256, 0.5)
     assert judge.verdict_of(grainy(20)(face), face) is ErrorCode.OUTPUT_NOISE
     assert judge.verdict_of(grainy(20)(face), grainy(15)(face)) is None
 
 
-def test_a_drawing_without_a_mouth_is_no_reason_to_refuse() -> None:
+def test_drawing_without_a_mouth_passes() -> None:
     blank = np.full((128, 128, 3), (200, 160, 140), dtype=np.float32)
     assert FaceCheck(keep_mask(128)).verdict_of(blank, blank) is None
 
 
-def test_one_value_that_is_no_number_is_enough(subtests: pytest.Subtests) -> None:
+def test_single_nan_or_infinity_is_rejected(subtests: pytest.Subtests) -> None:
     for value in [np.nan, np.inf, -np.inf]:
         with subtests.test(value=value):
             source = drawn_face(64, 0.5)
@@ -236,7 +236,7 @@ def test_one_value_that_is_no_number_is_enough(subtests: pytest.Subtests) -> Non
 
 
 @pytest.mark.parametrize("smooth", [False, True], ids=["random latents", "blotches"])
-def test_an_untrained_decoder_is_refused(smooth: bool) -> None:
+def test_untrained_decoder_is_rejected(smooth: bool) -> None:
     source = drawn_face(128, 0.5)
     if smooth:
         rng = np.random.default_rng(0)
@@ -275,7 +275,7 @@ def watch(pattern: list[bool]) -> OutputCheck:
     return check
 
 
-def test_a_few_bad_frames_are_forgiven(subtests: pytest.Subtests) -> None:
+def test_few_bad_frames_are_tolerated(subtests: pytest.Subtests) -> None:
     for pattern in [
         [],
         [GOOD],
@@ -286,7 +286,7 @@ def test_a_few_bad_frames_are_forgiven(subtests: pytest.Subtests) -> None:
             watch(pattern).raise_if_unfit()
 
 
-def test_a_share_of_bad_frames_is_not(subtests: pytest.Subtests) -> None:
+def test_large_share_of_bad_frames_is_rejected(subtests: pytest.Subtests) -> None:
     for pattern in [[FLAT], [FLAT, GOOD] * 3, [*[GOOD] * 8, FLAT] * 4]:
         with subtests.test(pattern=pattern):
             check = watch(pattern)
@@ -296,7 +296,7 @@ def test_a_share_of_bad_frames_is_not(subtests: pytest.Subtests) -> None:
             assert f"{pattern.count(FLAT)} of {len(pattern)} frames" in caught.value.message
 
 
-def test_a_run_of_bad_frames_stops_the_work_at_once() -> None:
+def test_run_of_bad_frames_is_rejected_at_once() -> None:
     with pytest.raises(OutputError) as caught:
         watch([GOOD] * 200 + [FLAT] * (MAX_RUN + 1))
     assert caught.value.code is ErrorCode.OUTPUT_FLAT
@@ -333,7 +333,7 @@ def real_crops(resolution: int, count: int) -> list[Array]:
     return crops
 
 
-def test_a_real_person(subtests: pytest.Subtests) -> None:
+def test_real_person_passes_and_damage_is_detected(subtests: pytest.Subtests) -> None:
     resolution = 256
     crops, mask = real_crops(resolution, 8), keep_mask(resolution)
     judge, soft = FaceCheck(mask), compositor.soft_mask(mask)[..., None]

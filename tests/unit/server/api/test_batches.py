@@ -71,7 +71,7 @@ def batch_notices(store: Store) -> list[str | None]:
     return [notice.batch_id for notice in store.claim_webhooks(1e9, 100, 60.0)]
 
 
-def test_the_last_end_and_no_other_is_told(store: Store) -> None:
+def test_last_finished_job_ends_the_batch(store: Store) -> None:
     batch = new_batch(3)
     ids = put(store, batch)
     assert [store.claim(101.0, POLICY).job.id for _ in ids] == ids  # type: ignore[union-attr]
@@ -96,7 +96,7 @@ def test_the_last_end_and_no_other_is_told(store: Store) -> None:
     assert told == [("batch_submitted", 100.0), ("batch_ended", 107.0)]
 
 
-def test_of_jobs_that_end_at_once_one_is_the_last(store: Store) -> None:
+def test_concurrent_ends_notify_once(store: Store) -> None:
     batch = new_batch(24)
     ids, together = put(store, batch), threading.Barrier(6)
 
@@ -114,7 +114,7 @@ def test_of_jobs_that_end_at_once_one_is_the_last(store: Store) -> None:
     assert batch_notices(store) == [batch.id]
 
 
-def test_a_batch_is_stored_whole_or_not_at_all(store: Store) -> None:
+def test_batch_is_stored_whole_or_not_at_all(store: Store) -> None:
     _, key = create_key(store, 0.0, max_active_jobs=3, max_jobs_per_day=4)
     put(store, new_batch(1))
     before = len(store.audit.page())
@@ -134,7 +134,7 @@ def test_a_batch_is_stored_whole_or_not_at_all(store: Store) -> None:
     put(store, new_batch(1, key_id=key.id))
 
 
-def test_threads_with_one_key_make_one_batch(store: Store) -> None:
+def test_concurrent_submissions_with_one_key_create_one_batch(store: Store) -> None:
     made, together = list[tuple[Batch, bool]](), threading.Barrier(8)
 
     def submit() -> None:
@@ -153,7 +153,7 @@ def test_threads_with_one_key_make_one_batch(store: Store) -> None:
     assert store.page(None, offset=0, limit=9)[1] == 1
 
 
-def test_rows_run_in_order_and_let_single_jobs_of_their_tenant_go_first(store: Store) -> None:
+def test_rows_run_in_order_after_single_jobs_of_the_tenant(store: Store) -> None:
     ids, single = put(store, new_batch(5, at=1.0)), new_job(at=50.0)
     store.submit(single, REQUEST)
     order = []
@@ -164,7 +164,7 @@ def test_rows_run_in_order_and_let_single_jobs_of_their_tenant_go_first(store: S
     assert ([record.job.id for record in page], total) == (ids[1:4], 5)
 
 
-def test_an_ended_batch_goes_with_its_jobs(store: Store) -> None:
+def test_ended_batch_is_deleted_with_its_jobs(store: Store) -> None:
     old, going = new_batch(1, at=1.0), new_batch(1, at=1.0)
     ids = [*put(store, old), *put(store, going)]
     store.change(ids[0], 2.0, lambda job: job_state.cancel(job, 2.0))
@@ -173,7 +173,7 @@ def test_an_ended_batch_goes_with_its_jobs(store: Store) -> None:
     assert store.get_batch(going.id) == going
 
 
-def test_an_older_database_keeps_its_notices(url: str) -> None:
+def test_migration_keeps_pending_webhooks(url: str) -> None:
     store = Store(url)
     store.close()
     engine, config = sa.create_engine(url), Config()
@@ -219,7 +219,7 @@ def get(api: Api, path: str, **parameters: Any) -> Any:
     return answer.json()
 
 
-def test_a_batch_from_its_submission_to_its_end(api: Api) -> None:
+def test_batch_from_submission_to_end(api: Api) -> None:
     made = submit(api, title="Monday")
     ids = [row["id"] for row in made["jobs"]]
     assert [row["row"] for row in made["jobs"]] == [0, 1, 2]
@@ -262,7 +262,7 @@ def test_a_batch_from_its_submission_to_its_end(api: Api) -> None:
     assert get(api, f"/batches/{made['id']}")["counts"]["deleted"] == 1
 
 
-def test_one_bad_row_and_nothing_is_taken(api: Api) -> None:
+def test_one_invalid_row_rejects_the_batch(api: Api) -> None:
     bad = [
         *rows({}, {"video": None}, {"inference_steps": 99}, {"audio": "%%"}, {"enable_sync_mode": True}),
         {"model": "no/model", "input": INPUT},
@@ -288,7 +288,7 @@ def test_one_bad_row_and_nothing_is_taken(api: Api) -> None:
     assert get(api, "/batches")["total"] == get(api, "/jobs")["total"] == 0
 
 
-def test_consent_is_required_of_every_row(make_api: Make) -> None:
+def test_required_consent_applies_to_every_row(make_api: Make) -> None:
     api = make_api(require_consent=True)
     answer = post(api, {"jobs": rows({"consent": "release 17"}, {})})
     (problem,) = answer.json()["problems"]
@@ -296,7 +296,7 @@ def test_consent_is_required_of_every_row(make_api: Make) -> None:
     assert post(api, {"jobs": rows({"consent": "release 17"})}).status_code == 200
 
 
-def test_inputs_of_rows_may_be_inline_or_uploaded(api: Api) -> None:
+def test_inputs_of_rows_are_inline_or_uploaded(api: Api) -> None:
     ticket = api.client.post(
         "/api/v3/media/uploads", json={"filename": "v.mp4", "size": 3}, headers=api.headers
     ).json()["data"]
@@ -306,7 +306,7 @@ def test_inputs_of_rows_may_be_inline_or_uploaded(api: Api) -> None:
     assert "/uploads/studio/" in files["video"]
 
 
-def test_the_queue_holds_all_or_none(make_api: Make) -> None:
+def test_full_queue_rejects_the_whole_batch(make_api: Make) -> None:
     api = make_api(max_waiting=3)
     answer = post(api, {"jobs": rows(*[{}] * 4)})
     assert (answer.status_code, answer.json()["error"]) == (400, "invalid_parameter")
@@ -319,7 +319,7 @@ def test_the_queue_holds_all_or_none(make_api: Make) -> None:
     assert unread.status_code == 429, "refused before the body is looked at"
 
 
-def test_a_key_gets_a_batch_within_its_quota(api: Api) -> None:
+def test_key_quota_applies_to_batches(api: Api) -> None:
     made = api.client.post("/admin/keys?tenant=studio&max_active_jobs=2", headers=api.headers).json()
     refused = post(api, {"jobs": rows({}, {}, {})}, made["key"])
     assert refused.status_code == 429
@@ -328,7 +328,7 @@ def test_a_key_gets_a_batch_within_its_quota(api: Api) -> None:
     assert get(api, "/jobs")["total"] == 2
 
 
-def test_a_repeated_submission_is_the_same_batch(api: Api) -> None:
+def test_repeated_submission_returns_the_same_batch(api: Api) -> None:
     body = {"jobs": rows({}, {})}
     first, second = (post(api, body, **{"Idempotency-Key": "monday"}).json() for _ in range(2))
     assert first == second
@@ -337,7 +337,7 @@ def test_a_repeated_submission_is_the_same_batch(api: Api) -> None:
     assert theirs["id"] != first["id"]
 
 
-def test_cancelling_ends_what_has_not_ended(api: Api) -> None:
+def test_cancel_ends_unfinished_jobs(api: Api) -> None:
     made = submit(api)
     ids = [row["id"] for row in made["jobs"]]
     api.succeed(ids[0])
@@ -353,7 +353,7 @@ def test_cancelling_ends_what_has_not_ended(api: Api) -> None:
     assert get(api, f"/jobs/{ids[0]}")["state"] == "succeeded"
 
 
-def test_tenants_see_their_own_batches(api: Api) -> None:
+def test_batches_of_other_tenants_are_not_found(api: Api) -> None:
     made, other = submit(api), {"Authorization": f"Bearer {api.other_key}"}
     for method, path in (("GET", ""), ("GET", "/jobs"), ("POST", "/cancel")):
         answer = api.client.request(method, f"{V1}/batches/{made['id']}{path}", headers=other)
@@ -374,7 +374,7 @@ def test_tenants_see_their_own_batches(api: Api) -> None:
     assert get(api, "/jobs", state="waiting")["total"] == 3
 
 
-def test_the_audit_log_names_the_batch(api: Api) -> None:
+def test_audit_log_names_the_batch(api: Api) -> None:
     made = submit(api, 2)
     lines = api.client.get("/admin/audit", headers=api.headers).text.splitlines()
     entries = [json.loads(line) for line in lines][1:]
@@ -387,7 +387,7 @@ def test_the_audit_log_names_the_batch(api: Api) -> None:
 # --- the webhook ---
 
 
-def test_one_webhook_at_the_end_that_comes_until_it_is_taken(make_api: Make) -> None:
+def test_batch_webhook_is_retried_until_accepted(make_api: Make) -> None:
     receiver = WebhookReceiver(refusals=1)
     api = make_api(allow_hosts="127.0.0.1")
     assert api.client.portal is not None

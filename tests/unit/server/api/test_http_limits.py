@@ -110,7 +110,9 @@ def answer(connection: socket.socket) -> bytes:
         ),
     ],
 )
-def test_a_request_is_refused(address: tuple[str, int], sent: bytes, status: bytes) -> None:
+def test_incomplete_or_oversized_request_is_rejected(
+    address: tuple[str, int], sent: bytes, status: bytes
+) -> None:
     with connected(address) as connection:
         connection.sendall(sent)
         got = answer(connection)
@@ -118,7 +120,7 @@ def test_a_request_is_refused(address: tuple[str, int], sent: bytes, status: byt
     assert got.count(b"HTTP/1.1") == 1
 
 
-def test_a_slow_body_that_comes_on_is_taken(address: tuple[str, int]) -> None:
+def test_slow_but_steady_body_is_accepted(address: tuple[str, int]) -> None:
     pause = threading.Event()
     with connected(address) as connection:
         connection.sendall(HEAD + b"Content-Length: 6000\r\nConnection: close\r\n\r\n")
@@ -128,7 +130,7 @@ def test_a_slow_body_that_comes_on_is_taken(address: tuple[str, int]) -> None:
         assert answer(connection).endswith(b"6000")
 
 
-def test_the_rest_of_an_answered_request_has_its_time_too(address: tuple[str, int]) -> None:
+def test_unread_body_of_a_rejected_request_times_out(address: tuple[str, int]) -> None:
     with connected(address) as connection:
         connection.sendall(b"POST /early HTTP/1.1\r\nHost: a\r\nContent-Length: 6000\r\n\r\n")
         got = answer(connection)
@@ -136,7 +138,7 @@ def test_the_rest_of_an_answered_request_has_its_time_too(address: tuple[str, in
     assert b"408" in got
 
 
-def test_junk_between_requests_keeps_no_connection(address: tuple[str, int]) -> None:
+def test_junk_between_requests_closes_the_connection(address: tuple[str, int]) -> None:
     """uvicorn's own timer ends with the first byte that comes, whatever it is."""
     with connected(address) as connection:
         connection.sendall(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
@@ -150,7 +152,7 @@ def test_junk_between_requests_keeps_no_connection(address: tuple[str, int]) -> 
         assert answer(connection).startswith(b"HTTP/1.1 408")
 
 
-def test_requests_in_a_row_are_all_answered(address: tuple[str, int]) -> None:
+def test_pipelined_requests_are_answered(address: tuple[str, int]) -> None:
     request = HEAD + b"Content-Length: 6000\r\n\r\n" + bytes(6000)
     with connected(address) as connection:
         for _ in range(4):  # together more than a head may have
@@ -165,7 +167,7 @@ def test_requests_in_a_row_are_all_answered(address: tuple[str, int]) -> None:
     assert got.endswith(b"\r\n\r\n2")
 
 
-def test_who_takes_nothing_of_an_answer_is_cut_off(
+def test_client_that_reads_nothing_is_disconnected(
     server: tuple[uvicorn.Server, tuple[str, int]], address: tuple[str, int]
 ) -> None:
     with connected(address) as connection:
@@ -175,7 +177,7 @@ def test_who_takes_nothing_of_an_answer_is_cut_off(
         assert len(answer(connection)) < ANSWER_BYTES
 
 
-def test_one_connection_too_many_ends_the_longest_idle_one(address: tuple[str, int]) -> None:
+def test_excess_connection_closes_the_longest_idle_one(address: tuple[str, int]) -> None:
     with contextlib.ExitStack() as stack:
         many = [stack.enter_context(connected(address)) for _ in range(LIMITS.max_connections)]
         newest = stack.enter_context(connected(address))
@@ -186,7 +188,7 @@ def test_one_connection_too_many_ends_the_longest_idle_one(address: tuple[str, i
         assert answer(many[-1]).startswith(b"HTTP/1.1 200")
 
 
-def test_the_file_limit_is_raised() -> None:
+def test_file_limit_is_raised() -> None:
     connections = raise_file_limit()
     limits = Path("/proc/self/limits")
     if not limits.exists():

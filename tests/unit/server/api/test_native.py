@@ -50,7 +50,7 @@ def at_frame(done: int, job: job_state.Job, now: float) -> job_state.Job:
 # --- a job ---
 
 
-def test_a_job_in_every_state(api: Api) -> None:
+def test_job_view_in_every_state(api: Api) -> None:
     job = api.submit(title="Greeting", inference_steps=2)
     waiting = get(api, f"/jobs/{job}")
     assert (waiting["state"], waiting["title"], waiting["tenant"]) == ("waiting", "Greeting", "studio")
@@ -86,7 +86,7 @@ def test_a_job_in_every_state(api: Api) -> None:
     assert api.client.get(done["output"]["url"]).content == b"an mp4"
 
 
-def test_a_failed_job_and_one_that_was_tried_again(api: Api) -> None:
+def test_failed_and_retried_jobs_show_their_failure(api: Api) -> None:
     job = api.submit()
     api.fail(job, "face_not_found", "No face was found.")
     assert get(api, f"/jobs/{job}")["failure"] == {"code": "face_not_found", "message": "No face was found."}
@@ -102,7 +102,7 @@ def test_a_failed_job_and_one_that_was_tried_again(api: Api) -> None:
     assert (warning["code"], warning["attempt"]) == ("tried_again", 2)
 
 
-def test_a_job_of_another_dialect_says_how_it_is_asked_for_again(api: Api) -> None:
+def test_job_of_another_dialect_shows_its_request(api: Api) -> None:
     form = {"image": "data:image/png;base64,aGk=", "left_audio": "https://m.example/l.wav",
             "right_audio": "https://m.example/r.wav", "order": "left_right"}  # fmt: skip
     told = api.client.post(
@@ -120,7 +120,7 @@ def test_a_job_of_another_dialect_says_how_it_is_asked_for_again(api: Api) -> No
     )
 
 
-def test_lists_are_filtered(api: Api) -> None:
+def test_job_list_is_filtered(api: Api) -> None:
     first, second = api.submit(title="Übung 你好"), api.submit(title="50% more")
     api.succeed(first)
 
@@ -142,7 +142,7 @@ def test_lists_are_filtered(api: Api) -> None:
 # --- who may see what ---
 
 
-def test_tenants_and_admins(api: Api) -> None:
+def test_admin_lists_jobs_of_all_tenants(api: Api) -> None:
     job = api.submit()
     assert get(api, "/jobs", api.other_key)["total"] == 0
     for path in (f"/jobs/{job}", f"/jobs/{job}/events"):
@@ -160,7 +160,7 @@ def test_tenants_and_admins(api: Api) -> None:
     assert get(api, f"/jobs/{foreign}")["tenant"] == "other"
 
 
-def test_every_route_needs_a_key_that_may_use_it(api: Api) -> None:
+def test_every_route_needs_a_key_with_its_scope(api: Api) -> None:
     reader, runner = (
         api.client.post(f"/admin/keys?tenant=studio&scopes={scope}", headers=api.headers).json()["key"]
         for scope in ("read", "run")
@@ -178,7 +178,7 @@ def test_every_route_needs_a_key_that_may_use_it(api: Api) -> None:
         assert (answer.status_code, answer.json()["error"]) == (403, "forbidden"), path
 
 
-def test_who_am_i(api: Api) -> None:
+def test_me_describes_the_key(api: Api) -> None:
     told = get(api, "/me")
     assert (told["tenant"], told["scopes"]) == ("studio", ["admin", "read", "run"])
     assert told["limits"]["max_upload_bytes"] == api.server.settings.max_upload_bytes
@@ -187,7 +187,7 @@ def test_who_am_i(api: Api) -> None:
 # --- what can be watched already ---
 
 
-def test_stretches_are_listed_while_the_job_runs_and_gone_with_its_end(api: Api) -> None:
+def test_previews_are_listed_while_the_job_runs(api: Api) -> None:
     job = api.submit()
     api.begin()
     folder = preview_folder(job)
@@ -216,7 +216,7 @@ def test_stretches_are_listed_while_the_job_runs_and_gone_with_its_end(api: Api)
     assert asyncio.run(api.server.blobs.info(still_blob(job))) is None
 
 
-def test_a_start_removes_what_ended_jobs_have_left(api: Api) -> None:
+def test_start_removes_previews_of_ended_jobs(api: Api) -> None:
     running, gone = api.submit(), "0" * 32
     for job in (running, gone):
         put(api, f"{preview_folder(job)}/00000-0-6240.mp4")
@@ -245,7 +245,7 @@ def read_events(api: Api, job: str, doing: Callable[[int], None], after: int = -
     return found
 
 
-def test_a_jobs_life_as_events(api: Api) -> None:
+def test_event_stream_reports_every_state(api: Api) -> None:
     job = api.submit()
 
     def act(count: int) -> None:
@@ -263,7 +263,7 @@ def test_a_jobs_life_as_events(api: Api) -> None:
     assert told[1][1]["stop_s"] == 6.24
 
 
-def test_who_comes_back_is_told_what_is_new(api: Api) -> None:
+def test_reconnected_stream_resumes_after_the_last_event(api: Api) -> None:
     job = api.submit()
     api.begin()
     for index, name in enumerate(("00000-0-6240", "00001-6240-9600")):
@@ -277,7 +277,7 @@ def test_who_comes_back_is_told_what_is_new(api: Api) -> None:
     assert [data["index"] for name, data in told if name == "segment"] == [1]
 
 
-def test_a_deleted_job_and_a_stopping_server_end_the_stream(api: Api) -> None:
+def test_deletion_and_shutdown_end_the_stream(api: Api) -> None:
     job = api.submit()
 
     def delete(count: int) -> None:
@@ -294,7 +294,7 @@ def test_a_deleted_job_and_a_stopping_server_end_the_stream(api: Api) -> None:
     assert len(read_events(api, job, leave)) == 1
 
 
-def test_the_stream_over_http(api: Api) -> None:
+def test_event_stream_over_http(api: Api) -> None:
     job = api.submit()
     api.succeed(job)
     answer = api.client.get(f"{V1}/jobs/{job}/events", headers=api.headers | {"Last-Event-ID": "x"})
@@ -305,7 +305,7 @@ def test_the_stream_over_http(api: Api) -> None:
 # --- health ---
 
 
-def test_health(make_api: Callable[..., Api]) -> None:
+def test_health_reports_devices_and_queue(make_api: Callable[..., Api]) -> None:
     api = make_api(max_waiting=9)
     told = get(api, "/health", api.other_key)
     assert (told["ready"], told["devices"], told["speed"]["media_s_per_device_s"]) == (True, [], None)
@@ -334,7 +334,7 @@ def test_health(make_api: Callable[..., Api]) -> None:
 # --- the page ---
 
 
-def test_the_page_is_served_under_a_strict_policy(api: Api) -> None:
+def test_playground_has_a_strict_content_policy(api: Api) -> None:
     answer = api.client.get("/")
     assert answer.headers["content-type"].startswith("text/html")
     policy = answer.headers["content-security-policy"]
@@ -353,7 +353,7 @@ def test_the_page_is_served_under_a_strict_policy(api: Api) -> None:
         assert api.client.get(f"/playground/{name}").status_code == 404
 
 
-def test_the_page_asks_nobody_else_and_holds_no_inline_code(api: Api) -> None:
+def test_playground_has_no_foreign_urls_and_no_inline_code(api: Api) -> None:
     for path in (ROOT / "server" / "playground").iterdir():
         text = path.read_text()
         outside = set(re.findall(r"https?://[^\s\"'`)]+", text)) - {"http://www.w3.org/2000/svg"}
@@ -364,5 +364,5 @@ def test_the_page_asks_nobody_else_and_holds_no_inline_code(api: Api) -> None:
 
 
 @pytest.mark.parametrize("name", ["server.playground", "server.api"])
-def test_the_page_is_packaged(name: str) -> None:
+def test_playground_files_are_packaged(name: str) -> None:
     assert f'"{name}"' in (ROOT / "pyproject.toml").read_text()

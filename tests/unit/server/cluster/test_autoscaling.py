@@ -24,13 +24,13 @@ def workers(*conditions: WorkerState, idle_s: float = 0) -> list[WorkerActivity]
     return [WorkerActivity(f"w{number}", condition, idle_s) for number, condition in enumerate(conditions)]
 
 
-def test_the_backlog_is_what_nobody_has_begun() -> None:
+def test_backlog_counts_unclaimed_work() -> None:
     assert backlog_s(3, 0, 20, 10) == 60
     assert backlog_s(2, 4, None, 10) == 2 * DEFAULT_RUN_S + 40
     assert backlog_s(3, 4, 20, 10, jobs_per_worker=2) == 30 + 40
 
 
-def test_it_grows_with_what_waits(subtests: pytest.Subtests) -> None:
+def test_workers_are_started_for_the_backlog(subtests: pytest.Subtests) -> None:
     for have, backlog, start in [
         ((), 0, 1),  # the least
         ((WorkerState.IDLE,), 0, 0),
@@ -45,7 +45,7 @@ def test_it_grows_with_what_waits(subtests: pytest.Subtests) -> None:
             assert decide(workers(*have), backlog, LIMITS) == (start, [])
 
 
-def test_who_was_idle_long_is_stopped_and_nobody_else() -> None:
+def test_only_long_idle_workers_are_stopped() -> None:
     have = [
         WorkerActivity("busy", WorkerState.BUSY),
         WorkerActivity("coming", WorkerState.STARTING, 900),
@@ -62,7 +62,7 @@ def test_who_was_idle_long_is_stopped_and_nobody_else() -> None:
     ("arguments", "says"),
     [("up", "set LIPSYNC_DATABASE_URL"), ("status --address 127.0.0.1:9", "127.0.0.1:9")],
 )
-def test_the_command_says_what_is_missing(
+def test_cluster_command_reports_missing_settings(
     arguments: str, says: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Before anything of Ray is started."""

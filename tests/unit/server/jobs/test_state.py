@@ -34,7 +34,7 @@ def running(now: float = 110.0) -> Job:
     return job_state.claim(waiting(), now, POLICY)
 
 
-def test_the_usual_way() -> None:
+def test_job_succeeds_after_claim() -> None:
     job = running()
     assert (job.state, job.fence, job.attempts, job.lease_until) == (State.RUNNING, 1, 1, 170.0)
     job = job_state.renew_lease(job, 1, 150.0, POLICY, job_state.StageProgress("render", 3, 10, 2.0))
@@ -49,7 +49,7 @@ def test_the_usual_way() -> None:
     assert job_state.effects(job, done) == {Effect.NOTIFY}
 
 
-def test_a_claim_that_is_over_changes_nothing() -> None:
+def test_stale_claim_changes_nothing() -> None:
     lost = job_state.expire(running(), 171.0, POLICY)
     assert lost.state is State.WAITING
     again = job_state.claim(lost, 180.0, POLICY)
@@ -64,7 +64,7 @@ def test_a_claim_that_is_over_changes_nothing() -> None:
             late()
 
 
-def test_what_may_help_is_tried_again_and_the_rest_is_not() -> None:
+def test_only_retryable_failures_are_retried() -> None:
     assert job_state.fail(running(), 1, 120.0, NO_FACE, POLICY).state is State.FAILED
     job = waiting()
     attempts = 0
@@ -76,12 +76,12 @@ def test_what_may_help_is_tried_again_and_the_rest_is_not() -> None:
     assert job.failure == job_state.WORKER_LOST
 
 
-def test_handing_back_costs_no_attempt() -> None:
+def test_requeue_costs_no_attempt() -> None:
     job = job_state.requeue(running(), 1, 120.0)
     assert (job.state, job.attempts, job.fence) == (State.WAITING, 0, 1)
 
 
-def test_cancelling() -> None:
+def test_cancel_ends_a_job_in_any_unfinished_state() -> None:
     assert job_state.cancel(waiting(), 105.0).state is State.CANCELLED
     asked = job_state.cancel(running(), 115.0)
     assert asked.state is State.RUNNING
@@ -97,7 +97,7 @@ def test_cancelling() -> None:
     assert job_state.succeed(asked, 1, 117.0, OUTPUT).state is State.SUCCEEDED
 
 
-def test_limits() -> None:
+def test_wait_and_run_limits_fail_a_job() -> None:
     assert job_state.expire(waiting(), 1100.0, POLICY) == waiting()
     assert job_state.expire(waiting(), 1100.1, POLICY).failure == job_state.WAIT_TIMEOUT
     assert job_state.expire(running(), 170.0, POLICY) == running()
@@ -107,7 +107,7 @@ def test_limits() -> None:
     assert job_state.effects(beaten, late) == {Effect.NOTIFY, Effect.STOP_WORK}
 
 
-def test_turns_are_fair() -> None:
+def test_tenants_take_turns() -> None:
     busy, idle, new = TenantLoad("a", 2, 5.0), TenantLoad("b", 1, 9.0), TenantLoad("c", 1, 3.0)
     assert job_state.next_tenant([busy, idle, new]) == "c"
     assert job_state.next_tenant([busy, idle]) == "b"

@@ -82,7 +82,7 @@ GOOD_ADDRESSES = [
 ]
 
 
-def test_addresses_that_are_not_public(subtests: pytest.Subtests, tmp_path: Path) -> None:
+def test_private_addresses_are_rejected(subtests: pytest.Subtests, tmp_path: Path) -> None:
     for address in BAD_ADDRESSES:
         with subtests.test(address=address):
             assert not is_public(ipaddress.ip_address(address))
@@ -98,13 +98,13 @@ def test_addresses_that_are_not_public(subtests: pytest.Subtests, tmp_path: Path
                 assert address not in refused.value.message
 
 
-def test_addresses_that_are_public(subtests: pytest.Subtests) -> None:
+def test_public_addresses_are_accepted(subtests: pytest.Subtests) -> None:
     for address in GOOD_ADDRESSES:
         with subtests.test(address=address):
             assert is_public(ipaddress.ip_address(address))
 
 
-def test_urls_that_are_refused_before_anything_is_asked(subtests: pytest.Subtests, tmp_path: Path) -> None:
+def test_invalid_urls_are_rejected_before_name_resolution(subtests: pytest.Subtests, tmp_path: Path) -> None:
     for url in [
         "http://2130706433/",
         "http://0x7f000001/",
@@ -151,7 +151,7 @@ def test_urls_that_are_refused_before_anything_is_asked(subtests: pytest.Subtest
             assert asked == []
 
 
-def test_names_of_this_machine_are_refused(tmp_path: Path) -> None:
+def test_names_of_this_machine_are_rejected(tmp_path: Path) -> None:
     for host in ("localhost", "LOCALHOST", "localhost."):
         with pytest.raises(TransportError):
             fetch(f"http://{host}/a.wav", tmp_path, TransportPolicy())
@@ -224,13 +224,13 @@ def refusal(site: Site, path: str, folder: Path, kind: MediaKind = MediaKind.AUD
     return refused.value.code
 
 
-def test_a_file_arrives(site: Site, tmp_path: Path) -> None:
+def test_file_is_downloaded(site: Site, tmp_path: Path) -> None:
     site.answer("/a", WAV)
     assert fetch(site.url("/a"), tmp_path, site.policy) == WAV
     assert site.asked == [("/a", f"127.0.0.1:{site.port}")]
 
 
-def test_the_allow_list_is_exact(site: Site, tmp_path: Path) -> None:
+def test_allow_list_matches_exactly(site: Site, tmp_path: Path) -> None:
     site.answer("/a", WAV)
     table = names({"files.local": ["127.0.0.1"], "other.local": ["127.0.0.1"]})
     for allow, host, works in (
@@ -252,7 +252,7 @@ def test_the_allow_list_is_exact(site: Site, tmp_path: Path) -> None:
                 fetch(url, tmp_path, policy, resolve=table)
 
 
-def test_the_name_is_resolved_once_and_the_checked_address_is_used(site: Site, tmp_path: Path) -> None:
+def test_checked_address_is_the_one_connected_to(site: Site, tmp_path: Path) -> None:
     """A name that changes its meaning after the check gains nothing: nobody asks again."""
     site.answer("/a", WAV)
     asked: list[str] = []
@@ -270,7 +270,7 @@ def test_the_name_is_resolved_once_and_the_checked_address_is_used(site: Site, t
     assert site.asked[0][1] == f"files.local:{site.port}"
 
 
-def test_redirects_are_checked_like_the_first_address(
+def test_redirects_are_checked_like_the_first_url(
     subtests: pytest.Subtests, site: Site, tmp_path: Path
 ) -> None:
     for location, code in [
@@ -287,20 +287,20 @@ def test_redirects_are_checked_like_the_first_address(
             assert refusal(site, "/go", tmp_path) is code
 
 
-def test_a_harmless_redirect_is_followed(site: Site, tmp_path: Path) -> None:
+def test_allowed_redirect_is_followed(site: Site, tmp_path: Path) -> None:
     site.answer("/go", b"", 301, Location="/there/../a")
     site.answer("/a", WAV)
     assert fetch(site.url("/go"), tmp_path, site.policy) == WAV
 
 
-def test_other_answers(subtests: pytest.Subtests, site: Site, tmp_path: Path) -> None:
+def test_error_status_is_rejected(subtests: pytest.Subtests, site: Site, tmp_path: Path) -> None:
     for status in [204, 206, 401, 404, 500, 503]:
         with subtests.test(status=status):
             site.answer("/a", b"" if status == 204 else WAV, status)
             assert refusal(site, "/a", tmp_path) is TransportCode.URL_BAD_STATUS
 
 
-def test_too_large(site: Site, tmp_path: Path) -> None:
+def test_too_large_file_is_rejected(site: Site, tmp_path: Path) -> None:
     site.answer("/announced", WAV, Content_Length="9999999")
     site.answer("/honest", WAV + bytes(6000))
     assert refusal(site, "/announced", tmp_path) is TransportCode.URL_TOO_LARGE
@@ -317,12 +317,12 @@ def test_too_large(site: Site, tmp_path: Path) -> None:
     assert refusal(site, "/endless", tmp_path) is TransportCode.URL_TOO_LARGE
 
 
-def test_compressed_bombs_are_not_unpacked(site: Site, tmp_path: Path) -> None:
+def test_compressed_response_is_not_unpacked(site: Site, tmp_path: Path) -> None:
     site.answer("/bomb", gzip.compress(WAV + bytes(10**6)), Content_Encoding="gzip")
     assert refusal(site, "/bomb", tmp_path) is TransportCode.URL_WRONG_TYPE
 
 
-def test_slow_and_broken_servers(site: Site, tmp_path: Path) -> None:
+def test_slow_and_broken_servers_are_given_up(site: Site, tmp_path: Path) -> None:
     def stalls(handler: BaseHTTPRequestHandler) -> None:
         handler.send_response(200)
         handler.send_header("Content-Length", "4000")
@@ -353,9 +353,7 @@ def test_slow_and_broken_servers(site: Site, tmp_path: Path) -> None:
     assert unknown.value.code is TransportCode.URL_UNREACHABLE
 
 
-def test_what_is_no_media_is_refused_whatever_it_is_called(
-    subtests: pytest.Subtests, site: Site, tmp_path: Path
-) -> None:
+def test_content_that_is_no_media_is_rejected(subtests: pytest.Subtests, site: Site, tmp_path: Path) -> None:
     for content in [
         b"ffconcat version 1.0\nfile /etc/passwd\n",
         b"#EXTM3U\nhttp://10.0.0.1/\n",
@@ -372,13 +370,13 @@ def test_what_is_no_media_is_refused_whatever_it_is_called(
             assert refusal(site, "/a.mp4", tmp_path, MediaKind.VIDEO) is TransportCode.URL_WRONG_TYPE
 
 
-def test_sound_is_no_picture(site: Site, tmp_path: Path) -> None:
+def test_audio_is_rejected_as_image(site: Site, tmp_path: Path) -> None:
     site.answer("/a", WAV)
     assert refusal(site, "/a", tmp_path, MediaKind.VIDEO) is TransportCode.URL_WRONG_TYPE
     assert refusal(site, "/a", tmp_path, MediaKind.IMAGE) is TransportCode.URL_WRONG_TYPE
 
 
-def test_real_files_are_known(ffmpeg: Callable[..., None], tmp_path: Path) -> None:
+def test_real_media_files_are_recognised(ffmpeg: Callable[..., None], tmp_path: Path) -> None:
     tone = ("-f", "lavfi", "-i", "sine=d=0.2")
     bars = ("-f", "lavfi", "-i", "testsrc2=s=64x64:d=0.2")
     for suffix, source in {

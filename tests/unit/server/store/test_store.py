@@ -35,7 +35,7 @@ def noticed(store: Store) -> set[str]:
         )
 
 
-def test_workers_are_there_while_something_is_heard_of_them(store: Store) -> None:
+def test_worker_is_listed_until_its_heartbeat_expires(store: Store) -> None:
     def seen(process: str, number: int, at: float, condition: str = "idle") -> WorkerRecord:
         return WorkerRecord(process, number, "here", f"cuda:{number}", "tiny", condition, 1, at)
 
@@ -84,7 +84,7 @@ def record_statements(store: Store) -> list[str]:
     return executed
 
 
-def test_what_was_said_is_there_after_reopening(url: str) -> None:
+def test_jobs_survive_reopen(url: str) -> None:
     store = Store(url)
     job = new_job()
     record, is_new = store.submit(job, REQUEST)
@@ -106,12 +106,12 @@ def test_what_was_said_is_there_after_reopening(url: str) -> None:
     again.close()
 
 
-def test_the_migrations_make_the_tables_that_the_code_knows(store: Store) -> None:
+def test_migrations_create_the_declared_tables(store: Store) -> None:
     with store._engine.connect() as connection:
         assert compare_metadata(MigrationContext.configure(connection), [metadata, audit.metadata]) == []
 
 
-def test_entries_of_the_audit_log_cannot_be_changed(store: Store) -> None:
+def test_audit_entries_cannot_be_changed(store: Store) -> None:
     store.audit.add(audit.AuditEntry(100.0, "server_started", {"marking": "required"}))
     changes: list[dict[str, object]] = [{"facts": "{}"}, {"at": 1.0}, {"job_id": "x"}]
     for values in changes:
@@ -124,7 +124,7 @@ def test_entries_of_the_audit_log_cannot_be_changed(store: Store) -> None:
     assert [entry.at for entry in store.audit.page()] == [200.0]
 
 
-def test_the_audit_log_is_written_in_the_jobs_commit(store: Store) -> None:
+def test_audit_entry_is_committed_with_the_job(store: Store) -> None:
     job = new_job()
     store.submit(job, REQUEST)
     with pytest.raises(QueueFullError):
@@ -140,7 +140,7 @@ def test_the_audit_log_is_written_in_the_jobs_commit(store: Store) -> None:
     assert found == [("job_submitted", 100.0, job.id), ("job_ended", 103.0, job.id)]
 
 
-def test_one_process_opens_a_sqlite_file(tmp_path: Path) -> None:
+def test_sqlite_file_is_opened_by_one_process(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path / 'jobs.sqlite'}"
     first = Store(url)
     program = f"from server.store import *\ntry: Store({url!r})\nexcept AlreadyOpenError: print('refused')"
@@ -152,13 +152,13 @@ def test_one_process_opens_a_sqlite_file(tmp_path: Path) -> None:
     Store(url).close()
 
 
-def test_processes_that_start_together_make_the_tables_once(postgres_url: str) -> None:
+def test_concurrent_starts_create_the_tables_once(postgres_url: str) -> None:
     program = f"from server.store import Store\nStore({postgres_url!r}).close()"
     starting = [subprocess.Popen([sys.executable, "-c", program]) for _ in range(2)]
     assert [process.wait(60) for process in starting] == [0, 0]
 
 
-def test_fifty_threads_with_one_key_make_one_job(store: Store) -> None:
+def test_concurrent_submissions_with_one_key_create_one_job(store: Store) -> None:
     made, together = [], threading.Barrier(50)
 
     def submit() -> None:
@@ -178,7 +178,7 @@ def test_fifty_threads_with_one_key_make_one_job(store: Store) -> None:
     assert other.job.tenant == "another studio"
 
 
-def test_a_full_queue_takes_nothing(store: Store) -> None:
+def test_full_queue_rejects_jobs(store: Store) -> None:
     for _ in range(3):
         store.submit(new_job(), REQUEST, max_waiting=3)
     refused = new_job()
@@ -187,7 +187,7 @@ def test_a_full_queue_takes_nothing(store: Store) -> None:
     assert store.get(refused.id) is None
 
 
-def test_turns(store: Store) -> None:
+def test_claim_alternates_between_tenants(store: Store) -> None:
     first, second, urgent = new_job(at=1.0), new_job(at=2.0), new_job(at=3.0, priority=5)
     other = new_job("small studio", at=50.0)
     for job in (first, second, urgent, other):
@@ -202,7 +202,7 @@ def test_turns(store: Store) -> None:
     assert order[2:] == [first.id, second.id]
 
 
-def test_claims_of_many_threads_never_share_a_job(store: Store) -> None:
+def test_concurrent_claims_never_share_a_job(store: Store) -> None:
     for number in range(40):
         store.submit(new_job(f"tenant {number % 3}"), REQUEST)
     got: list[str] = []
@@ -221,7 +221,7 @@ def test_claims_of_many_threads_never_share_a_job(store: Store) -> None:
     assert len(got) == len(set(got)) == 40
 
 
-def test_tenants_see_their_own(store: Store) -> None:
+def test_jobs_of_other_tenants_are_not_listed(store: Store) -> None:
     mine, theirs = [new_job(at=float(i)) for i in range(5)], new_job("other")
     for job in (*mine, theirs):
         store.submit(job, REQUEST)
@@ -234,7 +234,7 @@ def test_tenants_see_their_own(store: Store) -> None:
     assert store.page("studio", offset=0, limit=9, endpoint="c/d")[1] == 0
 
 
-def test_only_ended_jobs_of_the_tenant_are_deleted(store: Store) -> None:
+def test_delete_removes_only_ended_jobs_of_the_tenant(store: Store) -> None:
     ended, waiting, theirs = new_job(), new_job(), new_job("other")
     for job in (ended, waiting, theirs):
         store.submit(job, REQUEST)
@@ -246,7 +246,7 @@ def test_only_ended_jobs_of_the_tenant_are_deleted(store: Store) -> None:
     assert store.get(theirs.id) is not None
 
 
-def test_a_refused_transition_changes_nothing(store: Store) -> None:
+def test_rejected_transition_changes_nothing(store: Store) -> None:
     job = new_job()
     store.submit(job, REQUEST)
     before = store.get(job.id)
@@ -258,7 +258,7 @@ def test_a_refused_transition_changes_nothing(store: Store) -> None:
         store.change("0" * 32, 101.0, lambda j: j)
 
 
-def test_the_outbox_holds_one_notice_per_ended_job(store: Store) -> None:
+def test_outbox_holds_one_webhook_per_ended_job(store: Store) -> None:
     job = new_job()
     store.submit(job, REQUEST)
     store.claim(110.0, POLICY)
@@ -285,7 +285,7 @@ def test_the_outbox_holds_one_notice_per_ended_job(store: Store) -> None:
     assert store.count_webhooks() == (0, 0)
 
 
-def test_a_key_submits_as_much_as_it_may(store: Store) -> None:
+def test_key_quota_limits_submissions(store: Store) -> None:
     def submit(at: float, **given: str) -> Job:
         job = new_job(at=at)
         store.submit(job, dataclasses.replace(REQUEST, **given))
@@ -306,7 +306,7 @@ def test_a_key_submits_as_much_as_it_may(store: Store) -> None:
     submit(86501.0, key_id=key.id)
 
 
-def test_who_comes_before_a_waiting_job(store: Store) -> None:
+def test_queue_position_counts_earlier_jobs(store: Store) -> None:
     mine = [new_job("mine", at=float(i)) for i in range(3)]
     for job in [*mine, *(new_job("busy", at=float(i)) for i in range(50)), new_job("calm", at=0.0)]:
         store.submit(job, REQUEST)
@@ -316,7 +316,7 @@ def test_who_comes_before_a_waiting_job(store: Store) -> None:
     assert store.oldest_waiting_at() == 0.0
 
 
-def test_limits_are_applied_to_all(store: Store) -> None:
+def test_wait_limit_applies_to_all_waiting_jobs(store: Store) -> None:
     old, lost, healthy = new_job(at=0.0), new_job(at=900.0), new_job(at=901.0)
     store.submit(lost, REQUEST)
     store.submit(healthy, REQUEST)

@@ -18,14 +18,14 @@ def order(**options: object) -> RunJob:
     return RunJob("job", {}, {}, (), "out.mp4", Options(**options))  # type: ignore[arg-type]
 
 
-def test_without_options_it_is_the_default() -> None:
+def test_job_without_options_has_default_params() -> None:
     assert _params(order(), {}) == SyncParams()
     assert _params(order(), {}, label=True) == SyncParams(label=True)
     assert _params(order(), {}, watermark=True) == SyncParams(watermark=True)
 
 
 @pytest.mark.parametrize("name", OPTIONS["preset"]["enum"])
-def test_a_preset_is_the_engines_and_single_options_change_it(name: str) -> None:
+def test_preset_is_overridden_by_single_options(name: str) -> None:
     assert _params(order(preset=name), {}) == SyncParams.preset(name)
     found = _params(order(preset=name, num_inference_steps=6, seed=7, fps="29.97", loop_mode="loop"), {})
     wanted = SyncParams.preset(
@@ -34,13 +34,13 @@ def test_a_preset_is_the_engines_and_single_options_change_it(name: str) -> None
     assert found == wanted
 
 
-def test_presets_that_change_speed_can_be_asked_for() -> None:
+def test_fast_presets_are_accepted() -> None:
     quick = {name for name, preset in PRESETS.items() if "fast_sampling" in preset}
     assert {*quick, "default"} == set(OPTIONS["preset"]["enum"])
     assert {Settings(preset=name).preset for name in OPTIONS["preset"]["enum"]} == {*quick, "default"}  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", ["compile", "fp8"])
-def test_a_worker_is_told_how_to_run_the_model(name: str) -> None:
+def test_compile_and_fp8_settings_reach_the_worker(name: str) -> None:
     assert Settings().worker_environment[f"LIPSYNC_{name.upper()}"] == "false"
     assert Settings.model_validate({name: True}).worker_environment[f"LIPSYNC_{name.upper()}"] == "true"
