@@ -266,12 +266,14 @@ LINTED = (
     "server.api",
     "server.app",
     "server.cli",
+    "server.cluster",
     "server.jobs",
     "server.logs",
     "server.metrics",
     "server.settings",
     "server.storage",
     "server.store",
+    "server.workers",
 )
 """Packages whose names, messages and docstrings are checked."""
 
