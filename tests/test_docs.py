@@ -277,7 +277,7 @@ LINTED = (
 )
 """Packages whose names, messages and docstrings are checked."""
 
-LOWER_CASE_NAMES = ("uvicorn", "lipsync.studio")
+LOWER_CASE_NAMES = ("bool (", "float32 (", "lipsync.studio", "uvicorn")
 NO_VERB = re.compile(
     "an?|all|as|every|how|if|its?|of|one|th(at|e|is|ose)|wh(at|en|ere|ether|ich|o|oever|ose)", re.IGNORECASE
 )
