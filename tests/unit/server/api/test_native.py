@@ -102,7 +102,7 @@ def test_failed_and_retried_jobs_show_their_failure(api: Api) -> None:
     assert (warning["code"], warning["attempt"]) == ("tried_again", 2)
 
 
-def test_job_of_another_dialect_shows_its_request(api: Api) -> None:
+def test_job_of_another_dialect_shows_how_to_submit_it_again(api: Api) -> None:
     form = {"image": "data:image/png;base64,aGk=", "left_audio": "https://m.example/l.wav",
             "right_audio": "https://m.example/r.wav", "order": "left_right"}  # fmt: skip
     told = api.client.post(

@@ -316,7 +316,7 @@ def test_queue_position_counts_earlier_jobs(store: Store) -> None:
     assert store.oldest_waiting_at() == 0.0
 
 
-def test_wait_limit_applies_to_all_waiting_jobs(store: Store) -> None:
+def test_expire_ends_long_waits_and_lost_leases(store: Store) -> None:
     old, lost, healthy = new_job(at=0.0), new_job(at=900.0), new_job(at=901.0)
     store.submit(lost, REQUEST)
     store.submit(healthy, REQUEST)
