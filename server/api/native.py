@@ -8,6 +8,7 @@ endpoints are described in docs/http.md.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import itertools
 import json
@@ -15,7 +16,7 @@ import shutil
 import tempfile
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Literal
 
 from fastapi import APIRouter, Query
 from fastapi import Request as HttpRequest
@@ -29,8 +30,10 @@ from server.api.submission import failure_message, format_time
 from server.jobs.state import State
 from server.storage.blobs import StorageUnavailableError, preview_folder, still_blob
 from server.store import DatabaseUnavailableError, Record
+from server.workers.cli_child import CliChild
+from server.workers.face_reports import NotReportedError, draw_overlay, report_faces
 from server.workers.registry import WorkerRegistry, WorkerStatus
-from server.workers.verification import NotVerifiedError, Verifier
+from server.workers.verification import NotVerifiedError, verify_file
 
 PREFIX: Final = "/api/native/v1"
 ALL_TENANTS: Final = "*"
@@ -53,7 +56,7 @@ FILE_BODY: Final = {
 }
 
 VERIFY_PREFIX: Final = ".verify-"
-"""Prefix of temporary folders in the data folder, each with one file under verification."""
+"""Prefix of temporary folders in the data folder, each with one received file."""
 
 
 def error_response(error: ApiError) -> JSONResponse:
@@ -319,11 +322,25 @@ def create_router(
         list_workers: returns the workers of this process.
     """
     router = APIRouter()
-    verifier = Verifier(context.settings.signing_environment)
+    child = CliChild(context.settings.signing_environment)
+
+    @contextlib.asynccontextmanager
+    async def received_file(http: HttpRequest) -> AsyncIterator[Path]:
+        """Write the body to a file in a temporary folder of its own."""
+        context.require_disk_space()
+        max_bytes = context.settings.max_upload_bytes
+        with tempfile.TemporaryDirectory(dir=context.settings.data_dir, prefix=VERIFY_PREFIX) as folder:
+            path, size = Path(folder) / "file", 0
+            with path.open("wb") as file:
+                async for chunk in http.stream():
+                    if (size := size + len(chunk)) > max_bytes:
+                        raise file_too_large(max_bytes)
+                    await asyncio.to_thread(file.write, chunk)
+            yield path
 
     async def verification_response(file: Path) -> Response:
         try:
-            return JSONResponse(await verifier.verify(file))
+            return JSONResponse(await verify_file(child, file))
         except NotVerifiedError:
             sentence = "The file cannot be verified: send a complete video or image."
             raise ApiError(400, sentence, "not_verified") from None
@@ -396,18 +413,25 @@ def create_router(
                 raise ApiError(404, "This job has no result.", "not_found") from None
 
     @router.post("/verify", openapi_extra=FILE_BODY)
-    async def verify_file(http: HttpRequest) -> Response:
+    async def post_verification(http: HttpRequest) -> Response:
         context.authenticate(http, Scope.READ)
-        context.require_disk_space()
-        max_bytes = context.settings.max_upload_bytes
-        with tempfile.TemporaryDirectory(dir=context.settings.data_dir, prefix=VERIFY_PREFIX) as folder:
-            path, size = Path(folder) / "file", 0
-            with path.open("wb") as file:
-                async for chunk in http.stream():
-                    if (size := size + len(chunk)) > max_bytes:
-                        raise file_too_large(max_bytes)
-                    await asyncio.to_thread(file.write, chunk)
+        async with received_file(http) as path:
             return await verification_response(path)
+
+    @router.post("/faces", openapi_extra=FILE_BODY)
+    async def post_face_report(
+        http: HttpRequest, detector: Literal["yunet", "drawn"] = "yunet", overlay: bool = False
+    ) -> Response:
+        context.authenticate(http, Scope.READ)
+        async with received_file(http) as path:
+            try:
+                if not overlay:
+                    return JSONResponse(await report_faces(child, path, detector))
+                drawn = path.with_name("overlay.mp4")
+                await draw_overlay(child, path, detector, drawn)
+                return Response(await asyncio.to_thread(drawn.read_bytes), media_type="video/mp4")
+            except NotReportedError as error:
+                raise ApiError(400, error.message, error.code) from None
 
     @router.get("/jobs/{job_id}/events")
     async def stream_job_events(http: HttpRequest, job_id: str) -> Response:

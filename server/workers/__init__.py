@@ -8,6 +8,8 @@ job_runner       one attempt of a job, or one shared segment
 segment_sharing  one job rendered by many workers: the parent's side
 segment_client   the same, the worker's side
 registry         the workers of all processes
-verification     the child process that checks a file's credentials
+cli_child        a `lipsync` command in a child process, for hostile files
+    verification     checks a file's credentials there
+    face_reports     reports the faces of a video there
 main             the worker process; the only module that loads the engine
 """

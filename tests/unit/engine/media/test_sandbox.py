@@ -175,7 +175,7 @@ def test_file_rules_contain_the_files_of_a_command(tmp_path: Path) -> None:
 def test_verification_process_opens_no_sockets() -> None:
     if not STATUS.blocks_network:
         pytest.skip(STATUS.describe())
-    from server.workers.verification import _limited_command
+    from server.workers.cli_child import _limited_command
 
     done = subprocess.run(
         _limited_command("-I", "-c", "import socket; socket.socket()"),
