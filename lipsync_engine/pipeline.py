@@ -28,7 +28,7 @@ from lipsync_engine.device import choose_compile, choose_device, choose_fp8
 from lipsync_engine.errors import FaceError
 from lipsync_engine.faces.registry import check_detector, load_detector
 from lipsync_engine.models import LipSyncModel, load_model
-from lipsync_engine.params import HdrMode, Motion, Provenance, Speaker, SyncParams
+from lipsync_engine.params import Motion, Provenance, Speaker, SyncParams
 from lipsync_engine.planning.plan import Plan
 from lipsync_engine.planning.planner import plan_job
 from lipsync_engine.planning.speakers import SpeakerMix
@@ -227,8 +227,7 @@ class LipSyncPipeline:
         params = params or SyncParams()
         # 1. Probe inputs and output before any expensive work.
         video_info = media.probe_video(Path(video))
-        if params.hdr is HdrMode.REFUSE:
-            media.require_sdr(video_info)
+        media.check_hdr(video_info, params.hdr)
         content = self._content_filter.check(video_info)
         mix = None if isinstance(audio, (str, Path)) else SpeakerMix.from_speakers(audio)
         voices = [Path(audio)] if isinstance(audio, (str, Path)) else [speaker.audio for speaker in audio]

@@ -193,7 +193,7 @@ class BatchRunner:
             try:
                 match role:
                     case InputRole.VIDEO:
-                        media.probe_video(path)
+                        media.check_hdr(media.probe_video(path), row.params.hdr)
                     case InputRole.IMAGE:
                         media.read_image(path, row.params.max_short_side)
                     case InputRole.MASK_IMAGE:

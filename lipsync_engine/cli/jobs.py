@@ -60,7 +60,7 @@ def run_video_job(
     from lipsync_engine import media
 
     # Check inputs and outputs before the model loads, which can take long.
-    media.probe_video(video)
+    media.check_hdr(media.probe_video(video), params.hdr)
     voices = [audio] if isinstance(audio, Path) else [speaker.audio for speaker in audio]
     for path in (*voices, output_audio):
         if path is not None:

@@ -34,6 +34,8 @@ def probe_file(path: Annotated[Path, typer.Argument(help="Video or audio file.")
         table.add_row("frame rate", f"{format_number(video.frame_rate)} fps")
         table.add_row("duration", f"{video.duration_s:.3f} s")
         tags = (video.color_space, video.color_primaries, video.color_transfer, video.color_range)
+        if video.hdr is not None:
+            table.add_row("HDR", f"{video.hdr.name}, tone-mapped to SDR")
         table.add_row("pixels", f"{pixels.pix_fmt}, {' '.join(tag or 'untagged' for tag in tags)}")
     if audio is None:
         table.add_row("audio", "none")

@@ -36,10 +36,10 @@ from lipsync_engine.media.preview import write_fragment, write_still
 from lipsync_engine.media.probe import (
     AudioInfo,
     VideoInfo,
+    check_hdr,
     content_hash,
     probe_audio,
     probe_video,
-    require_sdr,
 )
 from lipsync_engine.media.process import ffmpeg_version, find_ffmpeg
 from lipsync_engine.media.sandbox import check_sandbox
@@ -53,6 +53,7 @@ __all__ = [
     "SegmentWriter",
     "VideoInfo",
     "assemble",
+    "check_hdr",
     "check_output",
     "check_sandbox",
     "content_hash",
@@ -65,7 +66,6 @@ __all__ = [
     "read_audio",
     "read_image",
     "read_mask",
-    "require_sdr",
     "sample_frames",
     "scan_frames",
     "write_comparison",

@@ -34,6 +34,7 @@ from lipsync_engine.media.process import (
 )
 from lipsync_engine.media.rates import snap_rate
 from lipsync_engine.media.yuv import Chroma, FrameFormat, Matrix
+from lipsync_engine.params import HdrMode
 from lipsync_engine.utils import file_sha256
 
 
@@ -242,13 +243,13 @@ def probe_video(path: Path, limits: MediaLimits = DEFAULT_LIMITS) -> VideoInfo:
     )
 
 
-def require_sdr(info: VideoInfo) -> None:
-    """Refuse HDR video.
+def check_hdr(info: VideoInfo, mode: HdrMode) -> None:
+    """Refuse HDR video if the mode is REFUSE.
 
     Raises:
         MediaError: MEDIA_UNSUPPORTED_PIXELS.
     """
-    if info.hdr is not None:
+    if info.hdr is not None and mode is HdrMode.REFUSE:
         raise MediaError(
             ErrorCode.MEDIA_UNSUPPORTED_PIXELS,
             f"{info.path.name!r} is HDR video ({info.hdr.name}), and hdr=refuse: use hdr=tonemap, or convert "

@@ -312,11 +312,14 @@ def test_options_and_aliases_are_read() -> None:
         "seed": 5,
         "fps": 29.97,
         "resolution": "720p",
+        "hdr": "refuse",
+        "video_codec": "hevc10",
     }
     given = read_submission(LATENTSYNC, json.dumps(body).encode(), "", vendor_limits=False)
     options = given.job_input.options
     assert (options.num_inference_steps, options.seed, options.fps) == (8, 5, "29.97")
     assert options.max_short_side == 720
+    assert (options.hdr, options.video_codec) == ("refuse", "hevc10")
     assert all(source.limits.formats == () for source in given.job_input.files.sources)
     random = read_submission(LATENTSYNC, json.dumps(body | {"seed": -1}).encode(), "", vendor_limits=True)
     assert random.job_input.options.seed is not None

@@ -13,7 +13,7 @@ import pytest
 from lipsync_engine import media
 from lipsync_engine.errors import ErrorCode, MediaError
 from lipsync_engine.media.yuv import Chroma, Frame, FrameFormat, Matrix, region_to_rgb
-from lipsync_engine.params import Quality
+from lipsync_engine.params import HdrMode, Quality
 
 Ffmpeg = Callable[..., None]
 
@@ -134,9 +134,11 @@ def test_tone_mapped_video_is_encoded_in_8_bits(tmp_path: Path, ffmpeg: Ffmpeg) 
             writer.write(frame)
     result = media.probe_video(made)
     assert (result.codec, result.format.pix_fmt, result.hdr) == ("h264", "yuv420p", None)
-    media.require_sdr(result)
-    with pytest.raises(MediaError, match="HLG"):
-        media.require_sdr(info)
+    media.check_hdr(result, HdrMode.REFUSE)
+    media.check_hdr(info, HdrMode.TONEMAP)
+    with pytest.raises(MediaError, match="HLG") as caught:
+        media.check_hdr(info, HdrMode.REFUSE)
+    assert caught.value.code is ErrorCode.MEDIA_UNSUPPORTED_PIXELS
     tags = (result.color_space, result.color_primaries, result.color_transfer, result.color_range)
     assert tags == ("bt709", "bt709", "bt709", "tv")
 

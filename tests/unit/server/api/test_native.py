@@ -72,7 +72,14 @@ def test_job_view_in_every_state(api: Api) -> None:
     api.server.store.change(job, time.time(), lambda j: job_state.cancel(j, time.time()))
     assert get(api, f"/jobs/{job}")["is_stopping"] is True
     output = Output(
-        f"results/{job}.mp4", 2.0, 4.0, sync=job_state.SyncConfidence(5.5, -1, ((0.1, 4.0),)), is_nsfw=True
+        f"results/{job}.mp4",
+        2.0,
+        4.0,
+        ("The gate stays open.", "The prompt was not used."),
+        sync=job_state.SyncConfidence(5.5, -1, ((0.1, 4.0),)),
+        is_nsfw=True,
+        warning_codes=("voice_gate_open",),  # results of earlier versions have no codes
+        pauses_s=((1.0, 2.5),),
     )
     api.server.store.change(job, time.time(), lambda j: job_state.succeed(j, 1, time.time(), output))
     put(api, f"results/{job}.mp4", b"an mp4")
@@ -82,6 +89,11 @@ def test_job_view_in_every_state(api: Api) -> None:
     assert done["output"]["is_nsfw"] is True
     seen = api.client.get(f"/api/v3/predictions/{job}/result", headers=api.headers).json()["data"]
     assert seen["has_nsfw_contents"] == [True]
+    assert done["output"]["pauses_s"] == [[1.0, 2.5]]
+    assert done["warnings"] == [
+        {"code": "voice_gate_open", "message": "The gate stays open."},
+        {"code": "not_done", "message": "The prompt was not used."},
+    ]
     assert done["output"]["sync"] == {"confidence": 5.5, "offset_frames": -1, "curve": [[0.1, 4.0]]}
     assert api.client.get(done["output"]["url"]).content == b"an mp4"
 
