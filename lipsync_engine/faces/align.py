@@ -23,9 +23,7 @@ from torch.nn import functional
 
 from lipsync_engine.errors import ErrorCode, FaceError
 from lipsync_engine.media.yuv import Box
-
-FloatArray = npt.NDArray[np.float32]
-Uint8Array = npt.NDArray[np.uint8]
+from lipsync_engine.utils import FloatArray, ImageArray
 
 BASE_RESOLUTION = 256
 CROP_UNITS = (75, 100)
@@ -202,7 +200,7 @@ def reference_matrices(points: npt.ArrayLike, resolution: int) -> FloatArray:
     return np.stack(matrices).astype(np.float32)
 
 
-def reference_crop(image: Uint8Array, matrix: FloatArray, resolution: int) -> Uint8Array:
+def reference_crop(image: ImageArray, matrix: FloatArray, resolution: int) -> ImageArray:
     """Crop uint8 (H, W, 3) to uint8 (R, R, 3): bilinear, grey outside, truncated, squeezed with Lanczos."""
     width, height = crop_size(resolution)
     x0, y0, x1, y1 = face_region(matrix, resolution, image.shape[1], image.shape[0])
@@ -211,7 +209,7 @@ def reference_crop(image: Uint8Array, matrix: FloatArray, resolution: int) -> Ui
     warped = bilinear(image[y0:y1, x0:x1].astype(np.float32), inverse, width, height, FILL)
     truncated = np.clip(warped, 0, 255).astype(np.uint8)
     squeezed = cv2.resize(truncated, (resolution, resolution), interpolation=cv2.INTER_LANCZOS4)
-    return cast(Uint8Array, squeezed)
+    return cast(ImageArray, squeezed)
 
 
 def bilinear(

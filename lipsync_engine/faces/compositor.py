@@ -36,9 +36,7 @@ from lipsync_engine.faces.align import (
 from lipsync_engine.media import VideoInfo
 from lipsync_engine.media.yuv import Box, Frame, blend_region, region_to_rgb
 from lipsync_engine.params import SyncParams
-
-FloatArray = npt.NDArray[np.float32]
-Uint8Array = npt.NDArray[np.uint8]
+from lipsync_engine.utils import FloatArray, ImageArray
 
 RAMP = 1 / 32
 """Width of the soft edge around the generated part, as a share of R. The mask is as far from the border."""
@@ -305,7 +303,7 @@ def _cells(image: FloatArray, grid: int) -> FloatArray:
 # --- the reference's paste ---
 
 
-def reference_paste(frame: Uint8Array, face: FloatArray, matrix: FloatArray) -> Uint8Array:
+def reference_paste(frame: ImageArray, face: FloatArray, matrix: FloatArray) -> ImageArray:
     """Paste a face into a frame as the reference does (parity pack section 8).
 
     Args:

@@ -20,8 +20,7 @@ from numpy.typing import NDArray
 from lipsync_engine.errors import ErrorCode, WeightsError
 from lipsync_engine.faces.align import alignment_points
 from lipsync_engine.faces.face_mesh import REGION_SIZE, FaceMeshNet, Mesh, Region
-
-FloatArray = NDArray[np.float32]
+from lipsync_engine.utils import FloatArray
 
 MIN_PRESENCE = 0.5
 """Faces of a lower presence are left untouched. Too much of them is hidden, or there is no face."""

@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-FloatArray = NDArray[np.float32]
+from lipsync_engine.utils import FloatArray
 
 N_POINTS = 468
 SIDE = 192

@@ -28,8 +28,7 @@ from lipsync_engine.faces.smoothing import (
 )
 from lipsync_engine.faces.tracking import MAX_MISSING_S, MIN_FACE_PX, FaceTracks, Track
 from lipsync_engine.params import FaceChoice, FaceRule, SyncParams
-
-FloatArray = NDArray[np.float32]
+from lipsync_engine.utils import FloatArray
 
 CHOICE_S = 10.0
 """A rule selects among the faces of a shot's first seconds. If none matches, the next seconds are tried."""

@@ -20,8 +20,7 @@ from numpy.typing import NDArray
 
 from lipsync_engine.faces.detect import MIN_PRESENCE
 from lipsync_engine.faces.tracking import Track
-
-FloatArray = NDArray[np.float32]
+from lipsync_engine.utils import FloatArray, runs_of
 
 MAX_GAP_S = 0.4
 """Longest gap between detections that is bridged, seconds. A face that is usable for less than this between
@@ -180,7 +179,7 @@ def _causes(track: Track) -> NDArray[np.int8]:
 
 def _close_short_runs(causes: NDArray[np.int8], times_s: NDArray[np.float64]) -> None:
     """Extend causes over short usable runs between unusable ones."""
-    for start, stop in _runs_of(causes == UntouchedReason.NONE):
+    for start, stop in runs_of(causes == UntouchedReason.NONE):
         is_inside = start > 0 and stop < len(causes)
         if is_inside and times_s[stop] - times_s[start - 1] < MAX_GAP_S:
             causes[start:stop] = causes[start - 1]
@@ -191,7 +190,7 @@ def _parts(times_s: NDArray[np.float64], usable: NDArray[np.bool_], jumped: NDAr
     breaks = jumped.copy()
     breaks[1:] |= np.diff(times_s) > MAX_GAP_S
     parts = []
-    for start, stop in _runs_of(usable):
+    for start, stop in runs_of(usable):
         edges = [start, *(start + 1 + np.flatnonzero(breaks[start + 1 : stop])), stop]
         parts += [slice(int(a), int(b)) for a, b in itertools.pairwise(edges)]
     return parts
@@ -260,7 +259,7 @@ def _gap_fade(known: NDArray[np.bool_], pts_s: NDArray[np.float64]) -> NDArray[n
     """Return 0 in gaps and a raised cosine next to them. The shot's own ends do not fade."""
     weight = known.astype(np.float64)
     tick = float(np.median(np.diff(pts_s))) if len(pts_s) > 1 else FADE_S
-    for start, stop in _runs_of(known):
+    for start, stop in runs_of(known):
         times = pts_s[start:stop]
         if start > 0:
             weight[start:stop] = np.minimum(weight[start:stop], _rise(times - times[0] + tick))
@@ -271,8 +270,3 @@ def _gap_fade(known: NDArray[np.bool_], pts_s: NDArray[np.float64]) -> NDArray[n
 
 def _rise(distance_s: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.asarray(0.5 - 0.5 * np.cos(np.pi * np.clip(distance_s / FADE_S, 0.0, 1.0)))
-
-
-def _runs_of(flags: NDArray[np.bool_]) -> list[tuple[int, int]]:
-    edges = np.flatnonzero(np.diff(np.concatenate([[False], flags, [False]]).astype(np.int8)))
-    return [(int(a), int(b)) for a, b in edges.reshape(-1, 2)]

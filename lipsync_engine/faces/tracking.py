@@ -18,8 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lipsync_engine.faces.detect import MIN_PRESENCE, Detection, FaceDetector
-
-FloatArray = NDArray[np.float32]
+from lipsync_engine.utils import FloatArray
 
 FORMAT = 3
 MAX_MISSING_S = 1.0

@@ -20,15 +20,13 @@ from typing import Any
 
 import diffusers
 import numpy as np
-import numpy.typing as npt
 import torch
 import transformers
 from PIL import Image
 
 from lipsync_engine.device import BF16_CAPABILITY
 from lipsync_engine.errors import ErrorCode, OutputError, WeightsError
-
-RgbImage = npt.NDArray[np.uint8]
+from lipsync_engine.utils import ImageArray
 
 IDLE_PROMPT = (
     "The person looks into the camera, listens quietly with closed lips, breathes calmly, blinks now and "
@@ -107,8 +105,8 @@ class ImageToVideo:
         self.pipeline, self._settings = pipeline, settings
 
     def generate_clip(
-        self, image: RgbImage, prompt: str, seed: int, *, enlarge: bool = True
-    ) -> Generator[tuple[int, int], None, list[RgbImage]]:
+        self, image: ImageArray, prompt: str, seed: int, *, enlarge: bool = True
+    ) -> Generator[tuple[int, int], None, list[ImageArray]]:
         """Generate a clip.
 
         Args:

@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-FloatArray = npt.NDArray[np.float32]
+from lipsync_engine.utils import FloatArray
 
 BOX_PER_SPREAD = 6.07
 """A box's longer side in standard deviations of the three points: median of 25 images, within 0.13."""

@@ -21,12 +21,12 @@ from lipsync_engine.sync_score.windows import (
     MAX_SIDE,
     MIN_WINDOW_S,
     WINDOW_S,
-    FaceArray,
     attach_audio,
     longest_run,
     resample_to_25_fps,
     spread_evenly,
 )
+from lipsync_engine.utils import ImageArray
 
 
 def score_job(
@@ -64,7 +64,7 @@ def _longest_spoken_run(plan: Plan, speaker: int, segment: Segment) -> tuple[int
 
 def _crop_faces(
     plan: Plan, speaker: int, segment: Segment, file: Path, run: tuple[int, int], side: int
-) -> tuple[float, FaceArray]:
+) -> tuple[float, ImageArray]:
     """Return the start of a run in seconds, and its face crops at 25 per second."""
     fps, info = plan.header.fps, media.probe_video(file)
     start_s = run[0] / float(fps)
@@ -76,7 +76,7 @@ def _crop_faces(
         timed_numbers = ((n / float(fps), n) for n in range(*run))
         resampled = itertools.islice(resample_to_25_fps(timed_numbers, fps, start_s), round(WINDOW_S * FPS))
         needed = [n - segment.start for n in resampled]
-        crops: list[FaceArray] = []
+        crops: list[ImageArray] = []
         for number, (_, frame) in enumerate(frames):
             crops += [crop_square(frame, squares[number], side)] * needed.count(number)
             if number >= needed[-1]:

@@ -19,6 +19,7 @@ import torch
 
 from lipsync_engine.sync_score.cepstrum import FRAME_LENGTH, HOP, compute_mfcc
 from lipsync_engine.sync_score.network import CLIP_FRAMES, CLIP_STEPS, SyncNet
+from lipsync_engine.utils import FloatArray
 
 FPS = 25
 """Frame rate of SyncNet's input."""
@@ -31,8 +32,6 @@ CURVE_STEP, CURVE_REACH = 5, 12
 
 COLUMNS_PER_FRAME = 4
 BATCH = 32
-
-FloatArray = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,12 +18,12 @@ from lipsync_engine.sync_score.windows import (
     MAX_SIDE,
     MIN_WINDOW_S,
     WINDOW_S,
-    FaceArray,
     attach_audio,
     longest_run,
     resample_to_25_fps,
     spread_evenly,
 )
+from lipsync_engine.utils import ImageArray
 
 MAX_YAW_DEG = 60.0
 """Faces turned further show too little of the mouth."""
@@ -56,7 +56,7 @@ def score_video(
 
 def extract_face_windows(
     video: Path, side: int, detector: FaceDetector, choice: FaceChoice | None = None
-) -> list[tuple[float, FaceArray]]:
+) -> list[tuple[float, ImageArray]]:
     """Extract up to three windows: start in seconds, and face crops, uint8 (n, side, side, 3)."""
     info = media.probe_video(video)
     scale = min(1.0, MAX_SIDE / max(info.format.width, info.format.height))

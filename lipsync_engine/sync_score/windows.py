@@ -5,7 +5,6 @@ The number and length of windows are limited, so the cost does not depend on the
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from fractions import Fraction
@@ -18,6 +17,7 @@ import numpy.typing as npt
 from lipsync_engine import media
 from lipsync_engine.sync_score.cepstrum import SAMPLE_RATE
 from lipsync_engine.sync_score.measure import FPS, ScoreWindow
+from lipsync_engine.utils import ImageArray, runs_of
 
 MAX_WINDOWS = 3
 WINDOW_S = 4.0
@@ -32,7 +32,6 @@ MARGIN_FRAMES = 25
 
 FRAME_SAMPLES = SAMPLE_RATE // FPS
 
-FaceArray = npt.NDArray[np.uint8]
 T = TypeVar("T")
 
 
@@ -54,13 +53,11 @@ def resample_to_25_fps(
 
 def longest_run(usable: npt.NDArray[np.bool_], shots: npt.NDArray[np.int64]) -> tuple[int, int]:
     """Return [start, stop) of the longest run of usable frames in one shot; empty if there is none."""
-    edges = np.flatnonzero(np.diff(usable.astype(np.int64)) | np.diff(shots)) + 1
-    bounds = [0, *edges.tolist(), len(usable)]
-    runs = [(start, stop) for start, stop in itertools.pairwise(bounds) if start < stop and usable[start]]
+    runs = runs_of(usable, np.diff(shots) != 0)
     return max(runs, key=lambda run: run[1] - run[0], default=(0, 0))
 
 
-def attach_audio(faces: Sequence[tuple[float, FaceArray]], audio: Path) -> list[ScoreWindow]:
+def attach_audio(faces: Sequence[tuple[float, ImageArray]], audio: Path) -> list[ScoreWindow]:
     """Build windows from faces and the audio around them.
 
     Args:

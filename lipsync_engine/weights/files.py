@@ -1,9 +1,8 @@
-"""Hashing and disk errors of weight files, shared by the store and the download."""
+"""Progress callback and disk errors of weight files, shared by the store and the download."""
 
 from __future__ import annotations
 
 import errno
-import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,12 +10,6 @@ from lipsync_engine.errors import ErrorCode, ResourceError
 
 OnBytes = Callable[[str, int, int], None]
 """Progress callback: (file name, bytes done, total bytes or 0 if unknown)."""
-
-
-def file_sha256(path: Path) -> str:
-    """Compute the SHA-256 of a file, hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def to_disk_error(error: OSError, folder: Path) -> ResourceError:

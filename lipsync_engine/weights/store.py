@@ -25,7 +25,8 @@ import platformdirs
 from filelock import FileLock
 
 from lipsync_engine.errors import ErrorCode, WeightsError
-from lipsync_engine.weights.files import OnBytes, file_sha256, to_disk_error
+from lipsync_engine.utils import file_sha256
+from lipsync_engine.weights.files import OnBytes, to_disk_error
 from lipsync_engine.weights.manifest import FileEntry, ModelEntry, bundled_weights_dir, read_model_manifest
 
 log = logging.getLogger(__name__)

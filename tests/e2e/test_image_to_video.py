@@ -26,6 +26,7 @@ from lipsync_engine.errors import ErrorCode, FaceError, OutputError, WeightsErro
 from lipsync_engine.models import image_to_video
 from lipsync_engine.portrait import animation
 from lipsync_engine.portrait.source import ClipCache, store_clip
+from lipsync_engine.utils import drain
 from lipsync_engine.weights import WeightsStore
 from tests.support.paths import DEMO
 
@@ -38,13 +39,9 @@ P = TypeVar("P")
 
 
 def outcome(steps: Generator[P, None, T]) -> tuple[list[P], T]:
-    """All that is reported, and the result."""
-    reports = []
-    while True:
-        try:
-            reports.append(next(steps))
-        except StopIteration as finished:
-            return reports, finished.value
+    """Return all reports and the result."""
+    reports: list[P] = []
+    return reports, drain(steps, reports.append)
 
 
 @pytest.fixture(scope="module")

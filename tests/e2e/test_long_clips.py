@@ -14,6 +14,7 @@ from lipsync_engine.params import FaceChoice
 from lipsync_engine.planning.plan import Plan
 from lipsync_engine.planning.planner import plan_job
 from lipsync_engine.progress import Progress
+from lipsync_engine.utils import drain
 
 Ffmpeg = Callable[..., None]
 SECONDS = 34
@@ -54,17 +55,20 @@ def plans(
         video_hash=media.content_hash(video),
         folder=folder,
     )
-    found, looked, last = [], [], 0
-    while True:
-        try:
-            step = next(steps)
-        except StopIteration as finished:
-            return [*found, finished.value], [*looked, last]
-        if isinstance(step, Progress):
-            last = step.done if step.stage is Stage.FACES else last
-        else:
-            found.append(step)
-            looked.append(last)
+    drafts: list[Plan] = []
+    frames_before: list[int] = []
+    n_frames = 0
+
+    def record(step: Progress | Plan) -> None:
+        nonlocal n_frames
+        if isinstance(step, Plan):
+            drafts.append(step)
+            frames_before.append(n_frames)
+        elif step.stage is Stage.FACES:
+            n_frames = step.done
+
+    plan = drain(steps, record)
+    return [*drafts, plan], [*frames_before, n_frames]
 
 
 @pytest.mark.parametrize("tail", [Tail.CUT, pytest.param(Tail.KEEP, marks=pytest.mark.slow)])

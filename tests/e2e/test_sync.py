@@ -22,6 +22,7 @@ from lipsync_engine.planning import timeline
 from lipsync_engine.planning.plan import Plan
 from lipsync_engine.planning.planner import plan_job
 from lipsync_engine.rendering.render import render_frames
+from lipsync_engine.utils import drain
 from tests.support.paths import DEMO_VOICE
 
 Ffmpeg = Callable[..., None]
@@ -116,12 +117,7 @@ def make_plan(clip: Path, voice: Path, folder: Path, pipeline: LipSyncPipeline, 
         video_hash=media.content_hash(clip),
         folder=folder,
     )
-    while True:
-        try:
-            next(steps)
-        except StopIteration as finished:
-            plan: Plan = finished.value
-            return plan
+    return drain(steps)
 
 
 @pytest.fixture(scope="module")

@@ -18,9 +18,8 @@ from typing import Any, cast
 
 import cv2
 import numpy as np
-import numpy.typing as npt
 
-FloatArray = npt.NDArray[np.float32]
+from lipsync_engine.utils import FloatArray
 
 PATTERN_SIDE = 128
 """Side of the square crop in which patterns are defined, independent of the model's resolution."""
