@@ -1,16 +1,16 @@
 """Every error that this package raises on purpose, each with a stable code and exit status.
 
-    LipSyncError                      base; carries `code`, a sentence for the user, and `exit_status`
-    ├── InputError                    what the caller gave cannot be used
+    LipSyncError                      base; has `code`, a message for the user, and `exit_status`
+    ├── InputError                    an input of the caller is unusable
     │   ├── ParameterError            an option or a value
     │   ├── MediaError                a video, audio or image file
-    │   └── FaceError                 nobody to lip-sync in the picture
+    │   └── FaceError                 no face to lip-sync
     ├── WeightsError                  model files: missing, damaged, of another architecture
     ├── ResourceError                 disk, memory, device, a child process over its limits, signer, cluster
-    ├── OutputError                   the result is not fit to be published
-    └── Cancelled                     the caller asked to stop
+    ├── OutputError                   the result failed the output check
+    └── Cancelled                     the caller cancelled the job
 
-The module knows codes and sentences, not how a command line or an HTTP dialect shows them.
+The module does not know how a command line or an HTTP dialect shows errors.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from enum import StrEnum
 
 
 class ErrorCode(StrEnum):
-    """Stable names; clients may branch on them, so they are never renamed or reused."""
+    """Stable names of errors; clients branch on them, so they are never renamed or reused."""
 
     PARAMETER_INVALID = "parameter_invalid"
     MANIFEST_INVALID = "manifest_invalid"
@@ -115,15 +115,15 @@ EXIT_STATUS: dict[ErrorCode, int] = {
     ErrorCode.BATCH_INCOMPLETE: 70,
     ErrorCode.CANCELLED: 130,
 }
-"""Process exit status of the command line, one per code."""
+"""Exit status of the command line for each code."""
 
 
 class LipSyncError(Exception):
-    """Base of everything raised on purpose.
+    """Base of all errors that are raised on purpose.
 
     Args:
         code: stable machine-readable name.
-        message: one or two sentences that say what is wrong and what to do about it.
+        message: one or two sentences for the user: the problem and its remedy.
     """
 
     def __init__(self, code: ErrorCode, message: str) -> None:
@@ -133,11 +133,12 @@ class LipSyncError(Exception):
 
     @property
     def exit_status(self) -> int:
+        """Exit status of the command line."""
         return EXIT_STATUS[self.code]
 
 
 class InputError(LipSyncError):
-    """What the caller gave cannot be used."""
+    """An input of the caller is unusable."""
 
 
 class ParameterError(InputError):
@@ -148,11 +149,11 @@ class ParameterError(InputError):
 
 
 class MediaError(InputError):
-    """A video, audio or image file cannot be used."""
+    """A video, audio or image file is unusable."""
 
 
 class FaceError(InputError):
-    """There is nobody to lip-sync in the picture, or not the person asked for."""
+    """No face to lip-sync is visible, or not the one that was chosen."""
 
 
 class WeightsError(LipSyncError):
@@ -160,17 +161,17 @@ class WeightsError(LipSyncError):
 
 
 class ResourceError(LipSyncError):
-    """Disk, memory, device or a needed program is not available."""
+    """Disk, memory, device or a required program is not available."""
 
 
 class OutputError(LipSyncError):
-    """The result is not fit to be published."""
+    """The result failed the output check and was not published."""
 
 
-class Cancelled(LipSyncError):  # noqa: N818  (a request that was honoured, not a failure)
-    """The caller asked to stop."""
+class Cancelled(LipSyncError):  # noqa: N818  (not a failure)
+    """The caller cancelled the job."""
 
     def __init__(self) -> None:
         super().__init__(
-            ErrorCode.CANCELLED, "Stopped on request; the same job goes on after its finished segments."
+            ErrorCode.CANCELLED, "Cancelled: run the same job again to resume it after its finished segments."
         )

@@ -129,7 +129,7 @@ class LipSyncPipeline:
         """
         signer = ManifestSigner.from_environment(marking)
         if signer.policy is SigningPolicy.OFF:
-            log.warning("signing is off: results have no content credentials")
+            log.warning("marking is off: results have no content credentials")
         store = WeightsStore(weights_dir)
         detector_name = detector or store.entry(name).detector
         if not force:
@@ -394,13 +394,13 @@ class LipSyncPipeline:
                 model, prompt, self._weights, self._cache_dir / "motion", self.model.device
             )
             return clips, ()
-        ignored = [name for name, value in (("prompt", prompt), ("motion model", model)) if value]
+        unused_options = [name for name, value in (("prompt", prompt), ("motion model", model)) if value]
         return motion, tuple(
             JobWarning(
                 WarningCode.NOT_DONE,
                 f"The {name} was not used: motion={motion} needs none, only motion=generated does.",
             )
-            for name in ignored
+            for name in unused_options
         )
 
     def write_comparison(

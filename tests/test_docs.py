@@ -254,6 +254,7 @@ LINTED = (
     "lipsync_engine.params",
     "lipsync_engine.pipeline",
     "lipsync_engine.planning",
+    "lipsync_engine.portrait",
     "lipsync_engine.progress",
     "lipsync_engine.provenance",
     "lipsync_engine.ray_connection",

@@ -216,7 +216,7 @@ class _RowError:
     clip: str = ""
 
     @classmethod
-    def single(
+    def from_problem(
         cls, column: str, message: str, code: ErrorCode = ErrorCode.PARAMETER_INVALID, clip: str = ""
     ) -> _RowError:
         return cls(((column, code, message),), clip)
@@ -254,7 +254,7 @@ def _read_csv(text: str) -> Iterator[Cells | _RowError]:
         if not any(cell.strip() for cell in cells):
             continue
         if len(cells) > len(header):
-            yield _RowError.single(
+            yield _RowError.from_problem(
                 "", f"The row has {len(cells)} cells, the first line {len(header)}: quote cells with commas."
             )
         else:
@@ -268,19 +268,21 @@ def _read_jsonl(text: str) -> Iterator[Cells | _RowError]:
         try:
             value = json.loads(line)
         except (ValueError, RecursionError):
-            yield _RowError.single("", "The line is not JSON: write one object per line.")
+            yield _RowError.from_problem("", "The line is not JSON: write one object per line.")
             continue
         if not isinstance(value, dict):
-            yield _RowError.single(
+            yield _RowError.from_problem(
                 "",
                 'The line is no JSON object: write one such as {"video": "talk.mp4", "audio": "talk.wav"}.',
             )
         elif unknown := [key for key in value if key not in COLUMNS]:
-            yield _RowError.single(
+            yield _RowError.from_problem(
                 escape_undecodable(unknown[0])[:40], f"The key does not exist: use {', '.join(COLUMNS)}."
             )
         elif not_scalar := [key for key, cell in value.items() if not _is_scalar(cell)]:
-            yield _RowError.single(not_scalar[0], "The value is neither text nor a number: use one of them.")
+            yield _RowError.from_problem(
+                not_scalar[0], "The value is neither text nor a number: use one of them."
+            )
         else:
             yield {key: str(cell) for key, cell in value.items() if cell is not None}
 
@@ -306,12 +308,12 @@ def _pair_files(folder: Path) -> Iterator[Cells | _RowError]:
             yield {role: files[0] for role, files in by_role.items()}
         elif not audio:
             message = f"{names} has no audio file of the same name: add {stem}.wav."
-            yield _RowError.single(InputRole.AUDIO, message, ErrorCode.INPUT_NOT_FOUND, names)
+            yield _RowError.from_problem(InputRole.AUDIO, message, ErrorCode.INPUT_NOT_FOUND, names)
         elif not sources:
             message = f"{names} has no video or image of the same name: add {stem}.mp4 or {stem}.png."
-            yield _RowError.single(InputRole.VIDEO, message, ErrorCode.INPUT_NOT_FOUND, names)
+            yield _RowError.from_problem(InputRole.VIDEO, message, ErrorCode.INPUT_NOT_FOUND, names)
         else:
-            yield _RowError.single(
+            yield _RowError.from_problem(
                 "",
                 f"{names} have the same name: keep one video or image and one audio file, or use a CSV file.",
             )
@@ -373,7 +375,7 @@ def _parse_row(
     source = inputs[InputRole.IMAGE if is_portrait else InputRole.VIDEO]
     output = values.get("output") or _default_output_name(source, inputs[InputRole.AUDIO])
     if problem := _output_name_problem(output):
-        return _RowError.single("output", problem)
+        return _RowError.from_problem("output", problem)
     return ManifestRow(
         number, inputs, str(PurePosixPath(output)), params, Motion(motion), values.get("prompt"), consent
     )
@@ -419,7 +421,7 @@ def _output_name_problem(output: str) -> str | None:
 def _check_output_paths(rows: Iterable[ManifestRow], output: Path) -> Iterator[ManifestProblem]:
     """Yield rows whose result would overwrite another result, an input, or a file outside the folder."""
     root = output.resolve()
-    inputs = {_resolve(path) for row in rows for path in row.inputs.values()}
+    inputs = {_resolve_path(path) for row in rows for path in row.inputs.values()}
     row_by_file: dict[str, int] = {}
     row_by_folder: dict[str, int] = {}
     for row in rows:
@@ -433,11 +435,11 @@ def _check_output_paths(rows: Iterable[ManifestRow], output: Path) -> Iterator[M
             message = f"Row {row_by_file[name]} has the result {row.output!r} too: give each its own name."
         elif conflict is not None:
             message = f"{row.output!r} cannot be a file and a folder, which row {conflict} needs it for."
-        elif not _resolve(path.parent).is_relative_to(root):
+        elif not _resolve_path(path.parent).is_relative_to(root):
             message = f"{row.output!r} leads out of the output folder through a link: use another name."
         elif path.is_dir():
             message = f"{row.output!r} is a folder already: use another name."
-        elif _resolve(path) in inputs:
+        elif _resolve_path(path) in inputs:
             message = f"{row.output!r} is an input of this batch: use another name or output folder."
         else:
             row_by_file[name] = row.number
@@ -451,7 +453,7 @@ def _fold_name(name: str) -> str:
     return unicodedata.normalize("NFC", name).casefold()
 
 
-def _resolve(path: Path) -> Path:
+def _resolve_path(path: Path) -> Path:
     try:
         return path.resolve()
     except (OSError, RuntimeError):  # a loop of links; opening the file reports it

@@ -107,7 +107,7 @@ class WorkerActor:
         with os.fdopen(stderr_write, "wb") as log:
             self._process = LocalWorker(options, index, None, lambda _, event: self._events.put(event), log)
 
-    def events(self) -> Generator[FromWorker | bytes | WorkerExit, None, None]:
+    def stream_events(self) -> Generator[FromWorker | bytes | WorkerExit, None, None]:
         """Yield the worker's events; bytes are its standard error."""
         while (event := self._events.get()) is not None:
             yield event
@@ -159,7 +159,7 @@ class RayWorker:
     def _read_events(self) -> None:
         description = "its events ended without an exit"
         try:
-            for reference in self._actor.events.options(num_returns="streaming").remote():
+            for reference in self._actor.stream_events.options(num_returns="streaming").remote():
                 match ray.get(reference):
                     case bytes() as chunk:
                         self._log.write(chunk)
@@ -207,7 +207,7 @@ class RayBackend:
         self._options, self._paths = options, paths
         self._owns_connection = not ray.is_initialized()
         if self._owns_connection:
-            _connect()
+            _connect_to_ray()
         try:
             self._device = self._choose_resource()
         except BaseException:
@@ -217,8 +217,8 @@ class RayBackend:
     def _choose_resource(self) -> str:
         """Return GPU, or CPU if the cluster has no GPU or the caller asks for the CPU."""
         resources = ray.cluster_resources()  # type: ignore[no-untyped-call]
-        requested = self._options.device or os.environ.get("LIPSYNC_DEVICE")
-        device = "GPU" if resources.get("GPU") and requested != "cpu" else "CPU"
+        requested_device = self._options.device or os.environ.get("LIPSYNC_DEVICE")
+        device = "GPU" if resources.get("GPU") and requested_device != "cpu" else "CPU"
         if resources.get(device, 0) < 1:
             raise ResourceError(
                 ErrorCode.DEVICE_UNAVAILABLE,
@@ -253,7 +253,7 @@ class RayBackend:
             ray.shutdown()
 
 
-def _connect() -> None:
+def _connect_to_ray() -> None:
     try:
         connect_to_cluster()
     except ConnectionError as error:

@@ -195,11 +195,11 @@ class ResultLog:
             self._file.close()
 
 
-def _is_unchanged(path: Path, recorded: InputFile) -> bool:
+def _is_unchanged(path: Path, record: InputFile) -> bool:
     try:
         status = path.stat()
-        if status.st_size != recorded.size_bytes:
+        if status.st_size != record.size_bytes:
             return False
-        return status.st_mtime_ns == recorded.mtime_ns or media.content_hash(path) == recorded.sha256
+        return status.st_mtime_ns == record.mtime_ns or media.content_hash(path) == record.sha256
     except OSError:
         return False

@@ -282,7 +282,7 @@ class BatchRunner:
                     reported_s = time.monotonic()
                     report = self._folder / REPORT_NAME
                     write_report(report, self.rows, self.results, self._manifest.n_rows, reported_s - start_s)
-                yield self._progress()
+                yield self._report_progress()
 
     def _assign_all(self, pool: WorkerPool) -> None:
         """Assign jobs to every ready worker, because a row may have waited for the end of another."""
@@ -322,8 +322,8 @@ class BatchRunner:
             return None
         running_keys = [task.work_key for task in self._running.values()]
         running_rows = {number for _, number in self._running}
-        unblocked = (t for t in self.waiting if not t.blocked_by or not t.blocked_by <= running_rows)
-        task = next((t for t in unblocked if t.work_key not in running_keys), None)
+        startable = (t for t in self.waiting if not t.blocked_by or not t.blocked_by <= running_rows)
+        task = next((t for t in startable if t.work_key not in running_keys), None)
         return None if task is None or (task.attempts and own_tasks) else task
 
     def _tasks_of(self, worker: WorkerHandle) -> list[_Task]:
@@ -396,7 +396,7 @@ class BatchRunner:
         self._log.append(result)
         self.results[result.row] = result
 
-    def _progress(self) -> BatchProgress:
+    def _report_progress(self) -> BatchProgress:
         n_done = sum(result.status is RowStatus.DONE for result in self.results.values())
         by_worker = sorted(self._running.items(), key=lambda item: (item[0][0].index, item[0][1]))
         tasks = [task for _, task in by_worker]

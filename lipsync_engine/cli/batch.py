@@ -188,9 +188,9 @@ class _BatchBars:
             if not progress.running:
                 return
             self._clips = self._bars.add_task("clips", total=progress.rows, note="")
-        failed = f"{progress.failed} failed" if progress.failed else ""
+        failure_note = f"{progress.failed} failed" if progress.failed else ""
         eta = f"{_format_clock(progress.eta_s)} left" if progress.eta_s else ""
-        note = ", ".join(part for part in (failed, eta) if part)
+        note = ", ".join(part for part in (failure_note, eta) if part)
         self._bars.update(
             self._clips, completed=progress.done + progress.failed, total=progress.rows, note=note
         )

@@ -101,20 +101,20 @@ def sync_speakers(
     )
 
 
-def _parse_speakers(speakers: list[str], order: SpeakerOrder, segments: list[str]) -> list[Speaker]:
+def _parse_speakers(texts: list[str], order: SpeakerOrder, segments: list[str]) -> list[Speaker]:
     """Parse the values of `--speaker`, `--order` and `--segment`."""
-    parsed = [_parse_speaker(text) for text in speakers]
+    speakers = [_parse_speaker(text) for text in texts]
     if order is not SpeakerOrder.TOGETHER:
-        by_face = {speaker.face.rule: speaker.audio for speaker in parsed}
-        if len(parsed) != 2 or by_face.keys() != {FaceRule.LEFT, FaceRule.RIGHT}:
+        by_face = {speaker.face.rule: speaker.audio for speaker in speakers}
+        if len(speakers) != 2 or by_face.keys() != {FaceRule.LEFT, FaceRule.RIGHT}:
             raise ParameterError(f"order={order} needs two speakers: use left=AUDIO and right=AUDIO.")
         from lipsync_engine.planning.speakers import make_dialogue
 
-        parsed = list(make_dialogue(by_face[FaceRule.LEFT], by_face[FaceRule.RIGHT], order))
-    parsed += [_parse_segment(text) for text in segments]
-    if not parsed:
+        speakers = list(make_dialogue(by_face[FaceRule.LEFT], by_face[FaceRule.RIGHT], order))
+    speakers += [_parse_segment(text) for text in segments]
+    if not speakers:
         raise ParameterError("There is no speaker: use --speaker FACE=AUDIO or --segment.")
-    return parsed
+    return speakers
 
 
 def _parse_speaker(text: str) -> Speaker:

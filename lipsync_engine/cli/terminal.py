@@ -111,7 +111,7 @@ def print_result(result: SyncResult) -> None:
     """Print a result's warnings, file and properties."""
     for warning in result.warnings:
         print_warning(warning)
-    seconds, cached = result.seconds, " (cached)" if result.analysis_cached else ""
+    seconds, cache_note = result.seconds, " (cached)" if result.analysis_cached else ""
     print_file(result.output)
     out.print(
         f"  {result.width}x{result.height}, {format_number(result.fps)} fps, {result.frames} frames "
@@ -122,8 +122,8 @@ def print_result(result: SyncResult) -> None:
         f"guidance {result.guidance_scale:g}, seed {result.seed}, {result.device} {result.dtype}"
     )
     out.print(
-        f"  faces {seconds.faces:.1f} s{cached}, audio {seconds.audio:.1f} s, render {seconds.render:.1f} s, "
-        f"assemble {seconds.assemble:.1f} s"
+        f"  faces {seconds.faces:.1f} s{cache_note}, audio {seconds.audio:.1f} s, render "
+        f"{seconds.render:.1f} s, assemble {seconds.assemble:.1f} s"
     )
     if result.untouched:
         from lipsync_engine.faces import describe_untouched

@@ -48,9 +48,9 @@ def verify_file(
     else:
         _print_verification(file, verification)
         if watermark is not None:
-            detected = "detected: a face was generated" if watermark.is_detected else "not detected"
+            verdict_text = "detected: a face was generated" if watermark.is_detected else "not detected"
             out.print(
-                f"  {'watermark':<20} {detected} (score {watermark.score:g}, {watermark.frames} faces)",
+                f"  {'watermark':<20} {verdict_text} (score {watermark.score:g}, {watermark.frames} faces)",
                 soft_wrap=True,
             )
     raise typer.Exit(STATUS[verification.verdict])

@@ -169,14 +169,14 @@ class Plan:
         Combines `matte` (what is in front of the mouth) and the inverse of `mask_image`; None without both.
         """
         path, video = self.header.params.mask_image, self.header.video.format
-        protected = None
+        protected_area = None
         if path is not None:
-            protected = 1.0 - media.read_mask(path, video.width, video.height).astype(np.float32) / 255.0
+            protected_area = 1.0 - media.read_mask(path, video.width, video.height).astype(np.float32) / 255.0
         for matte in self._read_foreground_mattes(order):
-            if protected is None:
+            if protected_area is None:
                 yield matte
             else:
-                yield protected if matte is None else np.maximum(matte, protected)
+                yield protected_area if matte is None else np.maximum(matte, protected_area)
 
     def _read_foreground_mattes(self, order: IntArray) -> Generator[FloatArray | None, None, None]:
         path, matte, video = self.header.params.matte, self.header.matte, self.header.video.format

@@ -152,11 +152,11 @@ class Planner:
         params, video, fps = self._params, self._video, self._fps
         size = video.format.width, video.format.height
         paths = faces.speaker_paths(tracks, params, size, self._choices)
-        conformed = timeline.conform_to_rate(tracks.pts_s, fps, video.frame_rate)
+        source_frames = timeline.conform_to_rate(tracks.pts_s, fps, video.frame_rate)
         if tracks.is_complete:
-            order = conformed[
+            order = source_frames[
                 timeline.source_order(
-                    len(conformed),
+                    len(source_frames),
                     self._n_audio,
                     params.loop_mode,
                     params.tail,
@@ -164,8 +164,8 @@ class Planner:
                 )
             ]
         else:
-            n_settled = int(np.searchsorted(conformed, min(path.n_settled for path in paths)))
-            order = conformed[: self._count_certain_frames(n_settled)]
+            n_settled = int(np.searchsorted(source_frames, min(path.n_settled for path in paths)))
+            order = source_frames[: self._count_certain_frames(n_settled)]
         is_complete = tracks.is_complete or (params.tail is Tail.CUT and len(order) == self._n_audio)
         weight = np.stack([path.weight[order] for path in paths])
         if tracks.is_complete or len(order) > self._n_audio:

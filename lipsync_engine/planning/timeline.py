@@ -273,7 +273,7 @@ def _windows_per_segment(windows: Sequence[Window], borders: Sequence[int]) -> l
     per_segment: list[SegmentWindows] = []
     for start, stop in itertools.pairwise(borders):
         inside = tuple(w.index for w in windows if any(start <= frame < stop for frame in w.output_frames))
-        blended = {k for i in inside for frame in windows[i].output_frames for k in covering[frame]}
-        context = tuple(sorted(blended - set(inside)))
+        blended_with = {k for i in inside for frame in windows[i].output_frames for k in covering[frame]}
+        context = tuple(sorted(blended_with - set(inside)))
         per_segment.append(SegmentWindows(context_windows=context, windows=inside))
     return per_segment

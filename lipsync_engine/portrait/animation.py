@@ -92,9 +92,10 @@ def generate_head_motion(loudness: FloatArray, seed: int) -> HeadMotion:
     """
     rng, n = np.random.default_rng(seed), len(loudness)
     time_s = np.arange(n) / FPS
-    liveliness = 0.55 + 0.45 * smooth(loudness, 1.2)
+    liveliness = 0.55 + 0.45 * smooth_values(loudness, 1.2)
     sway = np.stack([_slow_noise(time_s, rng) for _ in range(3)]) * liveliness
-    beat = smooth(loudness, 0.16) - smooth(loudness, 0.9)  # stressed syllables pull the head down
+    # Stressed syllables pull the head down.
+    beat = smooth_values(loudness, 0.16) - smooth_values(loudness, 0.9)
     phase = rng.uniform(0, 2 * np.pi)
     breath = BREATH * 0.5 * (1 - np.cos(2 * np.pi * BREATH_HZ * time_s + phase))
     shift = np.stack([SWAY * sway[0], 0.5 * SWAY * sway[1] + NOD * np.clip(beat, -0.5, 1.0)], axis=1)
@@ -106,7 +107,7 @@ def generate_head_motion(loudness: FloatArray, seed: int) -> HeadMotion:
     )
 
 
-def smooth(values: FloatArray, seconds: float) -> FloatArray:
+def smooth_values(values: FloatArray, seconds: float) -> FloatArray:
     """Smooth (N,) per-frame values with a Gaussian of that width."""
     sigma = max(1e-3, seconds * FPS / 2)
     row = values.reshape(1, -1)
@@ -114,7 +115,7 @@ def smooth(values: FloatArray, seconds: float) -> FloatArray:
 
 
 def pingpong_positions(length: int, n: int) -> Float64Array:
-    """Return the clip position that each of n frames shows, (n,): forwards, backwards, forwards …
+    """Return the clip position that each of n frames shows, (n,), forwards and backwards in turn.
 
     It starts at rest on the first frame and stands still at each turn. Before and after a turn the speed
     changes linearly up to one clip frame per frame. Between turns positions are whole, so no frames are
@@ -141,8 +142,8 @@ def pingpong_frames(clip: Sequence[ImageArray], n: int) -> Iterator[ImageArray]:
         if fraction == 0.0:
             yield clip[before]
         else:
-            blended = cv2.addWeighted(clip[before], 1.0 - fraction, clip[before + 1], fraction, 0.0)
-            yield np.asarray(blended, dtype=np.uint8)
+            blend = cv2.addWeighted(clip[before], 1.0 - fraction, clip[before + 1], fraction, 0.0)
+            yield np.asarray(blend, dtype=np.uint8)
 
 
 def _slow_noise(time_s: Float64Array, rng: np.random.Generator) -> Float64Array:
@@ -207,8 +208,8 @@ def photographed_eyes(image: ImageArray, face: FloatArray) -> tuple[Eye, ...]:
         face: as for `drawn_eyes`.
     """
     unit, across, down = _face_axes(face)
-    expected = face[:2].astype(np.float64) + EYE_DOWN * unit * down
-    one, other = (_find_dark_spot(image, position, unit) for position in expected)
+    eye_positions = face[:2].astype(np.float64) + EYE_DOWN * unit * down
+    one, other = (_find_dark_spot(image, position, unit) for position in eye_positions)
     if one is None or other is None:
         return ()
     (left, left_px), (right, right_px) = one, other

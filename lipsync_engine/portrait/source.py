@@ -153,10 +153,12 @@ class ClipCache:
                 return _read_clip(path)
             except InputError:  # damaged
                 path.unlink(missing_ok=True)
-        yield from self._generate(image, params, path)
+        yield from self._generate_clip(image, params, path)
         return _read_clip(path)  # the very frames that a later run will read
 
-    def _generate(self, image: ImageArray, params: SyncParams, path: Path) -> Generator[Progress, None, None]:
+    def _generate_clip(
+        self, image: ImageArray, params: SyncParams, path: Path
+    ) -> Generator[Progress, None, None]:
         # diffusers' pipelines take seconds to import, and only generated motion needs one.
         from lipsync_engine.models import image_to_video
 

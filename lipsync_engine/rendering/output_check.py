@@ -148,18 +148,20 @@ class FaceCheck:
     def __init__(self, keep_mask: FloatArray) -> None:
         size = len(keep_mask)
         self._grid = grid = min(GRID, size)
-        generated = keep_mask < 0.5
-        generated_share = cv2.resize(generated.astype(np.float32), (grid, grid), interpolation=cv2.INTER_AREA)
+        is_generated = keep_mask < 0.5
+        generated_share = cv2.resize(
+            is_generated.astype(np.float32), (grid, grid), interpolation=cv2.INTER_AREA
+        )
         is_mouth = _mouth_area(grid)
         self._kept_cells: BoolArray = generated_share < 0.01
         self._mouth_cells: BoolArray = is_mouth & (generated_share > 0.99)
         self._skin_cells: BoolArray = ~is_mouth & (generated_share > 0.99)
-        self._generated_box = _bounding_box(generated)
+        self._generated_box = _bounding_box(is_generated)
         every_nth = slice(None, None, max(1, size // 256))
         self._noise_sample = (every_nth, every_nth)
         self._noise_areas = [
             area[self._generated_box][self._noise_sample]
-            for area in (generated, generated & _mouth_area(size))
+            for area in (is_generated, is_generated & _mouth_area(size))
             if area.any()
         ]
         rows, columns = np.nonzero(self._mouth_cells)
@@ -170,18 +172,18 @@ class FaceCheck:
         """Return what is wrong with a face (R, R, 3) 0..255, compared with its source, or None."""
         if not np.isfinite(face).all():
             return ErrorCode.OUTPUT_NOT_FINITE
-        clipped = np.clip(face, 0.0, 255.0)
-        noise, source_noise = self._noise_levels(clipped), self._noise_levels(source)
+        face_levels = np.clip(face, 0.0, 255.0)
+        noise, source_noise = self._noise_levels(face_levels), self._noise_levels(source)
         if any(n > NOISE_LEVELS + NOISE_RATIO * s for n, s in zip(noise, source_noise, strict=True)):
             return ErrorCode.OUTPUT_NOISE
-        cells, source_cells = self._cell_means(clipped), self._cell_means(source)
+        cells, source_cells = self._cell_means(face_levels), self._cell_means(source)
         if self._grey_share(cells) > max(GREY_SHARE, self._grey_share(source_cells) + GREY_EXCESS):
             return ErrorCode.OUTPUT_MASK_COLOURED
         source_texture = self._mouth_texture(source_cells)
         limit = min(FLAT_LEVELS, FLAT_RATIO * source_texture)
         if source_texture > FLAT_SOURCE and self._mouth_texture(cells) < limit:
             return ErrorCode.OUTPUT_FLAT
-        if not _resembles(cells[self._kept_cells], source_cells[self._kept_cells]):
+        if not _resembles_source(cells[self._kept_cells], source_cells[self._kept_cells]):
             return ErrorCode.OUTPUT_NOISE
         if _is_repainted(cells[self._kept_cells], source_cells[self._kept_cells]):
             return ErrorCode.OUTPUT_MISCOLOURED
@@ -218,24 +220,25 @@ class FaceCheck:
         return float(is_off.mean()) if is_off.size else 0.0
 
 
-def _is_repainted(kept: FloatArray, source: FloatArray) -> bool:
-    """Whether the kept part has other colours and other shapes than in the source."""
-    difference = kept - source
+def _is_repainted(face_cells: FloatArray, source_cells: FloatArray) -> bool:
+    """Return whether the kept part has other colours and other shapes than in the source."""
+    difference = face_cells - source_cells
     colour_cast = difference.mean(axis=0)
-    residual, contrast = _rms(difference - colour_cast), _rms(source - source.mean(axis=0))
+    residual = _root_mean_square(difference - colour_cast)
+    contrast = _root_mean_square(source_cells - source_cells.mean(axis=0))
     return float(np.abs(colour_cast).max()) > KEPT_CAST and residual > KEPT_REST * contrast
 
 
-def _resembles(kept: FloatArray, source: FloatArray) -> bool:
-    """Whether the kept part correlates with the source, where the source has contrast."""
-    a, b = kept - kept.mean(axis=0), source - source.mean(axis=0)
-    contrast = _rms(b)
+def _resembles_source(face_cells: FloatArray, source_cells: FloatArray) -> bool:
+    """Return whether the kept part correlates with the source, if the source has contrast."""
+    a, b = face_cells - face_cells.mean(axis=0), source_cells - source_cells.mean(axis=0)
+    contrast = _root_mean_square(b)
     if contrast < KEPT_CONTRAST:
         return True
-    return float(np.mean(a * b)) >= KEPT_CORRELATION * (_rms(a) * contrast)
+    return float(np.mean(a * b)) >= KEPT_CORRELATION * (_root_mean_square(a) * contrast)
 
 
-def _rms(values: FloatArray) -> float:
+def _root_mean_square(values: FloatArray) -> float:
     return float(np.sqrt(np.mean(values * values)))
 
 

@@ -88,7 +88,7 @@ def render_frames(plan: Plan, segment: Segment, model: LipSyncModel) -> Generato
     checks = [OutputCheck(model.keep_mask) for _ in denoisers]
     with (
         closing(_FrameCompositor(plan, compositor, checks)) as frame_compositor,
-        closing(_prefetch(_read_source_frames(plan, segment, compositor), MAX_CROPS_AHEAD)) as sources,
+        closing(_prefetch_items(_read_source_frames(plan, segment, compositor), MAX_CROPS_AHEAD)) as sources,
     ):
         for source in sources:
             if segment.start <= source.number < segment.stop:
@@ -132,8 +132,8 @@ def _read_source_frames(
     """Yield in order every frame that the segment outputs or that its windows contain."""
     arrays, video = plan.arrays, plan.header.video
     in_windows = [
-        {number for k in (*needed.context_windows, *needed.windows) for number in windows[k].frames}
-        for needed, windows in zip(segment.speaker_windows, plan.windows, strict=True)
+        {number for k in (*of_segment.context_windows, *of_segment.windows) for number in windows[k].frames}
+        for of_segment, windows in zip(segment.speaker_windows, plan.windows, strict=True)
     ]
     numbers = sorted({*range(segment.start, segment.stop), *itertools.chain.from_iterable(in_windows)})
     order = arrays.order[numbers]
@@ -151,12 +151,12 @@ def _read_source_frames(
             yield _SourceFrame(number, frame, crops, matte)
 
 
-def _prefetch(items: Generator[T, None, None], ahead: int) -> Generator[T, None, None]:
+def _prefetch_items(items: Generator[T, None, None], ahead: int) -> Generator[T, None, None]:
     """Yield the same items, produced by a thread that is at most `ahead` items in front."""
     results: queue.Queue[tuple[T | None, BaseException | None]] = queue.Queue(maxsize=ahead)
     stop = threading.Event()
 
-    def put(entry: tuple[T | None, BaseException | None]) -> bool:
+    def put_entry(entry: tuple[T | None, BaseException | None]) -> bool:
         while not stop.is_set():
             try:
                 results.put(entry, timeout=0.1)
@@ -165,17 +165,17 @@ def _prefetch(items: Generator[T, None, None], ahead: int) -> Generator[T, None,
             return True
         return False
 
-    def produce() -> None:
+    def produce_items() -> None:
         with closing(items):
             try:
                 for item in items:
-                    if not put((item, None)):
+                    if not put_entry((item, None)):
                         return
-                put((None, None))
+                put_entry((None, None))
             except BaseException as error:  # noqa: BLE001  (a thread boundary: raised again by the reader)
-                put((None, error))
+                put_entry((None, error))
 
-    thread = threading.Thread(target=produce, name="decode-and-crop", daemon=True)
+    thread = threading.Thread(target=produce_items, name="decode-and-crop", daemon=True)
     thread.start()
     try:
         while True:
@@ -202,9 +202,10 @@ class _WindowDenoiser:
 
     def __init__(self, plan: Plan, segment: Segment, model: LipSyncModel, speaker: int) -> None:
         self._plan, self._model, self._segment, self._speaker = plan, model, segment, speaker
-        self._windows, needed = plan.windows[speaker], segment.speaker_windows[speaker]
-        self._output_windows = set(needed.windows)
-        self._pending = deque(self._windows[k] for k in sorted((*needed.context_windows, *needed.windows)))
+        self._windows, of_segment = plan.windows[speaker], segment.speaker_windows[speaker]
+        self._output_windows = set(of_segment.windows)
+        order = sorted((*of_segment.context_windows, *of_segment.windows))
+        self._pending = deque(self._windows[k] for k in order)
         self._crops: dict[int, FloatArray] = {}
         self._latents: dict[int, torch.Tensor] = {}
         self._features = plan.open_audio_features(speaker)
@@ -219,9 +220,9 @@ class _WindowDenoiser:
             window = self._pending.popleft()
             self._latents[window.index] = self._denoise_window(window)
             if window.index in self._output_windows:
-                submitted = window, self._decode_window(window)
+                in_flight = window, self._decode_window(window)
                 yield from self.flush()
-                self._in_flight = submitted
+                self._in_flight = in_flight
             self._drop_old_frames()
 
     def flush(self) -> Iterator[tuple[int, FloatArray]]:
@@ -266,17 +267,17 @@ class _WindowDenoiser:
         generator = torch.Generator(self._noise.device).manual_seed(int(state) >> 1)
         shape = (len(window.frames), self._noise.shape[1], *self._noise.shape[-2:])
 
-        def draw() -> torch.Tensor:
+        def draw_noise() -> torch.Tensor:
             return torch.randn(shape, generator=generator, device=self._noise.device, dtype=self._noise.dtype)
 
-        return draw(), draw()
+        return draw_noise(), draw_noise()
 
     def _decode_window(self, window: Window) -> torch.Tensor:
         """Decode a window's output frames: float32 (N, R, R, 3) 0..255 on the device.
 
         The latents of each frame are blended from every window that contains it, in index order.
         """
-        blended = []
+        frame_latents = []
         for number in window.output_frames:
             total: torch.Tensor | None = None
             for index, latents in self._latents.items():
@@ -287,8 +288,8 @@ class _WindowDenoiser:
                     total = part if total is None else total + part
             if total is None:
                 raise AssertionError("a window always contains its output frames")
-            blended.append(total)
-        faces = self._model.decode(torch.stack(blended))
+            frame_latents.append(total)
+        faces = self._model.decode(torch.stack(frame_latents))
         return ((faces.float() + 1.0) * 127.5).permute(0, 2, 3, 1)
 
     def _drop_old_frames(self) -> None:

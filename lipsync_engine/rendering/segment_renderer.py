@@ -114,7 +114,9 @@ class SegmentRenderer:
         if len(plan.segments) - len(self._finished_frames) < MIN_SHARED_SEGMENTS:
             yield from self._render_in_order(plan, plan.segments)
             return
-        files = tuple((self._file(segment), segment.stop - segment.start) for segment in plan.segments)
+        files = tuple(
+            (self._segment_file(segment), segment.stop - segment.start) for segment in plan.segments
+        )
         remote.publish(SharedPlan(self._key, plan.portable_files(), files))
         yield from self._announce_finished(plan)
         while len(self._finished_frames) < len(plan.segments):
@@ -126,15 +128,15 @@ class SegmentRenderer:
                 remote.segment_rendered(index)
             self._scan_finished(plan.segments)
             yield from self._announce_finished(plan)
-            yield self._progress(plan, 0)
+            yield self._report_progress(plan, 0)
 
     def _render_one(self, plan: Plan, segment: Segment) -> Generator[Progress, None, None]:
         start_s, before_s = time.monotonic(), self.elapsed_s
-        yield self._progress(plan, 0)  # report the stage first, because the first window can take long
-        with closing(render_segment(plan, segment, self._model, self._file(segment))) as frames:
+        yield self._report_progress(plan, 0)  # report the stage first, because the first window can take long
+        with closing(render_segment(plan, segment, self._model, self._segment_file(segment))) as frames:
             for count in frames:
                 self.elapsed_s = before_s + time.monotonic() - start_s
-                yield self._progress(plan, count)
+                yield self._report_progress(plan, count)
         self.elapsed_s = before_s + time.monotonic() - start_s
         self._scan_finished([segment])
 
@@ -143,10 +145,12 @@ class SegmentRenderer:
         for segment in plan.segments[len(self.files) :]:
             if segment.index not in self._finished_frames:
                 return
-            self.files.append(self._file(segment))
+            self.files.append(self._segment_file(segment))
             span_s = (float(frame / plan.header.fps) for frame in (segment.start, segment.stop))
-            rendered = RenderedSegment(segment.index, self._file(segment), self._audio, *span_s)
-            yield dataclasses.replace(self._progress(plan, 0), segment=rendered)
+            rendered_segment = RenderedSegment(
+                segment.index, self._segment_file(segment), self._audio, *span_s
+            )
+            yield dataclasses.replace(self._report_progress(plan, 0), segment=rendered_segment)
 
     def _count_resumed(self, segments: Iterable[Segment]) -> None:
         """Count the segments that were finished before this run rendered anything for them."""
@@ -156,14 +160,14 @@ class SegmentRenderer:
 
     def _scan_finished(self, segments: Iterable[Segment]) -> list[Segment]:
         """Record and return segments whose file has appeared since the last scan."""
-        new = [s for s in segments if s.index not in self._finished_frames and self._file(s).exists()]
+        new = [s for s in segments if s.index not in self._finished_frames and self._segment_file(s).exists()]
         self._finished_frames |= {segment.index: segment.stop - segment.start for segment in new}
         return new
 
-    def _file(self, segment: Segment) -> Path:
+    def _segment_file(self, segment: Segment) -> Path:
         return self._folder / f"segment-{segment.index:05d}.mp4"
 
-    def _progress(self, plan: Plan, count: int) -> Progress:
+    def _report_progress(self, plan: Plan, count: int) -> Progress:
         """Return the stage's progress with `count` more frames than those of finished segments."""
         done = sum(self._finished_frames.values()) + count
         return Progress(Stage.RENDER, done, plan.n_frames_expected, self.elapsed_s, self._n_frames_resumed)
