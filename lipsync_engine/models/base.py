@@ -149,5 +149,6 @@ def _wrong_family_error(
 ) -> WeightsError:
     names = ", ".join(other.name for other in store.entries() if other.family in families)
     return WeightsError(
-        ErrorCode.MODEL_UNKNOWN, f"{entry.name} ({entry.family}) is not a {kind} model: use one of {names}."
+        ErrorCode.MODEL_UNKNOWN,
+        f"{entry.name} ({entry.family}) is not a model for {kind}: use one of {names}.",
     )

@@ -372,13 +372,15 @@ def test_missing_weights_error_names_the_command(
 
 def test_image_to_video_model_cannot_lip_sync(lips: LipSyncPipeline, tmp_path: Path) -> None:
     with pytest.raises(
-        WeightsError, match=r"no lip-sync model: use one of latentsync-1\.6, .*tiny\.$"
+        WeightsError, match=r"not a model for lip-sync: use one of latentsync-1\.6, .*tiny\.$"
     ) as refused:
         LipSyncPipeline.from_pretrained("wan2.2-ti2v-5b", weights_dir=tmp_path)
     assert refused.value.code is ErrorCode.MODEL_UNKNOWN
     store = WeightsStore(tmp_path)
     for name in ("tiny", "yunet"):
-        with pytest.raises(WeightsError, match=r"no image-to-video model: use one of wan2\.2-ti2v-5b\."):
+        with pytest.raises(
+            WeightsError, match=r"not a model for image-to-video: use one of wan2\.2-ti2v-5b\."
+        ):
             ClipCache.from_manifest(name, None, store, tmp_path, CPU)
     with pytest.raises(WeightsError, match="does not exist"):
         ClipCache.from_manifest("won", None, store, tmp_path, CPU)
