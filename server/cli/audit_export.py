@@ -13,7 +13,8 @@ from server.store import AlreadyOpenError, DatabaseUnavailableError, Store
 from server.store.audit import AuditLog
 
 
-def main() -> int:
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; `argv` replaces the arguments of the process. Returns the exit status."""
     parser = argparse.ArgumentParser(prog="lipsync audit", description=__doc__)
     actions = parser.add_subparsers(dest="action", required=True)
     export = actions.add_parser("export", help="print the log, one JSON object per line")
@@ -22,7 +23,7 @@ def main() -> int:
     )
     export.add_argument("--until", type=_parse_time, help="time before which it ends; both are UTC")
     export.add_argument("--output", "-o", type=Path, help="file to write; default: standard output")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     try:
         store = Store(load_settings().effective_database_url)
     except SettingsError as error:

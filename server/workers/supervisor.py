@@ -26,13 +26,13 @@ HELPER_FILES_S = 86400.0
 """Files of a helper that are older belong to a process that was killed."""
 
 
-def threads_per_worker(workers: int) -> int:
+def threads_per_worker(workers: int, cores: int) -> int:
     """Compute the threads of each worker process; OMP_NUM_THREADS overrides it.
 
     One core is left to the server process: hundreds of polls would otherwise slow rendering by a tenth,
     because a worker's threads wait for each other.
     """
-    return max(1, ((os.cpu_count() or 1) - 1) // max(1, workers))
+    return max(1, (cores - 1) // max(1, workers))
 
 
 class Supervisor:
@@ -51,7 +51,8 @@ class Supervisor:
         devices: tuple[str, ...],
         settings: WorkerSettings,
     ) -> None:
-        threads, shareable = threads_per_worker(len(devices)), jobs.store.is_shared or len(devices) > 1
+        threads = threads_per_worker(len(devices), os.cpu_count() or 1)
+        shareable = jobs.store.is_shared or len(devices) > 1
         self._workers: list[DeviceWorker] = []
         self._workers += [
             DeviceWorker(

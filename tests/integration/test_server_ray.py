@@ -84,10 +84,11 @@ def test_device_with_crashing_workers_is_quarantined(tmp_path: Path) -> None:
     server = Server(settings, ("cpu",), quarantines=True)
 
     async def go() -> int:
+        def is_quarantined() -> bool:
+            return server.supervisor.workers[0].state is WorkerState.QUARANTINED
+
         async with server.run():
-            async with asyncio.timeout(180):
-                while server.supervisor.workers[0].state is not WorkerState.QUARANTINED:
-                    await asyncio.sleep(0.1)
+            await asyncio.to_thread(wait_until, is_quarantined, "the device is still in use", 180, 0.1)
             return server.supervisor.workers[0].starts
 
     assert asyncio.run(go()) == 3

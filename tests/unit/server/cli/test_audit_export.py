@@ -31,8 +31,7 @@ def test_audit_export_writes_selected_entries(
     store.close()
 
     def export(*arguments: str) -> list[dict[str, Any]]:
-        monkeypatch.setattr(sys, "argv", ["lipsync audit", "export", *arguments])
-        assert audit_export.main() == 0
+        assert audit_export.main(["export", *arguments]) == 0
         return [json.loads(line)["facts"] for line in capsys.readouterr().out.splitlines()]
 
     assert [facts["day"] for facts in export()] == [0, 1, 2]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Callable
 
 import pytest
@@ -13,13 +12,10 @@ from tests.support.application import Api
 from tests.support.polling import wait_until
 
 
-def test_workers_leave_one_core_to_the_server(
-    subtests: pytest.Subtests, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_workers_leave_one_core_to_the_server(subtests: pytest.Subtests) -> None:
     for cores, workers, threads in [(1, 1, 1), (2, 1, 1), (16, 1, 15), (16, 4, 3), (4, 8, 1)]:
         with subtests.test(cores=cores, workers=workers, threads=threads):
-            monkeypatch.setattr(os, "cpu_count", lambda cores=cores: cores)
-            assert threads_per_worker(workers) == threads
+            assert threads_per_worker(workers, cores) == threads
 
 
 def test_work_dir_is_removed_with_its_job(make_api: Callable[..., Api]) -> None:
