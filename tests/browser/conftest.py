@@ -49,9 +49,9 @@ def axe(tmp_path_factory: pytest.TempPathFactory) -> str:
         pytest.skip("there is no npm on this machine")
     folder = tmp_path_factory.mktemp("axe")
     install = ["npm", "install", "--silent", "--no-audit", "--no-fund", AXE]
-    done = subprocess.run(install, cwd=folder, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        pytest.skip(f"{AXE} cannot be installed: {done.stderr[-200:]}")
+    result = subprocess.run(install, cwd=folder, capture_output=True, text=True, check=False)
+    if result.returncode != 0:
+        pytest.skip(f"{AXE} cannot be installed: {result.stderr[-200:]}")
     return (folder / "node_modules" / "axe-core" / "axe.min.js").read_text()
 
 

@@ -328,8 +328,8 @@ def test_key_is_created_and_revoked(server: LiveServer, open_tab: OpenTab) -> No
 
 
 def test_read_only_key_sees_its_own_tenant(server: LiveServer, open_tab: OpenTab) -> None:
-    _, made = server.request("POST", "/admin/keys?tenant=guests&scopes=read")
-    tab = open_tab(key=made["key"])
+    _, created = server.request("POST", "/admin/keys?tenant=guests&scopes=read")
+    tab = open_tab(key=created["key"])
     assert tab.page.is_disabled("#go")
     tab.go("#/keys")
     tab.page.wait_for_selector(".empty")
@@ -370,14 +370,14 @@ def test_axe_reports_no_serious_violation(dark: bool, open_tab: OpenTab, finishe
     tab = open_tab(dark=dark, language="en")
     page = tab.page
     page.evaluate(axe)
-    found: list[str] = []
+    matches: list[str] = []
 
     def examine(view: str) -> None:
         result = page.evaluate("axe.run(document, { resultTypes: ['violations'] })")
         for violation in result["violations"]:
             if violation["impact"] in ("serious", "critical"):
                 nodes = json.dumps([node["html"][:150] for node in violation["nodes"][:3]])
-                found.append(f"{view}: {violation['id']} {nodes}")
+                matches.append(f"{view}: {violation['id']} {nodes}")
 
     for view, sign in views(finished).items():
         tab.go(view)
@@ -391,7 +391,7 @@ def test_axe_reports_no_serious_violation(dark: bool, open_tab: OpenTab, finishe
     page.click("text=Sign out")
     page.wait_for_selector("#key")
     examine("signing in")
-    assert found == []
+    assert matches == []
 
 
 @pytest.mark.parametrize("language", ["en", "zh"])
@@ -439,9 +439,11 @@ def test_both_languages_have_every_text(open_tab: OpenTab) -> None:
         assert all(pair), name
         assert sorted(re.findall(r"\{\w+\}", pair[0])) == sorted(re.findall(r"\{\w+\}", pair[1])), name
     source = "".join(path.read_text() for path in PLAYGROUND.glob("*.js") if path.name != "texts.js")
-    said = set(re.findall(r"""["'`]([a-z]+(?:\.[a-z_]+)*)["'`]""", source)) & set(texts)
+    names_in_source = set(re.findall(r"""["'`]([a-z]+(?:\.[a-z_]+)*)["'`]""", source)) & set(texts)
     built = set(re.findall(r"`([a-z.]+\.)\$\{", source))
-    unused = {name for name in texts if name not in said and not any(name.startswith(p) for p in built)}
+    unused = {
+        name for name in texts if name not in names_in_source and not any(name.startswith(p) for p in built)
+    }
     inside = set(re.findall(r't\("([a-z.]+)"', (PLAYGROUND / "texts.js").read_text()))
     assert unused - inside == set()
     from lipsync_engine.errors import ErrorCode

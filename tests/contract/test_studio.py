@@ -54,26 +54,28 @@ def test_job_matches_golden_bodies_in_every_state(end: str, api: Api) -> None:
         api.succeed(job)
     else:
         api.fail(job, "url_wrong_type", "The audio is no audio file that can be used.")
-    told = scene.play(f"studio_job_{end}")
+    response = scene.play(f"studio_job_{end}")
     golden = load_golden(f"studio_webhook_{end}")
     scene.match(golden["request"]["json"], body_of(api, job), "webhook")
-    assert body_of(api, job) == told
+    assert body_of(api, job) == response
     if end == "completed":
-        assert api.client.get(told["output"]).content == b"an mp4"
+        assert api.client.get(response["output"]).content == b"an mp4"
 
 
 def test_both_dialects_return_the_same_job(api: Api) -> None:
     answer = api.client.post("/api/v1/lipsync-video", json={"formState": FORM}, headers=api.headers)
     name = answer.json()["requestId"]
-    seen = api.client.get(f"/api/v3/predictions/{uuid.UUID(name).hex}/result", headers=api.headers).json()
-    assert (seen["data"]["status"], seen["data"]["model"]) == ("created", "lipsync-video")
+    prediction = api.client.get(
+        f"/api/v3/predictions/{uuid.UUID(name).hex}/result", headers=api.headers
+    ).json()
+    assert (prediction["data"]["status"], prediction["data"]["model"]) == ("created", "lipsync-video")
     other = api.submit()
-    told = api.client.get(f"/api/v1/jobs/{uuid.UUID(other)}", headers=api.headers).json()
-    assert (told["status"], told["model"]) == ("processing", "bytedance/latentsync")
+    response = api.client.get(f"/api/v1/jobs/{uuid.UUID(other)}", headers=api.headers).json()
+    assert (response["status"], response["model"]) == ("processing", "bytedance/latentsync")
     cancelled = api.client.post(f"/api/v3/predictions/{other}/cancel", headers=api.headers)
     assert cancelled.status_code == 200
-    told = api.client.get(f"/api/v1/jobs/{uuid.UUID(other)}", headers=api.headers).json()
-    assert (told["status"], told["error"]) == ("failed", "The task was cancelled.")
+    response = api.client.get(f"/api/v1/jobs/{uuid.UUID(other)}", headers=api.headers).json()
+    assert (response["status"], response["error"]) == ("failed", "The task was cancelled.")
 
 
 def test_invalid_field_is_named_in_error(subtests: pytest.Subtests) -> None:
@@ -87,9 +89,9 @@ def test_invalid_field_is_named_in_error(subtests: pytest.Subtests) -> None:
         ({"formState": FORM, "webhook": ["https://app.example/hook"]}, "https"),
     ]:
         with subtests.test(body=body, named=named):
-            with pytest.raises(ApiError, match=named) as refused:
+            with pytest.raises(ApiError, match=named) as error:
                 studio.read_submission(VIDEO, body)
-            assert refused.value.status == 400
+            assert error.value.status == 400
 
 
 def test_speaker_order_is_one_of_three(subtests: pytest.Subtests) -> None:
@@ -98,24 +100,24 @@ def test_speaker_order_is_one_of_three(subtests: pytest.Subtests) -> None:
             form = {role.value: f"https://media.example/{role}" for role in MULTI.required}
             with pytest.raises(ApiError, match="order"):
                 studio.read_submission(MULTI, {"formState": {**form, "order": order}})
-            given = studio.read_submission(MULTI, {"formState": {**form, "order": "right_left"}})
-            assert given.job_input.options.order == "right_left"
+            inputs = studio.read_submission(MULTI, {"formState": {**form, "order": "right_left"}})
+            assert inputs.job_input.options.order == "right_left"
 
 
 def test_default_resolution_is_the_vendors() -> None:
-    for asked, limits, short_side in (
+    for options, limits, short_side in (
         ({}, True, 480),
         ({"resolution": "720p"}, True, 720),
         ({}, False, None),
     ):
-        given = studio.read_submission(VIDEO, {"formState": FORM | asked}, vendor_limits=limits)
-        assert given.job_input.options.max_short_side == short_side
+        inputs = studio.read_submission(VIDEO, {"formState": FORM | options}, vendor_limits=limits)
+        assert inputs.job_input.options.max_short_side == short_side
 
 
 def test_http_webhooks_need_an_allowed_host() -> None:
     body = {"formState": FORM, "webhook": "http://app.example:8080/hook"}
-    given = studio.read_submission(VIDEO, body, http_hosts=("app.example:8080",))
-    assert given.webhook_url == body["webhook"]
+    inputs = studio.read_submission(VIDEO, body, http_hosts=("app.example:8080",))
+    assert inputs.webhook_url == body["webhook"]
 
 
 def test_errors_have_the_studio_body(api: Api) -> None:

@@ -25,8 +25,8 @@ def failed_with(done: subprocess.CompletedProcess[str], code: ErrorCode) -> None
 
 def files_under(folder: Path) -> list[str]:
     """Everything that a failed job might have left; a finished face analysis may stay."""
-    found = (str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
-    return sorted(name for name in found if not name.startswith("analysis/"))
+    result = (str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+    return sorted(name for name in result if not name.startswith("analysis/"))
 
 
 @pytest.fixture
@@ -163,8 +163,8 @@ def test_invalid_output_ends_with_its_code(
 def test_missing_file_of_an_option_ends_with_its_code(
     option: str, tmp_path: Path, clip: Path, voice: Path, cache_dir: Path, lipsync: Run
 ) -> None:
-    done = lipsync("sync", clip, voice, "-o", tmp_path / "out.mp4", option, tmp_path / "gone.png")
-    failed_with(done, ErrorCode.INPUT_NOT_FOUND)
+    result = lipsync("sync", clip, voice, "-o", tmp_path / "out.mp4", option, tmp_path / "gone.png")
+    failed_with(result, ErrorCode.INPUT_NOT_FOUND)
     assert not cache_dir.exists() or files_under(cache_dir) == []
 
 
@@ -172,21 +172,21 @@ def test_container_without_credentials_is_rejected_before_the_model_loads(
     outbox: Path, clip: Path, voice: Path, lipsync: Run
 ) -> None:
     """Weights that are not here would be the next complaint."""
-    done = lipsync("sync", clip, voice, "-o", outbox / "out.mkv", "--model", "latentsync-1.6")
-    failed_with(done, ErrorCode.PARAMETER_INVALID)
-    assert "best_effort" in done.stderr
+    result = lipsync("sync", clip, voice, "-o", outbox / "out.mkv", "--model", "latentsync-1.6")
+    failed_with(result, ErrorCode.PARAMETER_INVALID)
+    assert "best_effort" in result.stderr
 
 
 def test_error_shows_a_path_unchanged(tmp_path: Path, lipsync: Run) -> None:
-    done = lipsync("probe", tmp_path / "take [bold] :smile:.mp4")
-    failed_with(done, ErrorCode.INPUT_NOT_FOUND)
-    assert "'take [bold] :smile:.mp4'" in done.stderr
+    result = lipsync("probe", tmp_path / "take [bold] :smile:.mp4")
+    failed_with(result, ErrorCode.INPUT_NOT_FOUND)
+    assert "'take [bold] :smile:.mp4'" in result.stderr
 
 
 def test_silent_video_has_no_sync_score(clip: Path, lipsync: Run) -> None:
-    done = lipsync("score", clip, "--detector", "drawn")
-    failed_with(done, ErrorCode.MEDIA_NO_AUDIO)
-    assert "has no audio" in done.stderr
+    result = lipsync("score", clip, "--detector", "drawn")
+    failed_with(result, ErrorCode.MEDIA_NO_AUDIO)
+    assert "has no audio" in result.stderr
 
 
 def test_read_only_output_folder_ends_with_its_code(clip: Path, voice: Path, lipsync: Run) -> None:
@@ -255,6 +255,6 @@ def test_full_disk_of_the_output_is_reported(
 ) -> None:
     noisy = tmp_path / "noise.wav"  # a sound track larger than the disk
     ffmpeg("-f", "lavfi", "-i", "anoisesrc=d=60:r=48000", "-ac", 2, noisy)
-    done = lipsync("sync", clip, voice, "--output-audio", noisy, "-o", tiny_disk / "out.mp4")
-    failed_with(done, ErrorCode.DISK_FULL)
+    result = lipsync("sync", clip, voice, "--output-audio", noisy, "-o", tiny_disk / "out.mp4")
+    failed_with(result, ErrorCode.DISK_FULL)
     assert files_under(tiny_disk) == []

@@ -54,8 +54,8 @@ def workers_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
 
 
 def films(folder: Path) -> dict[str, int]:
-    found = {path: path.stat().st_mtime_ns for path in folder.rglob("*.mp4")}
-    return {str(path.relative_to(folder)): time_ns for path, time_ns in found.items()}
+    values = {path: path.stat().st_mtime_ns for path in folder.rglob("*.mp4")}
+    return {str(path.relative_to(folder)): time_ns for path, time_ns in values.items()}
 
 
 def table_rows(report: Path) -> list[str]:
@@ -75,26 +75,26 @@ def test_failed_clip_does_not_stop_the_batch(inputs: Path, tmp_path: Path, lipsy
         ",face.png,face.wav,,,still,\n"
         "gone.mp4,,talk.wav,<b>gone.mp4,,,\n"
     )
-    done = lipsync("batch", manifest, "-o", out, "--skip-bad", *QUICK)
-    assert done.returncode == EXIT_STATUS[ErrorCode.BATCH_INCOMPLETE], done.stderr[-2000:]
-    assert "2 of 4 clips are done" in done.stdout
-    assert "row 2 failed: No face" in done.stderr
+    result = lipsync("batch", manifest, "-o", out, "--skip-bad", *QUICK)
+    assert result.returncode == EXIT_STATUS[ErrorCode.BATCH_INCOMPLETE], result.stderr[-2000:]
+    assert "2 of 4 clips are done" in result.stdout
+    assert "row 2 failed: No face" in result.stderr
     assert set(films(out)) == {"monday/<script>alert(1)&.mp4", "face.mp4"}
 
-    found = {line["row"]: line for line in lines(out)}
-    assert {row: line["status"] for row, line in found.items()} == {
+    values = {line["row"]: line for line in lines(out)}
+    assert {row: line["status"] for row, line in values.items()} == {
         1: "done", 2: "failed", 3: "done", 4: "refused",
     }  # fmt: skip
-    assert (found[2]["code"], found[4]["code"]) == ("face_not_found", "input_not_found")
-    assert found[1]["made"]["frames"] == 20
-    assert found[1]["made"]["seconds"]["render"] > 0
-    assert found[3]["made"]["seconds"]["motion"] > 0
-    assert found[1]["inputs"]["audio"]["sha256"]
-    assert (found[1]["consent"], found[3]["consent"]) == ("release 17", None)
+    assert (values[2]["code"], values[4]["code"]) == ("face_not_found", "input_not_found")
+    assert values[1]["made"]["frames"] == 20
+    assert values[1]["made"]["seconds"]["render"] > 0
+    assert values[3]["made"]["seconds"]["motion"] > 0
+    assert values[1]["inputs"]["audio"]["sha256"]
+    assert (values[1]["consent"], values[3]["consent"]) == ("release 17", None)
     for row in (1, 3):
-        assert found[row]["made"]["is_marked"]
+        assert values[row]["made"]["is_marked"]
         signed = verify_credentials(
-            out / found[row]["output"], ManifestSigner.from_environment().trusted_roots()
+            out / values[row]["output"], ManifestSigner.from_environment().trusted_roots()
         )
         assert (signed.verdict, len(signed.ingredients)) == (Verdict.TRUSTED, 1)
         assert ("consent_sha256" in (signed.generation or {})) == (row == 1)
@@ -151,8 +151,8 @@ def test_killed_batch_resumes_with_the_unfinished_clips(
     assert psutil.wait_procs(workers, timeout=20)[1] == []
     assert second.returncode == EXIT_STATUS[ErrorCode.JOB_BUSY]
     assert "error [job_busy]" in second.stderr
-    kept = {line["output"] for line in lines(out)}
-    assert 1 <= len(kept) < 4, "nothing is left to do: the batch was killed too late"
+    previous = {line["output"] for line in lines(out)}
+    assert 1 <= len(previous) < 4, "nothing is left to do: the batch was killed too late"
     times = films(out)
     with (out / "results.jsonl").open("a") as file:
         file.write('{"row":')  # what a power cut leaves
@@ -165,11 +165,11 @@ def test_killed_batch_resumes_with_the_unfinished_clips(
     worker.kill()
     printed, errors = again.communicate(timeout=DEADLINE_S)
     assert again.returncode == 0, errors[-2000:]
-    assert f"4 of 4 clips are done, {len(kept)} of them before" in printed
-    assert {name: films(out)[name] for name in kept} == {name: times[name] for name in kept}
+    assert f"4 of 4 clips are done, {len(previous)} of them before" in printed
+    assert {name: films(out)[name] for name in previous} == {name: times[name] for name in previous}
     whole = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines() if line[-1] == "}"]
     assert sorted(line["output"] for line in whole) == ["0.mp4", "1.mp4", "2.mp4", "3.mp4"]
-    assert [line["attempts"] for line in whole if line["output"] not in kept].count(2) == 1
+    assert [line["attempts"] for line in whole if line["output"] not in previous].count(2) == 1
     assert table_rows(out / "report.html") == ["done"] * 4
     assert list((cache_dir / "jobs").iterdir()) == []
 
@@ -203,12 +203,12 @@ def test_interrupted_batch_of_a_folder_is_finished_by_two_workers(
 
     params = SyncParams(num_inference_steps=1, guidance_scale=1)
     steps = run_batch(folder, out, params, model_options=ModelOptions(cache_dir=cache_dir), workers=2)
-    seen: list[BatchProgress] = []
-    result = drain(steps, seen.append)
+    records: list[BatchProgress] = []
+    result = drain(steps, records.append)
     assert [one.status for one in result.results] == [RowStatus.DONE, RowStatus.DONE]
-    assert max(len(progress.running) for progress in seen) == 2
-    assert any(progress.eta_s is not None for progress in seen)
-    assert (seen[-1].done, seen[-1].rows) == (2, 2)
+    assert max(len(progress.running) for progress in records) == 2
+    assert any(progress.eta_s is not None for progress in records)
+    assert (records[-1].done, records[-1].rows) == (2, 2)
 
     # Nothing is left to do, so no model is loaded; a changed file is.
     times = films(out)
@@ -232,10 +232,10 @@ def test_one_worker_renders_several_clips_concurrently(
     manifest.write_text("video,audio,output,seed\n" + "\n".join(rows) + "\n")
     params = SyncParams(num_inference_steps=1, guidance_scale=1)
     options = ModelOptions(cache_dir=cache_dir, jobs=3)
-    seen: list[BatchProgress] = []
-    result = drain(run_batch(manifest, out, params, model_options=options, workers=4), seen.append)
+    records: list[BatchProgress] = []
+    result = drain(run_batch(manifest, out, params, model_options=options, workers=4), records.append)
     assert [one.status for one in result.results] == [RowStatus.DONE, RowStatus.FAILED, RowStatus.DONE]
-    assert max(len(progress.running) for progress in seen) == 3
+    assert max(len(progress.running) for progress in records) == 3
     alone = LipSyncPipeline.from_pretrained(cache_dir=tmp_path / "alone")
     alone(inputs / "talk.mp4", inputs / "face.wav", tmp_path / "c.mp4", replace(params, seed=8))
     assert likeness_db(out / "c.mp4", tmp_path / "c.mp4") > 55
@@ -286,10 +286,10 @@ def test_invalid_rows_are_listed_and_nothing_starts(inputs: Path, tmp_path: Path
         "video,audio,output,steps\n"
         "talk.mp4,talk.wav,1.mp4,\ntalk.wav,talk.wav,2.mp4,\ntalk.mp4,face.png,3.mp4,\ntalk.mp4,face.wav,4.mp4,0\n"
     )
-    done = lipsync("batch", manifest, "-o", out)
-    assert done.returncode == EXIT_STATUS[ErrorCode.MANIFEST_INVALID]
-    assert "error [manifest_invalid]: 3 of 4 rows" in done.stderr
+    result = lipsync("batch", manifest, "-o", out)
+    assert result.returncode == EXIT_STATUS[ErrorCode.MANIFEST_INVALID]
+    assert "error [manifest_invalid]: 3 of 4 rows" in result.stderr
     for place in ("row 2, video: ", "row 3, audio: ", "row 4, steps: num_inference_steps=0"):
-        assert place in done.stderr
-    assert "[media_no_video]" in done.stderr
+        assert place in result.stderr
+    assert "[media_no_video]" in result.stderr
     assert list(out.iterdir()) == []

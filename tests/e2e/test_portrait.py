@@ -38,13 +38,13 @@ def test_command_lip_syncs_an_image(
 ) -> None:
     voice = tmp_path / "voice.wav"
     ffmpeg("-i", DEMO / "voice.wav", "-t", 3, voice)
-    made = tmp_path / "made.mp4"
-    done = lipsync("portrait", face, voice, "-o", made, "--motion", "still")
-    assert done.returncode == 0, done.stderr[-2000:]
-    info = media.probe_video(made)
+    output = tmp_path / "made.mp4"
+    result = lipsync("portrait", face, voice, "-o", output, "--motion", "still")
+    assert result.returncode == 0, result.stderr[-2000:]
+    info = media.probe_video(output)
     assert (info.format.width, info.format.height, info.frame_rate) == (384, 384, 25)
     still = Truth(truth.identity, truth.poses[:1] * 75, truth.openness, truth.events)
-    read = mouth_score.read_video(made, still)
+    read = mouth_score.read_video(output, still)
     assert len(read) == 75
     assert mouth_score.correlation(read, truth.openness[:75]) > 0.7
     assert list((cache_dir / "jobs").iterdir()) == []
@@ -76,8 +76,8 @@ def test_image_without_a_face_is_rejected(voice: Path, tmp_path: Path, ffmpeg: F
     ffmpeg("-f", "lavfi", "-i", "color=gray:s=128x128", "-frames:v", 1, grey)
     pipeline = LipSyncPipeline.from_pretrained("tiny", device="cpu", cache_dir=tmp_path / "cache")
     for how in (Motion.STILL, Motion.NATURAL):
-        with pytest.raises(LipSyncError) as refused:
+        with pytest.raises(LipSyncError) as error:
             list(pipeline.run_portrait(grey, voice, tmp_path / "made.mp4", motion=how))
-        assert refused.value.code is ErrorCode.FACE_NOT_FOUND
+        assert error.value.code is ErrorCode.FACE_NOT_FOUND
     assert list((tmp_path / "cache" / "jobs").iterdir()) == []
     assert not (tmp_path / "made.mp4").exists()

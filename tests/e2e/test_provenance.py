@@ -51,17 +51,17 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory) -> LipSyncPipeline:
 def test_command_signs_and_verifies(lipsync: Run, short: tuple[Path, Path], tmp_path: Path) -> None:
     out, both = tmp_path / "out.mp4", tmp_path / "both.mov"
     options = ("--steps", 1, "--consent", "release 17", "--side-by-side", both)
-    made = lipsync("sync", *short, "-o", out, *options)
-    assert made.returncode == 0, made.stderr
-    assert "signed as generated" in made.stdout
+    output = lipsync("sync", *short, "-o", out, *options)
+    assert output.returncode == 0, output.stderr
+    assert "signed as generated" in output.stdout
     for path in (out, both):
-        told = lipsync("verify", "--json", path)
-        assert told.returncode == 0
-        found = json.loads(told.stdout)
-        assert (found["verdict"], found["is_generated"]) == ("trusted", True)
-        assert found["made"]["model"] == "tiny"
-        assert "consent_sha256" in found["made"]
-        assert "watermark" not in found  # nobody asked
+        result = lipsync("verify", "--json", path)
+        assert result.returncode == 0
+        report = json.loads(result.stdout)
+        assert (report["verdict"], report["is_generated"]) == ("trusted", True)
+        assert report["made"]["model"] == "tiny"
+        assert "consent_sha256" in report["made"]
+        assert "watermark" not in report  # it was not requested
     content = bytearray(out.read_bytes())
     content[len(content) // 2] ^= 1
     out.write_bytes(content)
@@ -70,8 +70,8 @@ def test_command_signs_and_verifies(lipsync: Run, short: tuple[Path, Path], tmp_
         (short[0], 5, "no content credentials"),
         (tmp_path / "gone.mp4", 10, ""),
     ):
-        told = lipsync("verify", path)
-        assert (told.returncode, words in told.stdout) == (status, True)
+        result = lipsync("verify", path)
+        assert (result.returncode, words in result.stdout) == (status, True)
 
 
 def test_unsigned_results_are_not_published(
@@ -122,13 +122,13 @@ def test_required_consent_is_enforced(
 def test_watermark_survives_re_encoding(
     pipeline: LipSyncPipeline, short: tuple[Path, Path], tmp_path: Path, lipsync: Run, ffmpeg: Ffmpeg
 ) -> None:
-    made, sent = tmp_path / "made.mp4", tmp_path / "sent.mp4"
-    pipeline(*short, made, dataclasses.replace(PARAMS, watermark=True))
-    ffmpeg("-i", made, "-crf", 26, sent)
-    told = lipsync("verify", "--json", "--detector", "drawn", sent)
-    assert told.returncode == 5
-    found = json.loads(told.stdout)
-    assert found["verdict"] == "none"
-    assert found["watermark"]["found"] is True
-    assert found["watermark"]["frames"] == 10
+    output, sent = tmp_path / "made.mp4", tmp_path / "sent.mp4"
+    pipeline(*short, output, dataclasses.replace(PARAMS, watermark=True))
+    ffmpeg("-i", output, "-crf", 26, sent)
+    result = lipsync("verify", "--json", "--detector", "drawn", sent)
+    assert result.returncode == 5
+    report = json.loads(result.stdout)
+    assert report["verdict"] == "none"
+    assert report["watermark"]["found"] is True
+    assert report["watermark"]["frames"] == 10
     assert not read_watermark(short[0], pipeline.detector).is_detected

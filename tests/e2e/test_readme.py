@@ -44,13 +44,13 @@ def test_python_example_runs(tmp_path: Path, environment: dict[str, str]) -> Non
     put_demo(tmp_path)
     (example,) = blocks("python")
     command = [sys.executable, "-c", example]
-    done = subprocess.run(
+    result = subprocess.run(
         command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300, check=False
     )
-    assert done.returncode == 0, done.stderr[-2000:]
+    assert result.returncode == 0, result.stderr[-2000:]
     assert (tmp_path / "out.mp4").stat().st_size > 10_000
-    assert "out.mp4 40 0" in done.stdout
-    assert re.search(r"^render 40 40 ", done.stdout, re.MULTILINE)
+    assert "out.mp4 40 0" in result.stdout
+    assert re.search(r"^render 40 40 ", result.stdout, re.MULTILINE)
 
 
 LINES = [
@@ -67,10 +67,10 @@ def test_command_lines_name_existing_options(line: str, lipsync: Run) -> None:
     program, command, *rest = shlex.split(line)
     assert Path(program).name == "lipsync"
     words = [command, *rest[:1]] if command == "weights" else [command]
-    shown = lipsync(*words, "--help")
-    assert shown.returncode == 0, shown.stderr
+    view = lipsync(*words, "--help")
+    assert view.returncode == 0, view.stderr
     for option in (word for word in rest if word.startswith("-")):
-        assert re.search(rf"(?<![\w-]){re.escape(option)}(?![\w-])", shown.stdout), option
+        assert re.search(rf"(?<![\w-]){re.escape(option)}(?![\w-])", view.stdout), option
     for path in re.findall(r"demo/\S+", line):
         assert (ROOT / path).exists()
 
@@ -108,20 +108,20 @@ def run_block(live: LiveServer, folder: Path, *command: str, **more: str) -> str
     if not (folder / "demo").exists():
         put_demo(folder)
     env = {**os.environ, "BASE": live.base, "KEY": live.key, **more}
-    done = subprocess.run(
+    result = subprocess.run(
         command, cwd=folder, env=env, capture_output=True, text=True, timeout=180, check=False
     )
-    assert done.returncode == 0, done.stderr[-2000:]
-    return done.stdout
+    assert result.returncode == 0, result.stderr[-2000:]
+    return result.stdout
 
 
 def test_shell_quickstart_runs(live: LiveServer, tmp_path: Path) -> None:
     if shutil.which("curl") is None:
         pytest.skip("there is no curl on this machine")
     (block,) = blocks("sh", QUICKSTART)
-    told = json.loads(run_block(live, tmp_path, "bash", "-euc", block))["data"]
-    assert told["status"] == "completed", told
-    assert live.request("GET", told["outputs"][0])[0] == 200
+    response = json.loads(run_block(live, tmp_path, "bash", "-euc", block))["data"]
+    assert response["status"] == "completed", response
+    assert live.request("GET", response["outputs"][0])[0] == 200
 
 
 def test_python_quickstart_runs(live: LiveServer, tmp_path: Path) -> None:

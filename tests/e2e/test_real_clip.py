@@ -34,13 +34,13 @@ def test_tiny_model_rejects_a_real_face(
     ffmpeg("-i", real_media / "talking_person_1080x1920_25fps.mp4", "-t", 3, "-c", "copy", clip)
     ffmpeg("-i", real_media / "speech_10s.wav", "-t", 3, voice)
     began = time.monotonic()
-    refused = lipsync("sync", clip, voice, "-o", output, "--detector", "yunet")
-    assert refused.returncode == EXIT_STATUS[ErrorCode.PARAMETER_INVALID], refused.stderr[-2000:]
-    assert "weights pull latentsync-1.6" in refused.stderr
+    rejection = lipsync("sync", clip, voice, "-o", output, "--detector", "yunet")
+    assert rejection.returncode == EXIT_STATUS[ErrorCode.PARAMETER_INVALID], rejection.stderr[-2000:]
+    assert "weights pull latentsync-1.6" in rejection.stderr
     assert time.monotonic() - began < 20, "refused before the model is loaded"
-    done = lipsync("sync", clip, voice, "-o", output, "--detector", "yunet", "--force")
-    assert done.returncode == EXIT_STATUS[ErrorCode.OUTPUT_MISCOLOURED], done.stderr[-2000:]
-    assert "tiny" in done.stderr
+    result = lipsync("sync", clip, voice, "-o", output, "--detector", "yunet", "--force")
+    assert result.returncode == EXIT_STATUS[ErrorCode.OUTPUT_MISCOLOURED], result.stderr[-2000:]
+    assert "tiny" in result.stderr
     assert not output.exists()
 
 
@@ -53,10 +53,10 @@ def test_real_clip_is_unchanged_around_the_face(real_media: Path, tmp_path: Path
     result = pipeline(clip, real_media / "speech_10s.wav", output)
     assert (result.frames, result.frames_without_face) == (240, 0)  # 9.6 s of speech
 
-    source, made = media.probe_video(clip), media.probe_video(output)
-    assert (made.format.width, made.format.height) == (1080, 1920)
-    assert made.frame_rate == source.frame_rate
-    assert (made.color_space, made.color_range) == (source.color_space, source.color_range)
+    source, created = media.probe_video(clip), media.probe_video(output)
+    assert (created.format.width, created.format.height) == (1080, 1920)
+    assert created.frame_rate == source.frame_rate
+    assert (created.color_space, created.color_range) == (source.color_space, source.color_range)
     before, _ = luma_and_times(clip)
     after, pts_s = luma_and_times(output)
     assert len(pts_s) == 240

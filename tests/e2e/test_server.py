@@ -33,9 +33,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
     server.wait_ready()
     yield server
     assert server.process is not None
-    left = descendant_pids(server.process.pid)
+    remaining = descendant_pids(server.process.pid)
     assert server.stop() == 0
-    assert not [pid for pid in left if Path(f"/proc/{pid}").exists()]
+    assert not [pid for pid in remaining if Path(f"/proc/{pid}").exists()]
 
 
 @pytest.fixture(scope="module")
@@ -60,10 +60,10 @@ def test_job_runs_from_upload_to_result(server: LiveServer, uploads: tuple[str, 
     began = time.monotonic()
     job = server.submit(*uploads, inference_steps=2)
     assert time.monotonic() - began < 1.0
-    done = server.wait_for_job(job)
-    assert done["status"] == "completed", done
-    assert done["timings"]["inference"] <= done["executionTime"]
-    (link,) = done["outputs"]
+    prediction = server.wait_for_job(job)
+    assert prediction["status"] == "completed", prediction
+    assert prediction["timings"]["inference"] <= prediction["executionTime"]
+    (link,) = prediction["outputs"]
     status, video = server.request("GET", link, Authorization="")
     assert status == 200
     assert is_video(video, tmp_path, 38)
@@ -76,8 +76,8 @@ def test_equal_jobs_give_equal_results(
     """A, B, A: what a worker did before does not change what it does."""
     videos = [tmp_path / f"{number}.mp4" for number in range(3)]
     for seed, video in zip((7, 8, 7), videos, strict=True):
-        done = server.wait_for_job(server.submit(*uploads, inference_steps=1, seed=seed))
-        video.write_bytes(server.request("GET", done["outputs"][0])[1])
+        prediction = server.wait_for_job(server.submit(*uploads, inference_steps=1, seed=seed))
+        video.write_bytes(server.request("GET", prediction["outputs"][0])[1])
     assert likeness_db(videos[0], videos[2]) > 55
     assert likeness_db(videos[0], videos[1]) < 53
 
@@ -108,9 +108,9 @@ def test_portrait_job_completes(
     ffmpeg("-i", clip, "-frames:v", 1, portrait)
     body = {"image": server.upload(portrait), "audio": uploads[1]}
     _, response = server.request("POST", "/api/v3/bytedance/avatar-omni-human", body)
-    done = server.wait_for_job(response["data"]["id"])
-    assert done["status"] == "completed", done
-    assert is_video(server.request("GET", done["outputs"][0])[1], tmp_path, 38)
+    prediction = server.wait_for_job(response["data"]["id"])
+    assert prediction["status"] == "completed", prediction
+    assert is_video(server.request("GET", prediction["outputs"][0])[1], tmp_path, 38)
 
 
 def test_cancelled_job_stops_within_seconds_and_keeps_its_worker(
@@ -157,8 +157,8 @@ def test_refused_webhook_is_delivered_again(server: LiveServer, uploads: tuple[s
     for headers, body in receiver.deliveries:
         assert headers["webhook-id"] == job
         stamp = float(headers["webhook-timestamp"])
-        wanted = webhook_headers(secret, job, body, stamp)["webhook-signature"]
-        assert headers["webhook-signature"] == wanted
+        expected = webhook_headers(secret, job, body, stamp)["webhook-signature"]
+        assert headers["webhook-signature"] == expected
         assert json.loads(body)["status"] == "completed"
     receiver.close()
 
@@ -320,13 +320,13 @@ def test_lipsync_studio_javascript_example(
     ffmpeg("-i", clip, "-frames:v", 1, portrait)
     env = {**os.environ, "KEY": server.key, "BASE": server.base}
     env |= {"IMAGE": server.upload(portrait), "VOICE": server.upload(voice)}
-    done = subprocess.run(
+    result = subprocess.run(
         ["node", "-e", STUDIO_PROGRAM],
         env=env, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-2000:]
-    print(done.stdout)
-    outcome = json.loads(done.stdout.splitlines()[-1])
+    assert result.returncode == 0, result.stderr[-2000:]
+    print(result.stdout)
+    outcome = json.loads(result.stdout.splitlines()[-1])
     assert outcome["submitted"]["status"] == "processing"
     assert (outcome["job"]["status"], outcome["job"]["model"], outcome["job"]["error"]) == (
         "completed", "lipsync-image", "",
@@ -347,15 +347,15 @@ def test_two_speakers_in_segments(
     body = {"video": server.upload(couple), "segments": segments, "inference_steps": 1, "prompt": "calm"}
     status, response = server.request("POST", "/api/v3/bytedance/latentsync", body)
     assert status == 200, response
-    done = server.wait_for_job(response["data"]["id"])
-    assert done["status"] == "completed", done["error"]
-    assert "prompt was not used" in done["warnings"][0]
-    assert is_video(server.request("GET", done["outputs"][0])[1], tmp_path, 30)
+    prediction = server.wait_for_job(response["data"]["id"])
+    assert prediction["status"] == "completed", prediction["error"]
+    assert "prompt was not used" in prediction["warnings"][0]
+    assert is_video(server.request("GET", prediction["outputs"][0])[1], tmp_path, 30)
 
 
 def test_result_frames_are_not_black(server: LiveServer, uploads: tuple[str, str], tmp_path: Path) -> None:
-    done = server.wait_for_job(server.submit(*uploads))
+    prediction = server.wait_for_job(server.submit(*uploads))
     path = tmp_path / "film.mp4"
-    path.write_bytes(server.request("GET", done["outputs"][0])[1])
+    path.write_bytes(server.request("GET", prediction["outputs"][0])[1])
     pictures = [picture for _, picture in media.scan_frames(media.probe_video(path), 64)]
     assert np.mean(pictures) > 30

@@ -66,12 +66,12 @@ def truths() -> tuple[Truth, Truth]:
 
 def mouths(path: Path, folder: Path, truth: Truth, ffmpeg: Ffmpeg) -> list[np.ndarray]:
     """(n,) openness of the left and of the right mouth."""
-    found = []
+    matches = []
     for number in range(2):
         half = folder / f"half-{number}.mp4"
         ffmpeg("-i", path, "-vf", f"crop=iw/2:ih:{number}*iw/2:0", "-qp", 0, "-preset", "ultrafast", half)
-        found.append(mouth_score.read_video(half, truth))
-    return found
+        matches.append(mouth_score.read_video(half, truth))
+    return matches
 
 
 def test_two_concurrent_speakers_follow_their_voices(
@@ -82,11 +82,11 @@ def test_two_concurrent_speakers_follow_their_voices(
     ffmpeg: Ffmpeg,
     lipsync: Run,
 ) -> None:
-    made = tmp_path / "made.mp4"
+    output = tmp_path / "made.mp4"
     left, right = (f"{side}={path}" for side, path in zip(("left", "right"), voices, strict=True))
-    done = lipsync("multi", couple, "-o", made, "--speaker", left, "--speaker", right, "--steps", 2)
-    assert done.returncode == 0, done.stderr[-2000:]
-    read = mouths(made, tmp_path, truths[0], ffmpeg)
+    result = lipsync("multi", couple, "-o", output, "--speaker", left, "--speaker", right, "--steps", 2)
+    assert result.returncode == 0, result.stderr[-2000:]
+    read = mouths(output, tmp_path, truths[0], ffmpeg)
     table = [[mouth_score.correlation(lips[:N], truth.openness[:N]) for truth in truths] for lips in read]
     print(np.round(table, 2))
     for person in range(2):
@@ -110,11 +110,11 @@ def test_listener_keeps_the_mouth_closed(
     for silent, speaking in ((left[: N - rest], right[: N - rest]), (right[N + rest :], left[N + rest :])):
         assert silent.mean() < 0.15
         assert silent.std() < 0.3 * speaking.std()
-    heard = np.concatenate(list(media.read_audio(result.output))).astype(float)
+    audio = np.concatenate(list(media.read_audio(result.output))).astype(float)
     parts = [np.concatenate(list(media.read_audio(path))).astype(float) for path in (voices[1], voices[0])]
-    wanted = np.concatenate(parts)
-    n = min(len(heard), len(wanted))
-    assert mouth_score.correlation(heard[:n], wanted[:n]) > 0.98
+    expected = np.concatenate(parts)
+    n = min(len(audio), len(expected))
+    assert mouth_score.correlation(audio[:n], expected[:n]) > 0.98
 
 
 # --- people who cross ---
@@ -151,7 +151,7 @@ def test_crossing_speakers_keep_their_voices(
     pipeline = LipSyncPipeline.from_pretrained("tiny", device="cpu", cache_dir=tmp_path / "cache")
     faces = [FaceChoice.parse(text) for text in ("180,190@0", "780,190@0")]
     speakers = [Speaker(face, voice) for face, voice in zip(faces, voices, strict=True)]
-    made = pipeline(crossing, speakers, tmp_path / "made.mp4").output
+    output = pipeline(crossing, speakers, tmp_path / "made.mp4").output
     times_s = np.arange(N) / 25
     walked = 0.5 - 0.5 * np.cos(np.pi * np.clip((times_s - STARTS_S) / WALKS_S, 0, 1))
     # Who is behind is hidden while they meet; next to that the mouth fades out and in.
@@ -162,7 +162,7 @@ def test_crossing_speakers_keep_their_voices(
     for number, place in enumerate(PLACES):
         alone = tmp_path / f"alone-{number}.mp4"
         follow = f"crop={HEAD_PX}:384:'{place}':0:exact=1,pad=384:384:-1:0"
-        ffmpeg("-i", made, "-vf", follow, "-qp", 0, "-preset", "ultrafast", alone)
+        ffmpeg("-i", output, "-vf", follow, "-qp", 0, "-preset", "ultrafast", alone)
         lips = mouth_score.read_video(alone, truths[0])[rows[number]]
         table.append([mouth_score.correlation(lips, truth.openness[:N][rows[number]]) for truth in truths])
     print(np.round(table, 2))
@@ -190,18 +190,18 @@ def test_dialogue_times_and_tracks(voices: tuple[Path, Path], tmp_path: Path) ->
     assert np.abs(samples[16100:23900] - first[100:7900]).max() < 400
     assert not samples[24100:31900].any()
     # What is heard: one file twice, at the start and from two seconds on.
-    heard = np.concatenate(list(media.read_audio(mix.write_mix(tmp_path)))).astype(float)
+    audio = np.concatenate(list(media.read_audio(mix.write_mix(tmp_path)))).astype(float)
     again = np.concatenate(list(media.read_audio(voices[1]))).astype(float)
-    assert np.abs(heard[1600:14400] - again[1600:14400]).max() < 400
-    assert np.abs(heard[51200:76800] - again[19200:44800]).max() < 400
+    assert np.abs(audio[1600:14400] - again[1600:14400]).max() < 400
+    assert np.abs(audio[51200:76800] - again[19200:44800]).max() < 400
 
 
 def test_impossible_dialogue_is_rejected(
     voices: tuple[Path, Path], couple: Path, tmp_path: Path, lipsync: Run
 ) -> None:
-    left = FaceChoice.parse("left")
+    remaining = FaceChoice.parse("left")
     with pytest.raises(ParameterError, match="same person"):
-        SpeakerMix.from_speakers([Speaker(left, voices[0]), Speaker(left, voices[1], 1.0)])
+        SpeakerMix.from_speakers([Speaker(remaining, voices[0]), Speaker(remaining, voices[1], 1.0)])
     with pytest.raises(ParameterError, match="speakers"):
         SpeakerMix.from_speakers([])
     pipeline = LipSyncPipeline.from_pretrained("tiny", device="cpu", cache_dir=tmp_path / "cache")
@@ -215,7 +215,7 @@ def test_impossible_dialogue_is_rejected(
         ["--segment", "x,y"],
         [],
     ):
-        refused = lipsync("multi", couple, "-o", tmp_path / "out.mp4", *wrong)
-        assert refused.returncode != 0
-        assert "parameter_invalid" in refused.stderr
+        rejection = lipsync("multi", couple, "-o", tmp_path / "out.mp4", *wrong)
+        assert rejection.returncode != 0
+        assert "parameter_invalid" in rejection.stderr
     assert not (tmp_path / "out.mp4").exists()

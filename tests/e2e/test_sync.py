@@ -54,16 +54,16 @@ def test_command_writes_a_video_and_a_comparison(
     clip: Path, voice: Path, tmp_path: Path, lipsync: Run, cache_dir: Path
 ) -> None:
     output, both = tmp_path / "out.mp4", tmp_path / "both.mp4"
-    done = lipsync("sync", clip, voice, "-o", output, "--side-by-side", both, "--preset", "lossless")
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert str(output) in done.stdout
-    assert "0 without a usable face" in done.stdout
+    result = lipsync("sync", clip, voice, "-o", output, "--side-by-side", both, "--preset", "lossless")
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert str(output) in result.stdout
+    assert "0 without a usable face" in result.stdout
 
-    source, made = media.probe_video(clip), media.probe_video(output)
-    assert (made.format.width, made.format.height) == (source.format.width, source.format.height)
-    assert made.frame_rate == source.frame_rate
+    source, created = media.probe_video(clip), media.probe_video(output)
+    assert (created.format.width, created.format.height) == (source.format.width, source.format.height)
+    assert created.frame_rate == source.frame_rate
     frames = luma(output)
-    assert len(frames) == timeline.count_audio_frames(media.probe_audio(voice).duration_s, made.frame_rate)
+    assert len(frames) == timeline.count_audio_frames(media.probe_audio(voice).duration_s, created.frame_rate)
 
     # Lips changed; above the face every sample is the source's.
     before = luma(clip)[: len(frames)]
@@ -164,8 +164,8 @@ def test_segments_do_not_depend_on_order_or_process(
         shutil.copy(path, tmp_path / name)
     backward = [str(segment.index) for segment in reversed(planned.segments)]
     command = [sys.executable, "-c", DIGEST_SEGMENT, str(tmp_path), *backward]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=True)
-    digests = json.loads(done.stdout.splitlines()[-1])
+    result = subprocess.run(command, capture_output=True, text=True, timeout=240, check=True)
+    digests = json.loads(result.stdout.splitlines()[-1])
     assert len(set(digests.values())) == len(planned.segments)
 
     (whole,) = timeline.plan_segments(planned.n_frames, planned.windows, planned.header.fps, 60, 60)
@@ -194,13 +194,13 @@ def test_segment_borders_are_as_smooth_as_the_rest(
     """The same frames at a border and, cut otherwise, inside a window: what is said there cancels out."""
     voice = tmp_path / "voice.wav"
     ffmpeg("-stream_loop", -1, "-i", DEMO_VOICE, "-t", 10, voice)
-    made = {}
+    output = {}
     for overlap in (4, 5, 0):
         plan = make_plan(clip, voice, tmp_path, pipeline, quick(window_overlap=overlap))
-        made[overlap] = steps_and_borders(plan, clip, pipeline)
+        output[overlap] = steps_and_borders(plan, clip, pipeline)
 
     def roughness(overlap: int, other: int) -> float:
-        (steps, borders), (smooth, elsewhere) = made[overlap], made[other]
+        (steps, borders), (smooth, elsewhere) = output[overlap], output[other]
         at = sorted(borders - elsewhere)
         return float(steps[at].mean() / smooth[at].mean())
 
@@ -235,10 +235,10 @@ def test_loop_mode_tail_and_rate_set_the_length(
     sound = tmp_path / "sound.wav"
     ffmpeg("-stream_loop", -1, "-i", voice, "-t", seconds, sound)
     result = pipeline(clip, sound, tmp_path / "out.mp4", params)
-    made = luma(result.output)
-    assert result.frames == len(made) == frames
+    output = luma(result.output)
+    assert result.frames == len(output) == frames
     if params.tail is Tail.KEEP:  # after the voice the source goes on untouched
-        assert np.abs(made[30:].astype(int) - luma(clip)[30:frames]).mean() < 2.0
+        assert np.abs(output[30:].astype(int) - luma(clip)[30:frames]).mean() < 2.0
 
 
 def test_one_frame_video_and_silent_audio_are_accepted(
@@ -249,8 +249,8 @@ def test_one_frame_video_and_silent_audio_are_accepted(
     ffmpeg("-f", "lavfi", "-i", "anullsrc=r=44100", "-t", 0.8, silence)
     result = pipeline(still, silence, tmp_path / "out.mp4", quick())
     assert result.frames == 20
-    made = luma(result.output).astype(int)
-    assert np.abs(np.diff(made, axis=0)).mean() < 1.0  # a mouth at rest does not move
+    output = luma(result.output).astype(int)
+    assert np.abs(np.diff(output, axis=0)).mean() < 1.0  # a mouth at rest does not move
     assert result.warnings == ("The audio contains no speech: the lips rest throughout.",)
 
 
@@ -285,17 +285,17 @@ def test_masked_pixels_are_unchanged(
     halves = f"color={kept}:s=80x160[a];color={free}:s=80x160[b];[a][b]hstack"
     ffmpeg("-filter_complex", halves, "-frames:v", 1, mask)
     result = pipeline(clip, voice, tmp_path / "out.mp4", quick(**{option: mask}, seed=32))
-    made = luma(result.output).astype(float)
-    off = np.abs(made - luma(clip)[: len(made)])
+    output = luma(result.output).astype(float)
+    off = np.abs(output - luma(clip)[: len(output)])
     assert np.mean(off[:, :, :156] ** 2) < 255**2 / 10**4.5
     assert off[:, :, 164:].max() > 30
 
 
 def test_probe_and_doctor_print_their_reports(clip: Path, voice: Path, lipsync: Run) -> None:
-    shown = lipsync("probe", clip)
-    assert shown.returncode == 0, shown.stderr
-    assert "h264" in shown.stdout
-    assert "25 fps" in shown.stdout
+    view = lipsync("probe", clip)
+    assert view.returncode == 0, view.stderr
+    assert "h264" in view.stdout
+    assert "25 fps" in view.stdout
     assert "pcm_s16le" in lipsync("probe", voice).stdout
     health = lipsync("doctor", "--card-gb", 8)
     assert health.returncode == 0, health.stderr

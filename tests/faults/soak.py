@@ -72,10 +72,10 @@ class Soak:
             "inference_steps": 1,
             "webhook_url": self.hook,
         }
-        status, told = self.server.request("POST", "/api/v3/bytedance/latentsync", body, **headers)
+        status, response = self.server.request("POST", "/api/v3/bytedance/latentsync", body, **headers)
         if status != 200:
-            raise AssertionError(f"a submission was answered with {status}: {told}")
-        job = str(told["data"]["id"])
+            raise AssertionError(f"a submission was answered with {status}: {response}")
+        job = str(response["data"]["id"])
         self.frames.setdefault(job, round(LENGTHS_S[number] * 25))
         return job
 
@@ -128,10 +128,10 @@ def listen(told: dict[str, list[str]], rng: random.Random) -> tuple[ThreadingHTT
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            refused = rng.random() < 0.2
-            if not refused:
+            rejection = rng.random() < 0.2
+            if not rejection:
                 told[body["id"]].append(body["status"])
-            self.send_response(503 if refused else 200)
+            self.send_response(503 if rejection else 200)
             self.send_header("Content-Length", "0")
             self.end_headers()
 
@@ -159,31 +159,31 @@ def inputs(folder: Path) -> tuple[Path, list[Path]]:
 
 def problems(soak: Soak, folder: Path) -> list[str]:
     """Broken invariants, as sentences."""
-    found, server = [], soak.server
+    result, server = [], soak.server
     states = collections.Counter()  # type: ignore[var-annotated]
     for job, frames in soak.frames.items():
         if job in soak.deleted:
             continue
-        seen = server.prediction(job)
-        states[seen["status"]] += 1
-        if seen["status"] == "completed":
+        prediction = server.prediction(job)
+        states[prediction["status"]] += 1
+        if prediction["status"] == "completed":
             film = folder / "film.mp4"
-            film.write_bytes(server.request("GET", seen["outputs"][0])[1])
+            film.write_bytes(server.request("GET", prediction["outputs"][0])[1])
             got = len(list(media.scan_frames(media.probe_video(film), 64)))
             if got != frames:
-                found.append(f"{job} has {got} frames instead of {frames}")
-        elif seen["status"] == "failed" and seen["code"] != 5000:
-            found.append(f"{job} failed: {seen['error']}")
-        if soak.told[job] == [] or set(soak.told[job]) != {seen["status"]}:
-            found.append(f"{job} is {seen['status']}, its webhooks said {soak.told[job]}")
+                result.append(f"{job} has {got} frames instead of {frames}")
+        elif prediction["status"] == "failed" and prediction["code"] != 5000:
+            result.append(f"{job} failed: {prediction['error']}")
+        if soak.told[job] == [] or set(soak.told[job]) != {prediction["status"]}:
+            result.append(f"{job} is {prediction['status']}, its webhooks said {soak.told[job]}")
     results = list((server.data_dir / "blobs" / "results").glob("*"))
     if len(results) != states["completed"]:
-        found.append(f"{len(results)} films for {states['completed']} completed jobs")
-    if left := list((server.data_dir / "work" / "jobs").glob("*")):
-        found.append(f"left in work/jobs: {[path.name for path in left]}")
+        result.append(f"{len(results)} films for {states['completed']} completed jobs")
+    if remaining := list((server.data_dir / "work" / "jobs").glob("*")):
+        result.append(f"left in work/jobs: {[path.name for path in remaining]}")
     print(f"\n{len(soak.frames)} jobs accepted: {dict(states)}, {len(soak.deleted)} deleted")
     print(f"webhooks taken: {sum(map(len, soak.told.values()))}")
-    return found
+    return result
 
 
 def main() -> int:

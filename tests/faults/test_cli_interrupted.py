@@ -27,8 +27,8 @@ def long_job(clip: Path, make_voice: Callable[[float], Path]) -> list[str]:
 
 
 def finished_segments(cache_dir: Path) -> dict[str, tuple[int, int]]:
-    found = cache_dir.glob("jobs/*/segment-?????.mp4")
-    return {path.name: (path.stat().st_mtime_ns, path.stat().st_size) for path in found}
+    result = cache_dir.glob("jobs/*/segment-?????.mp4")
+    return {path.name: (path.stat().st_mtime_ns, path.stat().st_size) for path in result}
 
 
 def test_killed_job_resumes_with_the_unfinished_segments(
@@ -44,8 +44,8 @@ def test_killed_job_resumes_with_the_unfinished_segments(
     wait_while_running(lambda: len(finished_segments(cache_dir)) >= 1, process)
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate(timeout=30)
-    kept = finished_segments(cache_dir)
-    assert len(kept) == 1
+    previous = finished_segments(cache_dir)
+    assert len(previous) == 1
     assert not resumed.exists()
 
     again = lipsync("sync", *long_job, "-o", resumed)

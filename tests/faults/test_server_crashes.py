@@ -180,12 +180,12 @@ def test_job_survives_crash(
 
 def check_completed(server: LiveServer, job: str, frames: int, folder: Path) -> None:
     """One completed job, one result of so many frames, nothing else."""
-    done = server.wait_for_job(job)
-    assert done["status"] == "completed", done
+    prediction = server.wait_for_job(job)
+    assert prediction["status"] == "completed", prediction
     results = list((server.data_dir / "blobs" / "results").glob(f"{job}*"))
     assert [result.name for result in results] == [f"{job}.mp4"]
     result = folder / "film.mp4"
-    result.write_bytes(server.request("GET", done["outputs"][0])[1])
+    result.write_bytes(server.request("GET", prediction["outputs"][0])[1])
     assert len(list(media.scan_frames(media.probe_video(result), 64))) == frames
     work = server.data_dir / "work"
     wait_until(lambda: not list((work / "jobs").iterdir()), "a working file is left")

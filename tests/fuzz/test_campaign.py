@@ -22,9 +22,9 @@ def test_damaged_media_is_accepted_or_ends_with_a_code(seeds: list[Path], tmp_pa
     secret = media_part.make_secret(tmp_path / "secret")
     inbox = tmp_path / "inbox"
     inbox.mkdir()
-    chosen = list(mutations.cases(seeds, random.Random(1), 400, secret))[::EVERY_CASE]
-    assert sum(case.is_trap for case in chosen) >= 6
-    results = [media_part.strike(case, inbox) for case in chosen]
+    selection = list(mutations.cases(seeds, random.Random(1), 400, secret))[::EVERY_CASE]
+    assert sum(case.is_trap for case in selection) >= 6
+    results = [media_part.strike(case, inbox) for case in selection]
     assert [wrong for _, _, wrong in results if wrong] == []
     assert len({code for code, _, _ in results}) >= 5
     assert list(inbox.iterdir()) == []
@@ -60,9 +60,9 @@ def test_hostile_requests_cause_no_5xx(api: Api) -> None:
     calls = [call for call in tricks.calls() if "huge" not in call[0]][::EVERY_CALL]
     kinds = set()
     for kind, method, path, body, headers in calls:
-        given = {"content": body} if isinstance(body, bytes) else {} if body is None else {"json": body}
+        inputs = {"content": body} if isinstance(body, bytes) else {} if body is None else {"json": body}
         try:
-            answer = api.client.request(method, path, headers={**api.headers, **headers}, **given)
+            answer = api.client.request(method, path, headers={**api.headers, **headers}, **inputs)
         except UnicodeEncodeError:  # the test's client itself cannot send it
             continue
         assert 200 <= answer.status_code < 500, (kind, path, body)

@@ -27,8 +27,8 @@ def test_unstorable_json_is_rejected_and_stores_nothing(subtests: pytest.Subtest
     for name, value in UNSTORABLE_VALUES.items():
         for path in ["/api/v3/bytedance/latentsync", "/api/v1/lipsync-video"]:
             with subtests.test(name, path=path):
-                given = json.dumps(LINKS)[:-1] + f', "more": {value}}}'
-                body = f'{{"formState": {given}}}' if "v1" in path else given
+                inputs = json.dumps(LINKS)[:-1] + f', "more": {value}}}'
+                body = f'{{"formState": {inputs}}}' if "v1" in path else inputs
                 answer = api.client.post(path, content=body, headers=api.headers)
                 assert answer.status_code == 400
                 assert api.client.get("/api/native/v1/jobs", headers=api.headers).json() == {

@@ -16,8 +16,8 @@ from tests.support.application import Api
 def test_generated_requests_match_the_openapi_document(api: Api) -> None:
     schema = schemathesis.openapi.from_asgi("/openapi.json", api.client.app)
     statuses: Counter[int] = Counter()
-    for found in schema.get_all_operations():
-        operation = found.ok()
+    for result in schema.get_all_operations():
+        operation = result.ok()
         costs_a_process = operation.path.endswith("/verify")
 
         @given(case=operation.as_strategy(), with_key=st.booleans())

@@ -44,12 +44,12 @@ def test_window_is_enqueued_without_synchronisation(solver: Solver) -> None:
     fast_sampling = FastSampling(solver=solver, feature_cache_threshold=0.2, guidance_interval=2)
     synchronisations = []
     for steps in (4, 4, 12):
-        with warnings.catch_warnings(record=True) as caught:
+        with warnings.catch_warnings(record=True) as error:
             warnings.simplefilter("always")
             torch.cuda.set_sync_debug_mode("warn")
             model.decode(denoise_window(model, steps, fast_sampling))
             torch.cuda.set_sync_debug_mode("default")
-        synchronisations.append(len(caught))
+        synchronisations.append(len(error))
     assert synchronisations[1:] == [0, 0]  # the first window also loads kernels
 
 

@@ -161,29 +161,29 @@ def test_killed_batch_frees_the_cluster_and_resumes(
         process.kill()
     assert len(workers) == 2
     assert psutil.wait_procs(workers, timeout=30)[1] == []
-    kept = {line["output"]: (out / line["output"]).stat().st_mtime_ns for line in lines(out)}
-    assert 1 <= len(kept) < ROWS, "nothing is left to do: the batch was killed too late"
+    previous = {line["output"]: (out / line["output"]).stat().st_mtime_ns for line in lines(out)}
+    assert 1 <= len(previous) < ROWS, "nothing is left to do: the batch was killed too late"
     again = subprocess.run(
         command, env=dict(environment), capture_output=True, text=True, timeout=DEADLINE_S, check=False
     )
     assert again.returncode == 0, again.stderr[-2000:]
-    assert f"{ROWS} of {ROWS} clips are done, {len(kept)} of them before" in again.stdout
-    assert {name: (out / name).stat().st_mtime_ns for name in kept} == kept
+    assert f"{ROWS} of {ROWS} clips are done, {len(previous)} of them before" in again.stdout
+    assert {name: (out / name).stat().st_mtime_ns for name in previous} == previous
     assert psutil.wait_procs(workers_with(cache_dir), timeout=30)[1] == []
 
 
 def workers_with(cache_dir: Path) -> list[psutil.Process]:
     """Workers of batches with this cache, whoever started them."""
-    found = []
+    matches = []
     for process in psutil.process_iter():
         try:
             if "lipsync_engine.batch.worker" in process.cmdline() and str(cache_dir) == process.environ().get(
                 "LIPSYNC_CACHE_DIR"
             ):
-                found.append(process)
+                matches.append(process)
         except psutil.Error:  # it has ended
             continue
-    return found
+    return matches
 
 
 def test_missing_cluster_is_reported(manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,7 +21,7 @@ COMMAND = [sys.executable, "-m", "server.cli.cluster"]
 
 def said(*arguments: str, **environment: str) -> str:
     """The one line of a refusal."""
-    done = subprocess.run(
+    result = subprocess.run(
         [*COMMAND, *arguments],
         env=os.environ | environment,
         capture_output=True,
@@ -29,8 +29,8 @@ def said(*arguments: str, **environment: str) -> str:
         timeout=120,
         check=False,
     )
-    assert (done.returncode, done.stdout) == (2, "")
-    (line,) = done.stderr.splitlines()
+    assert (result.returncode, result.stdout) == (2, "")
+    (line,) = result.stderr.splitlines()
     return line
 
 
@@ -52,10 +52,10 @@ def test_stopped_local_cluster_is_reported(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_up_reports_a_port_in_use(postgres_url: str, tmp_path: Path) -> None:
-    given = {"LIPSYNC_DATABASE_URL": postgres_url, "LIPSYNC_DATA_DIR": str(tmp_path)}
+    inputs = {"LIPSYNC_DATABASE_URL": postgres_url, "LIPSYNC_DATA_DIR": str(tmp_path)}
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
-        assert said("up", "--port", port, **given).startswith(f"error: port {port} is in use")
+        assert said("up", "--port", port, **inputs).startswith(f"error: port {port} is in use")
 
 
 @pytest.mark.slow

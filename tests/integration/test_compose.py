@@ -41,8 +41,8 @@ def test_services_start_with_their_environment(postgres_url: str, storage: Stora
         assert replaced["LIPSYNC_BLOBS"] != blobs
         command = [sys.executable, "-m", "server", "--check", "--data-dir", str(tmp_path / service)]
         env = {**os.environ, **environment, **ENVIRONMENT, **replaced}
-        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60, check=False)
-        assert done.returncode == 0, done.stderr
+        result = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60, check=False)
+        assert result.returncode == 0, result.stderr
 
 
 def test_services_share_database_and_storage() -> None:

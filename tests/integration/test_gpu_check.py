@@ -45,15 +45,15 @@ def test_gpu_check_ends_in_time_when_every_part_hangs(tmp_path: Path) -> None:
     python, calls, limit_s = tmp_path / "python", tmp_path / "calls", 6
     python.write_text(HANGING)
     python.chmod(0o755)
-    chosen = {"PYTHON": str(python), "CALLS": str(calls), "LIMIT_S": str(limit_s), "OUT": str(tmp_path)}
+    selection = {"PYTHON": str(python), "CALLS": str(calls), "LIMIT_S": str(limit_s), "OUT": str(tmp_path)}
     began = time.monotonic()
-    done = subprocess.run(
+    result = subprocess.run(
         [SCRIPTS / "gpu_check.sh", "--reference", "checkout"],
-        env={**os.environ, **chosen}, capture_output=True, text=True, timeout=60, check=False,
+        env={**os.environ, **selection}, capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
     assert time.monotonic() - began < limit_s + len(PARTS)
-    assert done.returncode == 1
-    assert done.stderr.count("ended with status 124") == len(PARTS)
+    assert result.returncode == 1
+    assert result.stderr.count("ended with status 124") == len(PARTS)
     lines = calls.read_text().splitlines()
     assert all(part in line for part, line in zip(PARTS, lines, strict=True))
     assert [line for line in lines if "--reference checkout" in line] == lines[1:2]

@@ -42,8 +42,8 @@ def long_voice(make_voice: Callable[[float], Path]) -> Path:
 
 def submit_two(server: LiveServer, clip: Path, voice: Path, **body: object) -> tuple[str, str]:
     video, audio = server.upload(clip), server.upload(voice)
-    given: dict[str, Any] = {"inference_steps": 1, "guidance_scale": 1, **body}
-    one, other = (server.submit(video, audio, seed=seed, **given) for seed in (1, 2))
+    inputs: dict[str, Any] = {"inference_steps": 1, "guidance_scale": 1, **body}
+    one, other = (server.submit(video, audio, seed=seed, **inputs) for seed in (1, 2))
     return one, other
 
 
@@ -55,16 +55,16 @@ def are_rendering(server: LiveServer, *jobs: str) -> bool:
 def job_rows(server: LiveServer) -> dict[str, tuple[str, int, float, float]]:
     """Of each job its state, attempts, and when the last of them began and ended."""
     database = sqlite3.connect(server.data_dir / "lipsync.sqlite", timeout=20)
-    found = database.execute("SELECT id, state, attempts, started_at, finished_at FROM jobs").fetchall()
+    result = database.execute("SELECT id, state, attempts, started_at, finished_at FROM jobs").fetchall()
     database.close()
-    return {job: (state, attempts, began, ended) for job, state, attempts, began, ended in found}
+    return {job: (state, attempts, began, ended) for job, state, attempts, began, ended in result}
 
 
 def running_jobs(server: LiveServer) -> int:
     _, text = server.request("GET", "/metrics")
-    found = re.search(rb'lipsync_worker_jobs\{device="cpu"\} (\d)', text)
-    assert found, text
-    return int(found[1])
+    result = re.search(rb'lipsync_worker_jobs\{device="cpu"\} (\d)', text)
+    assert result, text
+    return int(result[1])
 
 
 def test_concurrent_jobs_equal_jobs_that_run_alone(

@@ -148,21 +148,21 @@ def test_downloads_support_byte_ranges(any_api: Api) -> None:
     assert (answer.status_code, answer.content == content) == (200, True)
     assert answer.headers["accept-ranges"] == "bytes"
     size = len(content)
-    for asked, start, stop in (
+    for requests, start, stop in (
         ("bytes=0-99", 0, 100),
         ("bytes=1048570-2097160", 1048570, 2097161),
         (f"bytes={size - 5}-", size - 5, size),
         ("bytes=-7", size - 7, size),
         (f"bytes=5-{size * 2}", 5, size),
     ):
-        piece = get(url, headers={"Range": asked})
-        assert piece.status_code == 206, asked
-        assert piece.content == content[start:stop], asked
+        piece = get(url, headers={"Range": requests})
+        assert piece.status_code == 206, requests
+        assert piece.content == content[start:stop], requests
         assert piece.headers["content-range"] == f"bytes {start}-{stop - 1}/{size}"
     past = get(url, headers={"Range": f"bytes={size}-"})
     assert (past.status_code, past.headers["content-range"]) == (416, f"bytes */{size}")
-    for asked in ("bytes=9-3", "bytes=0-1,5-6", "lines=1-2", "bytes=-"):
-        assert get(url, headers={"Range": asked}).status_code == 200, asked
+    for requests in ("bytes=9-3", "bytes=0-1,5-6", "lines=1-2", "bytes=-"):
+        assert get(url, headers={"Range": requests}).status_code == 200, requests
     same = {"Range": "bytes=0-0", "If-Range": answer.headers["etag"]}
     assert get(url, headers=same).status_code == 206
     assert get(url, headers={**same, "If-Range": '"another"'}).status_code == 200
@@ -179,12 +179,12 @@ def test_requests_are_refused_while_storage_is_unavailable(
     storage.is_away = True
     status, code, _ = upload(api, b"another film")
     assert (status, code) == (503, "storage_away")
-    refused = api.client.get(url)
-    assert (refused.status_code, refused.headers["retry-after"]) == (503, "5")
+    rejection = api.client.get(url)
+    assert (rejection.status_code, rejection.headers["retry-after"]) == (503, "5")
     assert api.client.get("/livez").status_code == 200
     body = {"video": "https://media.example/in/talk.mp4", "audio": "aGVsbG8gd29ybGQ="}  # inline, to be stored
-    refused = api.client.post("/api/v3/bytedance/latentsync", json=body, headers=api.headers)
-    assert (refused.status_code, refused.json()["error_code"]) == (503, "storage_away")
+    rejection = api.client.post("/api/v3/bytedance/latentsync", json=body, headers=api.headers)
+    assert (rejection.status_code, rejection.json()["error_code"]) == (503, "storage_away")
     assert api.server.store.waiting_jobs() == []
     storage.is_away = False
     assert api.client.get(url).content == b"a film"

@@ -59,12 +59,12 @@ def test_sync_request_returns_when_another_process_ends_the_job(two: tuple[Api, 
     here, there = two
     body = {"audio": f"{BASE}/a.wav", "video": f"{BASE}/v.mp4", "enable_sync_mode": True}
     with ThreadPoolExecutor(1) as client:
-        asked = client.submit(here.client.post, LATENTSYNC, json=body, headers=here.headers)
+        future = client.submit(here.client.post, LATENTSYNC, json=body, headers=here.headers)
         wait_until(lambda: there.server.store.count_in_state(State.WAITING) == 1, "the job did not come")
         (job, _), *_ = there.server.store.waiting_jobs()
         there.succeed(job)
         since = time.monotonic()
-        assert asked.result().json()["data"]["status"] == "completed"
+        assert future.result().json()["data"]["status"] == "completed"
     assert time.monotonic() - since < POLL_INTERVAL_S / 2, "it was looked for, not heard"
     assert here.server.jobs.typical_run_s is not None, "both know how long a job takes"
 
@@ -74,9 +74,9 @@ def test_event_stream_follows_another_process(two: tuple[Api, Api]) -> None:
     job = there.submit()
     with ThreadPoolExecutor(1) as client:
         path = f"/api/native/v1/jobs/{job}/events"
-        told = client.submit(here.client.get, path, headers=here.headers)
+        response = client.submit(here.client.get, path, headers=here.headers)
         there.succeed(job)
-        assert '"state": "succeeded"' in told.result(20).text
+        assert '"state": "succeeded"' in response.result(20).text
 
 
 def test_cancellation_stops_the_job_in_another_process(two: tuple[Api, Api]) -> None:
@@ -91,11 +91,11 @@ def test_cancellation_stops_the_job_in_another_process(two: tuple[Api, Api]) -> 
 
 def test_webhook_is_delivered_by_exactly_one_process(two: tuple[Api, Api], receiver: WebhookReceiver) -> None:
     here, there = two
-    made = [here.submit(webhook_url=receiver.url) for _ in range(30)]
-    for job in made:
+    output = [here.submit(webhook_url=receiver.url) for _ in range(30)]
+    for job in output:
         here.client.post(f"/api/v3/predictions/{job}/cancel", headers=here.headers)
     wait_until(lambda: here.server.store.count_webhooks() == (0, 0), "not all were delivered", 20)
-    assert sorted(receiver.ids()) == sorted(made)
+    assert sorted(receiver.ids()) == sorted(output)
     assert there.server.store.count_webhooks() == (0, 0)
 
 
@@ -103,8 +103,8 @@ def test_keys_and_links_are_valid_in_all_processes(two: tuple[Api, Api]) -> None
     here, there = two
     job = here.submit()
     there.succeed(job)
-    shown = there.client.get(f"/api/v3/predictions/{job}", headers=here.headers).json()["data"]
-    assert shown["status"] == "completed"
+    view = there.client.get(f"/api/v3/predictions/{job}", headers=here.headers).json()["data"]
+    assert view["status"] == "completed"
     token = here.server.context.file_url("", "results/a.mp4", time.time()).split("/")[2]
     assert there.server.context.signer.verify("read", "results/a.mp4", token, time.time())
     assert (
@@ -121,12 +121,12 @@ def test_workers_are_listed_by_all_processes(two: tuple[Api, Api]) -> None:
     here, there = two
 
     def seen() -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = here.client.get("/admin/workers", headers=here.headers).json()
-        return found
+        result: list[dict[str, Any]] = here.client.get("/admin/workers", headers=here.headers).json()
+        return result
 
     def counted() -> dict[str, int]:
-        told = here.client.get("/api/native/v1/health", headers=here.headers).json()
-        return {condition: count for condition, count in told["workers"].items() if count}
+        response = here.client.get("/api/native/v1/health", headers=here.headers).json()
+        return {condition: count for condition, count in response["workers"].items() if count}
 
     async def work() -> None:
         state = WorkerState.BUSY
@@ -200,16 +200,16 @@ def test_leases_use_the_database_clock(postgres_url: str, monkeypatch: pytest.Mo
             fast.setattr(time, "time", lambda: real() + 3600)
             claimed = await jobs.claim()
             await jobs.expire()
-            kept = store.get("0" * 32)
+            previous = store.get("0" * 32)
         assert claimed is not None
-        assert kept is not None
-        return claimed.job, kept.job
+        assert previous is not None
+        return claimed.job, previous.job
 
-    claimed, kept = asyncio.run(go())
+    claimed, previous = asyncio.run(go())
     jobs.close()
     store.close()
     assert claimed.lease_until == pytest.approx(real() + JobPolicy().lease_s, abs=10)
-    assert kept == claimed
+    assert previous == claimed
 
 
 REQUEST = Request(dialect="wavespeed", dialect_state="{}", endpoint="a/b", sources=(), key_id="0" * 16)
@@ -249,23 +249,23 @@ def test_outage_of_database_and_storage_loses_and_repeats_nothing(
     (process,) = worker.worker_pids()
 
     acknowledged: dict[str, str] = {}
-    refused: list[dict[str, object]] = []
+    rejection: list[dict[str, object]] = []
     is_over = threading.Event()
 
     def submit_on(client: int) -> None:
         for number in range(10_000):
             if is_over.wait(0.1):  # ten a second
                 return
-            key, status, told = f"{client}-{number}", 0, {}
+            key, status, response = f"{client}-{number}", 0, {}
             while status != 200 and not is_over.is_set():
                 path = f"{LATENTSYNC}?webhook={receiver.url}"
-                status, told = api.request("POST", path, NOWHERE, **{"Idempotency-Key": key})
+                status, response = api.request("POST", path, NOWHERE, **{"Idempotency-Key": key})
                 if status != 200:
                     is_over.wait(0.1)
-                    assert status == 503, told
-                    refused.append(told)
+                    assert status == 503, response
+                    rejection.append(response)
                 else:
-                    acknowledged[key] = told["data"]["id"]
+                    acknowledged[key] = response["data"]["id"]
 
     film = api.submit(video, audio, inference_steps=2, webhook_url=receiver.url)
     api.wait_for_job(film, lambda seen: seen["timings"].get("stage") == "render")
@@ -274,12 +274,12 @@ def test_outage_of_database_and_storage_loses_and_repeats_nothing(
         try:
             wait_until(lambda: len(acknowledged) > 5, "no submission comes in")
             private.stop()
-            wait_until(lambda: len(refused) > 5, "nothing was refused")
+            wait_until(lambda: len(rejection) > 5, "nothing was refused")
             since = time.monotonic()
-            status, told = api.request("POST", "/api/v1/lipsync-video", {"formState": NOWHERE})
-            assert (status, "unavailable" in told["message"]) == (503, True)
-            status, told = api.request("GET", f"/api/native/v1/jobs/{film}")
-            assert (status, told["error"]) == (503, "database_away")
+            status, response = api.request("POST", "/api/v1/lipsync-video", {"formState": NOWHERE})
+            assert (status, "unavailable" in response["message"]) == (503, True)
+            status, response = api.request("GET", f"/api/native/v1/jobs/{film}")
+            assert (status, response["error"]) == (503, "database_away")
             assert api.request("GET", "/livez")[0] == 200
             assert time.monotonic() - since < 2, "requests waited for a database that is away"
             stored = f"here/results/{film}.mp4"
@@ -291,32 +291,32 @@ def test_outage_of_database_and_storage_loses_and_repeats_nothing(
             is_over.set()
         for client in running:
             client.result()
-    assert {told["error_code"] for told in refused} == {"database_away"}
+    assert {response["error_code"] for response in rejection} == {"database_away"}
 
-    wanted = {film, *acknowledged.values()}
-    wait_until(lambda: wanted <= set(receiver.ids()), "a job did not end", 60, interval_s=0.1)
+    expected = {film, *acknowledged.values()}
+    wait_until(lambda: expected <= set(receiver.ids()), "a job did not end", 60, interval_s=0.1)
     assert len(set(acknowledged.values())) == len(acknowledged)
     assert sorted(receiver.ids()) == sorted(set(receiver.ids())), "a webhook came twice"
-    shown = api.request("GET", f"/api/native/v1/jobs/{film}")[1]
-    assert (shown["state"], shown["warnings"]) == ("succeeded", [])
+    view = api.request("GET", f"/api/native/v1/jobs/{film}")[1]
+    assert (view["state"], view["warnings"]) == ("succeeded", [])
     assert worker.worker_pids() == [process], "the worker was replaced for the database's sake"
 
     short = api.upload(voice)
-    kept = api.submit(video, short, inference_steps=1, guidance_scale=1, seed=1)
-    api.wait_for_job(kept, lambda seen: seen["timings"].get("stage") == "render")
+    previous = api.submit(video, short, inference_steps=1, guidance_scale=1, seed=1)
+    api.wait_for_job(previous, lambda seen: seen["timings"].get("stage") == "render")
     storage.is_away = True
     wait_until(lambda: any("not stored" in line for line in worker.log), "it was stored nowhere")
     storage.is_away = False
-    done = api.wait_for_job(kept)
-    assert done["status"] == "completed"
-    content = api.request("GET", done["outputs"][0])[1]
-    assert api.request("GET", done["outputs"][0], Range="bytes=4-11")[1] == content[4:12]
+    prediction = api.wait_for_job(previous)
+    assert prediction["status"] == "completed"
+    content = api.request("GET", prediction["outputs"][0])[1]
+    assert api.request("GET", prediction["outputs"][0], Range="bytes=4-11")[1] == content[4:12]
 
     storage.is_away = True
     unread = api.submit(video, short, inference_steps=1, guidance_scale=1, seed=2)
     assert api.wait_for_job(unread)["status"] == "failed"
-    shown = api.request("GET", f"/api/native/v1/jobs/{unread}")[1]
-    assert (shown["failure"]["code"], shown["thumbnail"]) == ("storage_away", None)
+    view = api.request("GET", f"/api/native/v1/jobs/{unread}")[1]
+    assert (view["failure"]["code"], view["thumbnail"]) == ("storage_away", None)
     storage.is_away = False
 
     cancelled = api.submit(video, audio, inference_steps=2, seed=3)

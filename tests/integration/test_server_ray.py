@@ -50,8 +50,8 @@ def test_job_survives_a_lost_node_and_the_pool_replaces_it(
     ffmpeg("-i", clip, "-vf", "scale=128:-2", "-crf", 18, small)
     nodes = [add_node(cluster, num_cpus=1) for _ in range(2)]
     api = start_server(devices="none", database_url=postgres_url)
-    given: dict[str, Any] = {"data_dir": api.data_dir, "database_url": postgres_url, "devices": ("cpu",)}
-    ray_pool.start_pool(Settings(cluster_min=2, cluster_max=2, **given))
+    inputs: dict[str, Any] = {"data_dir": api.data_dir, "database_url": postgres_url, "devices": ("cpu",)}
+    ray_pool.start_pool(Settings(cluster_min=2, cluster_max=2, **inputs))
 
     def conditions() -> list[WorkerState]:
         return sorted(report.state for report in ray_pool.status()[0])

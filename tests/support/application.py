@@ -50,9 +50,9 @@ class Api:
 
     def submit(self, **body: object) -> str:
         """A job of the LatentSync model; its id."""
-        given = {"audio": "https://media.example/in/voice.wav", "video": "https://media.example/in/talk.mp4"}
+        inputs = {"audio": "https://media.example/in/voice.wav", "video": "https://media.example/in/talk.mp4"}
         answer = self.client.post(
-            "/api/v3/bytedance/latentsync", json={**given, **body}, headers=self.headers
+            "/api/v3/bytedance/latentsync", json={**inputs, **body}, headers=self.headers
         )
         assert answer.status_code == 200, answer.text
         return str(answer.json()["data"]["id"])

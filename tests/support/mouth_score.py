@@ -45,20 +45,20 @@ class Truth:
 
     @classmethod
     def load(cls, path: Path) -> Truth:
-        told = json.loads(path.read_text())
-        poses = [Pose(**pose) for pose in told["poses"]]
-        return cls(told["identity"], poses, np.array(told["openness"]), [tuple(e) for e in told["events"]])
+        data = json.loads(path.read_text())
+        poses = [Pose(**pose) for pose in data["poses"]]
+        return cls(data["identity"], poses, np.array(data["openness"]), [tuple(e) for e in data["events"]])
 
     def save(self, path: Path) -> None:
         head = ("x", "y", "scale", "roll_deg", "turn", "blink")
         poses = [{name: round(getattr(pose, name), 5) for name in head} for pose in self.poses]
-        told = {
+        data = {
             "identity": self.identity,
             "poses": poses,
             "openness": [round(float(value), 4) for value in self.openness],
             "events": [[round(start, 3), viseme] for start, viseme in self.events],
         }
-        path.write_text(json.dumps(told) + "\n")
+        path.write_text(json.dumps(data) + "\n")
 
 
 @dataclass(frozen=True)
@@ -81,9 +81,9 @@ class Score:
 def score(read: np.ndarray, truth: Truth) -> Score:
     """Compare (N,) read openness with the truth."""
     n = min(len(read), len(truth.openness))
-    read, wanted = read[:n], truth.openness[:n]
+    read, expected = read[:n], truth.openness[:n]
     reach = range(-MAX_OFFSET, MAX_OFFSET + 1)
-    lags = {lag: correlation(shifted(read, lag), shifted(wanted, -lag)) for lag in reach}
+    lags = {lag: correlation(shifted(read, lag), shifted(expected, -lag)) for lag in reach}
     lips, mouth = centres(truth.events, ("closed",), n), centres(truth.events, ("a",), n)
     held = list(inside_held_vowels(truth.events, n))
     second = np.abs(np.diff(read, 2))
@@ -114,8 +114,8 @@ def spans(events: list[speech.Event], names: tuple[str, ...]) -> Iterator[tuple[
 
 
 def centres(events: list[speech.Event], names: tuple[str, ...], n: int) -> list[int]:
-    found = [int((start + stop) / 2 * speech.FPS) for start, stop in spans(events, names)]
-    return [frame for frame in found if frame < n]
+    frames = [int((start + stop) / 2 * speech.FPS) for start, stop in spans(events, names)]
+    return [frame for frame in frames if frame < n]
 
 
 def inside_held_vowels(events: list[speech.Event], n: int) -> Iterator[int]:
@@ -128,10 +128,10 @@ def inside_held_vowels(events: list[speech.Event], n: int) -> Iterator[int]:
 
 def read_video(path: Path, truth: Truth) -> np.ndarray:
     """(N,) openness of every frame of a finished video."""
-    who, found = Identity.from_seed(truth.identity), []
+    identity, openness = Identity.from_seed(truth.identity), []
     for picture, pose in zip(pictures(path), truth.poses, strict=False):
-        found.append(read_openness(picture, who, pose))
-    return np.array(found)
+        openness.append(read_openness(picture, identity, pose))
+    return np.array(openness)
 
 
 def pictures(path: Path) -> Iterator[np.ndarray]:

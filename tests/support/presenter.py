@@ -109,12 +109,12 @@ class Canvas:
 
     def part(self, x0: int, y0: int, x1: int, y1: int) -> Canvas:
         """A copy of a part that is drawn on in the same face coordinates; finished pixels."""
-        made = copy.copy(self)
-        made.image = self.image[
+        part = copy.copy(self)
+        part.image = self.image[
             y0 * SUPERSAMPLE : y1 * SUPERSAMPLE, x0 * SUPERSAMPLE : x1 * SUPERSAMPLE
         ].copy()
-        made.origin = self.origin - SUPERSAMPLE * np.array([x0, y0])
-        return made
+        part.origin = self.origin - SUPERSAMPLE * np.array([x0, y0])
+        return part
 
     def shown(self) -> np.ndarray:
         """float32 (height, width, 3): finished pixels."""
@@ -397,12 +397,12 @@ def encode(frames: list[np.ndarray], wav: Path | None, output: Path) -> None:
 
 def make_clip(seed: int, text: str, output: Path, *, voice: str = "en-us", side: int = 512) -> None:
     """A presenter who says `text`."""
-    said = speak(text, voice)
-    mouth = articulation(said.events, math.ceil((said.duration_s + 0.2) * FPS))
+    speech = speak(text, voice)
+    mouth = articulation(speech.events, math.ceil((speech.duration_s + 0.2) * FPS))
     who = Identity.from_seed(seed)
     with tempfile.TemporaryDirectory() as folder:
         wav = Path(folder) / "speech.wav"
-        write_wav(said.samples, said.sample_rate, wav)
+        write_wav(speech.samples, speech.sample_rate, wav)
         encode([draw(who, pose, side) for pose in poses(mouth, seed)], wav, output)
 
 

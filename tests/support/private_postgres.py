@@ -18,10 +18,10 @@ class PrivatePostgres:
     """Listens on a free port of this machine alone; as root it runs as `postgres`, for it refuses root."""
 
     def __init__(self) -> None:
-        found = shutil.which("pg_ctl") or next(map(str, PROGRAMS.glob("*/bin/pg_ctl")), None)
-        if found is None:
+        program = shutil.which("pg_ctl") or next(map(str, PROGRAMS.glob("*/bin/pg_ctl")), None)
+        if program is None:
             pytest.skip(f"no PostgreSQL programs on PATH or in {PROGRAMS}")
-        self._programs = Path(found).parent
+        self._programs = Path(program).parent
         self._data = Path(tempfile.mkdtemp(prefix="lipsync-postgres-"))
         self._user = "postgres" if os.geteuid() == 0 else None
         if self._user is not None:

@@ -88,10 +88,10 @@ class Storage:
         self.requests.append(f"{method} {path}")
         connection: Any = http.client.HTTPConnection(*self._behind, timeout=30)
         connection.request(method, path, body, headers)
-        answered = connection.getresponse()
-        found = answered.status, answered.getheaders(), answered.read()
+        response = connection.getresponse()
+        result = response.status, response.getheaders(), response.read()
         connection.close()
-        return found
+        return result
 
     def names(self) -> list[str]:
         """Names of all that can be seen in the bucket."""

@@ -59,7 +59,7 @@ def main() -> int:
     parser.add_argument("--only", nargs="*", help="names of parts; `films` needs `media`")
     parser.add_argument("--out", type=Path, help="JSON with the counts; parts that did not run stay in it")
     arguments = parser.parse_args()
-    found: list[Part] = []
+    matches: list[Part] = []
     with tempfile.TemporaryDirectory(prefix="lipsync-campaign-") as name:
         for part_name, run in parts(Path(name), arguments.seed, arguments.share).items():
             if arguments.only and part_name not in arguments.only:
@@ -68,23 +68,23 @@ def main() -> int:
             part = run()
             part.facts["seconds"] = round(time.monotonic() - began)
             print(part.table(), flush=True)
-            found.append(part)
+            matches.append(part)
             if arguments.out is not None:
                 _keep(arguments.out, part_name, part)
-    broken = sum(len(part.broken) for part in found)
-    print(f"\n{sum(part.cases for part in found)} cases, {broken} broken promises")
+    broken = sum(len(part.broken) for part in matches)
+    print(f"\n{sum(part.cases for part in matches)} cases, {broken} broken promises")
     return 1 if broken else 0
 
 
 def _keep(out: Path, name: str, part: Part) -> None:
-    kept = json.loads(out.read_text()) if out.exists() else {"parts": {}}
-    kept["machine"] = {
+    previous = json.loads(out.read_text()) if out.exists() else {"parts": {}}
+    previous["machine"] = {
         "python": platform.python_version(),
         "system": platform.system(),
         "ffmpeg": media.ffmpeg_version(),
     }
-    kept["parts"][name] = part.to_json()
-    out.write_text(json.dumps(kept, indent=1, sort_keys=True) + "\n")
+    previous["parts"][name] = part.to_json()
+    out.write_text(json.dumps(previous, indent=1, sort_keys=True) + "\n")
 
 
 if __name__ == "__main__":

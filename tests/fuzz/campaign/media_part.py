@@ -36,7 +36,7 @@ def make_seeds(folder: Path) -> list[Path]:
     sound = ["-t", 0.6, "-i", ROOT / "demo/voice.wav"]
     small = ["-vf", "scale=256:-2", "-threads", 1]
     aac = ["-c:a", "aac", "-shortest"]
-    made = {
+    output = {
         "plain.mp4": [*video, *sound, *small, *aac],
         "start.mp4": [*video, *sound, *small, *aac, "-movflags", "faststart"],
         "pieces.mp4": [*video, *small, "-an", "-movflags", "frag_keyframe+empty_moov", "-g", 5],
@@ -53,9 +53,9 @@ def make_seeds(folder: Path) -> list[Path]:
         "face.webp": [*video, *small, "-frames:v", 1, "-update", 1],
         "face.bmp": [*video, *small, "-frames:v", 1, "-update", 1],
     }
-    for name, arguments in made.items():
+    for name, arguments in output.items():
         _ffmpeg(*arguments, *SAME_EVERY_TIME, folder / name)
-    return [folder / name for name in made]
+    return [folder / name for name in output]
 
 
 def make_secret(folder: Path) -> Path:
@@ -147,9 +147,9 @@ def look(folder: Path, count: int, seed: int, threads: int = 2) -> Part:
     part.facts |= {"slowest_s": round(slowest, 1), "memory_growth_mib": grown >> 20}
     if grown > MEMORY_GROWTH_BYTES:
         part.broken.append(f"memory grew by {grown >> 20} MiB")
-    left = sorted(_tree(folder) - before - {str(path) for path in taken.iterdir()})
-    if left and not part.broken:
-        part.broken.append(f"files were left: {left[:5]}")
+    remaining = sorted(_tree(folder) - before - {str(path) for path in taken.iterdir()})
+    if remaining and not part.broken:
+        part.broken.append(f"files were left: {remaining[:5]}")
     part.facts["codes"] = dict(codes.most_common())
     return part
 
@@ -162,9 +162,9 @@ def films(folder: Path, count: int, seed: int) -> Part:
     """A share of the damaged films that open, as a batch: one bad film must not stop the others."""
     part = Part("films made of damaged videos", seed)
     taken = sorted((folder / "taken").iterdir())
-    chosen = random.Random(seed).sample(taken, min(count, len(taken)))
+    selection = random.Random(seed).sample(taken, min(count, len(taken)))
     voice = folder / "seeds" / "voice.wav"
-    rows = [{"video": str(path), "audio": str(voice), "output": f"{path.stem}.mp4"} for path in chosen]
+    rows = [{"video": str(path), "audio": str(voice), "output": f"{path.stem}.mp4"} for path in selection]
     manifest, output = folder / "films.jsonl", folder / "films"
     manifest.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     environment = os.environ | {
@@ -173,9 +173,11 @@ def films(folder: Path, count: int, seed: int) -> Part:
     }
     command = [sys.executable, "-m", "lipsync_engine.cli", "batch", str(manifest), "-o", str(output)]
     command += ["--skip-bad", "--steps", "1", "--guidance-scale", "1"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=3600, check=False)
-    if "Traceback" in done.stderr or done.returncode < 0:
-        part.broken.append(f"the batch's process ended with {done.returncode}: {done.stderr[-500:]}")
+    process = subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=3600, check=False
+    )
+    if "Traceback" in process.stderr or process.returncode < 0:
+        part.broken.append(f"the batch's process ended with {process.returncode}: {process.stderr[-500:]}")
     lines = [json.loads(line) for line in (output / "results.jsonl").read_text().splitlines()]
     results = {line["output"] or line.get("clip"): line for line in lines}
     for row in rows:

@@ -52,9 +52,9 @@ def cases(seeds: list[Path], rng: random.Random, count: int, secret: Path) -> It
     Args:
         secret: a film that no file but itself may show.
     """
-    made = [*traps(secret), *absurd()][:count]
-    yield from made
-    for number in range(count - len(made)):
+    output = [*traps(secret), *absurd()][:count]
+    yield from output
+    for number in range(count - len(output)):
         path = seeds[number % len(seeds)]
         kind, change = rng.choice(list(CHANGES.items()))
         other = rng.choice(seeds).read_bytes()
@@ -143,13 +143,13 @@ CHANGES = {
 
 
 def _places(data: bytes | bytearray, names: tuple[bytes, ...]) -> list[int]:
-    found = []
+    matches = []
     for name in names:
         start = data.find(name)
         while start >= 4:
-            found.append(start)
+            matches.append(start)
             start = data.find(name, start + 4)
-    return sorted(found)
+    return sorted(matches)
 
 
 def _top_boxes(data: bytes) -> Iterator[bytes]:

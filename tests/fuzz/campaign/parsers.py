@@ -72,10 +72,10 @@ def submission(data: bytes) -> None:
 
     body, _, query = _whole(data).partition(b"\0\0")
     try:
-        found = wavespeed.read_submission(
+        result = wavespeed.read_submission(
             next(iter(MODELS.values())), body, query.decode("latin-1"), vendor_limits=True
         )
-        _require_answerable(found.echoed_input)
+        _require_answerable(result.echoed_input)
     except ApiError as error:
         _require(400 <= error.status < 500, error)
 
@@ -87,10 +87,10 @@ def form_state(data: bytes) -> None:
     from server.api.schemas import parse_json_object
 
     try:
-        found = studio.read_submission(
+        result = studio.read_submission(
             studio.ENDPOINTS["lipsync-image-multi"], parse_json_object(b'{"formState":' + _whole(data) + b"}")
         )
-        _require_answerable(found.echoed_input)
+        _require_answerable(result.echoed_input)
     except ApiError as error:
         _require(400 <= error.status < 500, error)
 
@@ -124,11 +124,11 @@ def _manifest(data: bytes, suffix: str) -> None:
     path, output = folder / f"m.{suffix}", folder / "out"
     path.write_bytes(data)
     try:
-        found = read_manifest(path, SyncParams(), output)
+        result = read_manifest(path, SyncParams(), output)
     except LipSyncError:
         return
     root = output.resolve()
-    for row in found.rows:
+    for row in result.rows:
         _require((root / row.output).resolve().is_relative_to(root), row.output)
 
 
@@ -269,15 +269,15 @@ def strike_all(runs: int, seed: int) -> Part:
                 f"-artifact_prefix={name}/",
                 f"-dict={words}",
             ]
-            done = subprocess.run(
+            result = subprocess.run(
                 command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=3600
             )
-            executed = [int(text) for text in re.findall(r"^#(\d+)\s+DONE", done.stderr, re.M)]
-            if done.returncode == 0 and executed:
+            executed = [int(text) for text in re.findall(r"^#(\d+)\s+DONE", result.stderr, re.M)]
+            if result.returncode == 0 and executed:
                 part.counts[target]["answered"] += executed[0]
             else:
-                tail = done.stderr[-1500:]
-                part.count(target, "crash", f"{target} ended with {done.returncode}: {tail}")
+                tail = result.stderr[-1500:]
+                part.count(target, "crash", f"{target} ended with {result.returncode}: {tail}")
     return part
 
 

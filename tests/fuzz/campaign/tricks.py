@@ -94,13 +94,13 @@ def _names() -> Iterator[Call]:
         for quoted in (name, name.replace('"', "")):
             place = f'Content-Disposition: form-data; name="file"; filename="{quoted}"'
             head = f"--b\r\n{place}\r\n\r\nabc\r\n--b--\r\n"
-            given = {"Content-Type": "multipart/form-data; boundary=b"}
+            inputs = {"Content-Type": "multipart/form-data; boundary=b"}
             yield (
                 "names, multipart",
                 "POST",
                 "/api/v3/media/upload/binary",
                 head.encode("utf-8", "replace"),
-                given,
+                inputs,
             )
     for kind in (
         "multipart/form-data",
@@ -120,8 +120,8 @@ def _names() -> Iterator[Call]:
         b"--b\r\n" + b"X: y\r\n" * 50_000,
         b"--b\r\nContent-Disposition: " + b"x" * 10**6,
     ):
-        given = {"Content-Type": "multipart/form-data; boundary=b"}
-        yield "multipart, broken", "POST", "/api/v3/media/upload/binary", body, given
+        inputs = {"Content-Type": "multipart/form-data; boundary=b"}
+        yield "multipart, broken", "POST", "/api/v3/media/upload/binary", body, inputs
 
 
 def _paths() -> Iterator[Call]:

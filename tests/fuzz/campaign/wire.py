@@ -79,11 +79,11 @@ def requests(folder: Path, seed: int) -> Part:
     with served(folder, part, devices="none") as server:
         for kind, method, path, body, headers in tricks.calls():
             try:
-                status, told = server.request(method, path, body, **headers)
+                status, response = server.request(method, path, body, **headers)
             except urllib.error.URLError:  # refused while it was still sending
                 part.count(kind, "closed", None if len(body or b"") > 1 << 20 else f"{kind}: cut off")  # type: ignore[arg-type]
                 continue
-            _judge(part, kind, status, told, f"{kind}: {method} {path[:80]} {body!r:.80}")
+            _judge(part, kind, status, response, f"{kind}: {method} {path[:80]} {body!r:.80}")
         for kind, raw in tricks.raw(server.key):
             answer = _exchange(server, raw)
             status = int(answer[9:12]) if answer.startswith(b"HTTP/1.1 ") else 0
@@ -253,7 +253,7 @@ def jobs(folder: Path, seeds: list[Path], seed: int, count: int, secret: Path) -
     videos = [path for path in seeds if path.suffix in (".mp4", ".mov", ".mkv", ".webm")]
     sounds = [path for path in seeds if path.suffix in (".wav", ".mp3", ".m4a", ".ogg")]
     all_cases = list(cases(videos + sounds, rng, 200 + 20 * count, secret))
-    chosen = [
+    selection = [
         case
         for case in all_cases
         if case.is_trap or case.kind in ("bits flipped", "box sizes", "two files spliced", "cut off")
@@ -265,7 +265,7 @@ def jobs(folder: Path, seeds: list[Path], seed: int, count: int, secret: Path) -
             "video": _upload(server, videos[0].name, videos[0].read_bytes()),
             "audio": _upload(server, "a.wav", voice.read_bytes()),
         }
-        for case in rng.sample(chosen, count):
+        for case in rng.sample(selection, count):
             _job(server, part, case, good)
         ended = server.wait_for_job(server.submit(good["video"], good["audio"], inference_steps=1))
         if ended["status"] != "completed":
@@ -279,21 +279,21 @@ def jobs(folder: Path, seeds: list[Path], seed: int, count: int, secret: Path) -
 
 def _job(server: LiveServer, part: Part, case: Case, good: dict[str, str]) -> None:
     use = "audio" if case.use == "audio" else "video"
-    given = {**good, use: _upload(server, case.name, case.data or b"\0")}
-    job = server.submit(given["video"], given["audio"], inference_steps=1)
+    inputs = {**good, use: _upload(server, case.name, case.data or b"\0")}
+    job = server.submit(inputs["video"], inputs["audio"], inference_steps=1)
     ended = server.wait_for_job(job, timeout_s=240)
-    told = server.request("GET", f"/api/native/v1/jobs/{job}")[1]
-    code = ended["status"] if ended["status"] == "completed" else told["failure"]["code"]
+    response = server.request("GET", f"/api/native/v1/jobs/{job}")[1]
+    code = ended["status"] if ended["status"] == "completed" else response["failure"]["code"]
     bad = ended["status"] not in FINAL or code in ("worker_lost", "internal_error", "run_timeout")
     taken = case.is_trap and code == "completed"
     part.count(case.kind.partition(":")[0], code, f"{case.kind}: {ended}" if bad or taken else None)
 
 
 def _upload(server: LiveServer, name: str, data: bytes) -> str:
-    _, told = server.request("POST", "/api/v3/media/uploads", {"filename": name, "size": len(data)})
-    status, _ = server.request("PUT", told["data"]["upload"]["url"], data)
+    _, response = server.request("POST", "/api/v3/media/uploads", {"filename": name, "size": len(data)})
+    status, _ = server.request("PUT", response["data"]["upload"]["url"], data)
     assert status == 200
-    return str(told["data"]["download_url"])
+    return str(response["data"]["download_url"])
 
 
 # --- by the schema ---
@@ -324,14 +324,14 @@ def by_schema(folder: Path, seed: int, examples: int) -> Part:
                 "--exclude-path",
                 "/readyz",
             ]  # 503: nobody works here
-            done = subprocess.run(
+            result = subprocess.run(
                 command, cwd=folder, capture_output=True, text=True, check=False, timeout=3600
             )
-            made = re.search(r"(\d+) generated", done.stdout)
-            part.counts[who]["answered"] += int(made[1]) if made else 0
-            if done.returncode != 0 or not made:
-                part.broken.append(f"{who}: {done.stdout[-1500:]}")
-        for left in (folder / ".hypothesis", folder / ".schemathesis"):
-            if left.exists():
-                subprocess.run(["rm", "-r", str(left)], check=True)
+            output = re.search(r"(\d+) generated", result.stdout)
+            part.counts[who]["answered"] += int(output[1]) if output else 0
+            if result.returncode != 0 or not output:
+                part.broken.append(f"{who}: {result.stdout[-1500:]}")
+        for remaining in (folder / ".hypothesis", folder / ".schemathesis"):
+            if remaining.exists():
+                subprocess.run(["rm", "-r", str(remaining)], check=True)
     return part

@@ -35,10 +35,10 @@ def test_json_log_lines_hold_job_and_request(tmp_path: Path) -> None:
         "logging.getLogger('lipsync.x').info('job %s ends', 'a1', extra={'job': 'a1', 'request_id': 'r7'});"
         "logging.getLogger('lipsync.x').info('two\\nlines')"
     )
-    done = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True
     )
-    first, second = (json.loads(line) for line in done.stderr.splitlines())
+    first, second = (json.loads(line) for line in result.stderr.splitlines())
     assert (first["message"], first["job"], first["request_id"]) == ("job a1 ends", "a1", "r7")
     assert (first["level"], first["logger"]) == ("INFO", "lipsync.x")
     assert (second["message"], second["request_id"]) == ("two\nlines", "-")
@@ -78,13 +78,13 @@ links = [place["upload"]["url"], place["download_url"], result]
 tokens = [link.split("/")[4] for link in links]
 print(json.dumps([key, made, stored.webhook_secret, "sk_wrong-key", "hidden-token", *tokens]))
 """
-    done = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path)],
         cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=120,
         check=False,
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-2000:]
-    secrets = json.loads(done.stdout.splitlines()[-1])
+    assert result.returncode == 0, result.stderr[-2000:]
+    secrets = json.loads(result.stdout.splitlines()[-1])
     assert len(set(secrets)) == 8
-    assert "POST" in done.stderr
-    assert [secret for secret in secrets if secret in done.stderr] == []
+    assert "POST" in result.stderr
+    assert [secret for secret in secrets if secret in result.stderr] == []

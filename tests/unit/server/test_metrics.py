@@ -9,8 +9,8 @@ from tests.support.paths import ROOT
 
 
 def test_metrics_are_documented_and_correct(api: Api) -> None:
-    done = api.submit()
-    api.succeed(done)
+    result = api.submit()
+    api.succeed(result)
     api.submit()
     text = api.client.get("/metrics").text
     documented = (ROOT / "docs" / "operations.md").read_text()
@@ -19,10 +19,10 @@ def test_metrics_are_documented_and_correct(api: Api) -> None:
             assert f"| `{name}` |" in documented, name
     assert 'lipsync_jobs{state="waiting"} 1.0' in text
     assert 'lipsync_jobs{state="succeeded"} 1.0' in text
-    api.client.get(f"/api/v3/predictions/{done}/result", headers=api.headers)
+    api.client.get(f"/api/v3/predictions/{result}/result", headers=api.headers)
     text = api.client.get("/metrics").text
-    answered = 'method="GET",route="/predictions/{job_id}/result",status="200"'
-    assert f"lipsync_http_request_seconds_count{{{answered}}} 1.0" in text
-    answered = 'method="POST",route="/{vendor}/{name:path}",status="200"'
-    assert f"lipsync_http_request_seconds_count{{{answered}}} 2.0" in text
-    assert done not in text
+    labels = 'method="GET",route="/predictions/{job_id}/result",status="200"'
+    assert f"lipsync_http_request_seconds_count{{{labels}}} 1.0" in text
+    labels = 'method="POST",route="/{vendor}/{name:path}",status="200"'
+    assert f"lipsync_http_request_seconds_count{{{labels}}} 2.0" in text
+    assert result not in text

@@ -33,8 +33,8 @@ def data_dir(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def server(data_dir: Path) -> Server:
-    given: dict[str, Any] = {"retention_s": FOREVER_S, "max_wait_s": FOREVER_S, "allow_hosts": "127.0.0.1"}
-    return Server(Settings(data_dir=data_dir, **given), devices=())
+    inputs: dict[str, Any] = {"retention_s": FOREVER_S, "max_wait_s": FOREVER_S, "allow_hosts": "127.0.0.1"}
+    return Server(Settings(data_dir=data_dir, **inputs), devices=())
 
 
 @pytest.fixture
@@ -59,9 +59,9 @@ def test_answers_about_stored_jobs_are_unchanged(server: Server) -> None:
     client = TestClient(create_app(server), base_url=BASE)  # not started: what runs is left as it is
     headers = {"Authorization": f"Bearer {EXPECTED['key']}"}
     answers = {path: client.get(path, headers=headers).json() for path in EXPECTED["answers"]}
-    for shown in (answers, expected := copy.deepcopy(EXPECTED["answers"])):  # these two go with the time
-        shown["/admin/keys"][0].pop("last_used_at")
-        shown[f"/api/native/v1/batches/{EXPECTED['batch']}"]["progress"].pop("left_s")
+    for view in (answers, expected := copy.deepcopy(EXPECTED["answers"])):  # these two go with the time
+        view["/admin/keys"][0].pop("last_used_at")
+        view[f"/api/native/v1/batches/{EXPECTED['batch']}"]["progress"].pop("left_s")
     assert answers == expected
     assert client.get("/admin/audit", headers=headers).text.splitlines() == EXPECTED["audit"]
     result = answers[f"/api/native/v1/jobs/{EXPECTED['succeeded']}"]["output"]
@@ -97,8 +97,8 @@ def test_interrupted_and_waiting_jobs_run_to_their_end(receiver: WebhookReceiver
     uploaded = {source.name: source.blob for source in claimed[EXPECTED["queued_inline"]].request.sources}
     assert uploaded["audio"] == f"inputs/{EXPECTED['queued_inline']}/audio.bin"
 
-    shown = api.client.get(f"/api/native/v1/batches/{EXPECTED['batch']}", headers=api.headers).json()
-    assert (shown["title"], shown["state"], shown["counts"]["succeeded"]) == ("Monday", "ended", 3)
+    view = api.client.get(f"/api/native/v1/batches/{EXPECTED['batch']}", headers=api.headers).json()
+    assert (view["title"], view["state"], view["counts"]["succeeded"]) == ("Monday", "ended", 3)
     last = api.client.get(f"/api/native/v1/jobs/{EXPECTED['queued']}", headers=api.headers).json()
     assert (last["state"], last["warnings"][-1]["message"]) == ("succeeded", "checked")
 

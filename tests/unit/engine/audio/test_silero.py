@@ -69,6 +69,6 @@ def test_another_file_is_refused(content: bytes, tmp_path: Path) -> None:
         '[models.silero-vad]\ntitle = "x"\nfamily = "component"\nlicence = "MIT"\ncommercial = "yes"\n'
         'source = "x"\n[[models.silero-vad.files]]\nrole = "vad"\npath = "vad.onnx"\n'
     )
-    with pytest.raises(WeightsError) as caught:
+    with pytest.raises(WeightsError) as error:
         silero.load_silero(WeightsStore(tmp_path / "store", manifest))
-    assert caught.value.code is ErrorCode.WEIGHTS_ARCHITECTURE
+    assert error.value.code is ErrorCode.WEIGHTS_ARCHITECTURE

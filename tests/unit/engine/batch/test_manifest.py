@@ -108,9 +108,9 @@ def test_unreadable_manifest_is_rejected(subtests: pytest.Subtests, tmp_path: Pa
 
 
 def test_missing_manifest_is_rejected(tmp_path: Path) -> None:
-    with pytest.raises(InputError) as raised:
+    with pytest.raises(InputError) as error:
         read_manifest(tmp_path / "gone", SyncParams(), tmp_path / "out")
-    assert raised.value.code is ErrorCode.INPUT_NOT_FOUND
+    assert error.value.code is ErrorCode.INPUT_NOT_FOUND
 
 
 def test_incomplete_and_ambiguous_pairs_of_a_folder_are_reported(tmp_path: Path) -> None:

@@ -13,8 +13,8 @@ from tests.support.paths import ROOT
 
 def test_every_library_names_its_licence() -> None:
     found = {one.name.lower().replace("_", "-"): one for one in licences.list_library_licences()}
-    wanted = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
-    names = [Requirement(line).name.lower().replace("_", "-") for line in wanted]
+    expected = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    names = [Requirement(line).name.lower().replace("_", "-") for line in expected]
     assert set(names) <= set(found)
     assert len(found) > len(names)
     assert {one.name for one in found.values() if one.licence == "unknown"} == set()

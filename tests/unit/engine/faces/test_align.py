@@ -52,9 +52,9 @@ def test_matrix_keeps_fractions_of_a_pixel() -> None:
 
 
 def test_coinciding_points_are_an_error() -> None:
-    with pytest.raises(FaceError) as caught:
+    with pytest.raises(FaceError) as error:
         align.solve_matrix(np.full((3, 2), 12.0), 256)
-    assert caught.value.code is ErrorCode.FACE_NOT_FOUND
+    assert error.value.code is ErrorCode.FACE_NOT_FOUND
 
 
 @pytest.mark.parametrize("turn", [0.0, 0.4])

@@ -50,11 +50,11 @@ def compositor(request: pytest.FixtureRequest) -> Compositor:
 def test_paste_changes_only_the_face(compositor: Compositor) -> None:
     source = frame()
     crop = compositor.crop(source, compositor.matrices(POINTS)[0])
-    made = compositor.paste(source, crop, np.full_like(crop.face, 20.0), 1.0, None)
-    assert np.array_equal(made.y[:40], source.y[:40])
-    assert np.array_equal(made.y[:, :60], source.y[:, :60])
-    assert np.array_equal(made.u[:, 140:], source.u[:, 140:])
-    assert np.abs(made.y[145:165, 145:175].astype(int) - source.y[145:165, 145:175]).min() > 20
+    output = compositor.paste(source, crop, np.full_like(crop.face, 20.0), 1.0, None)
+    assert np.array_equal(output.y[:40], source.y[:40])
+    assert np.array_equal(output.y[:, :60], source.y[:, :60])
+    assert np.array_equal(output.u[:, 140:], source.u[:, 140:])
+    assert np.abs(output.y[145:165, 145:175].astype(int) - source.y[145:165, 145:175]).min() > 20
 
 
 def test_zero_weight_and_full_matte_leave_every_sample(compositor: Compositor) -> None:
@@ -62,11 +62,11 @@ def test_zero_weight_and_full_matte_leave_every_sample(compositor: Compositor) -
     crop = compositor.crop(source, compositor.matrices(POINTS)[0])
     white = np.full_like(crop.face, 255.0)
     covered = np.ones((FORM.height, FORM.width), np.float32)
-    for made in (
+    for output in (
         compositor.paste(source, crop, white, 0.0, None),
         compositor.paste(source, crop, white, 1.0, covered),
     ):
-        for ours, theirs in zip(made.planes(), source.planes(), strict=True):
+        for ours, theirs in zip(output.planes(), source.planes(), strict=True):
             assert np.array_equal(ours, theirs)
 
 

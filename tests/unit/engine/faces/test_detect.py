@@ -167,8 +167,8 @@ def test_landmarks106_points_are_means_of_their_groups(tmp_path: Path) -> None:
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
     path = tmp_path / "2d106det.onnx"
     path.write_bytes(model.SerializeToString())
-    found = scripted_face(300, 150, size=96)
-    detector = faces.Landmark106Detector(ScriptedDetector([[found]]), path)
+    result = scripted_face(300, 150, size=96)
+    detector = faces.Landmark106Detector(ScriptedDetector([[result]]), path)
     (refined,) = detector.detect(scripted_image())
     unit = (marks.reshape(106, 2) + 1) * 96  # in the 192-pixel crop, 1.5 face sizes wide
     expected = (unit[[74, 77, 83, 86]].mean(axis=0) - 96) * (96 * 1.5 / 192) + (300, 150)

@@ -30,10 +30,10 @@ def test_unseen_presenters_are_located(detector: DrawnFaceDetector) -> None:
             turn=float(rng.uniform(-0.5, 0.5)),
             openness=float(rng.random()),
         )
-        found = detector.detect(presenter.draw(presenter.Identity.from_seed(UNSEEN + i), pose, 400))
-        found_once += len(found) == 1
-        if found:
-            away = np.abs(found[0].points - presenter.alignment(pose, 400)).mean()
+        result = detector.detect(presenter.draw(presenter.Identity.from_seed(UNSEEN + i), pose, 400))
+        found_once += len(result) == 1
+        if result:
+            away = np.abs(result[0].points - presenter.alignment(pose, 400)).mean()
             errors.append(float(away) / (pose.scale * 400))
     print(f"points off by {np.mean(errors):.4f} of the face's width, at most {np.max(errors):.4f}")
     assert found_once >= 57
@@ -58,6 +58,6 @@ def test_two_people_are_two_detections(detector: DrawnFaceDetector) -> None:
         presenter.draw(presenter.Identity.from_seed(UNSEEN + i), presenter.Pose(scale=0.5), 240)
         for i in (1, 2)
     ]
-    found = detector.detect(np.hstack(pair))
-    assert len(found) == 2
-    assert {bool(d.points[2, 0] > 240) for d in found} == {False, True}
+    result = detector.detect(np.hstack(pair))
+    assert len(result) == 2
+    assert {bool(d.points[2, 0] > 240) for d in result} == {False, True}

@@ -11,8 +11,8 @@ def test_crossing_people_keep_their_tracks() -> None:
     script = []
     for i in range(100):
         a, b = face(120 + 4 * i, 150), face(520 - 4 * i, 190, size=76)
-        found = [a, b] if i % 2 else [b, a]
-        script.append(found if abs(a.box[0] - b.box[0]) > 20 else [a])  # one hides the other for a moment
+        result = [a, b] if i % 2 else [b, a]
+        script.append(result if abs(a.box[0] - b.box[0]) > 20 else [a])  # one hides the other for a moment
     tracks = track(script)
     long = [t for t in tracks.tracks if len(t.frames) > 80]
     assert len(long) == 2

@@ -300,9 +300,9 @@ def test_truncated_file_is_refused(suffix: str, tmp_path: Path, ffmpeg: Ffmpeg) 
     data = whole.read_bytes()
     cut.write_bytes(data[: len(data) // 2])
     seen: list[float] = []
-    with pytest.raises(LipSyncError, match="ends after") as caught:
+    with pytest.raises(LipSyncError, match="ends after") as error:
         seen.extend(pts_s for pts_s, _ in media.scan_frames(media.probe_video(cut), 32))
-    assert caught.value.code is ErrorCode.MEDIA_TRUNCATED
+    assert error.value.code is ErrorCode.MEDIA_TRUNCATED
     assert 10 < len(seen) < 90
     assert len(times(media.probe_video(whole))) == 100
 
@@ -340,16 +340,16 @@ def test_pcm_samples_are_unchanged(tmp_path: Path, ffmpeg: Ffmpeg) -> None:
 
 @pytest.mark.parametrize("name", ["a.mp3", "a.m4a", "a.flac", "a.opus", "a.mka", "a.aac"])
 def test_any_codec_rate_and_channels_become_the_same_mono(name: str, tmp_path: Path, ffmpeg: Ffmpeg) -> None:
-    wanted = samples(tone(tmp_path / "a.wav", ffmpeg)).astype(float)
+    expected = samples(tone(tmp_path / "a.wav", ffmpeg)).astype(float)
     path = tone(tmp_path / name, ffmpeg, "-ac", 2, "-ar", 48000, "-b:a", "192k", rate=48000)
-    found = samples(path).astype(float)
-    assert abs(len(found) - len(wanted)) < 0.08 * 16000
+    result = samples(path).astype(float)
+    assert abs(len(result) - len(expected)) < 0.08 * 16000
     # Encoders may delay by some milliseconds; the wave itself is the same.
-    spectrum = np.fft.rfft(found[:30000], 65536) * np.conj(np.fft.rfft(wanted[:30000], 65536))
+    spectrum = np.fft.rfft(result[:30000], 65536) * np.conj(np.fft.rfft(expected[:30000], 65536))
     correlation = np.fft.irfft(spectrum)
     shift = int(np.argmax(correlation))
     shift -= 65536 if shift > 32768 else 0
-    norm = np.linalg.norm(found[:30000]) * np.linalg.norm(wanted[:30000])
+    norm = np.linalg.norm(result[:30000]) * np.linalg.norm(expected[:30000])
     assert correlation.max() / norm > 0.95
     assert abs(shift) < 0.07 * 16000
 
@@ -357,18 +357,18 @@ def test_any_codec_rate_and_channels_become_the_same_mono(name: str, tmp_path: P
 def test_late_audio_track_begins_with_silence(tmp_path: Path, ffmpeg: Ffmpeg) -> None:
     sound, clip = tone(tmp_path / "a.m4a", ffmpeg, rate=44100), tmp_path / "late.mkv"
     ffmpeg("-f", "lavfi", "-i", f"{MOVING}:d=3", "-itsoffset", 0.8, "-i", sound, "-c:a", "copy", clip)
-    found = samples(clip)
-    assert abs(len(found) / 16000 - 2.8) < 0.08
-    assert np.abs(found[: int(0.7 * 16000)]).max() < 50
-    assert np.abs(found[int(0.9 * 16000) :]).max() > 5000
+    result = samples(clip)
+    assert abs(len(result) / 16000 - 2.8) < 0.08
+    assert np.abs(result[: int(0.7 * 16000)]).max() < 50
+    assert np.abs(result[int(0.9 * 16000) :]).max() > 5000
 
 
 def test_audio_that_does_not_decode_is_refused(tmp_path: Path, ffmpeg: Ffmpeg) -> None:
     empty = tmp_path / "empty.wav"
     ffmpeg("-f", "lavfi", "-i", "anullsrc=r=16000", "-t", 0, empty)
-    with pytest.raises(LipSyncError) as caught:
+    with pytest.raises(LipSyncError) as error:
         next(media.read_audio(empty))
-    assert caught.value.code is ErrorCode.MEDIA_NO_AUDIO
+    assert error.value.code is ErrorCode.MEDIA_NO_AUDIO
 
 
 # --- images ---
@@ -413,6 +413,6 @@ def test_files_that_are_no_image_are_refused(tmp_path: Path, ffmpeg: Ffmpeg) -> 
         tmp_path / "none.png": ErrorCode.INPUT_NOT_FOUND,
     }
     for path, code in expected.items():
-        with pytest.raises(LipSyncError) as caught:
+        with pytest.raises(LipSyncError) as error:
             media.read_mask(path, 10, 10)
-        assert caught.value.code is code
+        assert error.value.code is code

@@ -90,9 +90,9 @@ def raw_audio(path: Path, *options: str) -> bytes:
 def test_lossless_is_lossless(pixels: str, tmp_path: Path, ffmpeg: Ffmpeg) -> None:
     path = source(tmp_path, ffmpeg, "-pix_fmt", pixels, codec="libx264")
     info, frames = media.probe_video(path), frames_of(path)
-    made = encode(tmp_path / "made.mp4", info, frames, Fraction(25), Quality.LOSSLESS)
-    assert media.probe_video(made).format == info.format
-    assert [f.to_bytes() for f in frames_of(made)] == [f.to_bytes() for f in frames]
+    output = encode(tmp_path / "made.mp4", info, frames, Fraction(25), Quality.LOSSLESS)
+    assert media.probe_video(output).format == info.format
+    assert [f.to_bytes() for f in frames_of(output)] == [f.to_bytes() for f in frames]
 
 
 GRAIN = "gradients=s=320x240:r=25:n=6:speed=0.05:seed=3,format=yuv444p10le,noise=c0s=6:c0f=t"
@@ -125,10 +125,10 @@ def test_default_quality_is_transparent(
     path = tmp_path / "source.mkv"
     ffmpeg("-f", "lavfi", "-i", GRAIN, "-frames:v", 12, "-c:v", "ffv1", "-pix_fmt", pixels, path)
     info, frames = media.probe_video(path), frames_of(path)
-    made = encode(tmp_path / "made.mp4", info, frames, Fraction(25), codec=codec)
+    output = encode(tmp_path / "made.mp4", info, frames, Fraction(25), codec=codec)
     expected = "yuv420p10le" if codec is VideoCodec.HEVC10 else pixels.removesuffix("10le")
-    assert media.probe_video(made).format.pix_fmt == expected
-    assert psnr_db(frames, frames_of(made)) > 45
+    assert media.probe_video(output).format.pix_fmt == expected
+    assert psnr_db(frames, frames_of(output)) > 45
 
 
 @pytest.mark.parametrize("pixels", ["yuv420p10le", "yuv422p10le", "yuv444p10le", "yuv420p12le"])
@@ -137,8 +137,8 @@ def test_sources_of_more_than_8_bits_become_playable(pixels: str, tmp_path: Path
     path = tmp_path / "source.mkv"
     ffmpeg("-f", "lavfi", "-i", GRAIN, "-frames:v", 4, "-c:v", "ffv1", "-pix_fmt", pixels, path)
     info, frames = media.probe_video(path), frames_of(path)
-    made = encode(tmp_path / "made.mp4", info, frames, Fraction(25))
-    assert re.search(r"Video: h264 \(High\) \(avc1 .*yuv420p\(", listing(made))
+    output = encode(tmp_path / "made.mp4", info, frames, Fraction(25))
+    assert re.search(r"Video: h264 \(High\) \(avc1 .*yuv420p\(", listing(output))
 
 
 def test_8_bit_result_is_the_ordered_dither_of_the_source(tmp_path: Path, ffmpeg: Ffmpeg) -> None:
@@ -156,17 +156,17 @@ def test_8_bit_result_is_the_ordered_dither_of_the_source(tmp_path: Path, ffmpeg
     blocks = [f.y[:, :312].astype(float).reshape(30, 8, 39, 8).mean(axis=(1, 3)) for f in expected]
     exact = [f.y[:, :312].reshape(30, 8, 39, 8).mean(axis=(1, 3)) / 4.0 for f in source_frames]
     assert np.abs(np.stack(blocks) - np.stack(exact)).max() < 0.15
-    made = encode(tmp_path / "made.mp4", media.probe_video(path), source_frames, Fraction(25))
-    assert psnr_db(expected, frames_of(made)) > 52
+    output = encode(tmp_path / "made.mp4", media.probe_video(path), source_frames, Fraction(25))
+    assert psnr_db(expected, frames_of(output)) > 52
 
 
 @pytest.mark.parametrize("pixels", ["yuv420p", "yuv420p10le", "yuv422p10le"])
 def test_lossless_hevc_is_lossless(pixels: str, tmp_path: Path, ffmpeg: Ffmpeg) -> None:
     path = source(tmp_path, ffmpeg, "-pix_fmt", pixels)
     info, frames = media.probe_video(path), frames_of(path)
-    made = encode(tmp_path / "made.mp4", info, frames, Fraction(25), Quality.LOSSLESS, VideoCodec.HEVC10)
+    output = encode(tmp_path / "made.mp4", info, frames, Fraction(25), Quality.LOSSLESS, VideoCodec.HEVC10)
     depth = 1 if info.format.bit_depth == 10 else 4
-    for before, after in zip(frames, frames_of(made), strict=True):
+    for before, after in zip(frames, frames_of(output), strict=True):
         for p, q in zip(before.planes(), after.planes(), strict=True):
             assert np.array_equal(p.astype(int) * depth, q)
 
@@ -175,10 +175,10 @@ def test_lossless_hevc_is_lossless(pixels: str, tmp_path: Path, ffmpeg: Ffmpeg) 
 def test_odd_sizes_keep_their_size(size: str, tmp_path: Path, ffmpeg: Ffmpeg) -> None:
     path = source(tmp_path, ffmpeg, size=size)
     info, frames = media.probe_video(path), frames_of(path)
-    made = encode(tmp_path / "made.mp4", info, frames, Fraction(25), Quality.LOSSLESS)
-    found = media.probe_video(made)
-    assert f"{found.format.width}x{found.format.height}" == size
-    for before, after in zip(frames, frames_of(made), strict=True):
+    output = encode(tmp_path / "made.mp4", info, frames, Fraction(25), Quality.LOSSLESS)
+    output_info = media.probe_video(output)
+    assert f"{output_info.format.width}x{output_info.format.height}" == size
+    for before, after in zip(frames, frames_of(output), strict=True):
         assert np.array_equal(before.y, after.y)
 
 
@@ -191,14 +191,14 @@ def test_larger_video_is_scaled_down_to_a_short_side(
 ) -> None:
     path = source(tmp_path, ffmpeg, size=size)
     info, frames = media.probe_video(path), frames_of(path)
-    made = tmp_path / "made.mp4"
-    with media.SegmentWriter(made, info, Fraction(25), Quality.LOSSLESS, max_short_side=limit) as writer:
+    output = tmp_path / "made.mp4"
+    with media.SegmentWriter(output, info, Fraction(25), Quality.LOSSLESS, max_short_side=limit) as writer:
         for frame in frames:
             writer.write(frame)
-    form = media.probe_video(made).format
+    form = media.probe_video(output).format
     assert f"{form.width}x{form.height}" == wanted
     assert media.output_size(info.format, limit) == (form.width, form.height)
-    for before, after in zip(frames, frames_of(made), strict=True):
+    for before, after in zip(frames, frames_of(output), strict=True):
         assert abs(float(before.y.mean()) - float(after.y.mean())) < 1.0
 
 
@@ -207,10 +207,10 @@ def test_tags_are_kept(codec: VideoCodec, tmp_path: Path, ffmpeg: Ffmpeg) -> Non
     tags = "setparams=colorspace=bt2020nc:color_primaries=bt2020:color_trc=bt2020-10:range=pc,setsar=8/9"
     path = source(tmp_path, ffmpeg, "-vf", tags, "-pix_fmt", "yuv420p10le", codec="libx264")
     info = media.probe_video(path)
-    made = encode(tmp_path / "made.mp4", info, frames_of(path), Fraction(25), codec=codec)
+    output = encode(tmp_path / "made.mp4", info, frames_of(path), Fraction(25), codec=codec)
     joined = tmp_path / "joined.mov"
-    media.assemble([made], joined, info, Fraction(25), Quality.DEFAULT, audio=None, codec=codec)
-    for result in (media.probe_video(made), media.probe_video(joined)):
+    media.assemble([output], joined, info, Fraction(25), Quality.DEFAULT, audio=None, codec=codec)
+    for result in (media.probe_video(output), media.probe_video(joined)):
         for name in (
             "sample_aspect_ratio",
             "color_space",
@@ -278,18 +278,18 @@ def test_joined_frames_and_times_are_exact(
         assert "hvc1" in listing(output)
     assert [f.to_bytes() for f in frames_of(output)] == [f.to_bytes() for f in frames]
 
-    found = packets(output, "v")
-    shown = sorted(pts for _, pts, _, _ in found)
+    result = packets(output, "v")
+    shown = sorted(pts for _, pts, _, _ in result)
     assert len(shown) == 40
     assert shown[0] == 0
     if suffix == "mkv":  # milliseconds are all it has
         assert all(abs(pts - 1000 * k / fps) <= 1 for k, pts in enumerate(shown))
     else:
         assert len({b - a for a, b in itertools.pairwise(shown)}) == 1
-        assert {duration for _, _, duration, _ in found} == {shown[1]}
-        decode_order = [dts for dts, _, _, _ in found]
+        assert {duration for _, _, duration, _ in result} == {shown[1]}
+        decode_order = [dts for dts, _, _, _ in result]
         assert decode_order == sorted(set(decode_order))
-        assert all(dts <= pts for dts, pts, _, _ in found)
+        assert all(dts <= pts for dts, pts, _, _ in result)
         assert media.probe_video(output).frame_rate == fps
 
 
@@ -306,9 +306,9 @@ def test_missing_or_broken_segment_fails_the_join(tmp_path: Path, ffmpeg: Ffmpeg
             parts[1].unlink()
         else:
             parts[1].write_bytes(damage)
-        with pytest.raises(LipSyncError) as caught:
+        with pytest.raises(LipSyncError) as error:
             media.assemble(parts, output, info, Fraction(25), Quality.DEFAULT, audio=None)
-        assert caught.value.code is ErrorCode.MEDIA_FAILED
+        assert error.value.code is ErrorCode.MEDIA_FAILED
         assert not output.exists()
 
 
@@ -452,9 +452,9 @@ def test_inputs_are_never_overwritten(
     link.symlink_to(sound)
     before = sound.read_bytes()
     for output in (sound, link, segment[0]):
-        with pytest.raises(LipSyncError) as caught:
+        with pytest.raises(LipSyncError) as error:
             joined(segment, output, sound)
-        assert caught.value.code is ErrorCode.PARAMETER_INVALID
+        assert error.value.code is ErrorCode.PARAMETER_INVALID
     with pytest.raises(LipSyncError, match=r"\.avi"):
         joined(segment, tmp_path / "out.avi", sound)
     assert sound.read_bytes() == before
@@ -467,12 +467,12 @@ def test_unwritable_folder_is_reported(
     segment: tuple[Path, media.VideoInfo], tmp_path: Path, ffmpeg: Ffmpeg
 ) -> None:
     for output in (tmp_path / "none" / "out.mp4", Path("/proc/out.mp4")):
-        with pytest.raises(LipSyncError) as caught:
+        with pytest.raises(LipSyncError) as error:
             joined(segment, output, None)
-        assert caught.value.code is ErrorCode.OUTPUT_NOT_WRITABLE
-        with pytest.raises(LipSyncError) as caught:
+        assert error.value.code is ErrorCode.OUTPUT_NOT_WRITABLE
+        with pytest.raises(LipSyncError) as error:
             encode(output, segment[1], frames_of(segment[0]) * 20, Fraction(25))
-        assert caught.value.code is ErrorCode.OUTPUT_NOT_WRITABLE
+        assert error.value.code is ErrorCode.OUTPUT_NOT_WRITABLE
 
 
 @pytest.fixture
@@ -514,12 +514,12 @@ def check_full_disk(
     large = encode(folder / "large.mp4", info, frames, Fraction(25), Quality.LOSSLESS)
     assert large.stat().st_size > 600_000
     limit()
-    with pytest.raises(LipSyncError) as caught:
+    with pytest.raises(LipSyncError) as error:
         encode(disk / "segment.mp4", info, frames * 3, Fraction(25), Quality.LOSSLESS)
-    assert caught.value.code is ErrorCode.DISK_FULL
-    with pytest.raises(LipSyncError) as caught:
+    assert error.value.code is ErrorCode.DISK_FULL
+    with pytest.raises(LipSyncError) as error:
         media.assemble([large], disk / "out.mp4", info, Fraction(25), Quality.LOSSLESS, audio=None)
-    assert caught.value.code is ErrorCode.DISK_FULL
+    assert error.value.code is ErrorCode.DISK_FULL
     assert list(disk.iterdir()) == []
 
 

@@ -128,11 +128,11 @@ def test_odd_sizes(size: str, tmp_path: Path, ffmpeg: Ffmpeg) -> None:
 def test_tone_mapped_video_is_encoded_in_8_bits(tmp_path: Path, ffmpeg: Ffmpeg) -> None:
     path = write_hdr(tmp_path / "clip.mp4", "HLG", ffmpeg, "testsrc2=s=96x64:r=25", n_frames=8)
     info, frames = read_frames(path)
-    made = tmp_path / "made.mp4"
-    with media.SegmentWriter(made, info, Fraction(25), Quality.DEFAULT) as writer:
+    output = tmp_path / "made.mp4"
+    with media.SegmentWriter(output, info, Fraction(25), Quality.DEFAULT) as writer:
         for frame in frames:
             writer.write(frame)
-    result = media.probe_video(made)
+    result = media.probe_video(output)
     assert (result.codec, result.format.pix_fmt, result.hdr) == ("h264", "yuv420p", None)
     media.check_hdr(result, HdrMode.REFUSE)
     media.check_hdr(info, HdrMode.TONEMAP)
@@ -167,11 +167,11 @@ def test_missing_filter_is_reported_with_a_remedy(
     replace_ffmpeg(program)
     process.run_query.cache_clear()
     try:
-        with pytest.raises(MediaError, match=r"no zscale filter.*LIPSYNC_FFMPEG") as caught:
+        with pytest.raises(MediaError, match=r"no zscale filter.*LIPSYNC_FFMPEG") as error:
             media.probe_video(path)
     finally:
         process.run_query.cache_clear()
-    assert caught.value.code is ErrorCode.MEDIA_UNSUPPORTED_PIXELS
+    assert error.value.code is ErrorCode.MEDIA_UNSUPPORTED_PIXELS
 
 
 def test_dolby_vision_without_a_base_layer_is_refused(tmp_path: Path, ffmpeg: Ffmpeg) -> None:
@@ -189,6 +189,6 @@ def test_dolby_vision_without_a_base_layer_is_refused(tmp_path: Path, ffmpeg: Ff
         size = int.from_bytes(patched[start : start + 4]) + len(dvcc)
         patched[start : start + 4] = size.to_bytes(4)
     path.write_bytes(patched)
-    with pytest.raises(MediaError, match="Dolby Vision") as caught:
+    with pytest.raises(MediaError, match="Dolby Vision") as error:
         media.probe_video(path)
-    assert caught.value.code is ErrorCode.MEDIA_UNSUPPORTED_PIXELS
+    assert error.value.code is ErrorCode.MEDIA_UNSUPPORTED_PIXELS

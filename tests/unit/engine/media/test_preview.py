@@ -61,32 +61,32 @@ def loudness(path: Path) -> np.ndarray:
 
 
 def test_video_is_copied_and_begins_at_zero(segment: Path, sound: Path, tmp_path: Path) -> None:
-    made = tmp_path / "fragment.mp4"
-    media.write_fragment(segment, sound, 0.0, LENGTH_S, made)
-    before, after = pictures(segment), pictures(made)
+    output = tmp_path / "fragment.mp4"
+    media.write_fragment(segment, sound, 0.0, LENGTH_S, output)
+    before, after = pictures(segment), pictures(output)
     assert np.array_equal(before[0], after[0])
     assert after[1] == pytest.approx([number / FPS for number in range(N_FRAMES)])
 
 
 def test_hevc_segment_is_encoded_again_for_browsers(segment: Path, sound: Path, tmp_path: Path) -> None:
     info = media.probe_video(segment)
-    hevc, made = tmp_path / "hevc.mp4", tmp_path / "fragment.mp4"
+    hevc, output = tmp_path / "hevc.mp4", tmp_path / "fragment.mp4"
     with (
         media.FrameReader(info, np.arange(N_FRAMES) / FPS) as reader,
         media.SegmentWriter(hevc, info, Fraction(FPS), Quality.DEFAULT, codec=VideoCodec.HEVC10) as writer,
     ):
         for frame in reader.read(range(N_FRAMES)):
             writer.write(frame)
-    media.write_fragment(hevc, sound, 0.0, LENGTH_S, made)
-    result = media.probe_video(made)
+    media.write_fragment(hevc, sound, 0.0, LENGTH_S, output)
+    result = media.probe_video(output)
     assert (result.codec, result.format.bit_depth) == ("h264", 8)
-    assert pictures(made)[1] == pytest.approx([number / FPS for number in range(N_FRAMES)])
+    assert pictures(output)[1] == pytest.approx([number / FPS for number in range(N_FRAMES)])
 
 
 def test_audio_slice_matches_the_segment(segment: Path, sound: Path, tmp_path: Path) -> None:
-    made = tmp_path / "fragment.mp4"
-    media.write_fragment(segment, sound, 2.2, 2.2 + LENGTH_S, made)
-    heard = loudness(made)
+    output = tmp_path / "fragment.mp4"
+    media.write_fragment(segment, sound, 2.2, 2.2 + LENGTH_S, output)
+    heard = loudness(output)
     loud = np.flatnonzero(heard > 0.03)
     assert loud[0] == pytest.approx(80, abs=2)
     assert loud[-1] == pytest.approx(129, abs=3)
@@ -97,18 +97,18 @@ def test_audio_slice_matches_the_segment(segment: Path, sound: Path, tmp_path: P
 def test_silence_follows_the_end_of_the_audio(
     start_s: float, segment: Path, sound: Path, tmp_path: Path
 ) -> None:
-    made = tmp_path / "fragment.mp4"
-    media.write_fragment(segment, sound, start_s, start_s + LENGTH_S, made)
-    heard = loudness(made)
+    output = tmp_path / "fragment.mp4"
+    media.write_fragment(segment, sound, start_s, start_s + LENGTH_S, output)
+    heard = loudness(output)
     assert heard.max() < 0.01
     assert len(heard) == pytest.approx(100 * LENGTH_S, abs=3)
 
 
 def test_fragment_has_the_layout_of_media_sources(segment: Path, sound: Path, tmp_path: Path) -> None:
     """A header, then whole fragments; one edit at most, so that pictures begin at zero there, too."""
-    made = tmp_path / "fragment.mp4"
-    media.write_fragment(segment, sound, 0.0, LENGTH_S, made)
-    content, boxes, at = made.read_bytes(), [], 0
+    output = tmp_path / "fragment.mp4"
+    media.write_fragment(segment, sound, 0.0, LENGTH_S, output)
+    content, boxes, at = output.read_bytes(), [], 0
     while at < len(content):
         boxes.append(content[at + 4 : at + 8].decode())
         at += int.from_bytes(content[at : at + 4], "big")
@@ -127,11 +127,11 @@ def test_still_is_a_small_jpeg(segment: Path, tmp_path: Path) -> None:
 
 
 def test_broken_segment_leaves_no_file(sound: Path, tmp_path: Path) -> None:
-    broken, made = tmp_path / "broken.mp4", tmp_path / "fragment.mp4"
+    broken, output = tmp_path / "broken.mp4", tmp_path / "fragment.mp4"
     broken.write_bytes(b"no film")
     with pytest.raises(LipSyncError):
-        media.write_fragment(broken, sound, 0.0, 1.0, made)
-    assert not made.exists()
+        media.write_fragment(broken, sound, 0.0, 1.0, output)
+    assert not output.exists()
 
 
 @pytest.mark.slow

@@ -37,11 +37,11 @@ def good(tmp_path_factory: pytest.TempPathFactory, ffmpeg: Ffmpeg) -> Path:
 
 
 def code_of(call: Callable[[Path], object], path: Path) -> ErrorCode:
-    with pytest.raises(LipSyncError) as caught:
+    with pytest.raises(LipSyncError) as error:
         call(path)
-    assert str(path.parent) not in caught.value.message
-    assert path.name in caught.value.message or repr(path.name)[1:-1] in caught.value.message
-    return caught.value.code
+    assert str(path.parent) not in error.value.message
+    assert path.name in error.value.message or repr(path.name)[1:-1] in error.value.message
+    return error.value.code
 
 
 # --- bad input ---
@@ -122,10 +122,10 @@ def test_refused_format_is_named_with_a_remedy(
 ) -> None:
     path = tmp_path / f"clip.{suffix}"
     ffmpeg("-i", good, "-t", 0.5, *options, path)
-    with pytest.raises(LipSyncError) as caught:
+    with pytest.raises(LipSyncError) as error:
         media.probe_video(path)
-    assert caught.value.message.startswith(message)
-    assert "`ffmpeg -i IN OUT.mp4`" in caught.value.message
+    assert error.value.message.startswith(message)
+    assert "`ffmpeg -i IN OUT.mp4`" in error.value.message
 
 
 def test_missing_track_is_refused(tmp_path: Path, good: Path, ffmpeg: Ffmpeg) -> None:
@@ -201,9 +201,9 @@ def test_ffmpeg_never_opens_what_a_playlist_names(tmp_path: Path, good: Path) ->
 
 def test_missing_ffmpeg_is_reported(good: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("LIPSYNC_FFMPEG", str(tmp_path / "no-ffmpeg"))
-    with pytest.raises(LipSyncError) as caught:
+    with pytest.raises(LipSyncError) as error:
         media.probe_video(good)
-    assert caught.value.code is ErrorCode.FFMPEG_MISSING
+    assert error.value.code is ErrorCode.FFMPEG_MISSING
 
 
 # --- pixel formats ---
@@ -222,9 +222,9 @@ def test_missing_ffmpeg_is_reported(good: Path, monkeypatch: pytest.MonkeyPatch,
 def test_alpha_is_refused_with_a_remedy(options: tuple[str, ...], tmp_path: Path, ffmpeg: Ffmpeg) -> None:
     path = tmp_path / ("clip.mov" if {"prores_ks", "qtrle"} & set(options) else "clip.mkv")
     ffmpeg("-f", "lavfi", "-i", SMALL, "-frames:v", 3, *options, path)
-    with pytest.raises(LipSyncError, match="put it over") as caught:
+    with pytest.raises(LipSyncError, match="put it over") as error:
         media.probe_video(path)
-    assert caught.value.code is ErrorCode.MEDIA_UNSUPPORTED_PIXELS
+    assert error.value.code is ErrorCode.MEDIA_UNSUPPORTED_PIXELS
 
 
 @pytest.mark.parametrize(
@@ -371,7 +371,7 @@ def test_relative_names_that_look_like_options(tmp_path: Path, good: Path) -> No
         "from pathlib import Path; from lipsync_engine import media; "
         "print(media.probe_video(Path('-version')).codec)"
     )
-    done = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-c", code],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
@@ -380,7 +380,7 @@ def test_relative_names_that_look_like_options(tmp_path: Path, good: Path) -> No
         timeout=60,
         check=True,
     )
-    assert done.stdout == "h264\n"
+    assert result.stdout == "h264\n"
 
 
 def test_content_hash(tmp_path: Path) -> None:

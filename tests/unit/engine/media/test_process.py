@@ -237,9 +237,9 @@ def test_stalled_ffmpeg_is_killed(operation: str, tmp_path: Path, fake_ffmpeg: C
             "write": lambda: child.write(memoryview(bytes(1 << 22))),
             "finish": lambda: child.finish(watch=output),
         }[operation]
-        with pytest.raises(LipSyncError) as caught:
+        with pytest.raises(LipSyncError) as error:
             call()
-    assert caught.value.code is ErrorCode.MEDIA_TIMEOUT
+    assert error.value.code is ErrorCode.MEDIA_TIMEOUT
     assert children_of(tmp_path) == []
 
 
@@ -274,11 +274,11 @@ def test_exit_status_maps_to_error_code(
     fake_ffmpeg(body)
     output = tmp_path / "x.mp4"
     output.touch()
-    with pytest.raises(LipSyncError) as caught:
+    with pytest.raises(LipSyncError) as error:
         process.write_file(
             builder.output(builder.input("x"), process.file_url(output)), output, "No ({reason})."
         )
-    assert caught.value.code is code
+    assert error.value.code is code
     assert not output.exists()
 
 
@@ -289,13 +289,13 @@ def test_broken_ffmpeg_is_reported_as_missing(
     broken.write_bytes(b"\x7fELF and no more")
     broken.chmod(0o755)
     monkeypatch.setenv("LIPSYNC_FFMPEG", str(broken))
-    with pytest.raises(LipSyncError) as caught:
+    with pytest.raises(LipSyncError) as error:
         process.write_file(
             builder.output(builder.input("x"), process.file_url(tmp_path / "y.mp4")),
             tmp_path / "y.mp4",
             "{reason}",
         )
-    assert caught.value.code is ErrorCode.FFMPEG_MISSING
+    assert error.value.code is ErrorCode.FFMPEG_MISSING
 
 
 def test_find_ffmpeg_prefers_setting_then_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -53,8 +53,8 @@ def test_image_of_every_kind_is_read(kind: str, tmp_path: Path) -> None:
     read = media.read_image(write_image(kind, tmp_path, base))
     assert read.shape in ((30, 48, 3), (32, 50, 3), (32, 48, 3), (30, 50, 3))
     small = Image.fromarray(read).resize((49, 31))
-    wanted = np.asarray(base.convert("L").convert("RGB") if kind in KINDS[2:4] else base).astype(int)
-    assert np.abs(np.asarray(small).astype(int)[10:, 10:] - wanted[10:, 10:]).mean() < 12
+    expected = np.asarray(base.convert("L").convert("RGB") if kind in KINDS[2:4] else base).astype(int)
+    assert np.abs(np.asarray(small).astype(int)[10:, 10:] - expected[10:, 10:]).mean() < 12
     if "transparent" in kind:
         assert read[2, 2].min() > 245
 
@@ -65,6 +65,6 @@ def test_image_of_every_kind_is_read(kind: str, tmp_path: Path) -> None:
 def test_file_that_is_no_image_is_rejected(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "face.png"
     path.write_bytes(content)
-    with pytest.raises(LipSyncError) as refused:
+    with pytest.raises(LipSyncError) as error:
         media.read_image(path)
-    assert refused.value.code.startswith(("media_", "input_"))
+    assert error.value.code.startswith(("media_", "input_"))

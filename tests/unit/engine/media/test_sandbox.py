@@ -76,16 +76,18 @@ def escape_errors(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         ESCAPE_SCRIPT,
         *map(str, (inside, writable, outside, os.getpid())),
     ]
-    done = subprocess.run(sandboxed(command, rules), capture_output=True, text=True, timeout=30, check=False)
-    assert done.returncode == 0, done.stderr
+    result = subprocess.run(
+        sandboxed(command, rules), capture_output=True, text=True, timeout=30, check=False
+    )
+    assert result.returncode == 0, result.stderr
     assert outside.read_text() == "another's"
-    return dict(json.loads(done.stdout))
+    return dict(json.loads(result.stdout))
 
 
 @needs_files
 def test_process_opens_only_its_inputs_and_output(escape_errors: dict[str, Any]) -> None:
     assert (escape_errors["read inside"], escape_errors["write output"]) == (None, None)
-    refused = (
+    rejection = (
         "write inside",
         "read outside",
         "write outside",
@@ -94,13 +96,13 @@ def test_process_opens_only_its_inputs_and_output(escape_errors: dict[str, Any])
         "delete",
         "run a program",
     )
-    assert {name: escape_errors[name] for name in refused} == dict.fromkeys(refused, 13)
+    assert {name: escape_errors[name] for name in rejection} == dict.fromkeys(rejection, 13)
 
 
 @needs_network
 def test_process_opens_no_sockets_and_gains_no_privileges(escape_errors: dict[str, Any]) -> None:
-    refused = "inet", "inet6", "unix", "pair", "netlink", "io_uring", "namespace"
-    assert {name: escape_errors[name] for name in refused} == dict.fromkeys(refused, 13)
+    rejection = "inet", "inet6", "unix", "pair", "netlink", "io_uring", "namespace"
+    assert {name: escape_errors[name] for name in rejection} == dict.fromkeys(rejection, 13)
     assert (escape_errors["no new privileges"], escape_errors["filter"]) == ("1", "2")
 
 
@@ -177,10 +179,10 @@ def test_verification_process_opens_no_sockets() -> None:
         pytest.skip(STATUS.describe())
     from server.workers.cli_child import _limited_command
 
-    done = subprocess.run(
+    result = subprocess.run(
         _limited_command("-I", "-c", "import socket; socket.socket()"),
         capture_output=True,
         timeout=30,
         check=False,
     )
-    assert b"PermissionError" in done.stderr
+    assert b"PermissionError" in result.stderr

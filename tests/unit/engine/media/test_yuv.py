@@ -128,10 +128,12 @@ def test_ten_bits_and_all_layouts_agree_on_smooth_pictures(subtests: pytest.Subt
         with subtests.test(form=form):
             ramp_x = np.linspace(60, 190, form.width, dtype=np.float32)
             ramp_y = np.linspace(80, 170, form.height, dtype=np.float32)
-            wanted = np.stack(np.broadcast_arrays(ramp_x[None, :], ramp_y[:, None], np.float32(120)), axis=-1)
+            expected = np.stack(
+                np.broadcast_arrays(ramp_x[None, :], ramp_y[:, None], np.float32(120)), axis=-1
+            )
             weight = np.ones((form.height, form.width), np.float32)
-            painted = blend_region(flat(form, 120, 128, 128), whole(form), wanted, weight)
-            error = np.abs(region_to_rgb(painted, whole(form)) - wanted)
+            painted = blend_region(flat(form, 120, 128, 128), whole(form), expected, weight)
+            error = np.abs(region_to_rgb(painted, whole(form)) - expected)
             assert error[2:-2, 2:-2].max() < (2.5 if form.bit_depth == 8 else 1.0)
             assert error.max() < 6.0
 

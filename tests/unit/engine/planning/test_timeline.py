@@ -106,9 +106,9 @@ def test_overlapping_windows_are_all_full_and_blend_linearly() -> None:
 
 
 def test_overlap_as_large_as_the_window_is_refused() -> None:
-    with pytest.raises(ParameterError) as raised:
+    with pytest.raises(ParameterError) as error:
         timeline.plan_windows([(0, 9)], 1, 8, 8)
-    assert raised.value.code is ErrorCode.PARAMETER_INVALID
+    assert error.value.code is ErrorCode.PARAMETER_INVALID
 
 
 @settings(max_examples=300, deadline=None)
@@ -154,10 +154,10 @@ def test_every_frame_is_made_once_and_segments_stand_alone(
     assert sorted(k for s in segments for k in s.speaker_windows[0].windows) == list(range(len(windows)))
     for s in segments:
         for of_speaker, share in zip((windows, others), s.speaker_windows, strict=True):
-            made = {*share.context_windows, *share.windows}
+            output = {*share.context_windows, *share.windows}
             for k in share.windows:
                 for frame in of_speaker[k].output_frames:  # every window that the frame is blended from
-                    assert {w.index for w in of_speaker if frame in w.frames} <= {i for i in made if i <= k}
+                    assert {w.index for w in of_speaker if frame in w.frames} <= {i for i in output if i <= k}
             shown = {n for k in share.windows for n in of_speaker[k].output_frames if s.start <= n < s.stop}
             assert shown == {n for w in of_speaker for n in w.output_frames if s.start <= n < s.stop}
         assert all(k < min(s.speaker_windows[0].windows) for k in s.speaker_windows[0].context_windows)

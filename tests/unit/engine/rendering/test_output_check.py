@@ -229,10 +229,10 @@ def test_single_nan_or_infinity_is_rejected(subtests: pytest.Subtests) -> None:
             face = source.copy()
             face[0, 0, 0] = value
             check = OutputCheck(keep_mask(64))
-            with pytest.raises(OutputError) as caught:
+            with pytest.raises(OutputError) as error:
                 check.add(17, face, source)
-            assert caught.value.code is ErrorCode.OUTPUT_NOT_FINITE
-            assert "17" in caught.value.message
+            assert error.value.code is ErrorCode.OUTPUT_NOT_FINITE
+            assert "17" in error.value.message
 
 
 @pytest.mark.parametrize("smooth", [False, True], ids=["random latents", "blotches"])
@@ -290,17 +290,17 @@ def test_large_share_of_bad_frames_is_rejected(subtests: pytest.Subtests) -> Non
     for pattern in [[FLAT], [FLAT, GOOD] * 3, [*[GOOD] * 8, FLAT] * 4]:
         with subtests.test(pattern=pattern):
             check = watch(pattern)
-            with pytest.raises(OutputError) as caught:
+            with pytest.raises(OutputError) as error:
                 check.raise_if_unfit()
-            assert caught.value.code is ErrorCode.OUTPUT_FLAT
-            assert f"{pattern.count(FLAT)} of {len(pattern)} frames" in caught.value.message
+            assert error.value.code is ErrorCode.OUTPUT_FLAT
+            assert f"{pattern.count(FLAT)} of {len(pattern)} frames" in error.value.message
 
 
 def test_run_of_bad_frames_is_rejected_at_once() -> None:
-    with pytest.raises(OutputError) as caught:
+    with pytest.raises(OutputError) as error:
         watch([GOOD] * 200 + [FLAT] * (MAX_RUN + 1))
-    assert caught.value.code is ErrorCode.OUTPUT_FLAT
-    assert str(200 + MAX_RUN) in caught.value.message
+    assert error.value.code is ErrorCode.OUTPUT_FLAT
+    assert str(200 + MAX_RUN) in error.value.message
 
 
 # --- a real face ---
@@ -315,8 +315,8 @@ def real_crops(resolution: int, count: int) -> list[Array]:
             pytest.skip(f"{path.name} is not on this machine")
     video, detector, crops = cv2.VideoCapture(str(clip)), None, []
     for number in range(12 * count):
-        found, frame = video.read()
-        assert found
+        result, frame = video.read()
+        assert result
         if number % 12:
             continue
         half = cv2.resize(frame, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)

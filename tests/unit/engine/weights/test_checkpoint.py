@@ -78,10 +78,10 @@ loaded = read_checkpoint(Path({str(path)!r}))
 loaded.get("state_dict", loaded)["big"][3].sum()
 print(anonymous_mib() - before)
 """
-    done = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True
     )
-    grown_mib = float(done.stdout)
+    grown_mib = float(result.stdout)
     assert grown_mib < 60, f"{grown_mib:.0f} MiB for one row of a 191 MiB file"
 
 
@@ -102,9 +102,9 @@ def test_code_in_a_pickle_is_rejected_and_not_run(tmp_path: Path, form: str) -> 
         path.write_bytes(pickle.dumps({"state_dict": Bomb(marker)}))
     else:
         torch.save({"state_dict": Bomb(marker)}, path, _use_new_zipfile_serialization=form == "zip")
-    with pytest.raises(WeightsError, match=r"program code.*safetensors") as caught:
+    with pytest.raises(WeightsError, match=r"program code.*safetensors") as error:
         read_checkpoint(path)
-    assert caught.value.code is ErrorCode.WEIGHTS_UNSAFE
+    assert error.value.code is ErrorCode.WEIGHTS_UNSAFE
     assert not marker.exists()
     if form == "pickle":
         pickle.loads(path.read_bytes())
@@ -127,11 +127,11 @@ def test_truncated_checkpoint_is_reported(tmp_path: Path, form: str, state: dict
         *(draw.randrange(len(whole)) for _ in range(25)),
     ]:
         path.write_bytes(whole[:length])
-        with pytest.raises(WeightsError) as caught:
+        with pytest.raises(WeightsError) as error:
             read_checkpoint(path)
         # Half a class name in a legacy pickle is refused as the unknown class that it then names.
         allowed = {ErrorCode.WEIGHTS_TRUNCATED} | ({ErrorCode.WEIGHTS_UNSAFE} if form == "legacy" else set())
-        assert caught.value.code in allowed, f"cut at {length}"
+        assert error.value.code in allowed, f"cut at {length}"
     path.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(WeightsError, match=r"truncated or damaged.*lipsync weights pull"):
         read_checkpoint(path)
@@ -143,19 +143,19 @@ def test_web_page_is_not_a_checkpoint(subtests: pytest.Subtests, tmp_path: Path)
             with subtests.test(text=text, name=name):
                 path = tmp_path / name
                 path.write_text(text)
-                with pytest.raises(WeightsError) as caught:
+                with pytest.raises(WeightsError) as error:
                     read_checkpoint(path)
-                assert caught.value.code is ErrorCode.WEIGHTS_TRUNCATED
+                assert error.value.code is ErrorCode.WEIGHTS_TRUNCATED
 
 
 def test_missing_file_and_bare_tensor_are_rejected(tmp_path: Path) -> None:
-    with pytest.raises(WeightsError, match="weights pull") as caught:
+    with pytest.raises(WeightsError, match="weights pull") as error:
         read_checkpoint(tmp_path / "absent.pt")
-    assert caught.value.code is ErrorCode.WEIGHTS_MISSING
+    assert error.value.code is ErrorCode.WEIGHTS_MISSING
     torch.save(torch.zeros(3), tmp_path / "tensor.pt")
-    with pytest.raises(WeightsError, match="contains a Tensor") as caught:
+    with pytest.raises(WeightsError, match="contains a Tensor") as error:
         read_checkpoint(tmp_path / "tensor.pt")
-    assert caught.value.code is ErrorCode.WEIGHTS_ARCHITECTURE
+    assert error.value.code is ErrorCode.WEIGHTS_ARCHITECTURE
 
 
 # --- loading ---
@@ -208,9 +208,9 @@ def test_load_strict_names_misfits_and_changes_nothing(
     state: dict[str, Tensor], fault: str, pattern: str
 ) -> None:
     net = meta_net()
-    with pytest.raises(WeightsError, match=rf"do not fit Net: {pattern}.*another model or version") as caught:
+    with pytest.raises(WeightsError, match=rf"do not fit Net: {pattern}.*another model or version") as error:
         load_strict(net, break_state(state, fault))
-    assert caught.value.code is ErrorCode.WEIGHTS_ARCHITECTURE
+    assert error.value.code is ErrorCode.WEIGHTS_ARCHITECTURE
     assert all(t.is_meta for t in net.state_dict().values())
 
 

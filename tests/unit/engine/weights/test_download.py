@@ -262,9 +262,9 @@ def part_files(store: WeightsStore) -> list[str]:
 
 
 def pull_error(store: WeightsStore, name: str = "mini") -> WeightsError | ResourceError:
-    with pytest.raises((WeightsError, ResourceError)) as caught:
+    with pytest.raises((WeightsError, ResourceError)) as error:
         store.pull(name)
-    return caught.value
+    return error.value
 
 
 # --- downloads ---
@@ -451,12 +451,12 @@ def test_file_of_another_architecture_is_named(hub: Hub, tmp_path: Path, origina
     hub.files[UNET] = other.read_bytes()
     store = WeightsStore(tmp_path / "root", write_manifest(tmp_path, {**originals, UNET: other}))
     store.pull("mini")
-    with pytest.raises(WeightsError, match="do not fit LatentSyncUNet") as caught:
+    with pytest.raises(WeightsError, match="do not fit LatentSyncUNet") as error:
         load_model("mini", device=torch.device("cpu"), dtype=torch.float32, store=store)
-    assert caught.value.code is ErrorCode.WEIGHTS_ARCHITECTURE
-    assert "1 missing (conv_out.bias)" in caught.value.message
-    assert "conv_in.weight has 32×9×3×3 instead of 32×13×3×3" in caught.value.message
-    assert "lipsync weights list" in caught.value.message
+    assert error.value.code is ErrorCode.WEIGHTS_ARCHITECTURE
+    assert "1 missing (conv_out.bias)" in error.value.message
+    assert "conv_in.weight has 32×9×3×3 instead of 32×13×3×3" in error.value.message
+    assert "lipsync weights list" in error.value.message
 
 
 # --- network and disk errors ---
@@ -497,7 +497,7 @@ except WeightsError as error:
 store.import_path(Path(sys.argv[3]))
 print(sorted(store.verified_files("mini")))
 """
-    done = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-c", code, str(store.root), str(manifest), str(folder)],
         env=env,
         capture_output=True,
@@ -505,7 +505,7 @@ print(sorted(store.verified_files("mini")))
         timeout=60,
         check=True,
     )
-    error_line, roles = done.stdout.splitlines()
+    error_line, roles = result.stdout.splitlines()
     assert error_line.startswith("weights_download_failed")
     assert "HF_HUB_OFFLINE is set" in error_line
     assert roles == str(sorted(ROLES))

@@ -77,17 +77,17 @@ def test_manifest_error_names_the_field(subtests: pytest.Subtests, tmp_path: Pat
     ]:
         with subtests.test(old=old, new=new, pattern=pattern):
             assert old in VALID
-            with pytest.raises(WeightsError, match=pattern) as caught:
+            with pytest.raises(WeightsError, match=pattern) as error:
                 read_model_manifest(write(tmp_path, VALID.replace(old, new, 1)))
-            assert caught.value.code is ErrorCode.WEIGHTS_ARCHITECTURE
-            assert str(tmp_path) in caught.value.message
+            assert error.value.code is ErrorCode.WEIGHTS_ARCHITECTURE
+            assert str(tmp_path) in error.value.message
 
 
 def test_unknown_model_error_lists_the_models(tmp_path: Path) -> None:
     store = WeightsStore(tmp_path, write(tmp_path, VALID))
-    with pytest.raises(WeightsError, match=r"Model 'hole' does not exist: use one of whole\.") as caught:
+    with pytest.raises(WeightsError, match=r"Model 'hole' does not exist: use one of whole\.") as error:
         store.entry("hole")
-    assert caught.value.code is ErrorCode.MODEL_UNKNOWN
+    assert error.value.code is ErrorCode.MODEL_UNKNOWN
 
 
 # --- what ships ---

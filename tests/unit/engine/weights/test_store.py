@@ -70,9 +70,9 @@ def folder(tmp_path: Path) -> Path:
 
 
 def verification_error(store: WeightsStore, name: str) -> WeightsError:
-    with pytest.raises(WeightsError) as caught:
+    with pytest.raises(WeightsError) as error:
         store.verified_files(name)
-    return caught.value
+    return error.value
 
 
 # --- import ---
@@ -119,9 +119,9 @@ def test_import_rejects_a_damaged_file_and_keeps_the_valid_ones(
     store: WeightsStore, folder: Path, content: bytes, code: ErrorCode, pattern: str
 ) -> None:
     (folder / "unet.pt").write_bytes(content)
-    with pytest.raises(WeightsError, match=pattern + r".*get it again") as caught:
+    with pytest.raises(WeightsError, match=pattern + r".*get it again") as error:
         store.import_path(folder)
-    assert caught.value.code is code
+    assert error.value.code is code
     assert (folder / "unet.pt").read_bytes() == content  # the user's file stays
     assert store.describe_status("audio") == "ready"
 
@@ -130,9 +130,9 @@ def test_import_of_unknown_files_is_an_error(store: WeightsStore, tmp_path: Path
     with pytest.raises(WeightsError, match="does not exist"):
         store.import_path(tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(WeightsError, match=r"no known model file.*tiny\.pt, unet\.pt, x\.bin") as caught:
+    with pytest.raises(WeightsError, match=r"no known model file.*tiny\.pt, unet\.pt, x\.bin") as error:
         store.import_path(tmp_path / "empty")
-    assert caught.value.code is ErrorCode.WEIGHTS_MISSING
+    assert error.value.code is ErrorCode.WEIGHTS_MISSING
 
 
 # --- verify before use ---

@@ -25,14 +25,14 @@ def test_key_is_accepted_until_it_expires_or_is_revoked(store: Store, tmp_path: 
     caller = keys.authenticate(f"Bearer {text}", 150.0)
     assert (caller.tenant, caller.key_id) == ("studio", key.id)
     caller.require(Scope.RUN)
-    with pytest.raises(AccessDeniedError) as refused:
+    with pytest.raises(AccessDeniedError) as error:
         caller.require(Scope.ADMIN)
-    assert refused.value.status == 403
+    assert error.value.status == 403
     for header, now in ((f"Bearer {text}", 200.0), (f"Bearer {text}x", 150.0), (text, 150.0), (None, 150.0),
                         ("Basic x", 150.0), ("Bearer ", 150.0)):  # fmt: skip
-        with pytest.raises(AccessDeniedError) as refused:
+        with pytest.raises(AccessDeniedError) as error:
             keys.authenticate(header, now)
-        assert refused.value.status == 401
+        assert error.value.status == 401
     assert store.revoke_key(key.id, 160.0)
     assert not store.revoke_key(key.id, 161.0)
     with pytest.raises(AccessDeniedError):

@@ -51,7 +51,7 @@ def new_batch(n_jobs: int, tenant: str = "studio", at: float = 100.0, key_id: st
 
 def put(store: Store, batch: Batch, **given: Any) -> list[str]:
     """Ids of its jobs, in the order of their rows."""
-    made = [
+    output = [
         Job(
             id=new_job().id,
             tenant=batch.tenant,
@@ -63,8 +63,8 @@ def put(store: Store, batch: Batch, **given: Any) -> list[str]:
         for row in range(batch.total)
     ]
     request = dataclasses.replace(REQUEST, webhook_url=None, key_id=batch.key_id)
-    store.submit_batch(batch, [(job, request) for job in made], **given)
-    return [job.id for job in made]
+    store.submit_batch(batch, [(job, request) for job in output], **given)
+    return [job.id for job in output]
 
 
 def batch_notices(store: Store) -> list[str | None]:
@@ -92,8 +92,8 @@ def test_last_finished_job_ends_the_batch(store: Store) -> None:
         State.FAILED: 1,
         State.CANCELLED: 1,
     }
-    told = [(entry.event, entry.at) for entry in store.audit.page() if "batch_" in entry.event]
-    assert told == [("batch_submitted", 100.0), ("batch_ended", 107.0)]
+    response = [(entry.event, entry.at) for entry in store.audit.page() if "batch_" in entry.event]
+    assert response == [("batch_submitted", 100.0), ("batch_ended", 107.0)]
 
 
 def test_concurrent_ends_notify_once(store: Store) -> None:
@@ -120,36 +120,36 @@ def test_batch_is_stored_whole_or_not_at_all(store: Store) -> None:
     before = len(store.audit.page())
     with pytest.raises(QueueFullError):
         put(store, new_batch(3), max_waiting=3)
-    with pytest.raises(QuotaError, match="3 unfinished jobs, has 0, and asks for 4") as refused:
+    with pytest.raises(QuotaError, match="3 unfinished jobs, has 0, and asks for 4") as error:
         put(store, new_batch(4, key_id=key.id))
-    assert refused.value.wait_s == 0, "coming again does not help"
+    assert error.value.wait_s == 0, "coming again does not help"
     assert (store.page(None, offset=0, limit=9)[1], store.page_batches(None, offset=0, limit=9)[1]) == (1, 1)
     assert len(store.audit.page()) == before
     ids = put(store, new_batch(3, key_id=key.id), max_waiting=4)
     for job_id in ids:
         store.change(job_id, 101.0, lambda job: job_state.cancel(job, 101.0))
-    with pytest.raises(QuotaError, match="4 jobs in 24 hours, has submitted 3") as refused:
+    with pytest.raises(QuotaError, match="4 jobs in 24 hours, has submitted 3") as error:
         put(store, new_batch(2, key_id=key.id))
-    assert refused.value.wait_s > 80000
+    assert error.value.wait_s > 80000
     put(store, new_batch(1, key_id=key.id))
 
 
 def test_concurrent_submissions_with_one_key_create_one_batch(store: Store) -> None:
-    made, together = list[tuple[Batch, bool]](), threading.Barrier(8)
+    output, together = list[tuple[Batch, bool]](), threading.Barrier(8)
 
     def submit() -> None:
         batch, job = new_batch(1), new_job()
         together.wait()
         entries = [(dataclasses.replace(job, batch_id=batch.id, batch_row=0), REQUEST)]
-        made.append(store.submit_batch(batch, entries, idempotency_key="same"))
+        output.append(store.submit_batch(batch, entries, idempotency_key="same"))
 
     threads = [threading.Thread(target=submit) for _ in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len({batch.id for batch, _ in made}) == 1
-    assert sum(is_new for _, is_new in made) == 1
+    assert len({batch.id for batch, _ in output}) == 1
+    assert sum(is_new for _, is_new in output) == 1
     assert store.page(None, offset=0, limit=9)[1] == 1
 
 
@@ -203,8 +203,8 @@ def rows(*changes: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def post(api: Api, body: Any, key: str | None = None, **headers: str) -> Any:
-    given = {"Authorization": f"Bearer {key or api.key}", **headers}
-    return api.client.post(f"{V1}/batches", json=body, headers=given)
+    inputs = {"Authorization": f"Bearer {key or api.key}", **headers}
+    return api.client.post(f"{V1}/batches", json=body, headers=inputs)
 
 
 def submit(api: Api, n_jobs: int = 3, **fields: Any) -> dict[str, Any]:
@@ -220,14 +220,14 @@ def get(api: Api, path: str, **parameters: Any) -> Any:
 
 
 def test_batch_from_submission_to_end(api: Api) -> None:
-    made = submit(api, title="Monday")
-    ids = [row["id"] for row in made["jobs"]]
-    assert [row["row"] for row in made["jobs"]] == [0, 1, 2]
-    seen = get(api, f"/batches/{made['id']}")
-    assert seen == {name: value for name, value in made.items() if name != "jobs"}
-    assert (seen["title"], seen["state"], seen["total"]) == ("Monday", "waiting", 3)
-    assert seen["progress"] == {"done": 0, "share": 0.0, "left_s": None}
-    assert get(api, f"/jobs/{ids[1]}")["batch"] == {"id": made["id"], "row": 1}
+    output = submit(api, title="Monday")
+    ids = [row["id"] for row in output["jobs"]]
+    assert [row["row"] for row in output["jobs"]] == [0, 1, 2]
+    batch = get(api, f"/batches/{output['id']}")
+    assert batch == {name: value for name, value in output.items() if name != "jobs"}
+    assert (batch["title"], batch["state"], batch["total"]) == ("Monday", "waiting", 3)
+    assert batch["progress"] == {"done": 0, "share": 0.0, "left_s": None}
+    assert get(api, f"/jobs/{ids[1]}")["batch"] == {"id": output["id"], "row": 1}
     assert get(api, f"/jobs/{ids[1]}")["request"]["input"]["seed"] == 1
 
     api.succeed(ids[0])
@@ -236,30 +236,30 @@ def test_batch_from_submission_to_end(api: Api) -> None:
     assert record.job.id == ids[2]
     half = StageProgress("render", 50, 100, 9.0)
     api.server.store.change(ids[2], now, lambda job: job_state.renew_lease(job, 1, now, POLICY, half))
-    seen = get(api, f"/batches/{made['id']}")
-    assert seen["state"] == "running"
-    assert (seen["progress"]["done"], seen["progress"]["share"]) == (2, 0.8333)
-    assert 0 <= seen["progress"]["left_s"] < 5
+    batch = get(api, f"/batches/{output['id']}")
+    assert batch["state"] == "running"
+    assert (batch["progress"]["done"], batch["progress"]["share"]) == (2, 0.8333)
+    assert 0 <= batch["progress"]["left_s"] < 5
 
     api.server.store.change(ids[2], now, lambda job: job_state.cancel(job, now))
-    assert get(api, f"/batches/{made['id']}")["is_stopping"] is True
+    assert get(api, f"/batches/{output['id']}")["is_stopping"] is True
     api.server.store.change(ids[2], now, lambda job: job_state.confirm_cancel(job, 1, now))
-    seen = get(api, f"/batches/{made['id']}")
-    assert (seen["state"], seen["is_stopping"]) == ("ended", False)
-    assert seen["counts"] == {
+    batch = get(api, f"/batches/{output['id']}")
+    assert (batch["state"], batch["is_stopping"]) == ("ended", False)
+    assert batch["counts"] == {
         "waiting": 0, "running": 0, "succeeded": 1, "failed": 1, "cancelled": 1, "deleted": 0
     }  # fmt: skip
-    assert seen["progress"] == {"done": 3, "share": 1.0, "left_s": None}
-    found = get(api, f"/batches/{made['id']}/jobs")
-    assert found["total"] == 3
-    assert [row["state"] for row in found["jobs"]] == ["succeeded", "failed", "cancelled"]
-    assert api.client.get(found["jobs"][0]["output"]).content == b"an mp4"
-    assert found["jobs"][1]["failure"] == {"code": "face_not_found", "message": "No face: status 500."}
-    (last,) = get(api, f"/batches/{made['id']}/jobs", offset=2, limit=1)["jobs"]
+    assert batch["progress"] == {"done": 3, "share": 1.0, "left_s": None}
+    result = get(api, f"/batches/{output['id']}/jobs")
+    assert result["total"] == 3
+    assert [row["state"] for row in result["jobs"]] == ["succeeded", "failed", "cancelled"]
+    assert api.client.get(result["jobs"][0]["output"]).content == b"an mp4"
+    assert result["jobs"][1]["failure"] == {"code": "face_not_found", "message": "No face: status 500."}
+    (last,) = get(api, f"/batches/{output['id']}/jobs", offset=2, limit=1)["jobs"]
     assert (last["id"], last["output"], last["failure"]) == (ids[2], None, None)
 
     api.client.delete(f"/api/v3/predictions/{ids[0]}", headers=api.headers)
-    assert get(api, f"/batches/{made['id']}")["counts"]["deleted"] == 1
+    assert get(api, f"/batches/{output['id']}")["counts"]["deleted"] == 1
 
 
 def test_one_invalid_row_rejects_the_batch(api: Api) -> None:
@@ -270,10 +270,10 @@ def test_one_invalid_row_rejects_the_batch(api: Api) -> None:
         "row",
     ]
     answer = post(api, {"jobs": bad})
-    told = answer.json()
-    assert (answer.status_code, told["error"]) == (400, "batch_invalid")
-    assert told["message"].startswith("7 of 8 jobs")
-    assert [(problem["row"], problem["code"]) for problem in told["problems"]] == [
+    response = answer.json()
+    assert (answer.status_code, response["error"]) == (400, "batch_invalid")
+    assert response["message"].startswith("7 of 8 jobs")
+    assert [(problem["row"], problem["code"]) for problem in response["problems"]] == [
         (1, "missing_parameter"),
         (2, "invalid_parameter"),
         (3, "invalid_parameter"),
@@ -282,7 +282,7 @@ def test_one_invalid_row_rejects_the_batch(api: Api) -> None:
         (6, "invalid_parameter"),
         (7, "invalid_parameter"),
     ]
-    assert "inference_steps" in told["problems"][1]["message"]
+    assert "inference_steps" in response["problems"][1]["message"]
     for body in ({}, {"jobs": []}, {"jobs": rows({}), "title": 7}, {"jobs": rows({}), "webhook_url": "x"}):
         assert post(api, body).json()["error"] == "invalid_parameter"
     assert get(api, "/batches")["total"] == get(api, "/jobs")["total"] == 0
@@ -300,8 +300,8 @@ def test_inputs_of_rows_are_inline_or_uploaded(api: Api) -> None:
     ticket = api.client.post(
         "/api/v3/media/uploads", json={"filename": "v.mp4", "size": 3}, headers=api.headers
     ).json()["data"]
-    made = post(api, {"jobs": rows({"video": ticket["download_url"], "audio": "aGk="})}).json()
-    files = get(api, f"/jobs/{made['jobs'][0]['id']}")["request"]["files"]
+    output = post(api, {"jobs": rows({"video": ticket["download_url"], "audio": "aGk="})}).json()
+    files = get(api, f"/jobs/{output['jobs'][0]['id']}")["request"]["files"]
     assert api.client.get(files["audio"]).content == b"hi"
     assert "/uploads/studio/" in files["video"]
 
@@ -320,11 +320,11 @@ def test_full_queue_rejects_the_whole_batch(make_api: Make) -> None:
 
 
 def test_key_quota_applies_to_batches(api: Api) -> None:
-    made = api.client.post("/admin/keys?tenant=studio&max_active_jobs=2", headers=api.headers).json()
-    refused = post(api, {"jobs": rows({}, {}, {})}, made["key"])
-    assert refused.status_code == 429
-    assert "retry-after" not in refused.headers
-    assert post(api, {"jobs": rows({}, {})}, made["key"]).status_code == 200
+    output = api.client.post("/admin/keys?tenant=studio&max_active_jobs=2", headers=api.headers).json()
+    rejection = post(api, {"jobs": rows({}, {}, {})}, output["key"])
+    assert rejection.status_code == 429
+    assert "retry-after" not in rejection.headers
+    assert post(api, {"jobs": rows({}, {})}, output["key"]).status_code == 200
     assert get(api, "/jobs")["total"] == 2
 
 
@@ -338,35 +338,35 @@ def test_repeated_submission_returns_the_same_batch(api: Api) -> None:
 
 
 def test_cancel_ends_unfinished_jobs(api: Api) -> None:
-    made = submit(api)
-    ids = [row["id"] for row in made["jobs"]]
+    output = submit(api)
+    ids = [row["id"] for row in output["jobs"]]
     api.succeed(ids[0])
     api.begin()
-    answer = api.client.post(f"{V1}/batches/{made['id']}/cancel", headers=api.headers).json()
+    answer = api.client.post(f"{V1}/batches/{output['id']}/cancel", headers=api.headers).json()
     assert (answer["counts"]["cancelled"], answer["counts"]["running"]) == (1, 1)
     assert answer["is_stopping"] is True
     now = time.time()
     api.server.store.change(ids[1], now, lambda job: job_state.confirm_cancel(job, 1, now))
     assert (
-        api.client.post(f"{V1}/batches/{made['id']}/cancel", headers=api.headers).json()["state"] == "ended"
+        api.client.post(f"{V1}/batches/{output['id']}/cancel", headers=api.headers).json()["state"] == "ended"
     )
     assert get(api, f"/jobs/{ids[0]}")["state"] == "succeeded"
 
 
 def test_batches_of_other_tenants_are_not_found(api: Api) -> None:
-    made, other = submit(api), {"Authorization": f"Bearer {api.other_key}"}
+    output, other = submit(api), {"Authorization": f"Bearer {api.other_key}"}
     for method, path in (("GET", ""), ("GET", "/jobs"), ("POST", "/cancel")):
-        answer = api.client.request(method, f"{V1}/batches/{made['id']}{path}", headers=other)
+        answer = api.client.request(method, f"{V1}/batches/{output['id']}{path}", headers=other)
         assert (answer.status_code, answer.json()["error"]) == (404, "not_found"), path
     assert api.client.get(f"{V1}/batches", headers=other).json() == {"total": 0, "batches": []}
     for tenant in ("*", "studio"):
-        refused = api.client.get(f"{V1}/batches", params={"tenant": tenant}, headers=other)
-        assert refused.status_code == 403
+        rejection = api.client.get(f"{V1}/batches", params={"tenant": tenant}, headers=other)
+        assert rejection.status_code == 403
     theirs = post(api, {"jobs": rows({})}, api.other_key).json()
-    assert [batch["id"] for batch in get(api, "/batches")["batches"]] == [made["id"]]
+    assert [batch["id"] for batch in get(api, "/batches")["batches"]] == [output["id"]]
     assert [batch["id"] for batch in get(api, "/batches", tenant="*")["batches"]] == [
         theirs["id"],
-        made["id"],
+        output["id"],
     ]
     assert get(api, f"/batches/{theirs['id']}")["tenant"] == "other"  # who asks is an administrator
     stop = api.client.post(f"{V1}/batches/{theirs['id']}/cancel", headers=api.headers)
@@ -375,13 +375,13 @@ def test_batches_of_other_tenants_are_not_found(api: Api) -> None:
 
 
 def test_audit_log_names_the_batch(api: Api) -> None:
-    made = submit(api, 2)
+    output = submit(api, 2)
     lines = api.client.get("/admin/audit", headers=api.headers).text.splitlines()
     entries = [json.loads(line) for line in lines][1:]
     assert [entry["event"] for entry in entries] == ["batch_submitted", "job_submitted", "job_submitted"]
-    assert entries[0]["facts"] == {"batch": made["id"], "jobs": 2}
+    assert entries[0]["facts"] == {"batch": output["id"], "jobs": 2}
     assert entries[0]["tenant"] == "studio"
-    assert {entry["facts"]["batch"] for entry in entries} == {made["id"]}
+    assert {entry["facts"]["batch"] for entry in entries} == {output["id"]}
 
 
 # --- the webhook ---
@@ -391,24 +391,24 @@ def test_batch_webhook_is_retried_until_accepted(make_api: Make) -> None:
     receiver = WebhookReceiver(refusals=1)
     api = make_api(allow_hosts="127.0.0.1")
     assert api.client.portal is not None
-    made = submit(api, 2, webhook_url=receiver.url)
-    for row in made["jobs"]:
+    output = submit(api, 2, webhook_url=receiver.url)
+    for row in output["jobs"]:
         record = api.begin()
         assert not receiver.deliveries
-        done = partial(job_state.succeed, fence=record.job.fence, output=Output("results/x.mp4", 1.0))
-        api.client.portal.call(api.server.jobs.change, row["id"], lambda j, now, d=done: d(j, now=now))
+        result = partial(job_state.succeed, fence=record.job.fence, output=Output("results/x.mp4", 1.0))
+        api.client.portal.call(api.server.jobs.change, row["id"], lambda j, now, d=result: d(j, now=now))
     for _ in range(2):
         assert receiver.arrived.acquire(timeout=30)
     key = api.server.store.get_key(record.request.key_id)
     assert key is not None
     assert len(receiver.deliveries) == 2
     for headers, body in receiver.deliveries:
-        assert headers["webhook-id"] == made["id"]
+        assert headers["webhook-id"] == output["id"]
         stamp = float(headers["webhook-timestamp"])
-        wanted = webhook_headers(key.webhook_secret, made["id"], body, stamp)["webhook-signature"]
-        assert headers["webhook-signature"] == wanted
-    told = json.loads(receiver.deliveries[-1][1])
-    assert (told["id"], told["state"], told["counts"]["succeeded"]) == (made["id"], "ended", 2)
-    assert told == get(api, told["url"].partition(V1)[2])
+        expected = webhook_headers(key.webhook_secret, output["id"], body, stamp)["webhook-signature"]
+        assert headers["webhook-signature"] == expected
+    report = json.loads(receiver.deliveries[-1][1])
+    assert (report["id"], report["state"], report["counts"]["succeeded"]) == (output["id"], "ended", 2)
+    assert report == get(api, report["url"].partition(V1)[2])
     assert api.server.store.dead_webhooks(9) == []
     receiver.close()

@@ -25,15 +25,15 @@ def test_disconnect_during_a_request_is_not_logged_as_an_error(
         "server": ("a", 80),
         "client": ("b", 80),
     }
-    said: list[dict[str, Any]] = []
+    lines: list[dict[str, Any]] = []
 
     async def receive() -> dict[str, Any]:
         return {"type": "http.disconnect"}
 
     async def send(message: dict[str, Any]) -> None:
-        said.append(message)
+        lines.append(message)
 
     assert api.client.portal is not None
     api.client.portal.call(api.client.app, scope, receive, send)
-    assert said[0]["status"] == 499
+    assert lines[0]["status"] == 499
     assert not [record for record in caplog.records if record.levelname == "ERROR"]

@@ -12,8 +12,8 @@ Make = Callable[..., Api]
 
 
 def test_exceeded_key_quota_is_rejected_with_retry_after(api: Api) -> None:
-    made = api.client.post("/admin/keys?tenant=studio&max_active_jobs=1", headers=api.headers).json()
-    own = {"Authorization": f"Bearer {made['key']}"}
+    output = api.client.post("/admin/keys?tenant=studio&max_active_jobs=1", headers=api.headers).json()
+    own = {"Authorization": f"Bearer {output['key']}"}
     assert api.post_job(**own).status_code == 200
     response = api.post_job(**own)
     assert response.status_code == 429
@@ -41,8 +41,8 @@ def test_every_dialect_accepts_a_consent_reference(api: Api) -> None:
     job_id = api.submit(consent=CONSENT)
     answer = api.client.post("/api/v1/lipsync-video", json=studio_body(consent=CONSENT), headers=api.headers)
     other = answer.json()["id"].replace("-", "")
-    for found in (job_id, other):
-        record = api.server.store.get(found)
+    for result in (job_id, other):
+        record = api.server.store.get(result)
         assert record is not None
         assert record.request.consent == CONSENT
     for wrong in ("x" * 201, "two\nlines", 7):
@@ -54,8 +54,8 @@ def test_every_dialect_accepts_a_consent_reference(api: Api) -> None:
 def test_required_consent_is_enforced(make_api: Make) -> None:
     api = make_api(require_consent=True)
     body = studio_body()["formState"]
-    for path, given in (("/api/v3/bytedance/latentsync", body), ("/api/v1/lipsync-video", studio_body())):
-        answer = api.client.post(path, json=given, headers=api.headers)
+    for path, inputs in (("/api/v3/bytedance/latentsync", body), ("/api/v1/lipsync-video", studio_body())):
+        answer = api.client.post(path, json=inputs, headers=api.headers)
         assert answer.status_code == 400
         assert "consent" in answer.json()["message"]
     answer = api.client.post("/api/v3/bytedance/latentsync", json=body, headers=api.headers)

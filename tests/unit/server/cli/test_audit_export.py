@@ -25,9 +25,9 @@ def test_audit_export_writes_selected_entries(
             AuditEntry(1_800_000_000.0 + day * 86400, "server_started", {"day": day, "name": "日"})
         )
     command = [sys.executable, "-m", "lipsync_engine.cli", "audit", "export"]
-    refused = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert refused.returncode == 2
-    assert "/admin/audit" in refused.stderr
+    rejection = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert rejection.returncode == 2
+    assert "/admin/audit" in rejection.stderr
     store.close()
 
     def export(*arguments: str) -> list[dict[str, Any]]:
@@ -37,5 +37,5 @@ def test_audit_export_writes_selected_entries(
     assert [facts["day"] for facts in export()] == [0, 1, 2]
     file = tmp_path / "log.jsonl"
     assert export("--since", "2027-01-16", "--until", "2027-01-17", "-o", str(file)) == []
-    kept = file.read_text(encoding="utf-8").splitlines()
-    assert [json.loads(line)["facts"] for line in kept] == [{"day": 1, "name": "日"}]
+    previous = file.read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line)["facts"] for line in previous] == [{"day": 1, "name": "日"}]

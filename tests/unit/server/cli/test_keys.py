@@ -16,9 +16,9 @@ def test_keys_are_created_listed_and_revoked(tmp_path: Path) -> None:
         env = {**os.environ, "LIPSYNC_DATA_DIR": str(tmp_path / "data")}
         return subprocess.run(command, env=env, capture_output=True, text=True, timeout=60, check=False)
 
-    made = keys("create", "--tenant", "dubbing", "--name", "ci", "--days", "30", "--max-active-jobs", "20")
-    assert made.returncode == 0, made.stderr
-    name, text = made.stdout.split()
+    output = keys("create", "--tenant", "dubbing", "--name", "ci", "--days", "30", "--max-active-jobs", "20")
+    assert output.returncode == 0, output.stderr
+    name, text = output.stdout.split()
     assert text.startswith("sk_")
     listed = keys("list").stdout
     assert name in listed

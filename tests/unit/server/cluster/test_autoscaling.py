@@ -69,8 +69,8 @@ def test_cluster_command_reports_missing_settings(
     pytest.importorskip("ray", reason="Ray is not installed: pip install 'lipsync-engine[ray]'")
     monkeypatch.setenv("LIPSYNC_DATA_DIR", str(tmp_path))
     command = [sys.executable, "-m", "server.cli.cluster", *arguments.split()]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-    assert done.returncode == 2, done.stderr
-    (line,) = done.stderr.strip().splitlines()
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert result.returncode == 2, result.stderr
+    (line,) = result.stderr.strip().splitlines()
     assert line.startswith("error: ")
     assert says in line

@@ -59,9 +59,9 @@ def command(tmp_path: Path, answer: str) -> str:
 
 def test_command_hook_decides(api: Api, record: Record, inputs: dict[str, Path], tmp_path: Path) -> None:
     assert admit(api, command(tmp_path, '{"allow": true}'), record, inputs) is None
-    asked = json.loads((tmp_path / "asked.json").read_text())
-    assert (asked["job"], asked["tenant"], asked["consent"]) == (record.job.id, "studio", CONSENT)
-    assert asked["inputs"] == [
+    request = json.loads((tmp_path / "asked.json").read_text())
+    assert (request["job"], request["tenant"], request["consent"]) == (record.job.id, "studio", CONSENT)
+    assert request["inputs"] == [
         {"name": name, "role": name, "sha256": sha256_of(path), "path": str(path)}
         for name, path in inputs.items()
     ]

@@ -12,8 +12,8 @@ from tests.support.application import Api
 
 def test_waiting_job_has_an_estimated_start(api: Api) -> None:
     jobs, job = api.server.jobs, api.submit()
-    shown = api.client.get(f"/api/v3/predictions/{job}/result", headers=api.headers).json()["data"]
-    assert "estimated_start" not in shown["timings"]  # nobody knows yet
+    view = api.client.get(f"/api/v3/predictions/{job}/result", headers=api.headers).json()["data"]
+    assert "estimated_start" not in view["timings"]  # nobody knows yet
     call = api.client.portal.call if api.client.portal is not None else None
     assert call is not None
     running: Record = call(jobs.claim)

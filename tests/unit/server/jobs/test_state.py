@@ -39,14 +39,14 @@ def test_job_succeeds_after_claim() -> None:
     assert (job.state, job.fence, job.attempts, job.lease_until) == (State.RUNNING, 1, 1, 170.0)
     job = job_state.renew_lease(job, 1, 150.0, POLICY, job_state.StageProgress("render", 3, 10, 2.0))
     assert job.lease_until == 210.0
-    done = job_state.succeed(job, 1, 200.0, OUTPUT)
-    assert (done.state, done.output, done.finished_at, done.lease_until) == (
+    result = job_state.succeed(job, 1, 200.0, OUTPUT)
+    assert (result.state, result.output, result.finished_at, result.lease_until) == (
         State.SUCCEEDED,
         OUTPUT,
         200.0,
         None,
     )
-    assert job_state.effects(job, done) == {Effect.NOTIFY}
+    assert job_state.effects(job, result) == {Effect.NOTIFY}
 
 
 def test_stale_claim_changes_nothing() -> None:
@@ -83,18 +83,18 @@ def test_requeue_costs_no_attempt() -> None:
 
 def test_cancel_ends_a_job_in_any_unfinished_state() -> None:
     assert job_state.cancel(waiting(), 105.0).state is State.CANCELLED
-    asked = job_state.cancel(running(), 115.0)
-    assert asked.state is State.RUNNING
-    assert job_state.effects(running(), asked) == {Effect.STOP_WORK}
-    assert job_state.effects(asked, job_state.cancel(asked, 116.0)) == set()
-    assert job_state.confirm_cancel(asked, 1, 117.0).state is State.CANCELLED
+    cancelling = job_state.cancel(running(), 115.0)
+    assert cancelling.state is State.RUNNING
+    assert job_state.effects(running(), cancelling) == {Effect.STOP_WORK}
+    assert job_state.effects(cancelling, job_state.cancel(cancelling, 116.0)) == set()
+    assert job_state.confirm_cancel(cancelling, 1, 117.0).state is State.CANCELLED
     with pytest.raises(NotAllowedError):
         job_state.confirm_cancel(running(), 1, 117.0)
     # However its worker ends, an asked-for cancellation is what comes of it; a finished output stays one.
-    assert job_state.fail(asked, 1, 117.0, job_state.WORKER_LOST, POLICY).state is State.CANCELLED
-    assert job_state.requeue(asked, 1, 117.0).state is State.CANCELLED
-    assert job_state.expire(asked, 171.0, POLICY).state is State.CANCELLED
-    assert job_state.succeed(asked, 1, 117.0, OUTPUT).state is State.SUCCEEDED
+    assert job_state.fail(cancelling, 1, 117.0, job_state.WORKER_LOST, POLICY).state is State.CANCELLED
+    assert job_state.requeue(cancelling, 1, 117.0).state is State.CANCELLED
+    assert job_state.expire(cancelling, 171.0, POLICY).state is State.CANCELLED
+    assert job_state.succeed(cancelling, 1, 117.0, OUTPUT).state is State.SUCCEEDED
 
 
 def test_wait_and_run_limits_fail_a_job() -> None:
@@ -162,7 +162,7 @@ class Machine(RuleBasedStateMachine):
     def worker_speaks(self, data: st.DataObject, what: str) -> None:
         fence = data.draw(st.sampled_from(self.fences))
         held = self.job.state is State.RUNNING and self.job.fence == fence
-        done = {
+        result = {
             "beat": lambda: self.attempt(job_state.renew_lease, fence, self.now, POLICY),
             "succeed": lambda: self.attempt(job_state.succeed, fence, self.now, OUTPUT),
             "fail": lambda: self.attempt(job_state.fail, fence, self.now, NO_FACE, POLICY),
@@ -170,7 +170,7 @@ class Machine(RuleBasedStateMachine):
             "requeue": lambda: self.attempt(job_state.requeue, fence, self.now),
             "confirm": lambda: self.attempt(job_state.confirm_cancel, fence, self.now),
         }[what]()
-        assert held or not done
+        assert held or not result
 
     @invariant()
     def it_is_in_order(self) -> None:

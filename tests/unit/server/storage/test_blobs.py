@@ -34,16 +34,16 @@ def test_blob_appears_whole_or_not_at_all(tmp_path: Path) -> None:
 
     asyncio.run(go())
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["a.wav"]
-    found = asyncio.run(blobs.info("uploads/t/a.wav"))
-    assert found is not None
-    assert found.size == 6
+    result = asyncio.run(blobs.info("uploads/t/a.wav"))
+    assert result is not None
+    assert result.size == 6
 
     async def go_on() -> None:
         assert await blobs.info("uploads/t/b.wav") is None
-        assert [blob.name for blob in await blobs.list_older_than(found.modified_at + 1)] == [
+        assert [blob.name for blob in await blobs.list_older_than(result.modified_at + 1)] == [
             "uploads/t/a.wav"
         ]
-        assert await blobs.list_older_than(found.modified_at - 1) == []
+        assert await blobs.list_older_than(result.modified_at - 1) == []
         await blobs.delete("uploads/t/a.wav")
         await blobs.delete("uploads/t/a.wav")
         assert await blobs.info("uploads/t/a.wav") is None

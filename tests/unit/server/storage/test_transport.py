@@ -34,8 +34,8 @@ def fetch(
     """What a fetch leaves; and that it leaves nothing else."""
 
     async def go() -> bytes:
-        given = {} if resolve is None else {"resolve": resolve}
-        async with Transport(policy, **given) as transport:  # type: ignore[arg-type]
+        inputs = {} if resolve is None else {"resolve": resolve}
+        async with Transport(policy, **inputs) as transport:  # type: ignore[arg-type]
             await transport.fetch(url, folder / "file", kind)
         return (folder / "file").read_bytes()
 
@@ -92,10 +92,10 @@ def test_private_addresses_are_rejected(subtests: pytest.Subtests, tmp_path: Pat
                 ("http://innocent.example/a.wav", names({"innocent.example": [address]})),
                 ("http://mixed.example/a.wav", names({"mixed.example": [PUBLIC, address]})),
             ):
-                with pytest.raises(TransportError) as refused:
+                with pytest.raises(TransportError) as error:
                     fetch(url, tmp_path, TransportPolicy(), resolve=resolve)
-                assert refused.value.code is TransportCode.URL_NOT_ALLOWED
-                assert address not in refused.value.message
+                assert error.value.code is TransportCode.URL_NOT_ALLOWED
+                assert address not in error.value.message
 
 
 def test_public_addresses_are_accepted(subtests: pytest.Subtests) -> None:
@@ -144,11 +144,11 @@ def test_invalid_urls_are_rejected_before_name_resolution(subtests: pytest.Subte
         "http://h%00.x/",
     ]:
         with subtests.test(url=url):
-            asked: list[str] = []
-            with pytest.raises(TransportError) as refused:
-                fetch(url, tmp_path, TransportPolicy(), resolve=names({}, asked))
-            assert refused.value.code in (TransportCode.URL_INVALID, TransportCode.URL_NOT_ALLOWED)
-            assert asked == []
+            requests: list[str] = []
+            with pytest.raises(TransportError) as error:
+                fetch(url, tmp_path, TransportPolicy(), resolve=names({}, requests))
+            assert error.value.code in (TransportCode.URL_INVALID, TransportCode.URL_NOT_ALLOWED)
+            assert requests == []
 
 
 def test_names_of_this_machine_are_rejected(tmp_path: Path) -> None:
@@ -199,10 +199,10 @@ class Site:
     def answer(self, path: str, content: bytes, status: int = 200, **headers: str) -> None:
         def page(handler: BaseHTTPRequestHandler) -> None:
             handler.send_response(status)
-            given = {"Content-Length": str(len(content))} | {
+            inputs = {"Content-Length": str(len(content))} | {
                 k.replace("_", "-"): v for k, v in headers.items()
             }
-            for name, value in given.items():
+            for name, value in inputs.items():
                 handler.send_header(name, value)
             handler.end_headers()
             handler.wfile.write(content)
@@ -212,16 +212,16 @@ class Site:
 
 @pytest.fixture
 def site() -> Iterator[Site]:
-    made = Site()
-    yield made
-    made.release.set()
-    made.server.shutdown()
+    output = Site()
+    yield output
+    output.release.set()
+    output.server.shutdown()
 
 
 def refusal(site: Site, path: str, folder: Path, kind: MediaKind = MediaKind.AUDIO) -> TransportCode:
-    with pytest.raises(TransportError) as refused:
+    with pytest.raises(TransportError) as error:
         fetch(site.url(path), folder, site.policy, kind)
-    return refused.value.code
+    return error.value.code
 
 
 def test_file_is_downloaded(site: Site, tmp_path: Path) -> None:
@@ -255,18 +255,18 @@ def test_allow_list_matches_exactly(site: Site, tmp_path: Path) -> None:
 def test_checked_address_is_the_one_connected_to(site: Site, tmp_path: Path) -> None:
     """A name that changes its meaning after the check gains nothing: nobody asks again."""
     site.answer("/a", WAV)
-    asked: list[str] = []
+    requests: list[str] = []
     table = {"files.local": ["127.0.0.1"]}
-    resolve = names(table, asked)
+    resolve = names(table, requests)
 
     async def once(host: str, port: int) -> list[str]:
-        found = list(await resolve(host, port))
+        result = list(await resolve(host, port))
         table["files.local"] = ["10.9.9.9"]
-        return found
+        return result
 
     policy = TransportPolicy(allow=(f"127.0.0.1:{site.port}",))
     assert fetch(f"http://files.local:{site.port}/a", tmp_path, policy, resolve=once) == WAV
-    assert asked == ["files.local"]
+    assert requests == ["files.local"]
     assert site.asked[0][1] == f"files.local:{site.port}"
 
 
@@ -345,9 +345,9 @@ def test_slow_and_broken_servers_are_given_up(site: Site, tmp_path: Path) -> Non
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         port = closed.getsockname()[1]
-        with pytest.raises(TransportError) as refused:
+        with pytest.raises(TransportError) as error:
             fetch(f"http://127.0.0.1:{port}/a", tmp_path, TransportPolicy(allow=("127.0.0.1",)))
-    assert refused.value.code is TransportCode.URL_UNREACHABLE
+    assert error.value.code is TransportCode.URL_UNREACHABLE
     with pytest.raises(TransportError) as unknown:
         fetch("http://nobody.example/a", tmp_path, TransportPolicy(), resolve=names({}))
     assert unknown.value.code is TransportCode.URL_UNREACHABLE
@@ -386,9 +386,9 @@ def test_real_media_files_are_recognised(ffmpeg: Callable[..., None], tmp_path: 
     }.items():  # fmt: skip
         path = tmp_path / f"a.{suffix}"
         ffmpeg(*source, path)
-        found = sniff(path.read_bytes()[:4096])
-        assert found is not None, suffix
-        assert found.suffix == suffix
+        result = sniff(path.read_bytes()[:4096])
+        assert result is not None, suffix
+        assert result.suffix == suffix
     raw = tmp_path / "bare.mp3"
     ffmpeg(*tone, "-write_id3v2", 0, "-id3v2_version", 0, "-write_xing", 0, raw)
     assert sniff(raw.read_bytes()) is not None

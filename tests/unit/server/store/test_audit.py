@@ -73,8 +73,8 @@ def test_deleting_a_job_keeps_its_audit_entries(api: Api) -> None:
 
 
 def test_audit_entries_expire_by_their_own_retention(make_api: Make) -> None:
-    for kept_s, left in ((None, 2), (3600.0, 1)):
+    for kept_s, remaining in ((None, 2), (3600.0, 1)):
         api = make_api(audit_retention_s=kept_s, retention_s=1.0)
         api.server.store.audit.add(AuditEntry(time.time() - 7200, "server_started", {}))
         api.client.portal.call(api.server.delete_expired_data)
-        assert len(api.audit_entries()) == left
+        assert len(api.audit_entries()) == remaining

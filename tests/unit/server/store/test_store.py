@@ -136,16 +136,16 @@ def test_audit_entry_is_committed_with_the_job(store: Store) -> None:
             job.id, 102.0, lambda job: job_state.succeed(job, 99, 102.0, Output("results/x.mp4", 1.0))
         )
     store.change(job.id, 103.0, lambda job: job_state.fail(job, job.fence, 103.0, NO_FACE, POLICY))
-    found = [(entry.event, entry.at, entry.job_id) for entry in store.audit.page()]
-    assert found == [("job_submitted", 100.0, job.id), ("job_ended", 103.0, job.id)]
+    matches = [(entry.event, entry.at, entry.job_id) for entry in store.audit.page()]
+    assert matches == [("job_submitted", 100.0, job.id), ("job_ended", 103.0, job.id)]
 
 
 def test_sqlite_file_is_opened_by_one_process(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path / 'jobs.sqlite'}"
     first = Store(url)
     program = f"from server.store import *\ntry: Store({url!r})\nexcept AlreadyOpenError: print('refused')"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert done.stdout == "refused\n"
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert result.stdout == "refused\n"
     with pytest.raises(AlreadyOpenError):
         Store(url)
     first.close()
@@ -159,20 +159,20 @@ def test_concurrent_starts_create_the_tables_once(postgres_url: str) -> None:
 
 
 def test_concurrent_submissions_with_one_key_create_one_job(store: Store) -> None:
-    made, together = [], threading.Barrier(50)
+    output, together = [], threading.Barrier(50)
 
     def submit() -> None:
         together.wait()
-        made.append(store.submit(new_job(), REQUEST, idempotency_key="same"))
+        output.append(store.submit(new_job(), REQUEST, idempotency_key="same"))
 
     threads = [threading.Thread(target=submit) for _ in range(50)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(made) == 50
-    assert len({record.job.id for record, _ in made}) == 1
-    assert sum(is_new for _, is_new in made) == 1
+    assert len(output) == 50
+    assert len({record.job.id for record, _ in output}) == 1
+    assert sum(is_new for _, is_new in output) == 1
     other, is_new = store.submit(new_job("another studio"), REQUEST, idempotency_key="same")
     assert is_new
     assert other.job.tenant == "another studio"
@@ -181,10 +181,10 @@ def test_concurrent_submissions_with_one_key_create_one_job(store: Store) -> Non
 def test_full_queue_rejects_jobs(store: Store) -> None:
     for _ in range(3):
         store.submit(new_job(), REQUEST, max_waiting=3)
-    refused = new_job()
+    rejection = new_job()
     with pytest.raises(QueueFullError):
-        store.submit(refused, REQUEST, max_waiting=3)
-    assert store.get(refused.id) is None
+        store.submit(rejection, REQUEST, max_waiting=3)
+    assert store.get(rejection.id) is None
 
 
 def test_claim_alternates_between_tenants(store: Store) -> None:
@@ -262,8 +262,8 @@ def test_outbox_holds_one_webhook_per_ended_job(store: Store) -> None:
     job = new_job()
     store.submit(job, REQUEST)
     store.claim(110.0, POLICY)
-    done = store.change(job.id, 120.0, lambda j: job_state.succeed(j, 1, 120.0, Output("x.mp4", 2.0)))
-    assert done.effects == {Effect.NOTIFY}
+    result = store.change(job.id, 120.0, lambda j: job_state.succeed(j, 1, 120.0, Output("x.mp4", 2.0)))
+    assert result.effects == {Effect.NOTIFY}
     (notice,) = store.claim_webhooks(120.0, 10, 60.0)
     assert (notice.job_id, notice.url, notice.tries) == (job.id, REQUEST.webhook_url, 0)
     assert store.claim_webhooks(179.0, 10, 60.0) == [], "somebody else delivers it"
@@ -300,9 +300,9 @@ def test_key_quota_limits_submissions(store: Store) -> None:
     store.change(first.id, 310.0, lambda job: job_state.cancel(job, 310.0))
     third = submit(320.0, key_id=key.id)
     store.change(third.id, 330.0, lambda job: job_state.cancel(job, 330.0))
-    with pytest.raises(QuotaError, match="3 jobs in 24 hours") as refused:
+    with pytest.raises(QuotaError, match="3 jobs in 24 hours") as error:
         submit(400.0, key_id=key.id)
-    assert refused.value.wait_s == pytest.approx(86400 - 300)
+    assert error.value.wait_s == pytest.approx(86400 - 300)
     submit(86501.0, key_id=key.id)
 
 
@@ -377,11 +377,11 @@ class Both(RuleBasedStateMachine):
         waiting = [job for job in self.model.values() if job.state is State.WAITING]
         assert (record is None) == (not waiting)
         if record is not None:
-            chosen = self.model[record.job.id]
-            same = [job for job in waiting if job.tenant == chosen.tenant]
-            assert chosen == min(same, key=lambda job: (-job.priority, job.created_at, job.id))
-            assert job_state.claim(chosen, self.now, POLICY) == record.job
-            self.model[chosen.id] = record.job
+            next_job = self.model[record.job.id]
+            same = [job for job in waiting if job.tenant == next_job.tenant]
+            assert next_job == min(same, key=lambda job: (-job.priority, job.created_at, job.id))
+            assert job_state.claim(next_job, self.now, POLICY) == record.job
+            self.model[next_job.id] = record.job
 
     @rule()
     def expire(self) -> None:

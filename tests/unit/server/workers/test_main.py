@@ -27,11 +27,11 @@ def test_job_without_options_has_default_params() -> None:
 @pytest.mark.parametrize("name", OPTIONS["preset"]["enum"])
 def test_preset_is_overridden_by_single_options(name: str) -> None:
     assert _params(order(preset=name), {}) == SyncParams.preset(name)
-    found = _params(order(preset=name, num_inference_steps=6, seed=7, fps="29.97", loop_mode="loop"), {})
-    wanted = SyncParams.preset(
+    result = _params(order(preset=name, num_inference_steps=6, seed=7, fps="29.97", loop_mode="loop"), {})
+    expected = SyncParams.preset(
         name, num_inference_steps=6, seed=7, fps=Fraction("29.97"), loop_mode=LoopMode.LOOP
     )
-    assert found == wanted
+    assert result == expected
 
 
 def test_fast_presets_are_accepted() -> None:

@@ -28,14 +28,14 @@ def signed(clip: Path, tmp_path: Path, credentials_dir: Path) -> bytes:
 
 
 def post(api: Api, content: bytes, **headers: str) -> Any:
-    given = api.headers | {"Content-Type": "application/octet-stream"} | headers
-    return api.client.post("/api/native/v1/verify", content=content, headers=given)
+    inputs = api.headers | {"Content-Type": "application/octet-stream"} | headers
+    return api.client.post("/api/native/v1/verify", content=content, headers=inputs)
 
 
 def test_signed_video_is_verified(api: Api, signed: bytes, clip: Path) -> None:
-    found = post(api, signed)
-    assert found.status_code == 200
-    assert (found.json()["verdict"], found.json()["made"]["seed"]) == ("trusted", 7)
+    result = post(api, signed)
+    assert result.status_code == 200
+    assert (result.json()["verdict"], result.json()["made"]["seed"]) == ("trusted", 7)
     changed = bytearray(signed)
     changed[len(changed) // 2] ^= 1
     assert post(api, bytes(changed)).json()["verdict"] == "invalid"

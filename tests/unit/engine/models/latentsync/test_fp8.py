@@ -149,9 +149,9 @@ def test_argument_overrides_fp8_setting(subtests: pytest.Subtests, monkeypatch: 
 
 @pytest.mark.parametrize(("device", "device_name"), [(CUDA, "A100"), (CPU, "cpu")])
 def test_unsupported_device_is_named_in_fp8_error(device: torch.device, device_name: str) -> None:
-    with pytest.raises(ResourceError, match=rf"capability 8\.9 or above .* not {device_name}") as refused:
+    with pytest.raises(ResourceError, match=rf"capability 8\.9 or above .* not {device_name}") as error:
         choose_fp8(True, device, hardware=AMPERE)
-    assert refused.value.code is ErrorCode.DEVICE_UNAVAILABLE
+    assert error.value.code is ErrorCode.DEVICE_UNAVAILABLE
     assert not choose_fp8(None, device, hardware=AMPERE)
 
 

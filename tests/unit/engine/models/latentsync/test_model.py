@@ -49,9 +49,9 @@ def test_unsupported_unet_setting_is_named_in_error(subtests: pytest.Subtests) -
         ({"layers_per_block": 0}, "layers_per_block"),
     ]:
         with subtests.test(change=change, pattern=pattern):
-            with pytest.raises(WeightsError, match=pattern) as caught:
+            with pytest.raises(WeightsError, match=pattern) as error:
                 UNetConfig.from_published({**TINY, **change})
-            assert caught.value.code is ErrorCode.WEIGHTS_ARCHITECTURE
+            assert error.value.code is ErrorCode.WEIGHTS_ARCHITECTURE
 
 
 def test_training_settings_are_ignored() -> None:
@@ -74,9 +74,9 @@ def test_invalid_run_setting_is_named_in_error(subtests: pytest.Subtests) -> Non
         ({"mixed_noise_alpha": 1.0}, "mixed_noise_alpha"),
     ]:
         with subtests.test(fields=fields, pattern=pattern):
-            with pytest.raises(WeightsError, match=pattern) as caught:
+            with pytest.raises(WeightsError, match=pattern) as error:
                 RunConfig.parse(fields)
-            assert caught.value.code is ErrorCode.WEIGHTS_ARCHITECTURE
+            assert error.value.code is ErrorCode.WEIGHTS_ARCHITECTURE
 
 
 # --- the tiny model's own files, one of them changed ---
@@ -118,9 +118,9 @@ def test_unchanged_files_load(load_with: Load) -> None:
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_files_of_different_models_are_rejected(changes: Json, pattern: str, load_with: Load) -> None:
-    with pytest.raises(WeightsError, match=pattern) as caught:
+    with pytest.raises(WeightsError, match=pattern) as error:
         load_with(**changes)
-    assert caught.value.code is ErrorCode.WEIGHTS_ARCHITECTURE
+    assert error.value.code is ErrorCode.WEIGHTS_ARCHITECTURE
 
 
 def test_invalid_json_file_is_named_in_error(tmp_path: Path) -> None:

@@ -57,9 +57,9 @@ def test_config_error_names_unsupported_field(subtests: pytest.Subtests) -> None
         {"flip_sin_to_cos": False},
     ]:
         with subtests.test(change=change):
-            with pytest.raises(WeightsError, match=next(iter(change))) as raised:
+            with pytest.raises(WeightsError, match=next(iter(change))) as error:
                 UNetConfig.from_published({**TINY, **change})
-            assert raised.value.code is ErrorCode.WEIGHTS_ARCHITECTURE
+            assert error.value.code is ErrorCode.WEIGHTS_ARCHITECTURE
 
 
 def test_load_strict_recomputes_only_positional_tables() -> None:
