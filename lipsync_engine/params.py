@@ -115,7 +115,7 @@ class FaceChoice:
         rule: how to choose.
         index: for INDEX, the position from left to right, counted from 0.
         x, y: for POINT, displayed pixels of the source video.
-        time_s: for POINT, when that point lies on the face, seconds of the source video.
+        time_s: for POINT, time at which the point is on the face, seconds of the source video.
     """
 
     rule: FaceRule = FaceRule.LARGEST
@@ -261,7 +261,7 @@ class SyncParams:
         matte: image or video, white where something is in front of the mouth; the source's pixels stay there.
         max_yaw_deg: a head turned further than this is left untouched, with a soft fade.
         window_overlap: frames shared by neighbouring model windows, 0-12.
-        voice_gate: let the mouth rest where nobody speaks.
+        voice_gate: rest the mouth where the audio contains no speech.
         sample_posterior: sample the VAE's posterior as the reference does instead of taking its mean.
         reference_numerics: use the reference's own mask edge, rounding, paste-back and loop rule.
         max_short_side: scale larger frames down to this short side, pixels; None keeps the size. Frames are
@@ -309,6 +309,14 @@ class SyncParams:
         _require_range("max_yaw_deg", self.max_yaw_deg, 1.0, 90.0)
         _require_range("window_overlap", self.window_overlap, 0, 12)
         _require_range("max_short_side", self.max_short_side, 64, 8192)
+
+    def new_options_at_default(self) -> set[str]:
+        """Return the options that version 0.1.0 did not have and that are not used.
+
+        Hashes of options leave them out, so that batches of that version are resumed.
+        """
+        defaults = SyncParams()
+        return {name for name in ("video_codec", "hdr") if getattr(self, name) == getattr(defaults, name)}
 
     @classmethod
     def preset(cls, name: str, **overrides: Any) -> SyncParams:

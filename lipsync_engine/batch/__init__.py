@@ -114,7 +114,7 @@ def run_batch(
             do not start; CLUSTER_AWAY; DISK_FULL, DEVICE_UNAVAILABLE, FFMPEG_MISSING or SIGNING_FAILED, with
             which every clip would fail.
         ParameterError: `workers` or `model_options.jobs` is out of range.
-        LipSyncError: the model cannot be loaded; the code tells the reason.
+        LipSyncError: the model cannot be loaded; the code names the reason.
     """
     if workers is not None and not 1 <= workers <= MAX_WORKERS:
         raise ParameterError(f"workers={workers} is out of range: use a value between 1 and {MAX_WORKERS}.")

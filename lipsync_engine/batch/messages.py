@@ -78,7 +78,7 @@ class JobSucceeded:
 
 @dataclass(frozen=True, slots=True)
 class JobFailed:
-    """Event: the clip of a row failed; the worker goes on."""
+    """Event: the clip of a row failed; the worker continues."""
 
     row: int
     code: ErrorCode

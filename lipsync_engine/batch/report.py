@@ -102,13 +102,13 @@ def _render_row(number: int, row: ManifestRow | None, result: RowResult | None) 
     stats = result.stats if result else None
     text = output or (result.clip if result else "") or "no valid name"
     name = f"<strong>{escape(text)}</strong>"
-    picture = "<span class=none></span>"
+    image = "<span class=none></span>"
     if stats is not None:
         link = escape(f"./{quote(output)}")
         name = f'<a href="{link}">{name}</a>'
         if stats.has_thumbnail:
             source = escape(f"./{thumbnail_path(output)}")
-            picture = f'<a href="{link}"><img src="{source}" alt="" loading=lazy></a>'
+            image = f'<a href="{link}"><img src="{source}" alt="" loading=lazy></a>'
     files = [] if row is None else [f"{role} {path.name}" for role, path in row.inputs.items()]
     notes = [f"<p class=files>{escape(' · '.join(files))}</p>"] if files else []
     if result is not None and result.code is not None:
@@ -125,7 +125,7 @@ def _render_row(number: int, row: ManifestRow | None, result: RowResult | None) 
         attempts = f"<small>{result.attempts} attempts</small>"
     length = f"{stats.duration_s:.1f} s<small>{stats.frames} frames</small>" if stats else ""
     return (
-        f"<tr class={status}><td class=number>{number}<td class=picture>{picture}<td class=clip>{name}"
+        f"<tr class={status}><td class=number>{number}<td class=picture>{image}<td class=clip>{name}"
         f"{''.join(notes)}<td><span class=chip>{status}</span>{attempts}<td class=number>{length}"
         f"<td class=number>{_render_work(stats) if stats else ''}\n"
     )

@@ -122,7 +122,7 @@ def options_sha256(row: ManifestRow, model: tuple[str, ...]) -> str:
     not_options: dict[str, bool | set[str]] = {
         "number": True,
         "inputs": True,
-        "params": {"mask_image"},
+        "params": {"mask_image", *row.params.new_options_at_default()},
         "consent": True,
     }
     options = _ROW.dump_json(row, exclude=not_options)

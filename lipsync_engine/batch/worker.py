@@ -73,7 +73,7 @@ class ClipWorker:
                 case Shutdown():
                     self._is_stopping.set()
                     self._jobs.put(None)
-        os._exit(0)  # the parent is gone, so nobody needs what the other threads compute
+        os._exit(0)  # the parent is gone, so the results of the other threads are not needed
 
     def run(self, pipelines: Sequence[LipSyncPipeline]) -> None:
         """Run jobs until `Shutdown`, each pipeline in a thread of its own.

@@ -238,6 +238,8 @@ class Plan:
             matte = dataclasses.replace(matte, path=params.matte)
         header = dataclasses.replace(header, video=video, params=params, matte=matte)
         with np.load(folder / "plan.npz", allow_pickle=False) as arrays:
+            if not set(_ARRAY_NAMES) <= set(arrays.files):  # of an older version: the job is planned again
+                return None
             return cls(folder, header, PlanArrays(**{name: arrays[name] for name in _ARRAY_NAMES}))
 
 

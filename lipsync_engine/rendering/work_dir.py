@@ -108,7 +108,7 @@ def _remove_unfinished(folder: Path) -> None:
 
 
 def _remove_stale(jobs: Path) -> None:
-    """Remove unfinished work that nobody resumed in time."""
+    """Remove unfinished work that was not resumed in time."""
     oldest = time.time() - STALE_AFTER_S
     for path in jobs.iterdir():
         if path.stat().st_mtime < oldest:
