@@ -74,7 +74,7 @@ def _check(path: Path, role: Role, limits: MediaLimits) -> None:
             TransportCode.URL_WRONG_TYPE,
             f"The {role} is not a supported {KINDS[role]} file: send another one.",
         )
-    # An MP4 without a video stream is an m4a; the container does not always say so.
+    # An MP4 without a video stream is an m4a; the container does not always show it.
     suffix = "m4a" if role is Role.AUDIO and media_type.suffix == "mp4" else media_type.suffix
     if limits.formats and suffix not in limits.formats:
         raise TransportError(

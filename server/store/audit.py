@@ -1,4 +1,4 @@
-"""The audit log: who submitted what, when, from which inputs, with whose consent, and what was marked.
+"""The audit log: who submitted what, when, from which inputs, with whose consent, and what was signed.
 
 Append-only: entries are written in the commit of the event that they record and never changed (the database
 refuses that). They are deleted only when they are older than the operator's retention. The module handles

@@ -348,7 +348,7 @@ class JobStore(Database):
             active = of_key.where(JOBS.c.state.in_([State.WAITING, State.RUNNING]))
             if (before := connection.execute(active).one()[0]) + count > row.max_active_jobs:
                 raise QuotaError(
-                    f"This key may have {row.max_active_jobs} unfinished jobs, has {before}, and asks for "
+                    f"This key may have {row.max_active_jobs} unfinished jobs, has {before}, and would get "
                     f"{count} more: wait until some have ended.",
                     30.0 if count <= row.max_active_jobs else 0.0,
                 )
@@ -358,7 +358,7 @@ class JobStore(Database):
                 wait_s = max(1.0, first + DAY_S - now) if before else DAY_S
                 raise QuotaError(
                     f"This key may submit {row.max_jobs_per_day} jobs in 24 hours, has submitted {before}, "
-                    f"and asks for {count} more.",
+                    f"and would submit {count} more.",
                     wait_s if count <= row.max_jobs_per_day else 0.0,
                 )
 

@@ -120,7 +120,7 @@ def test_batch_is_stored_whole_or_not_at_all(store: Store) -> None:
     before = len(store.audit.page())
     with pytest.raises(QueueFullError):
         put(store, new_batch(3), max_waiting=3)
-    with pytest.raises(QuotaError, match="3 unfinished jobs, has 0, and asks for 4") as error:
+    with pytest.raises(QuotaError, match="3 unfinished jobs, has 0, and would get 4") as error:
         put(store, new_batch(4, key_id=key.id))
     assert error.value.wait_s == 0, "coming again does not help"
     assert (store.page(None, offset=0, limit=9)[1], store.page_batches(None, offset=0, limit=9)[1]) == (1, 1)
