@@ -62,6 +62,9 @@ def test_answers_about_stored_jobs_are_unchanged(server: Server) -> None:
     for view in (answers, expected := copy.deepcopy(EXPECTED["answers"])):  # these two go with the time
         view["/admin/keys"][0].pop("last_used_at")
         view[f"/api/native/v1/batches/{EXPECTED['batch']}"]["progress"].pop("left_s")
+    for view in answers.values():
+        if isinstance(view, dict) and isinstance(view.get("output"), dict):
+            assert view["output"].pop("pauses_s") == []  # newer than the data
     assert answers == expected
     assert client.get("/admin/audit", headers=headers).text.splitlines() == EXPECTED["audit"]
     result = answers[f"/api/native/v1/jobs/{EXPECTED['succeeded']}"]["output"]
