@@ -28,6 +28,7 @@ class WarningCode(StrEnum):
     NOT_DONE = "not_done"  # an option had no effect; not signed; not classified; nobody speaks
     VOICE_GATE_OPEN = "voice_gate_open"
     HDR_TONE_MAPPED = "hdr_tone_mapped"
+    FRAMES_UNTOUCHED = "frames_untouched"
 
 
 class JobWarning(str):

@@ -125,10 +125,6 @@ def print_result(result: SyncResult) -> None:
         f"  faces {seconds.faces:.1f} s{cache_note}, audio {seconds.audio:.1f} s, render "
         f"{seconds.render:.1f} s, assemble {seconds.assemble:.1f} s"
     )
-    if result.untouched:
-        from lipsync_engine.faces import describe_untouched
-
-        out.print(f"  untouched frames: {describe_untouched(result.untouched)}")
     if result.sync is not None:
         out.print(f"  lips and voice: {describe_sync_score(result.sync)}", soft_wrap=True)
     if result.is_signed:
