@@ -17,22 +17,19 @@ import numpy as np
 
 from lipsync_engine import faces, media
 from lipsync_engine.faces.align import crop_size, solve_matrix, square_matrix
-from lipsync_engine.faces.detect import CERTAIN_PRESENCE, MIN_PRESENCE
+from lipsync_engine.faces.detect import MIN_PRESENCE
 from lipsync_engine.faces.smoothing import UntouchedReason
 from lipsync_engine.faces.tracking import MIN_FACE_PX, Track
 from lipsync_engine.media import VideoInfo
 from lipsync_engine.models.latentsync.mask import load_fixed_mask
 from lipsync_engine.params import FaceChoice, SyncParams
-from lipsync_engine.utils import BoolArray, Float64Array, FloatArray, ImageArray, runs_of
+from lipsync_engine.utils import Float64Array, FloatArray, ImageArray
 
 SCAN_SIDE = 960
 """Longest side of the frames in which faces are measured, as in a job."""
 
 THUMBNAIL_SIDE = 160
 OVERLAY_RESOLUTION = 256
-
-MIN_COVERED_S = 0.12
-"""Shorter dips of presence are no occlusion."""
 
 GREEN, RED, WHITE, YELLOW = (80, 220, 100), (240, 70, 60), (255, 255, 255), (250, 210, 60)
 
@@ -176,23 +173,9 @@ def _report_track(
         yaw_deg=_percentiles(track.yaw_deg),
         roll_deg=_percentiles(rolls) if len(rolls) else None,
         untouched={reason: count for reason, count in untouched.items() if count},
-        covered=covered_intervals(track.presence < CERTAIN_PRESENCE, times_s),
+        covered=tuple(Interval(*one) for one in faces.covered_intervals(track.is_covered, times_s)),
         thumbnail=thumbnail,
     )
-
-
-def covered_intervals(is_covered: BoolArray, times_s: Float64Array) -> tuple[Interval, ...]:
-    """Return the intervals of at least MIN_COVERED_S in which a face seems to be covered.
-
-    Args:
-        is_covered: (K,) of the frames of one track.
-        times_s: (K,) their times.
-    """
-    intervals = [
-        Interval(round(float(times_s[start]), 2), round(float(times_s[stop - 1]), 2))
-        for start, stop in runs_of(is_covered)
-    ]
-    return tuple(one for one in intervals if one.stop_s - one.start_s >= MIN_COVERED_S)
 
 
 def _size_px(track: Track) -> int:
@@ -242,13 +225,13 @@ def _warnings(tracks: list[TrackReport], untouched: dict[str, int], frames: int)
 
 def _cut_thumbnails(info: VideoInfo, tracks: list[Track]) -> dict[int, ImageArray]:
     """Cut the face out of the frame in the middle of each track."""
-    wanted: dict[int, list[Track]] = {}
+    tracks_by_frame: dict[int, list[Track]] = {}
     for track in tracks:
-        wanted.setdefault(int(track.frames[len(track.frames) // 2]), []).append(track)
+        tracks_by_frame.setdefault(int(track.frames[len(track.frames) // 2]), []).append(track)
     thumbnails = {}
     with closing(media.scan_frames(info, SCAN_SIDE)) as frames:
         for number, (_, image) in enumerate(frames):
-            for track in wanted.get(number, ()):
+            for track in tracks_by_frame.get(number, ()):
                 scale = image.shape[1] / info.format.width
                 x0, y0, x1, y1 = track.boxes[len(track.frames) // 2] * scale
                 margin = 0.2 * max(x1 - x0, y1 - y0)

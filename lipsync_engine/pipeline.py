@@ -50,6 +50,9 @@ from lipsync_engine.weights import WeightsStore
 
 log = logging.getLogger(__name__)
 
+MAX_MOMENTS = 5
+"""A warning names this many moments and counts the others."""
+
 
 class LipSyncPipeline:
     """A loaded model and a face detector, ready for any number of jobs, one at a time.
@@ -532,6 +535,16 @@ def _warnings(
     if hdr is not None:
         yield JobWarning(
             WarningCode.HDR_TONE_MAPPED, f"The HDR video ({hdr.name}) was tone-mapped to SDR (BT.709)."
+        )
+    covered_s = plan.header.covered_s
+    if covered_s and plan.header.params.matte is None:
+        moments = ", ".join(f"{start_s:g}-{stop_s:g} s" for start_s, stop_s in covered_s[:MAX_MOMENTS])
+        if len(covered_s) > MAX_MOMENTS:
+            moments += f" and {len(covered_s) - MAX_MOMENTS} more"
+        yield JobWarning(
+            WarningCode.MOUTH_COVERED,
+            f"Something seems to cover the face at {moments} of the video: check these moments. If the mouth "
+            "is hidden, give a matte of what covers it (--matte).",
         )
     if plan.header.is_gate_bypassed:
         yield JobWarning(

@@ -29,6 +29,7 @@ class WarningCode(StrEnum):
     VOICE_GATE_OPEN = "voice_gate_open"
     HDR_TONE_MAPPED = "hdr_tone_mapped"
     FRAMES_UNTOUCHED = "frames_untouched"
+    MOUTH_COVERED = "mouth_covered"
 
 
 class JobWarning(str):

@@ -10,6 +10,7 @@ from lipsync_engine.faces.smoothing import (
     UNTOUCHED_TEXT,
     FacePath,
     UntouchedReason,
+    covered_intervals,
     describe_untouched,
     merge_shots,
 )
@@ -29,6 +30,7 @@ __all__ = [
     "UntouchedReason",
     "analysis_key",
     "choose_speaker",
+    "covered_intervals",
     "describe_untouched",
     "load_faces_file",
     "merge_shots",

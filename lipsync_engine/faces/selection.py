@@ -121,6 +121,7 @@ def choose_speaker(
     points = np.full((n, 3, 2), np.nan, dtype=np.float32)
     weight = np.zeros(n, dtype=np.float32)
     reasons = np.full(n, UntouchedReason.NO_FACE, dtype=np.int8)
+    is_covered = np.zeros(n, dtype=bool)
     breaks = np.diff(tracks.shots, prepend=tracks.shots[:1]) != 0
     n_settled = n
     is_matched = False
@@ -138,7 +139,7 @@ def choose_speaker(
                 selection.person, tracks.pts_s[first:stop], first, max_yaw_deg, tracks.smooth_s
             )
             points[first:stop], weight[first:stop] = path.points, path.weight
-            reasons[first:stop] = path.reasons
+            reasons[first:stop], is_covered[first:stop] = path.reasons, path.is_covered
             breaks[first:stop] |= path.jumps
     if tracks.is_complete and not is_matched:
         raise FaceError(
@@ -146,7 +147,7 @@ def choose_speaker(
             f"The face asked for was not found; at most {max_faces} face(s) are seen together. Faces are "
             "counted from the left, starting at 0.",
         )
-    return FacePath(points, weight, reasons, np.cumsum(breaks), n_settled)
+    return FacePath(points, weight, reasons, is_covered, np.cumsum(breaks), n_settled)
 
 
 def load_faces_file(path: Path, tracks: FaceTracks) -> FaceTracks:

@@ -26,6 +26,9 @@ MAX_GAP_S = 0.4
 """Longest gap between detections that is bridged, seconds. A face that is usable for less than this between
 two untouched moments stays untouched too, so that the mouth does not flicker."""
 
+MIN_COVERED_S = 0.12
+"""Shorter dips of presence are no occlusion."""
+
 FADE_S = 0.2
 YAW_FADE_DEG = 8.0
 
@@ -83,6 +86,7 @@ class FacePath:
         points: float32 (N, 3, 2) left brow, right brow, nose in full-size pixels; NaN where nothing is known.
         weight: float32 (N,) how much of a generated face may show; 0 leaves the frame untouched.
         reasons: int8 (N,) `UntouchedReason` of each frame.
+        is_covered: bool (N,) something seems to hide a part of the face.
         shots: int64 (N,) number of the shot, counted on at every jump of the face, too.
         n_settled: number of leading rows that stay as they are when more of the clip becomes known; all rows
             of a complete clip.
@@ -91,6 +95,7 @@ class FacePath:
     points: FloatArray
     weight: FloatArray
     reasons: NDArray[np.int8]
+    is_covered: NDArray[np.bool_]
     shots: NDArray[np.int64]
     n_settled: int
 
@@ -112,6 +117,7 @@ class ShotPath:
     points: FloatArray
     weight: FloatArray
     reasons: NDArray[np.int8]
+    is_covered: NDArray[np.bool_]
     jumps: NDArray[np.bool_]
 
 
@@ -166,7 +172,25 @@ def smooth_path(
     reasons[numbers] = causes
     reasons[known] = UntouchedReason.TURNED
     reasons[weight > 0] = UntouchedReason.NONE
-    return ShotPath(smooth.reshape(-1, 3, 2).astype(np.float32), weight, reasons, jumps)
+    is_covered = np.zeros(n, dtype=bool)
+    is_covered[numbers] = np.concatenate([track.is_covered for track in person])
+    return ShotPath(smooth.reshape(-1, 3, 2).astype(np.float32), weight, reasons, is_covered, jumps)
+
+
+def covered_intervals(
+    is_covered: NDArray[np.bool_], times_s: NDArray[np.float64]
+) -> tuple[tuple[float, float], ...]:
+    """Return (start, stop) in seconds of the intervals in which a face seems to be covered.
+
+    Args:
+        is_covered: bool (K,) of consecutive frames.
+        times_s: float64 (K,) their times.
+    """
+    intervals = [
+        (round(float(times_s[start]), 2), round(float(times_s[stop - 1]), 2))
+        for start, stop in runs_of(is_covered)
+    ]
+    return tuple((start_s, stop_s) for start_s, stop_s in intervals if stop_s - start_s >= MIN_COVERED_S)
 
 
 def _causes(track: Track) -> NDArray[np.int8]:

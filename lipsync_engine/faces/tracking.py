@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from lipsync_engine.faces.detect import MIN_PRESENCE, Detection, FaceDetector
+from lipsync_engine.faces.detect import CERTAIN_PRESENCE, MIN_PRESENCE, Detection, FaceDetector
 from lipsync_engine.utils import FloatArray
 
 FORMAT = 3
@@ -103,6 +103,11 @@ class Track:
     def is_usable(self) -> NDArray[np.bool_]:
         """bool (K,): the face is large enough and surely visible."""
         return ~self.is_small & (self.presence >= MIN_PRESENCE)
+
+    @property
+    def is_covered(self) -> NDArray[np.bool_]:
+        """bool (K,): something seems to hide a part of the face."""
+        return np.asarray(self.presence < CERTAIN_PRESENCE)
 
     def between(self, start: int, stop: int) -> Track | None:
         """Return the part of the track in frames [start, stop), or None where it has none."""

@@ -48,6 +48,8 @@ class PlanHeader:
         matte: set if the matte is a video.
         is_gate_bypassed: the voice gate of a speaker stays open because most of the loud audio contains no
             detected speech.
+        covered_s: (start, stop) in seconds of the source where a generated mouth may lie over a hand or
+            whatever else covers the face.
     """
 
     video: VideoInfo
@@ -58,6 +60,7 @@ class PlanHeader:
     analysis_cached: bool
     matte: VideoInfo | None
     is_gate_bypassed: bool = False
+    covered_s: tuple[tuple[float, float], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

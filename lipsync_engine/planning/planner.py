@@ -27,7 +27,7 @@ from lipsync_engine.params import IMAGE_SUFFIXES, FaceChoice, LoopMode, SyncPara
 from lipsync_engine.planning import timeline
 from lipsync_engine.planning.plan import Plan, PlanArrays, PlanHeader, features_path
 from lipsync_engine.progress import Meter, Progress, Stage, meter_steps
-from lipsync_engine.utils import Float64Array, FloatArray
+from lipsync_engine.utils import Float64Array, FloatArray, IntArray
 
 ANALYSIS_MAX_SIDE = 960
 """Faces are detected in frames scaled down to this longest side, pixels."""
@@ -185,6 +185,7 @@ class Planner:
             is_cached,
             self._matte,
             is_gate_bypassed=any(activity.is_bypassed for activity in self._activities),
+            covered_s=_find_covered(paths, tracks.pts_s, order[: self._n_audio]),
         )
         arrays = PlanArrays(
             pts_s=tracks.pts_s,
@@ -210,6 +211,21 @@ class Planner:
             return min(n_settled, n_audio)
         before_fade = n_audio - math.ceil(TAIL_FADE_S * float(self._fps))
         return n_settled if n_settled > n_audio else max(0, min(n_settled, before_fade))
+
+
+def _find_covered(
+    paths: Sequence[faces.FacePath], pts_s: Float64Array, order: IntArray
+) -> tuple[tuple[float, float], ...]:
+    """Return the intervals of the source in which a face is replaced although something seems to cover it.
+
+    Args:
+        paths: of the speakers.
+        pts_s: (S,) times of the source frames.
+        order: (N,) source frames during the audio.
+    """
+    is_covered = np.any([path.is_covered & (path.weight > 0) for path in paths], axis=0)
+    shown = slice(int(order.min()), int(order.max()) + 1) if len(order) else slice(0)
+    return faces.covered_intervals(is_covered[shown], pts_s[shown])
 
 
 def _extract_audio_features(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import itertools
 import json
@@ -9,11 +10,12 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 
@@ -22,6 +24,7 @@ from lipsync_engine.planning import timeline
 from lipsync_engine.planning.plan import Plan
 from lipsync_engine.planning.planner import plan_job
 from lipsync_engine.rendering.render import render_frames
+from lipsync_engine.result import WarningCode
 from lipsync_engine.utils import drain
 from tests.support.paths import DEMO_VOICE
 
@@ -135,6 +138,45 @@ def planned(
     plan = make_plan(clip, long_voice, folder, pipeline, quick())
     assert len(plan.segments) == 2
     return plan
+
+
+class CoveredFaceDetector:
+    """The detector of drawn faces, with a low presence from the eleventh to the twentieth frame."""
+
+    name = "drawn-covered"
+    smooth_s = 0.12
+
+    def __init__(self, detector: faces.FaceDetector) -> None:
+        self._detector = detector
+        self._numbers = itertools.count()
+
+    def detect(
+        self, image: np.ndarray, previous: Sequence[faces.Detection] = (), *, search: bool = True
+    ) -> list[faces.Detection]:
+        presence = 0.7 if 10 <= next(self._numbers) < 20 else 1.0
+        detections = self._detector.detect(image, previous, search=search)
+        return [dataclasses.replace(face, presence=presence) for face in detections]
+
+
+@pytest.mark.parametrize("has_matte", [False, True])
+def test_warning_names_the_moments_of_a_covered_mouth(
+    clip: Path, voice: Path, tmp_path: Path, pipeline: LipSyncPipeline, has_matte: bool
+) -> None:
+    matte = tmp_path / "matte.png"
+    cv2.imwrite(str(matte), np.zeros((320, 320), np.uint8))
+    covered = pipeline.clone_for_thread(CoveredFaceDetector(pipeline.detector))
+    params = quick(matte=matte if has_matte else None)
+    warnings = [
+        warning
+        for warning in covered(clip, voice, tmp_path / "out.mp4", params).warnings
+        if warning.code is WarningCode.MOUTH_COVERED
+    ]
+    if has_matte:
+        assert warnings == []
+    else:
+        (warning,) = warnings
+        assert "0.4-0.76 s" in warning
+        assert "--matte" in warning
 
 
 DIGEST_SEGMENT = """

@@ -136,6 +136,36 @@ def covered(n: int, start: int, stop: int) -> Variant:
     return Variant(tuple(range(n)), (turned(0),) * n, change=cover)
 
 
+def hand(n: int) -> Variant:
+    """A hand-coloured shape crosses the face from left to right, around 2 s."""
+
+    def cover(image: Image, number: int) -> Image:
+        time_s = number / FPS
+        x, y = round(15 + 131 * time_s), round(372 + 20 * math.sin(3 * time_s))
+        image = image.copy()
+        for offset, width, height in ((0, 31, 19), (-29, 17, 23), (29, 17, 23)):
+            cv2.ellipse(image, (x + offset, y), (width, height), 0, 0, 360, (205, 160, 128), -1, cv2.LINE_AA)
+        for offset in (-22, -7, 8, 23):
+            cv2.ellipse(image, (x + offset, y - 21), (6, 20), 0, 0, 360, (198, 152, 120), -1, cv2.LINE_AA)
+        return image
+
+    return Variant(tuple(range(n)), (turned(0),) * n, change=cover)
+
+
+def microphone(n: int) -> Variant:
+    """A dark microphone on a stand moves before nose and lips."""
+
+    def cover(image: Image, number: int) -> Image:
+        time_s = number / FPS
+        x, y = round(275 + 15 * math.sin(1.7 * time_s)), round(380 + 12 * math.sin(2.3 * time_s))
+        image = image.copy()
+        cv2.line(image, (x, y), (x + 80, 580), (30, 30, 30), 17, cv2.LINE_AA)
+        cv2.circle(image, (x, y), 23, (45, 45, 45), -1, cv2.LINE_AA)
+        return image
+
+    return Variant(tuple(range(n)), (turned(0),) * n, change=cover)
+
+
 def alignment_errors(true_points: Array, points: Array, resolution: int = 256) -> tuple[Array, Array]:
     """Compare the crops that two sets of points give.
 

@@ -12,7 +12,6 @@ import pytest
 
 from lipsync_engine import media, report_faces
 from lipsync_engine.errors import LipSyncError
-from lipsync_engine.face_report import Interval, covered_intervals
 from lipsync_engine.faces.registry import load_detector
 from lipsync_engine.weights import WeightsStore
 
@@ -54,14 +53,6 @@ def test_two_people_at_once_are_named(tmp_path: Path, ffmpeg: Ffmpeg, clip: Path
     report = report_faces(pair, load_detector("drawn", WeightsStore()))
     assert len(report.tracks) == 2
     assert any("2 people are visible" in warning for warning in report.warnings)
-
-
-def test_short_dips_of_presence_are_no_occlusion() -> None:
-    times_s = np.arange(50) / 25
-    covered = np.zeros(50, dtype=bool)
-    covered[5:7] = True
-    covered[20:31] = True
-    assert covered_intervals(covered, times_s) == (Interval(0.8, 1.2),)
 
 
 def test_command_writes_json_thumbnails_and_overlay(

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 
-from lipsync_engine.faces import FaceMeshDetector, FacePath, FaceTracker, UntouchedReason, choose_speaker
+from lipsync_engine.faces import (
+    FaceMeshDetector,
+    FacePath,
+    FaceTracker,
+    UntouchedReason,
+    choose_speaker,
+    covered_intervals,
+)
 from lipsync_engine.faces.registry import load_detector
 from lipsync_engine.params import FaceChoice
 from lipsync_engine.weights import WeightsStore
@@ -91,6 +99,24 @@ def test_frames_with_a_covered_face_stay_untouched(detector: FaceMeshDetector) -
     assert (path.weight[:25] == 1).all()
     assert (path.weight[56:] == 1).all()
     assert (path.reasons[path.weight > 0] == UntouchedReason.NONE).all()
+
+
+@pytest.mark.parametrize("make", [real_clip.hand, real_clip.microphone])
+def test_objects_before_the_face_are_detected(
+    detector: FaceMeshDetector, make: Callable[[int], Variant]
+) -> None:
+    path = follow(detector, make(N))
+    times_s = np.arange(N) / real_clip.FPS
+    covered = covered_intervals(path.is_covered, times_s)
+    replaced = covered_intervals(path.is_covered & (path.weight > 0), times_s)
+    print(f"{make.__name__}: covered at {covered}, of it replaced {replaced}")
+    assert any(start_s <= 2.0 <= stop_s for start_s, stop_s in covered)
+    assert replaced, "the job's warning names a moment"
+    assert all(start_s >= 0.4 for start_s, _ in covered)
+
+
+def test_no_frame_of_a_free_face_is_covered(detector: FaceMeshDetector) -> None:
+    assert not follow(detector, VARIANTS["upright"]).is_covered.any()
 
 
 def test_following_costs_less_than_searching(detector: FaceMeshDetector) -> None:

@@ -5,7 +5,14 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from lipsync_engine.faces import Detection, FaceTracker, UntouchedReason, choose_speaker, merge_shots
+from lipsync_engine.faces import (
+    Detection,
+    FaceTracker,
+    UntouchedReason,
+    choose_speaker,
+    covered_intervals,
+    merge_shots,
+)
 from lipsync_engine.faces.tracking import MIN_FACE_PX
 from lipsync_engine.planning import timeline
 from tests.support.scripted_faces import FPS, HEIGHT, LARGEST, WIDTH, ScriptedDetector, face, track
@@ -152,6 +159,22 @@ def test_one_frame_of_low_presence_stays_untouched() -> None:
     reasons = reasons_of(script)
     assert [i for i, reason in enumerate(reasons) if reason] == [25]
     assert reasons[25] is UntouchedReason.LOW_PRESENCE
+
+
+def test_path_marks_frames_with_a_covered_face() -> None:
+    script = [[face(300, 150, presence=0.7 if 20 <= i < 35 else 0.95)] for i in range(60)]
+    script[40:42] = [[], []]
+    path = choose_speaker(track(script), LARGEST, 60.0)
+    assert np.flatnonzero(path.is_covered).tolist() == list(range(20, 35))
+    assert (path.weight == 1).all(), "a face that is covered in part is still replaced"
+
+
+def test_short_dips_of_presence_are_no_occlusion() -> None:
+    times_s = np.arange(50) / 25
+    covered = np.zeros(50, dtype=bool)
+    covered[5:7] = True
+    covered[20:31] = True
+    assert covered_intervals(covered, times_s) == ((0.8, 1.2),)
 
 
 def test_points_of_low_presence_are_not_used() -> None:
