@@ -27,7 +27,7 @@ class StandIn:
             "tiny", device=torch.device("cpu"), dtype=torch.float32, store=WeightsStore()
         )
         self.info = dataclasses.replace(real.info, name="stand-in", resolution=RESOLUTION)
-        self.device, self.dtype = real.device, real.dtype
+        self.device, self.dtype, self.precision = real.device, real.dtype, real.precision
         self.audio_encoder = real.audio_encoder
         self.keep_mask = load_fixed_mask(RESOLUTION).astype(np.float32)
 
