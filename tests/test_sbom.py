@@ -15,7 +15,7 @@ from tests.support.paths import ROOT
 @pytest.mark.slow
 def test_sbom_is_valid_and_names_libraries_and_weights(tmp_path: Path) -> None:
     path = tmp_path / "sbom.json"
-    command = [sys.executable, str(ROOT / "scripts" / "sbom.py"), str(path)]
+    command = [sys.executable, str(ROOT / "scripts" / "release" / "sbom.py"), str(path)]
     subprocess.run(command, check=True, timeout=600, cwd=ROOT)  # it validates itself
     found = json.loads(path.read_text())
     assert (found["bomFormat"], found["specVersion"]) == ("CycloneDX", "1.6")
