@@ -7,8 +7,9 @@ The report uses the tracks that a job on the same video would use.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,16 +18,13 @@ import numpy as np
 
 from lipsync_engine import faces, media
 from lipsync_engine.faces.align import crop_size, solve_matrix, square_matrix
-from lipsync_engine.faces.detect import MIN_PRESENCE
-from lipsync_engine.faces.smoothing import UntouchedReason
+from lipsync_engine.faces.smoothing import UntouchedReason, row_reasons
 from lipsync_engine.faces.tracking import MIN_FACE_PX, Track
 from lipsync_engine.media import VideoInfo
 from lipsync_engine.models.latentsync.mask import load_fixed_mask
 from lipsync_engine.params import FaceChoice, SyncParams
+from lipsync_engine.planning.planner import ANALYSIS_MAX_SIDE
 from lipsync_engine.utils import Float64Array, FloatArray, ImageArray
-
-SCAN_SIDE = 960
-"""Longest side of the frames in which faces are measured, as in a job."""
 
 THUMBNAIL_SIDE = 160
 OVERLAY_RESOLUTION = 256
@@ -119,7 +117,7 @@ def report_faces(
     tracker = faces.FaceTracker(detector, info.format.width, info.format.height)
     expected = round(info.duration_s * float(info.frame_rate))
     thumbnails: dict[int, ImageArray] = {}
-    with closing(media.scan_frames(info, SCAN_SIDE)) as frames:
+    with closing(media.scan_frames(info, ANALYSIS_MAX_SIDE)) as frames:
         for number, (pts_s, image) in enumerate(frames, start=1):
             tracker.add(pts_s, image)
             on_progress(number, expected)
@@ -136,7 +134,7 @@ def report_faces(
             thumbnail = folder / f"face-{place}.jpg"
             thumbnail.write_bytes(_encode_jpeg(thumbnails[track.track_id]))
         reports.append(_report_track(track, tracks.pts_s, max_yaw_deg, thumbnail))
-    untouched = _count_reasons(path.reasons) if path is not None else {"no_face": len(tracks.pts_s)}
+    untouched = faces.count_reasons(path.reasons) if path is not None else {"no_face": len(tracks.pts_s)}
     if overlay is not None:
         _draw_overlay(info, path, overlay)
     return FaceReport(
@@ -155,13 +153,9 @@ def report_faces(
 def _report_track(
     track: Track, pts_s: Float64Array, max_yaw_deg: float, thumbnail: Path | None
 ) -> TrackReport:
-    turned = np.abs(track.yaw_deg) > max_yaw_deg
-    hidden = track.presence < MIN_PRESENCE
-    untouched = {
-        "small": int(track.is_small.sum()),
-        "low_presence": int((hidden & ~track.is_small).sum()),
-        "turned": int((turned & ~hidden & ~track.is_small).sum()),
-    }
+    reasons = row_reasons(track)
+    is_turned = np.abs(track.yaw_deg) > max_yaw_deg
+    reasons[is_turned & (reasons == UntouchedReason.NONE)] = UntouchedReason.TURNED
     times_s = pts_s[track.frames]
     rolls = track.roll_deg[np.isfinite(track.roll_deg)]
     return TrackReport(
@@ -172,7 +166,7 @@ def _report_track(
         size_px=_size_px(track),
         yaw_deg=_percentiles(track.yaw_deg),
         roll_deg=_percentiles(rolls) if len(rolls) else None,
-        untouched={reason: count for reason, count in untouched.items() if count},
+        untouched=faces.count_reasons(reasons),
         covered=tuple(Interval(*one) for one in faces.covered_intervals(track.is_covered, times_s)),
         thumbnail=thumbnail,
     )
@@ -185,11 +179,6 @@ def _size_px(track: Track) -> int:
 def _percentiles(values: FloatArray) -> tuple[float, float]:
     low, high = np.percentile(values, [5, 95])
     return round(float(low), 1), round(float(high), 1)
-
-
-def _count_reasons(reasons: np.ndarray) -> dict[str, int]:
-    counts = {reason.name.lower(): int((reasons == reason).sum()) for reason in UntouchedReason if reason}
-    return {name: count for name, count in counts.items() if count}
 
 
 def _warnings(tracks: list[TrackReport], untouched: dict[str, int], frames: int) -> list[str]:
@@ -229,8 +218,8 @@ def _cut_thumbnails(info: VideoInfo, tracks: list[Track]) -> dict[int, ImageArra
     for track in tracks:
         tracks_by_frame.setdefault(int(track.frames[len(track.frames) // 2]), []).append(track)
     thumbnails = {}
-    with closing(media.scan_frames(info, SCAN_SIDE)) as frames:
-        for number, (_, image) in enumerate(frames):
+    with closing(media.scan_frames(info, ANALYSIS_MAX_SIDE)) as frames:
+        for number, (_, image) in enumerate(itertools.islice(frames, max(tracks_by_frame) + 1)):
             for track in tracks_by_frame.get(number, ()):
                 scale = image.shape[1] / info.format.width
                 x0, y0, x1, y1 = track.boxes[len(track.frames) // 2] * scale
@@ -257,21 +246,17 @@ def _draw_overlay(info: VideoInfo, path: faces.FacePath | None, output: Path) ->
     """
     mask = (load_fixed_mask(OVERLAY_RESOLUTION) < 0.5).astype(np.uint8)
     outline = max(cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)[0], key=cv2.contourArea)
-    with closing(media.scan_frames(info, SCAN_SIDE)) as frames:
+    with ExitStack() as stack:
+        frames = stack.enter_context(closing(media.scan_frames(info, ANALYSIS_MAX_SIDE)))
         writer: media.RgbVideoWriter | None = None
-        try:
-            for number, (_, image) in enumerate(frames):
-                height, width = (side // 2 * 2 for side in image.shape[:2])
-                if writer is None:
-                    writer = media.RgbVideoWriter(output, width, height, info.frame_rate)
-                    writer.__enter__()
-                picture = np.ascontiguousarray(image[:height, :width])
-                if path is not None:
-                    _draw_face(picture, path, number, outline.reshape(-1, 2), width / info.format.width)
-                writer.write(picture)
-        finally:
-            if writer is not None:
-                writer.__exit__(None, None, None)
+        for number, (_, image) in enumerate(frames):
+            height, width = (side // 2 * 2 for side in image.shape[:2])
+            if writer is None:
+                writer = stack.enter_context(media.RgbVideoWriter(output, width, height, info.frame_rate))
+            picture = np.ascontiguousarray(image[:height, :width])
+            if path is not None:
+                _draw_face(picture, path, number, outline.reshape(-1, 2), width / info.format.width)
+            writer.write(picture)
 
 
 def _draw_face(

@@ -525,11 +525,11 @@ def _warnings(
         yield JobWarning(WarningCode.NOT_DONE, signing_warning)
     if content_warning is not None:
         yield JobWarning(WarningCode.NOT_DONE, content_warning)
-    if plan.untouched:
+    if untouched := plan.untouched:
         yield JobWarning(
             WarningCode.FRAMES_UNTOUCHED,
-            f"{sum(plan.untouched.values())} of {plan.n_frames} frames are left as they are: "
-            f"{faces.describe_untouched(plan.untouched)}.",
+            f"{sum(untouched.values())} of {plan.n_frames} frames are left as they are: "
+            f"{faces.describe_untouched(untouched)}.",
         )
     hdr = plan.header.video.hdr
     if hdr is not None:

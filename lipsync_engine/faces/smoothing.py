@@ -73,6 +73,14 @@ UNTOUCHED_TEXT = {
 """What frames of a reason show, by the reason's name in lower case."""
 
 
+def count_reasons(reasons: NDArray[np.int8]) -> dict[str, int]:
+    """Count the untouched frames among `reasons` by the reason's name in lower case; no zeros."""
+    counts = {
+        reason.name.lower(): int(np.count_nonzero(reasons == reason)) for reason in UntouchedReason if reason
+    }
+    return {name: count for name, count in counts.items() if count}
+
+
 def describe_untouched(counts: Mapping[str, int]) -> str:
     """Describe how many frames are left as they are, and why: "3 show no face, 2 show …"."""
     return ", ".join(f"{count} {UNTOUCHED_TEXT[name]}" for name, count in counts.items())
@@ -137,7 +145,7 @@ def smooth_path(
     points = np.concatenate([track.points for track in person])
     change = np.concatenate([track.change for track in person])
     yaw = np.abs(np.concatenate([track.yaw_deg for track in person]))
-    causes = np.concatenate([_causes(track) for track in person])
+    causes = np.concatenate([row_reasons(track) for track in person])
     _close_short_runs(causes, pts_s[numbers])
     usable = causes == UntouchedReason.NONE
 
@@ -193,7 +201,7 @@ def covered_intervals(
     return tuple((start_s, stop_s) for start_s, stop_s in intervals if stop_s - start_s >= MIN_COVERED_S)
 
 
-def _causes(track: Track) -> NDArray[np.int8]:
+def row_reasons(track: Track) -> NDArray[np.int8]:
     """Return `UntouchedReason` of each row, as far as it follows from the row alone."""
     causes = np.full(len(track.frames), UntouchedReason.NONE, dtype=np.int8)
     causes[track.presence < MIN_PRESENCE] = UntouchedReason.LOW_PRESENCE

@@ -28,7 +28,7 @@ from lipsync_engine.models import ModelInfo
 from lipsync_engine.params import SyncParams, Tail
 from lipsync_engine.planning import timeline
 from lipsync_engine.planning.timeline import Segment, Window
-from lipsync_engine.utils import Float64Array, FloatArray, IntArray, runs_of
+from lipsync_engine.utils import BoolArray, Float64Array, FloatArray, IntArray, runs_of
 
 SEGMENT_S = 6.0
 """Target length of a segment: long enough that its context window is cheap, short enough that a crash loses
@@ -144,16 +144,17 @@ class Plan:
     @property
     def frames_without_face(self) -> int:
         """Number of output frames during the audio that stay untouched for want of a usable face."""
-        opacity = self.arrays.weight[:, : self.header.n_audio].max(axis=0)
-        return int(np.count_nonzero(opacity == 0))
+        return int(np.count_nonzero(self._is_untouched))
 
     @property
     def untouched(self) -> dict[str, int]:
         """Number of output frames during the audio that stay untouched, by reason; no zeros."""
-        opacity = self.arrays.weight[:, : self.header.n_audio].max(axis=0)
-        reasons = self.arrays.reasons[0, : self.header.n_audio][opacity == 0]
-        counts = {r.name.lower(): int(np.count_nonzero(reasons == r)) for r in faces.UntouchedReason if r}
-        return {name: count for name, count in counts.items() if count}
+        return faces.count_reasons(self.arrays.reasons[0, : self.header.n_audio][self._is_untouched])
+
+    @property
+    def _is_untouched(self) -> BoolArray:
+        """bool (n_audio,): no speaker's generated face shows in the frame."""
+        return np.asarray(self.arrays.weight[:, : self.header.n_audio].max(axis=0) == 0)
 
     @property
     def pauses_s(self) -> tuple[tuple[float, float], ...]:

@@ -322,7 +322,9 @@ def create_router(
         list_workers: returns the workers of this process.
     """
     router = APIRouter()
-    child = CliChild(context.settings.signing_environment)
+    # Each kind of work waits for its own: a long face report must not hold up verification.
+    verifying_child = CliChild(context.settings.signing_environment)
+    face_child = CliChild({})
 
     @contextlib.asynccontextmanager
     async def received_file(http: HttpRequest) -> AsyncIterator[Path]:
@@ -340,7 +342,7 @@ def create_router(
 
     async def verification_response(file: Path) -> Response:
         try:
-            return JSONResponse(await verify_file(child, file))
+            return JSONResponse(await verify_file(verifying_child, file))
         except NotVerifiedError:
             sentence = "The file cannot be verified: send a complete video or image."
             raise ApiError(400, sentence, "not_verified") from None
@@ -426,9 +428,9 @@ def create_router(
         async with received_file(http) as path:
             try:
                 if not overlay:
-                    return JSONResponse(await report_faces(child, path, detector))
+                    return JSONResponse(await report_faces(face_child, path, detector))
                 drawn = path.with_name("overlay.mp4")
-                await draw_overlay(child, path, detector, drawn)
+                await draw_overlay(face_child, path, detector, drawn)
                 return Response(await asyncio.to_thread(drawn.read_bytes), media_type="video/mp4")
             except NotReportedError as error:
                 raise ApiError(400, error.message, error.code) from None

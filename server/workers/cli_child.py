@@ -16,7 +16,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 
 MAX_CONCURRENT = 2
-MEMORY_BYTES = 8 << 30
+MEMORY_BYTES = 4 << 30
 CPU_S = 600
 TIMEOUT_S = 600.0
 
