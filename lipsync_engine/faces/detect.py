@@ -113,8 +113,8 @@ CERTAIN_PRESENCE = 0.88
 QUARTER_TURNS = (0, 1, 3, 2)
 """Clockwise quarter turns of a face in the order in which they are tried."""
 
-MAX_LOOKS = 2
-"""Runs of the mesh for one region, before it is accepted or dropped."""
+MAX_RUNS = 2
+"""Runs of the mesh for one region, before its presence decides."""
 
 SAME_FACE = 0.4
 """Boxes whose centres are nearer than this, in sizes of the larger box, show the same face."""
@@ -161,9 +161,9 @@ class FaceMeshDetector:
         for face in previous:
             if face.mesh is None:
                 continue
-            mesh = self._mesh_net.fit(image, face.mesh.region, MAX_LOOKS)
+            mesh = self._mesh_net.fit(image, face.mesh.region, MAX_RUNS)
             if mesh.presence < MIN_PRESENCE:
-                # The box of the last search stands until the next one: these points mean nothing.
+                # The new points are meaningless, so the last certain ones stay until the next search.
                 faces.append(dataclasses.replace(face, presence=mesh.presence))
                 is_lost = is_lost or face.presence >= MIN_PRESENCE
             else:
@@ -171,14 +171,14 @@ class FaceMeshDetector:
         return _without_duplicates(faces), is_lost
 
     def _search(
-        self, image: NDArray[np.uint8], followed: Sequence[Detection], turns: Sequence[int]
+        self, image: NDArray[np.uint8], known_faces: Sequence[Detection], turns: Sequence[int]
     ) -> list[Detection]:
-        """Return the followed faces that are present, and the others in the image.
+        """Return the known faces that are still present, and the others in the image.
 
         Args:
             turns: clockwise quarter turns of the faces to search for, until one is found.
         """
-        faces = [face for face in followed if face.presence >= MIN_PRESENCE]
+        faces = [face for face in known_faces if face.presence >= MIN_PRESENCE]
         for turn in turns:
             for box, score in self._boxes(image, turn):
                 near = next((i for i, face in enumerate(faces) if _is_same_face(face.box, box)), None)
@@ -204,7 +204,9 @@ class FaceMeshDetector:
         rows = self._search_net.detect(cv2.cvtColor(upright, cv2.COLOR_RGB2BGR))[1]
         if rows is None:
             return
-        for row in sorted(rows, key=lambda row: float(row[2] * row[3]), reverse=True)[:MAX_FACES]:
+        # On images a few pixels wide the network returns infinite and empty boxes.
+        usable = rows[np.isfinite(rows).all(axis=1) & (rows[:, 2:4] >= 1).all(axis=1)]
+        for row in sorted(usable, key=lambda row: float(row[2] * row[3]), reverse=True)[:MAX_FACES]:
             box = _turned_box(row[:4], turn, small.shape[1], small.shape[0]) / scale
             yield box.astype(np.float32), float(row[14])
 
@@ -215,12 +217,12 @@ class FaceMeshDetector:
         meshes: list[Mesh] = []
         for further in QUARTER_TURNS:
             region = Region(centre, size, (turn + further) * math.pi / 2)
-            meshes.append(self._mesh_net.fit(image, region, MAX_LOOKS))
+            meshes.append(self._mesh_net.fit(image, region, MAX_RUNS))
             if meshes[-1].presence >= CERTAIN_PRESENCE:
                 break
         best = max(meshes, key=lambda mesh: mesh.presence)
-        verified = self._mesh_net.fit(image, best.region, MAX_LOOKS)
-        face = Detection.from_mesh(verified, score)
+        # A wrong turn does not stand up to a measurement in its own region.
+        face = Detection.from_mesh(self._mesh_net.fit(image, best.region, MAX_RUNS), score)
         return face if face.presence >= MIN_PRESENCE else dataclasses.replace(face, box=box)
 
 

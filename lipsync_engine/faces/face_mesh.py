@@ -187,16 +187,16 @@ class FaceMeshNet:
         points = np.column_stack([xy, raw[:, 2] / scale]).astype(np.float32)
         return Mesh(points, _presence(float(outputs[0].item())))
 
-    def fit(self, image: NDArray[np.uint8], region: Region, max_looks: int) -> Mesh:
+    def fit(self, image: NDArray[np.uint8], region: Region, max_runs: int) -> Mesh:
         """Measure again in the region that the mesh itself asks for, until both agree.
 
         Args:
             image: uint8 (H, W, 3) RGB.
             region: where to begin.
-            max_looks: runs of the network at most.
+            max_runs: of the network.
         """
         mesh = self.measure(image, region)
-        for _ in range(max_looks - 1):
+        for _ in range(max_runs - 1):
             following = mesh.region
             if region.agrees_with(following):
                 break

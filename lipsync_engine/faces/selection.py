@@ -311,8 +311,8 @@ def _select_by_rule(
     if not candidates:
         return None
     if mask is not None:
-        covered = [track for track in candidates if _mask_cover(track, mask) >= MASK_COVER]
-        return max(covered, key=lambda track: (_area(track) > 0, _mask_cover(track, mask)), default=None)
+        under_mask = [track for track in candidates if _mask_cover(track, mask) >= MASK_COVER]
+        return max(under_mask, key=lambda track: (_area(track) > 0, _mask_cover(track, mask)), default=None)
     largest = max(candidates, key=_area)
     row = _significant(candidates, n_frames) or [largest]
     match choice.rule:

@@ -147,38 +147,35 @@ def smooth_path(
     yaw = np.abs(np.concatenate([track.yaw_deg for track in person]))
     causes = np.concatenate([row_reasons(track) for track in person])
     _close_short_runs(causes, pts_s[numbers])
-    usable = causes == UntouchedReason.NONE
+    is_usable = causes == UntouchedReason.NONE
 
     n = len(pts_s)
-    smooth, known, jumps = np.full((n, 6), np.nan), np.zeros(n, dtype=bool), np.zeros(n, dtype=bool)
-    turned = np.zeros(n)
-    jumped = _find_jumps(points, change, pts_s[numbers])
-    for part in _parts(pts_s[numbers], usable, jumped):
-        jumps[numbers[part.start]] = jumped[part.start]
-        good = _inliers(points[part])
-        rows = numbers[part][good]
-        flat = points[part][good].reshape(len(rows), 6).astype(np.float64)
+    smooth, is_known, jumps = np.full((n, 6), np.nan), np.zeros(n, dtype=bool), np.zeros(n, dtype=bool)
+    yaw_at = np.zeros(n)
+    is_jump = _find_jumps(points, change, pts_s[numbers])
+    for part in _parts(pts_s[numbers], is_usable, is_jump):
+        jumps[numbers[part.start]] = is_jump[part.start]
+        is_inlier = _inliers(points[part])
+        rows = numbers[part][is_inlier]
+        flat = points[part][is_inlier].reshape(len(rows), 6).astype(np.float64)
         # A face that appears late or leaves early by less than the gap is held there.
         start, stop = numbers[part.start], numbers[part.stop - 1] + 1
         if part.start == 0 and pts_s[start] - pts_s[0] <= MAX_GAP_S:
             start = 0
         if part.stop == len(numbers) and pts_s[-1] - pts_s[stop - 1] <= MAX_GAP_S:
             stop = n
-        elif (
-            part.stop < len(numbers)
-            and jumped[part.stop]
-            and pts_s[numbers[part.stop]] - pts_s[stop] < MAX_GAP_S
-        ):
-            stop = numbers[part.stop]
-        known[start:stop] = True
+        elif part.stop < len(numbers) and is_jump[part.stop]:
+            following = numbers[part.stop]
+            stop = following if pts_s[following] - pts_s[stop - 1] <= MAX_GAP_S else stop
+        is_known[start:stop] = True
         smooth[start:stop] = _local_quadratic(pts_s[rows], flat, pts_s[start:stop], smooth_s)
-        turned[start:stop] = np.interp(pts_s[start:stop], pts_s[rows], yaw[part][good])
+        yaw_at[start:stop] = np.interp(pts_s[start:stop], pts_s[rows], yaw[part][is_inlier])
 
-    fade = np.clip((max_yaw_deg - turned) / YAW_FADE_DEG, 0.0, 1.0)
-    weight = (_gap_fade(known & (fade > 0), pts_s) * fade * fade * (3 - 2 * fade)).astype(np.float32)
+    fade = np.clip((max_yaw_deg - yaw_at) / YAW_FADE_DEG, 0.0, 1.0)
+    weight = (_gap_fade(is_known & (fade > 0), pts_s) * fade * fade * (3 - 2 * fade)).astype(np.float32)
     reasons = np.full(n, UntouchedReason.NO_FACE, dtype=np.int8)
     reasons[numbers] = causes
-    reasons[known] = UntouchedReason.TURNED
+    reasons[is_known] = UntouchedReason.TURNED
     reasons[weight > 0] = UntouchedReason.NONE
     is_covered = np.zeros(n, dtype=bool)
     is_covered[numbers] = np.concatenate([track.is_covered for track in person])
@@ -217,12 +214,14 @@ def _close_short_runs(causes: NDArray[np.int8], times_s: NDArray[np.float64]) ->
             causes[start:stop] = causes[start - 1]
 
 
-def _parts(times_s: NDArray[np.float64], usable: NDArray[np.bool_], jumped: NDArray[np.bool_]) -> list[slice]:
-    """Cut the usable rows where one is missing for too long, is unusable or has jumped."""
-    breaks = jumped.copy()
+def _parts(
+    times_s: NDArray[np.float64], is_usable: NDArray[np.bool_], is_jump: NDArray[np.bool_]
+) -> list[slice]:
+    """Cut the usable rows where frames are missing for too long, are unusable or show a jump."""
+    breaks = is_jump.copy()
     breaks[1:] |= np.diff(times_s) > MAX_GAP_S
     parts = []
-    for start, stop in runs_of(usable):
+    for start, stop in runs_of(is_usable):
         edges = [start, *(start + 1 + np.flatnonzero(breaks[start + 1 : stop])), stop]
         parts += [slice(int(a), int(b)) for a, b in itertools.pairwise(edges)]
     return parts
@@ -237,9 +236,9 @@ def _find_jumps(points: FloatArray, change: FloatArray, times_s: NDArray[np.floa
         return np.zeros(len(points), dtype=bool)
     spread = np.sqrt(np.square(points - points.mean(axis=1, keepdims=True)).sum(axis=(1, 2)))
     brows = np.maximum(np.linalg.norm(points[:, 1] - points[:, 0], axis=1), 1e-3)
-    moved = np.linalg.norm(np.diff(points, axis=0), axis=2).max(axis=1) / np.minimum(brows[1:], brows[:-1])
-    scaled = np.abs(np.diff(np.log(np.maximum(spread, 1e-3))))
-    step = np.concatenate([[0.0], np.maximum(moved, JUMP_SCALE * scaled), [0.0]])
+    movement = np.linalg.norm(np.diff(points, axis=0), axis=2).max(axis=1) / np.minimum(brows[1:], brows[:-1])
+    scaling = np.abs(np.diff(np.log(np.maximum(spread, 1e-3))))
+    step = np.concatenate([[0.0], np.maximum(movement, JUMP_SCALE * scaling), [0.0]])
     neighbours = np.maximum(step[:-2], step[2:])
     candidates = (step[1:-1] >= JUMP_STEP) & (step[1:-1] >= JUMP_ISOLATION * neighbours)
     jumps = np.zeros(len(points), dtype=bool)
@@ -260,7 +259,9 @@ def _inliers(points: FloatArray) -> NDArray[np.bool_]:
     median = np.median(np.stack([padded[i : i + len(points)] for i in range(5)]), axis=0)
     size = FACE_SIZE_PER_BROW_DISTANCE * np.linalg.norm(median[:, 1] - median[:, 0], axis=1)
     distance = np.linalg.norm(points - median, axis=2).max(axis=1)
-    return np.asarray(distance <= OUTLIER_SIZE * np.maximum(size, 1.0))
+    is_inlier = distance <= OUTLIER_SIZE * np.maximum(size, 1.0)
+    # Where no frame agrees with its neighbours, there is nothing to prefer.
+    return is_inlier if is_inlier.any() else np.ones(len(points), dtype=bool)
 
 
 def _local_quadratic(

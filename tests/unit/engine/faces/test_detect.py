@@ -87,6 +87,7 @@ def test_images_without_a_face_have_none(detector: FaceMeshDetector) -> None:
         np.full((200, 300, 3), 120, np.uint8),
         rng.integers(0, 255, (200, 300, 3), dtype=np.uint8),
         cv2.GaussianBlur(rng.integers(0, 255, (240, 320, 3), dtype=np.uint8), (0, 0), 12),
+        *(rng.integers(0, 255, (*size, 3), dtype=np.uint8) for size in ((1, 1), (2, 2000), (2000, 3))),
     ):
         assert not present(detector.detect(image))
 
