@@ -71,6 +71,7 @@ def main() -> int:
         ws="none",
         log_config=None,
         access_log=False,
+        proxy_headers=False,  # `ProxyMiddleware` reads them
         timeout_graceful_shutdown=int(settings.drain_s) + 5,
     )
     _UvicornServer(config, server).run(sockets=[listener])

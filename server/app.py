@@ -24,6 +24,8 @@ from server.api.auth import Authenticator, RateLimiter
 from server.api.context import ApiContext
 from server.api.errors import ApiError, add_exception_handlers
 from server.api.fast_poll import FastPollMiddleware
+from server.api.head_requests import HeadMiddleware
+from server.api.proxies import ProxyMiddleware
 from server.api.submission import webhook_headers
 from server.jobs.admission import AdmissionCheck
 from server.jobs.inputs import InputFetcher
@@ -51,8 +53,9 @@ ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {
     401: {"description": "The API key is missing or not valid."},
     403: {"description": "The key, or the link, does not allow this."},
     404: {"description": "There is no such resource, or it belongs to another tenant."},
-    405: {"description": "This path does not accept that method."},
+    405: {"description": "This path does not accept that method; Allow names those that it accepts."},
     413: {"description": "The body is too large."},
+    415: {"description": "The body is compressed."},
     429: {"description": "Too many requests or waiting jobs; Retry-After gives the seconds to wait."},
     503: {"description": "Not ready, the disk is full, or database or storage are unavailable."},
 }
@@ -231,8 +234,9 @@ def create_app(server: Server) -> FastAPI:
         lifespan=lifespan,
         docs_url=None,
         redoc_url=None,
+        redirect_slashes=False,
         responses=ERROR_RESPONSES,
-        dependencies=[Depends(_require_plain_url)],
+        dependencies=[Depends(_require_plain_request)],
     )
     context, registry = server.context, server.registry
     for prefix in wavespeed.PREFIXES:
@@ -249,6 +253,7 @@ def create_app(server: Server) -> FastAPI:
     error_responses = {studio.PREFIX: studio.error_response, native.PREFIX: native.error_response}
     add_exception_handlers(app, error_responses, default=wavespeed.error_response)
     app.add_middleware(FastPollMiddleware, context=context)
+    app.add_middleware(HeadMiddleware)
     app.add_middleware(MetricsMiddleware, metrics=server.metrics)
     app.add_middleware(
         CorrelationIdMiddleware,
@@ -256,10 +261,15 @@ def create_app(server: Server) -> FastAPI:
         validator=lambda request_id: REQUEST_ID.fullmatch(request_id) is not None,
         transformer=None,
     )
+    public_prefix = (server.settings.public_url and server.settings.public_url.path) or ""
+    app.add_middleware(ProxyMiddleware, trusted=server.settings.trusted_proxies, public_prefix=public_prefix)
     return app
 
 
-def _require_plain_url(http: HttpRequest) -> None:
-    """Reject NUL in the URL: databases, file systems and logs do not accept it."""
+def _require_plain_request(http: HttpRequest) -> None:
+    """Reject NUL in the URL, which databases, file systems and logs do not accept, and compressed bodies."""
     if "\0" in http.scope["path"] or b"%00" in http.scope["query_string"]:
         raise ApiError(400, "The URL has a character that cannot be used.", "invalid_parameter")
+    if (encoding := http.headers.get("content-encoding", "identity").lower()) != "identity":
+        sentence = f"The body has the Content-Encoding {encoding[:40]!r}: send it without compression."
+        raise ApiError(415, sentence, "encoding_not_supported")

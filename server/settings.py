@@ -7,6 +7,7 @@ keys are in the database, the link secret is in the data folder.
 
 from __future__ import annotations
 
+import ipaddress
 import os
 from pathlib import Path
 from typing import Annotated, Literal
@@ -47,6 +48,10 @@ class Settings(BaseSettings):
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 chooses a free one.")
     public_url: HttpUrl | None = Field(
         None, description="URL by which clients reach the server; unset: from each request's Host header."
+    )
+    trusted_proxies: Names = Field(
+        ("127.0.0.0/8", "::1"),
+        description="Addresses and networks of proxies whose Forwarded and X-Forwarded headers are believed.",
     )
     data_dir: Path = Field(
         default_factory=lambda: Path(platformdirs.user_data_dir("lipsync")),
@@ -190,7 +195,7 @@ class Settings(BaseSettings):
     log_format: LogFormat = Field("text", description="`text` or `json`: one object per line.")
     drain_s: float = Field(30, ge=0, description="How long a stopping server waits for running jobs.")
 
-    @field_validator("devices", "allow_hosts", mode="before")
+    @field_validator("devices", "allow_hosts", "trusted_proxies", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         return (
@@ -198,6 +203,13 @@ class Settings(BaseSettings):
             if isinstance(value, str)
             else value
         )
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _check_networks(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for entry in value:
+            ipaddress.ip_network(entry)
+        return value
 
     @classmethod
     def settings_customise_sources(
@@ -279,6 +291,8 @@ def settings_table() -> str:
     lines = ["| setting | default | meaning |", "|---|---|---|"]
     for name, field in Settings.model_fields.items():
         default = "the user's data folder" if name == "data_dir" else field.default
-        cell = "" if default in (None, ()) else f"`{default}`"
+        if isinstance(default, tuple):
+            default = ", ".join(default)
+        cell = "" if default in (None, "") else f"`{default}`"
         lines.append(f"| `{name}` | {cell} | {field.description} |")
     return "\n".join(lines)

@@ -93,7 +93,7 @@ class ApiContext:
         """Return the URL by which the client reaches the server, without a slash at the end."""
         if self.settings.public_url is not None:
             return str(self.settings.public_url).rstrip("/")
-        return f"{http.url.scheme}://{http.url.netloc}"
+        return f"{http.url.scheme}://{http.url.netloc}{http.state.prefix}"
 
     def require_disk_space(self) -> None:
         """Keep enough free disk space to finish the jobs that were accepted.

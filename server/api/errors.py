@@ -16,6 +16,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
+from starlette.routing import Match
 
 from server.api.auth import AccessDeniedError
 from server.storage.blobs import StorageUnavailableError
@@ -25,6 +26,7 @@ log = logging.getLogger("lipsync.server")
 
 RETRY_AFTER_S: Final = 5
 CLIENT_CLOSED_REQUEST: Final = 499
+METHODS: Final = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
 
 
 class ApiError(Exception):
@@ -51,8 +53,16 @@ class ApiError(Exception):
         self.problems = problems
 
     @property
-    def headers(self) -> dict[str, str] | None:
-        return {"Retry-After": str(max(1, round(self.retry_after_s)))} if self.retry_after_s else None
+    def headers(self) -> dict[str, str]:
+        """Headers that the status requires."""
+        headers = dict[str, str]()
+        if self.retry_after_s:
+            headers["Retry-After"] = str(max(1, round(self.retry_after_s)))
+        if self.status == 401:
+            headers["WWW-Authenticate"] = "Bearer"
+        if self.status == 415:
+            headers["Accept-Encoding"] = "identity"
+        return headers
 
 
 class BusyError(Exception):
@@ -116,6 +126,16 @@ def to_api_error(error: Exception) -> ApiError:
             raise TypeError(f"{error!r} is not one of KNOWN_ERRORS")
 
 
+def _allowed_methods(app: FastAPI, http: HttpRequest) -> list[str]:
+    """List the methods that the path of a request accepts."""
+
+    def is_allowed(method: str) -> bool:
+        scope = {**http.scope, "method": "GET" if method == "HEAD" else method}
+        return any(route.matches(scope)[0] is Match.FULL for route in app.routes)
+
+    return [method for method in METHODS if is_allowed(method)]
+
+
 ErrorResponse = Callable[[ApiError], Response]
 """Renders an error in the words of one dialect."""
 
@@ -144,9 +164,17 @@ def add_exception_handlers(
         return Response(status_code=CLIENT_CLOSED_REQUEST)
 
     async def handle_http_error(http: HttpRequest, error: Exception) -> Response:
-        status = error.status_code if isinstance(error, HTTPException) else 400
-        sentences = {404: "There is no such path.", 405: "This path does not accept that method."}
-        return respond(http, ApiError(status, sentences.get(status, "The request could not be parsed.")))
+        match error.status_code if isinstance(error, HTTPException) else 400:
+            case 404:
+                return respond(http, ApiError(404, "There is no such path.", "path_not_found"))
+            case 405:
+                methods = ", ".join(_allowed_methods(app, http))
+                sentence = f"This path does not accept {http.method}: use {methods}."
+                response = respond(http, ApiError(405, sentence, "method_not_allowed"))
+                response.headers["Allow"] = methods
+                return response
+            case status:
+                return respond(http, ApiError(status, "The request could not be parsed."))
 
     async def handle_failure(http: HttpRequest, error: Exception) -> Response:
         log.error("request failed: %s", error, exc_info=error)
@@ -154,9 +182,15 @@ def add_exception_handlers(
         sentence = f"Internal server error. See the server log, request id {request_id}."
         return respond(http, ApiError(500, sentence))
 
+    async def handle_invalid_query(http: HttpRequest, error: Exception) -> Response:
+        problem = error.errors()[0] if isinstance(error, RequestValidationError) else {}
+        name, reason = [*problem.get("loc", ()), "query"][1], problem.get("msg", "it cannot be parsed")
+        sentence = f"The parameter {name} is invalid: {reason}."
+        return respond(http, ApiError(400, sentence, "invalid_parameter"))
+
     for kind in KNOWN_ERRORS:
         app.add_exception_handler(kind, handle_known_error)
     app.add_exception_handler(ClientDisconnect, handle_disconnect)
     app.add_exception_handler(HTTPException, handle_http_error)
-    app.add_exception_handler(RequestValidationError, handle_http_error)
+    app.add_exception_handler(RequestValidationError, handle_invalid_query)
     app.add_exception_handler(Exception, handle_failure)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import AsyncIterator
+from email.utils import formatdate, parsedate_to_datetime
 from typing import Any
 
 from fastapi import APIRouter, FastAPI, UploadFile
@@ -77,7 +78,6 @@ def create_router(context: ApiContext) -> APIRouter:
 def mount(app: FastAPI, context: ApiContext) -> None:
     """Mount the signed links."""
 
-    @app.head("/files/{token}/{name:path}", include_in_schema=False)
     @app.get("/files/{token}/{name:path}")
     async def download(http: HttpRequest, token: str, name: str) -> Response:
         is_valid = context.signer.verify("read", name, token, context.jobs.now())
@@ -85,13 +85,17 @@ def mount(app: FastAPI, context: ApiContext) -> None:
         if info is None:
             return PlainTextResponse("There is no such file, or the link has expired.", 404)
         etag = f'"{info.size:x}-{int(1000 * info.modified_at):x}"'
+        modified = formatdate(info.modified_at, usegmt=True)
         headers = {
             "Accept-Ranges": "bytes",
             "Cache-Control": "private, max-age=3600",
             "ETag": etag,
+            "Last-Modified": modified,
             "X-Content-Type-Options": "nosniff",
         }
-        is_unchanged = http.headers.get("if-range", etag) == etag
+        if _is_not_modified(http, etag, info):
+            return Response(status_code=304, headers=headers)
+        is_unchanged = http.headers.get("if-range", etag) in (etag, modified)
         byte_range = _parse_range(http.headers.get("range", ""), info) if is_unchanged else None
         if byte_range == (0, 0):
             return Response(status_code=416, headers={"Content-Range": f"bytes */{info.size}"})
@@ -101,8 +105,6 @@ def mount(app: FastAPI, context: ApiContext) -> None:
             headers["Content-Range"] = f"bytes {start}-{stop - 1}/{info.size}"
         status = 200 if byte_range is None else 206
         media_type = MEDIA_TYPES.get(name.rpartition(".")[2], "application/octet-stream")
-        if http.method == "HEAD":
-            return Response(status_code=status, media_type=media_type, headers=headers)
         content = context.blobs.read(name, start, stop)
         return StreamingResponse(content, status, headers, media_type)
 
@@ -129,6 +131,17 @@ def _base_name(value: object) -> str:
 async def _read_chunks(file: Any) -> AsyncIterator[bytes]:
     while chunk := await file.read(CHUNK_BYTES):
         yield chunk
+
+
+def _is_not_modified(http: HttpRequest, etag: str, info: BlobInfo) -> bool:
+    """Return whether the client has the file already; an ETag comes before a time (RFC 9110, 13.2.2)."""
+    if (tags := http.headers.get("if-none-match")) is not None:
+        return tags.strip() == "*" or etag in (tag.strip().removeprefix("W/") for tag in tags.split(","))
+    try:
+        since = parsedate_to_datetime(http.headers.get("if-modified-since", ""))
+    except ValueError:
+        return False
+    return int(info.modified_at) <= since.timestamp()
 
 
 def _parse_range(header: str, info: BlobInfo) -> tuple[int, int] | None:
