@@ -38,6 +38,8 @@ class ConnectionLimits:
         write_timeout_s: a client that receives nothing of its answer for that long is disconnected.
         max_head_bytes: URL and headers together.
         max_connections: one more closes the one that has been idle longest.
+        max_pipelined: requests that may wait for an earlier answer; the connection is closed after them, and
+            their heads together may have `max_head_bytes`.
     """
 
     head_timeout_s: float = 20.0
@@ -46,6 +48,7 @@ class ConnectionLimits:
     write_timeout_s: float = 120.0
     max_head_bytes: int = 64 << 10
     max_connections: int = 10_000
+    max_pipelined: int = 8
 
 
 @dataclass(slots=True)
@@ -70,7 +73,8 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         self._idle, self._limits = factory.idle, factory.limits
         self._read_timer: asyncio.TimerHandle | None = None
         self._write_timer: asyncio.TimerHandle | None = None
-        self._head_bytes = 0  # of the current request
+        self._head_bytes = 0  # of the current request and those that wait
+        self._is_last = False  # no more requests are read
         self._framing_bytes = 0  # received since the last data of a body
         self._body_bytes = 0
         self._checked_body_bytes = 0  # at the last check
@@ -93,7 +97,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        if self.transport.is_closing():
+        if self.transport.is_closing() or self._is_last:
             return
         self._framing_bytes += len(data)
         super().data_received(data)
@@ -105,6 +109,8 @@ class LimitedHttpProtocol(HttpToolsProtocol):
     def send_400_response(self, msg: str) -> None:
         """Send an error; uvicorn calls this for every invalid request, the status is ours."""
         self._cancel_read_timer()
+        if self._is_last:  # the waiting requests are answered first
+            return
         if self.cycle is not None and self.cycle.response_started and not self.cycle.response_complete:
             self.transport.abort()  # an error cannot be sent in the middle of an answer
             return
@@ -122,7 +128,12 @@ class LimitedHttpProtocol(HttpToolsProtocol):
     # --- a request ---
 
     def on_message_begin(self) -> None:
-        self._head_bytes = 0
+        if len(self.pipeline) >= self._limits.max_pipelined:
+            # One read of 256 KiB holds thousands of requests: uvicorn would queue all of them.
+            self._is_last, self.cycle.keep_alive = True, False
+            raise ValueError("too many requests wait")  # stops the parser
+        if not self.pipeline:
+            self._head_bytes = 0
         self._await_head()
         super().on_message_begin()
 
@@ -132,6 +143,8 @@ class LimitedHttpProtocol(HttpToolsProtocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         self._count_head_bytes(len(name) + len(value) + HEADER_OVERHEAD_BYTES)
+        if name.lower() == b"host" and any(other == b"host" for other, _ in self.headers):
+            raise ValueError("two Host headers")  # proxies and servers could choose different ones
         super().on_header(name, value)
 
     def on_headers_complete(self) -> None:

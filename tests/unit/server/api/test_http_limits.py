@@ -108,6 +108,7 @@ def answer(connection: socket.socket) -> bytes:
             b"400",
             id="length and chunks",
         ),
+        pytest.param(HEAD + b"Host: b\r\n\r\n", b"400", id="two hosts"),
     ],
 )
 def test_incomplete_or_oversized_request_is_rejected(
@@ -165,6 +166,23 @@ def test_pipelined_requests_are_answered(address: tuple[str, int]) -> None:
         got = answer(connection)
     assert got.count(b"HTTP/1.1 200") == 4
     assert got.endswith(b"\r\n\r\n2")
+
+
+def test_pipelined_requests_over_the_limit_end_the_connection(address: tuple[str, int]) -> None:
+    """Thousands of requests come in one read; those that may wait are answered, the rest is dropped."""
+    with connected(address) as connection:
+        connection.sendall(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n" * 10_000)
+        got = answer(connection)
+    assert got.count(b"HTTP/1.1 200") == LIMITS.max_pipelined + 1
+    assert got.count(b"HTTP/1.1") == LIMITS.max_pipelined + 1
+    assert b"connection: close" in got
+
+
+def test_heads_of_waiting_requests_count_together(address: tuple[str, int]) -> None:
+    request = b"GET / HTTP/1.1\r\nHost: a\r\nX: " + b"x" * 5000 + b"\r\n\r\n"
+    with connected(address) as connection:
+        connection.sendall(b"GET /long HTTP/1.1\r\nHost: a\r\n\r\n" + request * 2)
+        assert answer(connection).count(b"HTTP/1.1 200") <= 1
 
 
 def test_client_that_reads_nothing_is_disconnected(
