@@ -26,6 +26,7 @@ from server.api.errors import ApiError, add_exception_handlers
 from server.api.fast_poll import FastPollMiddleware
 from server.api.head_requests import HeadMiddleware
 from server.api.proxies import ProxyMiddleware
+from server.api.rate_limits import RateLimitMiddleware
 from server.api.submission import webhook_headers
 from server.jobs.admission import AdmissionCheck
 from server.jobs.inputs import InputFetcher
@@ -96,6 +97,7 @@ class Server:
             LinkSigner.from_file(settings.link_secret_path),
             Authenticator(self.store),
             RateLimiter(settings.requests_per_minute),
+            RateLimiter(settings.reads_per_minute),
         )
         self.metrics = Metrics()
         self.transport = Transport(
@@ -253,6 +255,7 @@ def create_app(server: Server) -> FastAPI:
     error_responses = {studio.PREFIX: studio.error_response, native.PREFIX: native.error_response}
     add_exception_handlers(app, error_responses, default=wavespeed.error_response)
     app.add_middleware(FastPollMiddleware, context=context)
+    app.add_middleware(RateLimitMiddleware)
     app.add_middleware(HeadMiddleware)
     app.add_middleware(MetricsMiddleware, metrics=server.metrics)
     app.add_middleware(

@@ -127,7 +127,13 @@ class Settings(BaseSettings):
         7 * 86400, gt=0, description="Jobs, uploads and results older than this are deleted."
     )
     requests_per_minute: int = Field(
-        1200, ge=1, description="Most requests of one key; more are answered with 429."
+        1200,
+        ge=1,
+        description="Most requests of one key that change something, such as submissions; more are "
+        "answered with 429.",
+    )
+    reads_per_minute: int = Field(
+        60_000, ge=1, description="Most GET requests of one key, such as polls; more are answered with 429."
     )
     recycle_after_jobs: int = Field(200, ge=1, description="A worker process is replaced after so many jobs.")
     recycle_growth_bytes: int = Field(

@@ -153,6 +153,23 @@ def _hash_key(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+@dataclass(frozen=True, slots=True)
+class RateLimit:
+    """A key's rate limit after a request.
+
+    Attributes:
+        limit: requests per minute.
+        remaining: requests that can be sent at once.
+        reset_at: when all can be sent at once again, in seconds since 1970.
+        wait_s: 0 where the request is accepted, else the seconds until one is.
+    """
+
+    limit: int
+    remaining: int
+    reset_at: float
+    wait_s: float
+
+
 class RateLimiter:
     """A token bucket per key, which refills evenly and holds the requests of one minute.
 
@@ -164,17 +181,13 @@ class RateLimiter:
         self._requests_per_minute = requests_per_minute
         self._buckets: dict[str, tuple[float, float]] = {}  # by key id: (tokens, refilled at)
 
-    def acquire(self, key_id: str, now: float, requests_per_minute: int | None = None) -> float:
-        """Take a token.
-
-        Returns:
-            0 where there was one, else the seconds until there is one.
-        """
-        size = float(requests_per_minute or self._requests_per_minute)
-        tokens, refilled_at = self._buckets.get(key_id, (size, now))
+    def acquire(self, key_id: str, now: float, requests_per_minute: int | None = None) -> RateLimit:
+        """Take a token, if there is one."""
+        size = requests_per_minute or self._requests_per_minute
+        tokens, refilled_at = self._buckets.get(key_id, (float(size), now))
         tokens = min(size, tokens + (now - refilled_at) * size / 60)
-        if tokens < 1:
-            self._buckets[key_id] = (tokens, now)
-            return (1 - tokens) * 60 / size
-        self._buckets[key_id] = (tokens - 1, now)
-        return 0.0
+        wait_s = 0.0 if tokens >= 1 else (1 - tokens) * 60 / size
+        if wait_s == 0:
+            tokens -= 1
+        self._buckets[key_id] = (tokens, now)
+        return RateLimit(size, int(tokens), now + (size - tokens) * 60 / size, wait_s)

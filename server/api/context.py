@@ -63,7 +63,12 @@ class Upload:
 
 @dataclass(frozen=True, slots=True)
 class ApiContext:
-    """The running server, as handlers use it."""
+    """The running server, as handlers use it.
+
+    Attributes:
+        rate_limiter: of requests that change something.
+        read_limiter: of GET, because a client that waits for its jobs must not use up its submissions.
+    """
 
     settings: Settings
     jobs: JobService
@@ -71,6 +76,7 @@ class ApiContext:
     signer: LinkSigner
     authenticator: Authenticator
     rate_limiter: RateLimiter
+    read_limiter: RateLimiter
 
     def authenticate(self, http: HttpRequest, scope: Scope) -> Caller:
         """Return who sends the request, if the key has the scope.
@@ -83,9 +89,14 @@ class ApiContext:
         caller = self.authenticator.authenticate(http.headers.get("authorization"), now)
         if self.authenticator.should_record_use(caller, now):
             self.jobs.write_in_background(partial(self.jobs.store.record_key_use, caller.key_id, now))
-        wait_s = self.rate_limiter.acquire(caller.key_id, now, caller.requests_per_minute)
-        if wait_s > 0:
-            raise BusyError("This key sends too many requests: retry later.", wait_s)
+        if http.method == "GET":
+            rate_limit = self.read_limiter.acquire(caller.key_id, now)
+        else:
+            rate_limit = self.rate_limiter.acquire(caller.key_id, now, caller.requests_per_minute)
+        http.state.rate_limit = rate_limit
+        if rate_limit.wait_s > 0:
+            sentence = f"This key sends more than {rate_limit.limit} requests per minute: retry later."
+            raise BusyError(sentence, rate_limit.wait_s)
         caller.require(scope)
         return caller
 

@@ -153,17 +153,9 @@ def test_full_queue_and_rate_limit_match_golden_body(make_api: Callable[..., Api
     api.submit()
     replay(api).play("rate_limited")
     api = make_api(requests_per_minute=2)
-    assert [api.client.get("/api/v3/balance", headers=api.headers).status_code for _ in range(3)] == [
-        200,
-        200,
-        429,
-    ]
-    hasty = api.client.get("/api/v3/balance", headers=api.headers)
-    assert int(hasty.headers["Retry-After"]) >= 1
-    assert (
-        api.client.get("/api/v3/balance", headers={"Authorization": f"Bearer {api.other_key}"}).status_code
-        == 200
-    )
+    assert [api.post_job().status_code for _ in range(3)] == [200, 200, 429]
+    assert int(api.post_job().headers["Retry-After"]) >= 1
+    assert api.post_job(Authorization=f"Bearer {api.other_key}").status_code == 200
 
 
 # --- uploads ---

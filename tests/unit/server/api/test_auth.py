@@ -60,9 +60,11 @@ def test_key_is_cached_for_a_second_and_its_use_recorded_once_a_minute(store: St
 
 def test_rate_limiter_refills_and_separates_callers() -> None:
     rate = RateLimiter(60)
-    assert [rate.acquire("a", 0.0) for _ in range(60)] == [0.0] * 60
-    assert rate.acquire("a", 0.0) == pytest.approx(1.0)
-    assert rate.acquire("b", 0.0) == 0.0
-    assert rate.acquire("a", 1.0) == 0.0
-    assert rate.acquire("a", 1.5) == pytest.approx(0.5)
-    assert [rate.acquire("slow", 0.0, 2) for _ in range(3)] == [0.0, 0.0, pytest.approx(30.0)]
+    assert [rate.acquire("a", 0.0).remaining for _ in range(60)] == list(reversed(range(60)))
+    empty = rate.acquire("a", 0.0)
+    assert (empty.limit, empty.remaining, empty.reset_at) == (60, 0, 60.0)
+    assert empty.wait_s == pytest.approx(1.0)
+    assert rate.acquire("b", 0.0).wait_s == 0.0
+    assert rate.acquire("a", 1.0).wait_s == 0.0
+    assert rate.acquire("a", 1.5).wait_s == pytest.approx(0.5)
+    assert [rate.acquire("slow", 0.0, 2).wait_s for _ in range(3)] == [0.0, 0.0, pytest.approx(30.0)]
