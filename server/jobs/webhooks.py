@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import logging
 import random
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -18,7 +19,7 @@ from functools import partial
 from server.jobs.service import JobService
 from server.jobs.state import Batch
 from server.storage.transport import Transport, TransportError
-from server.store import OutboxEntry, Record
+from server.store import DatabaseUnavailableError, OutboxEntry, Record
 
 log = logging.getLogger("lipsync.webhooks")
 
@@ -29,7 +30,10 @@ JITTER = 0.2
 """Each delay is up to this part longer, so that a recovered receiver does not get all webhooks at once."""
 
 POLL_INTERVAL_S = 30.0
-MAX_CONCURRENT = 8
+MAX_CONCURRENT = 32
+MAX_PER_TENANT = 4
+"""Deliveries of one tenant at once: receivers that do not answer hold up only their own tenant's."""
+
 HOLD_S = 60.0
 """How long a process that has claimed an entry keeps it; a delivery takes at most a sixth of it."""
 
@@ -66,29 +70,52 @@ class Webhooks:
     ) -> None:
         self._jobs, self._transport = jobs, transport
         self._payload_builders, self._batch_payload_builder = payload_builders, batch_payload_builder
+        self._active: Counter[str] = Counter()  # deliveries by tenant
 
     async def run(self) -> None:
         """Deliver webhooks as they become due, for ever."""
-        while True:
-            self._jobs.webhook_due.clear()
-            entries = await self._jobs.write(self._claim)
-            if entries:
-                await asyncio.gather(*(self._deliver(entry) for entry in entries))
-                continue
-            timeout_s = self._until_next_s()
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._jobs.webhook_due.wait(), timeout_s)
+        try:
+            async with asyncio.TaskGroup() as deliveries:
+                while True:
+                    self._jobs.webhook_due.clear()
+                    for entry in await self._jobs.write(self._claim):
+                        self._active[entry.tenant] += 1
+                        deliveries.create_task(self._deliver_and_release(entry))
+                    timeout_s = self._until_next_s()
+                    with contextlib.suppress(TimeoutError):
+                        await asyncio.wait_for(self._jobs.webhook_due.wait(), timeout_s)
+        finally:
+            self._active.clear()
 
     def _claim(self) -> list[OutboxEntry]:
-        store = self._jobs.store
-        return store.claim_webhooks(store.now(), MAX_CONCURRENT, HOLD_S)
+        """Claim at most one entry of each tenant that has fewer than its share of deliveries."""
+        store, free = self._jobs.store, MAX_CONCURRENT - self._active.total()
+        if free <= 0:
+            return []
+        return store.claim_webhooks(store.now(), free, HOLD_S, self._busy_tenants())
+
+    def _busy_tenants(self) -> list[str]:
+        return [tenant for tenant, active in self._active.items() if active >= MAX_PER_TENANT]
 
     def _until_next_s(self) -> float:
-        """Seconds until the next entry is due, at most the poll interval."""
-        due_at = self._jobs.store.next_webhook_at()
+        """Return the seconds until the next entry is due; the end of a delivery also wakes the loop."""
+        if self._active.total() >= MAX_CONCURRENT:
+            return POLL_INTERVAL_S
+        due_at = self._jobs.store.next_webhook_at(self._busy_tenants())
         if due_at is None:
             return POLL_INTERVAL_S
         return min(POLL_INTERVAL_S, max(0.05, due_at - self._jobs.now()))
+
+    async def _deliver_and_release(self, entry: OutboxEntry) -> None:
+        try:
+            await self._deliver(entry)
+        except DatabaseUnavailableError as error:
+            log.warning("%s: webhook repeated in %g s: %s", entry.subject, HOLD_S, error)
+        except Exception:  # one entry must not hold up the others
+            log.exception("%s: webhook repeated in %g s", entry.subject, HOLD_S)
+        finally:
+            self._active[entry.tenant] -= 1
+            self._jobs.webhook_due.set()
 
     async def _deliver(self, entry: OutboxEntry) -> None:
         store = self._jobs.store

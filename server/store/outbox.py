@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,18 +78,31 @@ def _insert(connection: Connection, entry_id: str, tenant: str, url: str, now: f
 class OutboxStore(Database):
     """Part of `Store`: webhooks to deliver."""
 
-    def claim_webhooks(self, now: float, limit: int, hold_s: float) -> list[OutboxEntry]:
-        """Claim webhooks that are due; no other process gets them until `hold_s` later."""
-        due = sa.select(OUTBOX.c.id).where(OUTBOX.c.due_at <= now).order_by(OUTBOX.c.due_at).limit(limit)
+    def claim_webhooks(
+        self, now: float, limit: int, hold_s: float, busy_tenants: Collection[str] = ()
+    ) -> list[OutboxEntry]:
+        """Claim webhooks that are due; no other process gets them until `hold_s` later.
+
+        Each tenant gets at most one: the one that has been due longest.
+
+        Args:
+            busy_tenants: tenants that get none now.
+        """
+        turn = sa.func.row_number().over(partition_by=OUTBOX.c.tenant, order_by=OUTBOX.c.due_at)
+        condition = (OUTBOX.c.due_at <= now) & OUTBOX.c.tenant.not_in(busy_tenants)
+        turns = sa.select(OUTBOX.c.id, OUTBOX.c.due_at, turn.label("turn")).where(condition).subquery()
+        next_ids = sa.select(turns.c.id).where(turns.c.turn == 1).order_by(turns.c.due_at).limit(limit)
+        due = sa.select(OUTBOX.c.id).where(OUTBOX.c.id.in_(next_ids.scalar_subquery()))
         first_due = OUTBOX.c.id.in_(due.with_for_update(skip_locked=True).scalar_subquery())
         claim = sa.update(OUTBOX).where(first_due).values(due_at=now + hold_s).returning(OUTBOX)
         with self.transaction() as connection:
             return [OutboxEntry(**row._mapping) for row in connection.execute(claim)]
 
-    def next_webhook_at(self) -> float | None:
-        """Read when the next webhook is due; None where none waits."""
+    def next_webhook_at(self, busy_tenants: Collection[str] = ()) -> float | None:
+        """Read when the next webhook of a tenant that is not busy is due; None where none waits."""
+        query = sa.select(sa.func.min(OUTBOX.c.due_at)).where(OUTBOX.c.tenant.not_in(busy_tenants))
         with self.read_only() as connection:
-            due_at: float | None = connection.execute(sa.select(sa.func.min(OUTBOX.c.due_at))).scalar_one()
+            due_at: float | None = connection.execute(query).scalar_one()
         return due_at
 
     def webhook_delivered(self, entry_id: str, now: float) -> None:
