@@ -38,7 +38,7 @@ from server.settings import Settings
 from server.storage.blobs import Blobs, StorageUnavailableError
 from server.storage.links import LinkSigner
 from server.storage.transport import Transport, TransportPolicy
-from server.store import DatabaseUnavailableError, Record, Store, audit
+from server.store import DatabaseUnavailableError, QueueLimits, Record, Store, audit
 from server.workers.process import WorkerSettings
 from server.workers.registry import WorkerRegistry
 from server.workers.supervisor import Supervisor
@@ -87,8 +87,9 @@ class Server:
         policy = JobPolicy(
             max_attempts=settings.max_attempts, max_wait_s=settings.max_wait_s, max_run_s=settings.max_run_s
         )
+        limits = QueueLimits(settings.max_waiting, settings.max_waiting_per_tenant)
         slots = len(devices) * settings.jobs_per_worker
-        self.jobs = JobService(self.store, policy, settings.max_waiting, slots)
+        self.jobs = JobService(self.store, policy, limits, slots)
         self.blobs = blobs or Blobs(settings.blob_location)
         self.context = ApiContext(
             settings,

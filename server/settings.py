@@ -102,7 +102,10 @@ class Settings(BaseSettings):
         le=16,
         description="Jobs that each worker runs at once on one loaded model: for short clips on a GPU.",
     )
-    max_waiting: int = Field(1000, ge=1, description="Most waiting jobs; one more is answered with 429.")
+    max_waiting: int = Field(4000, ge=1, description="Most waiting jobs; one more is answered with 429.")
+    max_waiting_per_tenant: int = Field(
+        1000, ge=1, description="Most waiting jobs of one tenant; one more is answered with 429."
+    )
     max_attempts: int = Field(3, ge=1, le=10, description="Attempts of a job whose worker is lost.")
     max_wait_s: float = Field(86400, gt=0, description="A job that waits longer fails.")
     max_run_s: float = Field(21600, gt=0, description="A job that runs longer fails.")

@@ -23,13 +23,14 @@ from server.api.context import ApiContext
 from server.api.errors import ApiError
 from server.api.schemas import (
     JobInput,
+    echo_input,
     is_url,
     parse_json_object,
     read_body,
-    truncate_texts,
     validate_job_input,
 )
 from server.api.submission import (
+    InlineInputs,
     build_request,
     failure_message,
     format_time,
@@ -98,7 +99,8 @@ def read_submission(context: ApiContext, body: bytes) -> Submission:
     Raises:
         ApiError: 400, with the problems of all wrong rows.
     """
-    fields, max_rows = parse_json_object(body), context.settings.max_waiting
+    fields, settings = parse_json_object(body), context.settings
+    max_rows = min(settings.max_waiting, settings.max_waiting_per_tenant)
     rows, title, webhook_url = (
         fields.get("jobs"),
         fields.get("title") or "",
@@ -134,16 +136,32 @@ def _read_row(context: ApiContext, row: Any) -> Row:
     vendor_limits = context.settings.enforce_vendor_limits
     job_input = validate_job_input(model.schema, fields, vendor_limits=vendor_limits)
     require_consent(context, job_input)
-    return Row(model.id, job_input, {name: truncate_texts(value) for name, value in fields.items()})
+    return Row(model.id, job_input, echo_input(model.schema, fields))
 
 
 async def submit_batch(
     context: ApiContext, caller: Caller, http: HttpRequest, submission: Submission
 ) -> Batch:
     """Store all jobs of a batch, or none; they are on disk when this returns."""
+    job_ids = [uuid.uuid4().hex for _ in submission.rows]
+    async with InlineInputs(context, job_ids) as inputs:
+        batch = await _build_batch(context, caller, http, submission, job_ids)
+        stored = await context.submit_batch(*batch, idempotency_key(http))
+        inputs.is_used = stored.id == batch[0].id
+    return stored
+
+
+def _find_repeated(context: ApiContext, caller: Caller, http: HttpRequest) -> Batch | None:
+    """Return the batch that was submitted with the same idempotency key."""
+    key = idempotency_key(http)
+    return None if key is None else context.jobs.store.get_batch_by_idempotency_key(caller.tenant, key)
+
+
+async def _build_batch(
+    context: ApiContext, caller: Caller, http: HttpRequest, submission: Submission, job_ids: list[str]
+) -> tuple[Batch, list[tuple[str, Request]]]:
     base, requests = context.base_url(http), list[tuple[str, Request]]()
-    for row in submission.rows:
-        job_id = uuid.uuid4().hex
+    for job_id, row in zip(job_ids, submission.rows, strict=True):
         dialect_state = {"model": row.model, "input": row.echoed_input, "base64": False}
         request = await build_request(
             context, caller, base, job_id, wavespeed.NAME, row.model, dialect_state, row.job_input
@@ -160,7 +178,7 @@ async def submit_batch(
         unfinished=len(requests),
         webhook_url=submission.webhook_url,
     )
-    return await context.submit_batch(batch, requests, idempotency_key(http))
+    return batch, requests
 
 
 # --- a batch ---
@@ -242,11 +260,14 @@ def create_router(context: ApiContext) -> APIRouter:
     @router.post("/batches", openapi_extra=BODY)
     async def create_batch(http: HttpRequest) -> Response:
         caller = context.authenticate(http, Scope.RUN)
-        context.require_queue_capacity()
+        if _find_repeated(context, caller, http) is None:
+            context.require_queue_capacity(caller)
         body = await read_body(http, context.settings.max_body_bytes)
         submission = await asyncio.to_thread(read_submission, context, body)
-        context.require_queue_capacity(len(submission.rows))
-        batch = await submit_batch(context, caller, http, submission)
+        batch = _find_repeated(context, caller, http)
+        if batch is None:
+            context.require_queue_capacity(caller, len(submission.rows))
+            batch = await submit_batch(context, caller, http, submission)
         records, _ = context.jobs.store.page(None, offset=0, limit=batch.total, batch_id=batch.id)
         jobs = [row_object(context, record, context.base_url(http)) for record in records]
         return JSONResponse(batch_objects([batch])[0] | {"jobs": jobs})

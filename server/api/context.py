@@ -115,18 +115,18 @@ class ApiContext:
         if shutil.disk_usage(self.settings.data_dir).free < self.settings.min_free_bytes:
             raise DiskFullError("The disk of this server is full: retry later, or ask its operator.")
 
-    def require_queue_capacity(self, count: int = 1) -> None:
+    def require_queue_capacity(self, caller: Caller, count: int = 1) -> None:
         """Check limits before a submission's body is read, and before the inputs of its jobs are stored.
 
         Args:
             count: number of jobs to submit.
 
         Raises:
-            BusyError: the queue is full.
+            BusyError: the queue, the tenant's share of it or the key's quota has no room.
             DiskFullError: the disk is.
         """
-        if self.jobs.is_full(count):
-            raise _queue_full()
+        with _store_limits_as_busy():
+            self.jobs.require_room(caller.key_id, caller.tenant, count)
         self.require_disk_space()
 
     # --- jobs ---

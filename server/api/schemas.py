@@ -19,6 +19,7 @@ from fastapi import Request as HttpRequest
 
 from server.api.errors import ApiError, BodyTooLargeError
 from server.jobs.request import InputSource, MediaLimits, Options, Role, SpeechInterval
+from server.storage.transport import MAX_URL_LENGTH
 
 # --- JSON ---
 
@@ -26,8 +27,17 @@ MAX_VALUES: Final = 10_000
 """Most values of a body. An input in base64 is one value, however long."""
 
 MAX_DEPTH: Final = 32
-MAX_ECHOED_LENGTH: Final = 2048
-"""Longer texts of an input are base64; answers repeat only their first characters."""
+ECHOED_LENGTHS: Final = (2048, 256, 32)
+"""Longer texts of an input are base64, and answers repeat only their beginning. The first limit is used with
+which the input has at most `MAX_ECHO_BYTES`."""
+
+MAX_ECHO_BYTES: Final = 64 << 10
+"""Size of an input as it is stored and repeated: of lists, a hundred are in one answer."""
+
+MAX_URL_BYTES: Final = 64 << 10
+"""All URLs of a job together, which are stored and repeated in full."""
+
+MAX_TITLE_LENGTH: Final = 200
 
 
 class BodyError(ValueError):
@@ -122,13 +132,38 @@ def _is_encodable(text: str) -> bool:
     return True
 
 
-def truncate_texts(value: Any) -> Any:
-    """Return an input as answers repeat it: of base64 only the first characters."""
+def echo_input(schema: EndpointSchema, fields: dict[str, Any]) -> dict[str, Any]:
+    """Return an input as it is stored and answers repeat it: known fields, long texts shortened.
+
+    The result has at most `MAX_ECHO_BYTES` as JSON, whatever the client has sent.
+    """
+    known = {*schema.required, *schema.optional, *schema.options, "consent"}
+    echo = {name: value for name, value in fields.items() if name in known and _is_scalar(value)}
+    if isinstance(title := fields.get("title"), str):
+        echo["title"] = title[:MAX_TITLE_LENGTH]
+    if schema.accepts_segments and isinstance(entries := fields.get("segments"), list):
+        names = SEGMENTS["items"]["properties"]
+        echo["segments"] = [
+            {name: value for name, value in entry.items() if name in names and _is_scalar(value)}
+            for entry in entries
+        ]
+    for length in ECHOED_LENGTHS:
+        shortened: dict[str, Any] = _shorten_texts(echo, length)
+        if len(json.dumps(shortened)) <= MAX_ECHO_BYTES:
+            break
+    return {name: shortened[name] for name in fields if name in shortened}
+
+
+def _is_scalar(value: Any) -> bool:
+    return value is None or isinstance(value, str | bool | int | float)
+
+
+def _shorten_texts(value: Any, length: int) -> Any:
     if isinstance(value, dict):
-        return {name: truncate_texts(part) for name, part in value.items()}
+        return {name: _shorten_texts(part, length) for name, part in value.items()}
     if isinstance(value, list):
-        return [truncate_texts(part) for part in value]
-    return value if not isinstance(value, str) or len(value) <= MAX_ECHOED_LENGTH else f"{value[:64]}…"
+        return [_shorten_texts(part, length) for part in value]
+    return value if not isinstance(value, str) or len(value) <= length else f"{value[: min(64, length)]}…"
 
 
 # --- schemas ---
@@ -206,6 +241,7 @@ CONSENT: Final[dict[str, Any]] = {
 }
 MEGABYTE: Final = 10**6
 MAX_TIME_S: Final = 6 * 3600.0
+MAX_FACE_LENGTH: Final = 200
 MIN_SEGMENT_S: Final = 0.04
 ORDERS: Final = {"meanwhile": "together", "left_right": "left_right", "right_left": "right_left"}
 LIP_OPTIONS: Final = (
@@ -317,7 +353,9 @@ class InputFiles:
 
 
 def is_url(value: str) -> bool:
-    """Return whether a text is an http or https URL with a host."""
+    """Return whether a text is an http or https URL with a host, of a length that can be fetched."""
+    if len(value) > MAX_URL_LENGTH:
+        return False
     try:
         parts = urlsplit(value)
     except ValueError:
@@ -372,6 +410,9 @@ def validate_job_input(schema: EndpointSchema, body: dict[str, Any], *, vendor_l
     if has_segments:
         limits = schema.limits_of(Role.AUDIO) if vendor_limits else MediaLimits()
         segments = _validate_segments(body["segments"], files, limits)
+    if sum(len(source.url or "") for source in files.sources) > MAX_URL_BYTES:
+        sentence = f"The URLs of a job may have {MAX_URL_BYTES >> 10} KiB together: use shorter ones."
+        raise ApiError(400, sentence, "invalid_parameter")
     if vendor_limits and schema.resolution is not None:
         body = {**body, "resolution": body.get("resolution") or schema.resolution}
     options, consent = _validate_options(schema, body), _validate_consent(body.get("consent"))
@@ -387,7 +428,7 @@ def _validate_segments(entries: Any, files: InputFiles, limits: MediaLimits) -> 
         path = f"segments[{number}]"
         if not isinstance(entry, dict):
             raise ApiError(400, f"{path} must be an object with audio and face.", "invalid_parameter")
-        if not isinstance(face := entry.get("face"), str) or not face:
+        if not isinstance(face := entry.get("face"), str) or not 1 <= len(face) <= MAX_FACE_LENGTH:
             raise ApiError(400, f"{path}.face must name who speaks, such as left.", "missing_parameter")
         start_s, end_s = entry.get("start") or 0, entry.get("end")
         for value in (start_s, MAX_TIME_S if end_s is None else end_s):

@@ -25,14 +25,14 @@ from server.api.schemas import (
     TWO_VOICES_OPTIONS,
     EndpointSchema,
     JobInput,
+    echo_input,
     is_url,
     json_schema_properties,
     parse_json_object,
     read_body,
-    truncate_texts,
     validate_job_input,
 )
-from server.api.submission import failure_message, require_job, submit_job
+from server.api.submission import failure_message, require_job, require_queue_capacity, submit_job
 from server.jobs.request import Role
 from server.jobs.state import Failure, State
 from server.store import Record
@@ -106,7 +106,7 @@ def read_submission(
     if webhook is not None and not _is_webhook_allowed(webhook, http_hosts):
         raise ApiError(400, "webhook must be an https URL.")
     job_input = validate_job_input(schema, state, vendor_limits=vendor_limits)
-    return Submission(job_input, {name: truncate_texts(value) for name, value in state.items()}, webhook)
+    return Submission(job_input, echo_input(schema, state), webhook)
 
 
 def _is_webhook_allowed(webhook: object, http_hosts: tuple[str, ...]) -> bool:
@@ -159,7 +159,7 @@ def create_router(context: ApiContext) -> APIRouter:
         @router.post(f"/{name}", openapi_extra=openapi_body(schema), name=name)
         async def run(http: HttpRequest) -> Response:
             caller = context.authenticate(http, Scope.RUN)
-            context.require_queue_capacity()
+            require_queue_capacity(context, caller, http)
             body = await read_body(http, context.settings.max_body_bytes)
             # In a thread: decoding 100 MB of base64 would block all other requests.
             fields = await asyncio.to_thread(parse_json_object, body or b"{}")

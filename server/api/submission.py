@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import hmac
 import json
 import re
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 from asgi_correlation_id import correlation_id
 from fastapi import Request as HttpRequest
 
 from server.api.auth import Caller
 from server.api.context import ApiContext
-from server.api.errors import ApiError
+from server.api.errors import ApiError, BodyTooLargeError, BusyError, DiskFullError
 from server.api.schemas import JobInput
 from server.jobs.request import Request
 from server.jobs.state import Failure
+from server.storage.blobs import StorageUnavailableError
 from server.store import Record
+
+REFUSALS = (ApiError, BusyError, BodyTooLargeError, DiskFullError, StorageUnavailableError)
+"""Errors after which a submission is certainly not stored."""
 
 
 async def submit_job(
@@ -44,10 +50,58 @@ async def submit_job(
         ApiError: 400, consent is required and missing.
     """
     require_consent(context, job_input)
+    if (repeated := find_repeated(context, caller, http)) is not None:
+        return repeated
     job_id, base = uuid.uuid4().hex, context.base_url(http)
-    request = await build_request(context, caller, base, job_id, dialect, endpoint, dialect_state, job_input)
-    request = dataclasses.replace(request, webhook_url=webhook_url)
-    return await context.submit_job(caller, job_id, request, idempotency_key(http))
+    async with InlineInputs(context, [job_id]) as inputs:
+        request = await build_request(
+            context, caller, base, job_id, dialect, endpoint, dialect_state, job_input
+        )
+        request = dataclasses.replace(request, webhook_url=webhook_url)
+        record = await context.submit_job(caller, job_id, request, idempotency_key(http))
+        inputs.is_used = record.job.id == job_id
+    return record
+
+
+def find_repeated(context: ApiContext, caller: Caller, http: HttpRequest) -> Record | None:
+    """Return the job that was submitted with the same idempotency key."""
+    key = idempotency_key(http)
+    return None if key is None else context.jobs.store.get_by_idempotency_key(caller.tenant, key)
+
+
+def require_queue_capacity(context: ApiContext, caller: Caller, http: HttpRequest) -> None:
+    """Check limits before a submission's body is read; a repeated submission needs no room.
+
+    Raises:
+        BusyError, DiskFullError.
+    """
+    if find_repeated(context, caller, http) is None:
+        context.require_queue_capacity(caller)
+
+
+class InlineInputs:
+    """Deletes the inline inputs of jobs at the end of the context if they were not stored.
+
+    Attributes:
+        is_used: the jobs were stored; else an earlier submission with the same idempotency key is used.
+    """
+
+    def __init__(self, context: ApiContext, job_ids: Sequence[str]) -> None:
+        self._context, self._job_ids = context, job_ids
+        self.is_used = False
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        # After any other error the jobs may have been stored; the retention deletes the files.
+        if self.is_used or not (error is None or isinstance(error, REFUSALS)):
+            return
+        for job_id in self._job_ids:
+            with contextlib.suppress(StorageUnavailableError):
+                await self._context.blobs.delete_folder(f"inputs/{job_id}")
 
 
 def require_consent(context: ApiContext, job_input: JobInput) -> None:

@@ -23,14 +23,20 @@ from server.api.context import ApiContext
 from server.api.errors import ApiError
 from server.api.schemas import (
     JobInput,
+    echo_input,
     is_url,
     parse_json_object,
     read_body,
     read_json_object,
-    truncate_texts,
     validate_job_input,
 )
-from server.api.submission import failure_message, format_time, require_job, submit_job
+from server.api.submission import (
+    failure_message,
+    format_time,
+    require_job,
+    require_queue_capacity,
+    submit_job,
+)
 from server.api.wavespeed_models import MODELS, Model, catalogue_entry, require_model
 from server.jobs.state import Failure, State
 from server.store import Record
@@ -115,7 +121,7 @@ def read_submission(model: Model, body: bytes, raw_query: str, *, vendor_limits:
             raise ApiError(400, "webhook must be an http or https URL.", "invalid_parameter")
     return Submission(
         job_input=validate_job_input(model.schema, fields, vendor_limits=vendor_limits),
-        echoed_input={name: truncate_texts(value) for name, value in fields.items() if name not in FLAGS},
+        echoed_input=echo_input(model.schema, fields),
         webhook_url=webhook_url,
         sync=flags["enable_sync_mode"],
         base64=flags["enable_base64_output"],
@@ -334,7 +340,7 @@ def create_router(context: ApiContext) -> APIRouter:
     ) -> Response:
         caller = context.authenticate(http, Scope.RUN)
         model = require_model(f"{vendor}/{name}")
-        context.require_queue_capacity()
+        require_queue_capacity(context, caller, http)
         body = await read_body(http, context.settings.max_body_bytes)
         # In a thread: decoding 100 MB of base64 would block all other requests.
         submission = await asyncio.to_thread(

@@ -136,10 +136,18 @@ class Request:
         return _REQUEST.dump_json(self, by_alias=True).decode()
 
     @staticmethod
-    @functools.lru_cache(maxsize=4096)
     def from_json(text: str) -> Request:
         """Decode what `to_json` of this or an earlier version has written."""
-        return _REQUEST.validate_json(text)
+        return _decode_cached(text) if len(text) <= MAX_CACHED_LENGTH else _REQUEST.validate_json(text)
+
+
+MAX_CACHED_LENGTH = 8192
+"""Longer requests are decoded anew each time, so that the cache has at most some 32 MiB of text."""
+
+
+@functools.lru_cache(maxsize=4096)
+def _decode_cached(text: str) -> Request:
+    return _REQUEST.validate_json(text)
 
 
 _REQUEST: TypeAdapter[Request] = TypeAdapter(Request)

@@ -20,7 +20,15 @@ from typing import TypeVar
 from server.jobs import state as job_state
 from server.jobs.request import Request
 from server.jobs.state import Batch, Effect, Job, JobPolicy, QueuePosition, State
-from server.store import DatabaseUnavailableError, JobChange, Notification, Record, SegmentClaim, Store
+from server.store import (
+    DatabaseUnavailableError,
+    JobChange,
+    Notification,
+    QueueLimits,
+    Record,
+    SegmentClaim,
+    Store,
+)
 
 log = logging.getLogger("lipsync.jobs")
 
@@ -39,7 +47,7 @@ class JobService:
     Args:
         store: open database; the caller closes it.
         policy: limits of jobs.
-        max_waiting: size of the queue.
+        limits: of the queue.
         slots: how many jobs run at once in this process.
         lease_grace_s: after the database was unavailable no lease expires for so long: their holders must
             have the chance to renew them first.
@@ -56,14 +64,14 @@ class JobService:
         self,
         store: Store,
         policy: JobPolicy,
-        max_waiting: int,
+        limits: QueueLimits,
         slots: int,
         *,
         lease_grace_s: float = 20.0,
     ) -> None:
         self.store = store
         self.policy = policy
-        self._max_waiting = max_waiting
+        self._limits = limits
         self._slots = self._own_slots = max(1, slots)
         self._lease_grace_s = lease_grace_s
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="database")
@@ -106,7 +114,7 @@ class JobService:
                 job,
                 request,
                 idempotency_key=idempotency_key,
-                max_waiting=self._max_waiting,
+                limits=self._limits,
             )
         )
         if is_new:
@@ -123,16 +131,16 @@ class JobService:
                 batch,
                 entries,
                 idempotency_key=idempotency_key,
-                max_waiting=self._max_waiting,
+                limits=self._limits,
             )
         )
         if is_new:
             self.wake_workers()
         return stored, is_new
 
-    def is_full(self, count: int = 1) -> bool:
-        """Check whether the queue has no room for that many more jobs."""
-        return self.store.count_in_state(State.WAITING) + count > self._max_waiting
+    def require_room(self, key_id: str, tenant: str, count: int = 1) -> None:
+        """Check that the queue has room for that many more jobs, as `Store.require_room`."""
+        self.store.require_room(key_id, tenant, self.now(), count, self._limits)
 
     async def claim(self, accept: Callable[[Job], bool] = lambda job: True) -> Record | None:
         """Claim the next job, as `Store.claim`. `accept` is called in the database's thread."""

@@ -46,6 +46,7 @@ NOT_PUBLIC = tuple(
 )
 """In addition to what Python calls private, reserved or multicast."""
 
+MAX_URL_LENGTH = 8192
 LABEL = re.compile(r"(?!-)[a-z0-9_-]{1,63}(?<!-)")
 REDIRECTS = (301, 302, 303, 307, 308)
 HEAD_BYTES = 4096
@@ -187,7 +188,7 @@ def _parse_url(url: str) -> tuple[SplitResult, str, int]:
     def invalid(reason: str) -> TransportError:
         return TransportError(TransportCode.URL_INVALID, f"The URL cannot be used: {reason}.")
 
-    if len(url) > 8192 or re.search(r"[\x00-\x20\x7f\\]", url):
+    if len(url) > MAX_URL_LENGTH or re.search(r"[\x00-\x20\x7f\\]", url):
         raise invalid("it is too long, or contains spaces, control characters or backslashes")
     try:
         parts = urlsplit(url)

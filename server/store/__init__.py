@@ -10,7 +10,7 @@ by any number.
 
 from server.store.batches import BatchCounts, BatchStore
 from server.store.database import AlreadyOpenError, DatabaseUnavailableError
-from server.store.jobs import JobChange, QueueFullError, QuotaError, Record
+from server.store.jobs import JobChange, QueueFullError, QueueLimits, QuotaError, Record
 from server.store.keys import ApiKey, KeyStore
 from server.store.notifications import Notification
 from server.store.outbox import OutboxEntry, OutboxStore
@@ -27,6 +27,7 @@ __all__ = [
     "Notification",
     "OutboxEntry",
     "QueueFullError",
+    "QueueLimits",
     "QuotaError",
     "Record",
     "SegmentClaim",

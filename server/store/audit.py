@@ -91,6 +91,17 @@ def _submission(job: Job, request: Request) -> AuditEntry:
     return _job_entry(JOB_SUBMITTED, job, request, job.created_at, facts)
 
 
+def count_submitted(connection: Connection, key_id: str, since: float) -> tuple[int, float]:
+    """Count the jobs that a key has submitted; returns also when the first of them was.
+
+    The log also has the jobs that were deleted since.
+    """
+    of_key = AUDIT.c.event == JOB_SUBMITTED, AUDIT.c.key_id == key_id, AUDIT.c.at > since
+    query = sa.select(sa.func.count(), sa.func.coalesce(sa.func.min(AUDIT.c.at), 0.0)).where(*of_key)
+    count, first_at = connection.execute(query).one()
+    return int(count), float(first_at)
+
+
 def job_ended(connection: Connection, job: Job, request: Request, now: float) -> None:
     output = job.output
     facts = {

@@ -13,7 +13,7 @@ from sqlalchemy.engine import Connection
 from server.jobs.request import Request
 from server.jobs.state import Batch, Job, StageProgress, State
 from server.store import audit
-from server.store.jobs import JobStore
+from server.store.jobs import UNLIMITED, JobStore, QueueLimits
 from server.store.outbox import read_batch
 from server.store.tables import BATCHES, JOBS
 
@@ -44,14 +44,13 @@ class BatchStore(JobStore):
         entries: Sequence[tuple[Job, Request]],
         *,
         idempotency_key: str | None = None,
-        max_waiting: int | None = None,
+        limits: QueueLimits = UNLIMITED,
     ) -> tuple[Batch, bool]:
         """Put all jobs of a batch into the queue, in one commit.
 
         Args:
             entries: at least one, all with the batch's key.
             idempotency_key: chosen by the tenant; a second batch with it is the first.
-            max_waiting: how many jobs of all tenants may wait.
 
         Returns:
             The stored batch, and whether it is new.
@@ -61,7 +60,7 @@ class BatchStore(JobStore):
         """
 
         def insert(connection: Connection) -> Batch:
-            self._require_room(connection, batch.key_id, batch.created_at, len(entries), max_waiting)
+            self._require_room(connection, batch.key_id, batch.tenant, batch.created_at, len(entries), limits)
             values = {name: getattr(batch, name) for name in Batch.__dataclass_fields__}
             connection.execute(sa.insert(BATCHES).values(**values, idempotency_key=idempotency_key))
             audit.batch_submitted(connection, batch)
@@ -76,6 +75,13 @@ class BatchStore(JobStore):
         with self.read_only() as connection:
             row = connection.execute(query).one_or_none()
         return None if row is None or tenant not in (None, row.tenant) else read_batch(row)
+
+    def get_batch_by_idempotency_key(self, tenant: str, idempotency_key: str) -> Batch | None:
+        """Read the batch that a tenant has submitted with a key."""
+        same_key = (BATCHES.c.tenant == tenant) & (BATCHES.c.idempotency_key == idempotency_key)
+        with self.read_only() as connection:
+            row = connection.execute(sa.select(BATCHES).where(same_key)).one_or_none()
+        return None if row is None else read_batch(row)
 
     def page_batches(self, tenant: str | None, *, offset: int, limit: int) -> tuple[list[Batch], int]:
         """Read one page of a tenant's batches (None: of all tenants), newest first, and count them all."""

@@ -25,8 +25,11 @@ from server.store.tables import BATCHES, JOBS, KEYS, OUTBOX
 
 T = TypeVar("T")
 
-CACHED_JOBS = 4096
-"""Size of the record cache; a record takes a few kB."""
+MAX_CACHE_BYTES = 32 << 20
+"""Size of the record cache: some ten thousand usual jobs, or a few hundred of the largest inputs."""
+
+RECORD_BYTES = 3000
+"""Of a record, without its texts."""
 
 # Executed hundreds of times a second for polling clients, so it is built once.
 _JOB_BY_ID = sa.select(JOBS).where(JOBS.c.id == sa.bindparam("job_id"))
@@ -76,17 +79,30 @@ class JobChange:
     effects: frozenset[Effect]
 
 
+@dataclass(frozen=True, slots=True)
+class QueueLimits:
+    """How many jobs may wait: of all tenants, and of one tenant; None: any number."""
+
+    max_waiting: int | None = None
+    max_waiting_per_tenant: int | None = None
+
+
+UNLIMITED = QueueLimits()
+
+
 class RecordCache(Generic[T]):
     """Read-through cache of a database that no other process writes; threads may share it.
 
     A read that a change overtakes is not cached.
 
     Args:
-        size: number of entries; the least recently used are dropped first.
+        max_bytes: of all entries together; the least recently used are dropped first.
+        measure: returns the size of an entry in bytes.
     """
 
-    def __init__(self, size: int) -> None:
-        self._size = size
+    def __init__(self, max_bytes: int, measure: Callable[[T], int]) -> None:
+        self._max_bytes, self._measure = max_bytes, measure
+        self._bytes = 0
         self._entries: OrderedDict[str, T] = OrderedDict()
         self._changes = 0
         self._lock = threading.Lock()
@@ -101,17 +117,23 @@ class RecordCache(Generic[T]):
         entry = read(name)
         with self._lock:
             if entry is not None and changes == self._changes:
+                self._drop(name)
                 self._entries[name] = entry
-                while len(self._entries) > self._size:
-                    self._entries.popitem(last=False)
+                self._bytes += self._measure(entry)
+                while self._bytes > self._max_bytes:
+                    self._drop(next(iter(self._entries)))
         return entry
+
+    def _drop(self, name: str) -> None:
+        if (entry := self._entries.pop(name, None)) is not None:
+            self._bytes -= self._measure(entry)
 
     def invalidate(self, names: Iterable[str]) -> None:
         """Drop entries whose change has been committed."""
         with self._lock:
             self._changes += 1
             for name in names:
-                self._entries.pop(name, None)
+                self._drop(name)
 
 
 class JobStore(Database):
@@ -120,7 +142,7 @@ class JobStore(Database):
     def __init__(self, url: str, *, clock_interval_s: float = 10.0, ping_after_s: float = 1.0) -> None:
         super().__init__(url, clock_interval_s=clock_interval_s, ping_after_s=ping_after_s)
         self.audit = audit.AuditLog(self)
-        self._cache = RecordCache[Record](CACHED_JOBS) if self.is_exclusive else None
+        self._cache = RecordCache(MAX_CACHE_BYTES, _record_bytes) if self.is_exclusive else None
 
     def submit(
         self,
@@ -128,13 +150,12 @@ class JobStore(Database):
         request: Request,
         *,
         idempotency_key: str | None = None,
-        max_waiting: int | None = None,
+        limits: QueueLimits = UNLIMITED,
     ) -> tuple[Record, bool]:
         """Put a waiting job into the queue.
 
         Args:
             idempotency_key: chosen by the tenant; a second job with it is the first.
-            max_waiting: how many jobs of all tenants may wait.
 
         Returns:
             The stored job, and whether it is new.
@@ -144,11 +165,18 @@ class JobStore(Database):
         """
 
         def insert(connection: Connection) -> Record:
-            self._require_room(connection, request.key_id, job.created_at, 1, max_waiting)
+            self._require_room(connection, request.key_id, job.tenant, job.created_at, 1, limits)
             self._insert(connection, [(job, request)], idempotency_key)
             return Record(job, request)
 
         return self.insert_idempotent(JOBS, job.tenant, idempotency_key, _read_record, insert)
+
+    def get_by_idempotency_key(self, tenant: str, idempotency_key: str) -> Record | None:
+        """Read the job that a tenant has submitted with a key."""
+        same_key = (JOBS.c.tenant == tenant) & (JOBS.c.idempotency_key == idempotency_key)
+        with self.read_only() as connection:
+            row = connection.execute(sa.select(JOBS).where(same_key)).one_or_none()
+        return None if row is None else _read_record(row)
 
     def get(self, job_id: str, tenant: str | None = None) -> Record | None:
         """Read a job; None where there is none, or where it is another tenant's."""
@@ -333,27 +361,46 @@ class JobStore(Database):
         audit.jobs_submitted(connection, entries)
         notify(connection, entries[0][0])
 
+    def require_room(self, key_id: str, tenant: str, now: float, count: int, limits: QueueLimits) -> None:
+        """Check limits before a submission is read; `submit` checks them again.
+
+        Raises:
+            QueueFullError, QuotaError.
+        """
+        with self.read_only() as connection:
+            self._require_room(connection, key_id, tenant, now, count, limits)
+
     def _require_room(
-        self, connection: Connection, key_id: str, now: float, count: int, max_waiting: int | None
+        self, connection: Connection, key_id: str, tenant: str, now: float, count: int, limits: QueueLimits
     ) -> None:
-        """Check that the queue and the key's quota have room for that many more jobs."""
+        """Check that the queue, the tenant's share and the key's quota have room for that many more jobs."""
         waiting = sa.select(sa.func.count()).where(JOBS.c.state == State.WAITING)
-        if max_waiting is not None and connection.execute(waiting).scalar_one() + count > max_waiting:
+        total, share = limits.max_waiting, limits.max_waiting_per_tenant
+        if total is not None and connection.execute(waiting).scalar_one() + count > total:
             raise QueueFullError
-        row = connection.execute(sa.select(KEYS).where(KEYS.c.id == key_id).with_for_update()).one_or_none()
+        if share is not None:
+            before = connection.execute(waiting.where(JOBS.c.tenant == tenant)).scalar_one()
+            if before + count > share:
+                raise QuotaError(
+                    f"Your jobs may fill {share} places of the queue, fill {before}, and would fill {count} "
+                    "more: wait until some have started.",
+                    30.0 if count <= share else 0.0,
+                )
+        of_key = sa.select(KEYS).where(KEYS.c.id == key_id)
+        row = connection.execute(of_key.with_for_update()).one_or_none()
         if row is None:
             return
-        of_key = sa.select(sa.func.count(), sa.func.min(JOBS.c.created_at)).where(JOBS.c.key_id == key_id)
         if row.max_active_jobs is not None:
-            active = of_key.where(JOBS.c.state.in_([State.WAITING, State.RUNNING]))
-            if (before := connection.execute(active).one()[0]) + count > row.max_active_jobs:
+            unfinished = JOBS.c.key_id == key_id, JOBS.c.state.in_([State.WAITING, State.RUNNING])
+            active = sa.select(sa.func.count()).where(*unfinished)
+            if (before := connection.execute(active).scalar_one()) + count > row.max_active_jobs:
                 raise QuotaError(
                     f"This key may have {row.max_active_jobs} unfinished jobs, has {before}, and would get "
                     f"{count} more: wait until some have ended.",
                     30.0 if count <= row.max_active_jobs else 0.0,
                 )
         if row.max_jobs_per_day is not None:
-            before, first = connection.execute(of_key.where(JOBS.c.created_at > now - DAY_S)).one()
+            before, first = audit.count_submitted(connection, key_id, now - DAY_S)
             if before + count > row.max_jobs_per_day:
                 wait_s = max(1.0, first + DAY_S - now) if before else DAY_S
                 raise QuotaError(
@@ -391,6 +438,13 @@ class JobStore(Database):
 
 
 # --- rows ---
+
+
+def _record_bytes(record: Record) -> int:
+    request, output = record.request, record.job.output
+    points = 0 if output is None or output.sync is None else len(output.sync.curve)
+    urls = sum(len(source.url or "") for source in request.sources)
+    return RECORD_BYTES + len(request.dialect_state) + urls + 100 * points + 500 * len(request.segments)
 
 
 def _columns(job: Job) -> dict[str, Any]:

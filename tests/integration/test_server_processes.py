@@ -17,7 +17,7 @@ from server.jobs import state as job_state
 from server.jobs.request import Request
 from server.jobs.service import POLL_INTERVAL_S, JobService
 from server.jobs.state import Job, JobPolicy, State
-from server.store import Store
+from server.store import QueueLimits, Store
 from server.workers.registry import WorkerRegistry, WorkerStatus
 from tests.support.application import BASE, Api
 from tests.support.live_server import LiveServer
@@ -163,7 +163,7 @@ def test_lease_does_not_expire_until_its_holder_could_renew_it(
 ) -> None:
     """The process has just connected to the database, as after an outage."""
     store = Store(postgres_url)
-    jobs = JobService(store, JobPolicy(), 10, 1, lease_grace_s=grace_s)
+    jobs = JobService(store, JobPolicy(), QueueLimits(), 1, lease_grace_s=grace_s)
 
     async def expire_after_connect() -> None:
         await jobs.submit(Job(id="0" * 32, tenant="t", created_at=store.now()), REQUEST, None)
@@ -191,7 +191,7 @@ def test_requeued_job_wakes_workers_of_another_process(two: tuple[Api, Api]) -> 
 def test_leases_use_the_database_clock(postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A process whose clock is an hour fast expires no lease, and gives no lease of an hour."""
     store = Store(postgres_url)
-    jobs = JobService(store, JobPolicy(), 10, 1)
+    jobs = JobService(store, JobPolicy(), QueueLimits(), 1)
     real = time.time
 
     async def go() -> tuple[Job, Job]:

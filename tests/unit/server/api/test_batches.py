@@ -20,7 +20,7 @@ from server.api.auth import create_key
 from server.api.submission import webhook_headers
 from server.jobs import state as job_state
 from server.jobs.state import Batch, Job, Output, StageProgress, State
-from server.store import QueueFullError, QuotaError, Store, audit, metadata
+from server.store import QueueFullError, QueueLimits, QuotaError, Store, audit, metadata
 from server.store.database import MIGRATIONS
 from tests.support.application import Api
 from tests.support.records import NO_FACE, POLICY, REQUEST, new_job
@@ -119,13 +119,13 @@ def test_batch_is_stored_whole_or_not_at_all(store: Store) -> None:
     put(store, new_batch(1))
     before = len(store.audit.page())
     with pytest.raises(QueueFullError):
-        put(store, new_batch(3), max_waiting=3)
+        put(store, new_batch(3), limits=QueueLimits(3))
     with pytest.raises(QuotaError, match="3 unfinished jobs, has 0, and would get 4") as error:
         put(store, new_batch(4, key_id=key.id))
     assert error.value.wait_s == 0, "coming again does not help"
     assert (store.page(None, offset=0, limit=9)[1], store.page_batches(None, offset=0, limit=9)[1]) == (1, 1)
     assert len(store.audit.page()) == before
-    ids = put(store, new_batch(3, key_id=key.id), max_waiting=4)
+    ids = put(store, new_batch(3, key_id=key.id), limits=QueueLimits(4))
     for job_id in ids:
         store.change(job_id, 101.0, lambda job: job_state.cancel(job, 101.0))
     with pytest.raises(QuotaError, match="4 jobs in 24 hours, has submitted 3") as error:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from tests.support.application import Api
@@ -62,3 +65,51 @@ def test_required_consent_is_enforced(make_api: Make) -> None:
     assert answer.json()["error_code"] == "consent_required"
     assert api.server.store.page(None, offset=0, limit=9)[1] == 0
     api.submit(consent=CONSENT)
+
+
+def inline_body() -> dict[str, str]:
+    return {"video": "https://h.example/v.mp4", "audio": base64.b64encode(b"RIFF" * 10).decode()}
+
+
+def stored_files(api: Api) -> list[Path]:
+    return [path for path in (api.server.settings.data_dir / "blobs").rglob("*") if path.is_file()]
+
+
+def test_refused_submissions_leave_no_files(api: Api) -> None:
+    query = "tenant=studio&max_active_jobs=1"
+    key = api.client.post(f"/admin/keys?{query}", headers=api.headers).json()["key"]
+    own = {"Authorization": f"Bearer {key}"}
+    url = "/api/v3/bytedance/latentsync"
+    assert api.client.post(url, json=inline_body(), headers=own).status_code == 200
+    before = stored_files(api)
+    assert len(before) == 1
+    assert api.client.post(url, json=inline_body(), headers=own).status_code == 429
+    rows = [{"model": "bytedance/latentsync", "input": inline_body()}] * 2
+    assert api.client.post("/api/native/v1/batches", json={"jobs": rows}, headers=own).status_code == 429
+    assert stored_files(api) == before
+
+
+def test_repeated_submissions_leave_no_files_and_need_no_room(api: Api) -> None:
+    query = "tenant=studio&max_active_jobs=1"
+    key = api.client.post(f"/admin/keys?{query}", headers=api.headers).json()["key"]
+    own = {"Authorization": f"Bearer {key}", "Idempotency-Key": "7"}
+    url, batches = "/api/v3/bytedance/latentsync", "/api/native/v1/batches"
+    jobs = [api.client.post(url, json=inline_body(), headers=own).json()["data"]["id"] for _ in range(3)]
+    assert len(set(jobs)) == 1
+    assert len(stored_files(api)) == 1
+    rows = {"jobs": [{"model": "bytedance/latentsync", "input": inline_body()}]}
+    headers = {**api.headers, "Idempotency-Key": "8"}
+    ids = [api.client.post(batches, json=rows, headers=headers).json()["id"] for _ in range(3)]
+    assert len(set(ids)) == 1
+    assert len(stored_files(api)) == 2
+
+
+def test_one_tenants_batch_leaves_room_for_others(make_api: Make) -> None:
+    api = make_api(max_waiting=8, max_waiting_per_tenant=3)
+    rows = [{"model": "bytedance/latentsync", "input": {**inline_body()}}]
+    send = partial(api.client.post, "/api/native/v1/batches", headers=api.headers)
+    assert send(json={"jobs": rows * 4}).status_code == 400
+    assert send(json={"jobs": rows * 3}).status_code == 200
+    refusal = send(json={"jobs": rows})
+    assert (refusal.status_code, refusal.json()["error"]) == (429, "rate_limited")
+    assert api.post_job(Authorization=f"Bearer {api.other_key}").status_code == 200

@@ -13,7 +13,7 @@ def test_value_is_cached_until_it_is_invalidated() -> None:
         reads.append(name)
         return rows.get(name)
 
-    cache = RecordCache[str](8)
+    cache = RecordCache[str](80, len)
     assert [cache.get("a", read), cache.get("a", read)] == ["first", "first"]
     assert reads == ["a"]
     rows["a"] = "second"
@@ -26,7 +26,7 @@ def test_value_is_cached_until_it_is_invalidated() -> None:
 
 
 def test_read_that_a_change_overtakes_is_not_cached() -> None:
-    cache = RecordCache[str](8)
+    cache = RecordCache[str](80, len)
 
     def overtaken(name: str) -> str:
         cache.invalidate([name])
@@ -37,7 +37,7 @@ def test_read_that_a_change_overtakes_is_not_cached() -> None:
 
 
 def test_least_recently_used_entry_is_dropped_first() -> None:
-    cache = RecordCache[str](2)
+    cache = RecordCache[str](2, len)
     for name in ("a", "b", "a", "c"):
         cache.get(name, str.upper)
     assert cache.get("a", lambda name: "read again") == "A"

@@ -21,7 +21,16 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from server.api.auth import create_key
 from server.jobs import state as job_state
 from server.jobs.state import Effect, Job, NotAllowedError, Output, QueuePosition, State
-from server.store import AlreadyOpenError, QueueFullError, QuotaError, Store, WorkerRecord, audit, metadata
+from server.store import (
+    AlreadyOpenError,
+    QueueFullError,
+    QueueLimits,
+    QuotaError,
+    Store,
+    WorkerRecord,
+    audit,
+    metadata,
+)
 from server.store.tables import OUTBOX
 from server.store.workers import REPORT_EXPIRY_S
 from tests.support.records import NO_FACE, POLICY, REQUEST, new_job
@@ -128,7 +137,7 @@ def test_audit_entry_is_committed_with_the_job(store: Store) -> None:
     job = new_job()
     store.submit(job, REQUEST)
     with pytest.raises(QueueFullError):
-        store.submit(new_job(), REQUEST, max_waiting=1)
+        store.submit(new_job(), REQUEST, limits=QueueLimits(1))
     claimed = store.claim(101.0, POLICY)
     assert claimed is not None
     with pytest.raises(NotAllowedError):
@@ -180,10 +189,10 @@ def test_concurrent_submissions_with_one_key_create_one_job(store: Store) -> Non
 
 def test_full_queue_rejects_jobs(store: Store) -> None:
     for _ in range(3):
-        store.submit(new_job(), REQUEST, max_waiting=3)
+        store.submit(new_job(), REQUEST, limits=QueueLimits(3))
     rejection = new_job()
     with pytest.raises(QueueFullError):
-        store.submit(rejection, REQUEST, max_waiting=3)
+        store.submit(rejection, REQUEST, limits=QueueLimits(3))
     assert store.get(rejection.id) is None
 
 
@@ -283,6 +292,42 @@ def test_outbox_holds_one_webhook_per_ended_job(store: Store) -> None:
     store.webhook_delivered(notice.id, 140.0)
     assert store.dead_webhooks(10) == []
     assert store.count_webhooks() == (0, 0)
+
+
+def test_webhooks_are_claimed_in_turns_of_tenants(store: Store) -> None:
+    for tenant, at in (("loud", 100.0), ("loud", 101.0), ("loud", 102.0), ("calm", 103.0)):
+        job = new_job(tenant, at=at)
+        store.submit(job, REQUEST)
+        store.change(job.id, at, lambda job, at=at: job_state.cancel(job, at))  # type: ignore[misc]
+    claimed = [[entry.tenant for entry in store.claim_webhooks(110.0, 9, 60.0)] for _ in range(2)]
+    assert [sorted(tenants) for tenants in claimed] == [["calm", "loud"], ["loud"]]
+    assert store.next_webhook_at() == 102.0
+    assert store.claim_webhooks(110.0, 9, 60.0, ["loud"]) == []
+    assert store.next_webhook_at(["loud"]) == 170.0
+
+
+def test_tenant_fills_only_its_share_of_the_queue(store: Store) -> None:
+    limits = QueueLimits(max_waiting=5, max_waiting_per_tenant=3)
+    for _ in range(3):
+        store.submit(new_job("loud"), REQUEST, limits=limits)
+    with pytest.raises(QuotaError, match="3 places of the queue, fill 3"):
+        store.submit(new_job("loud"), REQUEST, limits=limits)
+    with pytest.raises(QuotaError):
+        store.require_room(REQUEST.key_id, "loud", 100.0, 1, limits)
+    store.require_room(REQUEST.key_id, "calm", 100.0, 2, limits)
+    store.submit(new_job("calm"), REQUEST, limits=limits)
+
+
+def test_deleted_jobs_count_against_the_daily_quota(store: Store) -> None:
+    _, key = create_key(store, 0.0, max_jobs_per_day=2)
+    for at in (100.0, 200.0):
+        job = new_job(at=at)
+        store.submit(job, dataclasses.replace(REQUEST, key_id=key.id))
+        store.change(job.id, at, lambda job, at=at: job_state.cancel(job, at))  # type: ignore[misc]
+        assert len(store.delete([job.id], job.tenant)) == 1
+    with pytest.raises(QuotaError, match="2 jobs in 24 hours, has submitted 2") as error:
+        store.submit(new_job(at=300.0), dataclasses.replace(REQUEST, key_id=key.id))
+    assert error.value.wait_s == pytest.approx(86400 - 200)
 
 
 def test_key_quota_limits_submissions(store: Store) -> None:
