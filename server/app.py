@@ -21,7 +21,7 @@ from fastapi import Request as HttpRequest
 
 from server.api import admin, batches, native, playground, studio, uploads, wavespeed
 from server.api.auth import Authenticator, RateLimiter
-from server.api.context import ApiContext
+from server.api.context import UPLOAD_LINK_S, ApiContext
 from server.api.errors import ApiError, add_exception_handlers
 from server.api.fast_poll import FastPollMiddleware
 from server.api.head_requests import HeadMiddleware
@@ -91,6 +91,9 @@ class Server:
         slots = len(devices) * settings.jobs_per_worker
         self.jobs = JobService(self.store, policy, limits, slots)
         self.blobs = blobs or Blobs(settings.blob_location)
+        self.transport = Transport(
+            TransportPolicy(allow=settings.allow_hosts, max_bytes=settings.max_upload_bytes)
+        )
         self.context = ApiContext(
             settings,
             self.jobs,
@@ -99,11 +102,9 @@ class Server:
             Authenticator(self.store),
             RateLimiter(settings.requests_per_minute),
             RateLimiter(settings.reads_per_minute),
+            self.transport,
         )
         self.metrics = Metrics()
-        self.transport = Transport(
-            TransportPolicy(allow=settings.allow_hosts, max_bytes=settings.max_upload_bytes)
-        )
         worker_settings = WorkerSettings(
             model=settings.model,
             jobs_per_worker=settings.jobs_per_worker,
@@ -161,6 +162,8 @@ class Server:
         before = self.jobs.now() - self.settings.retention_s
         for record in await self.jobs.write(partial(self.store.delete_older, before)):
             await self.context.delete_files(record)
+        expired = self.jobs.now() - UPLOAD_LINK_S
+        await self.jobs.write(partial(self.store.delete_used_upload_links, expired))
         if (audit_retention_s := self.settings.audit_retention_s) is not None:
             await self.jobs.write(partial(self.store.audit.delete_older, self.jobs.now() - audit_retention_s))
         for folder in self.settings.data_dir.glob(f"{native.VERIFY_PREFIX}*"):  # left by a killed server

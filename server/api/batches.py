@@ -35,7 +35,10 @@ from server.api.submission import (
     failure_message,
     format_time,
     idempotency_key,
+    request_digest,
     require_consent,
+    require_deliverable,
+    require_same_request,
 )
 from server.api.wavespeed_models import require_model
 from server.jobs.request import Request
@@ -117,11 +120,19 @@ def read_submission(context: ApiContext, body: bytes) -> Submission:
         try:
             valid_rows.append(_read_row(context, row))
         except ApiError as error:
-            problems.append({"row": number, "code": error.code, "message": error.message})
-    if problems:
-        sentence = f"{len(problems)} of {len(rows)} jobs are invalid, so none was submitted: see problems."
-        raise ApiError(400, sentence, "batch_invalid", problems=problems)
+            problems.append(_row_problem(number, error))
+    _require_no_problems(problems, len(rows))
     return Submission(tuple(valid_rows), title, webhook_url)
+
+
+def _row_problem(number: int, error: ApiError) -> dict[str, Any]:
+    return {"row": number, "code": error.code, "message": error.message}
+
+
+def _require_no_problems(problems: list[dict[str, Any]], count: int) -> None:
+    if problems:
+        sentence = f"{len(problems)} of {count} jobs are invalid, so none was submitted: see problems."
+        raise ApiError(400, sentence, "batch_invalid", problems=problems)
 
 
 def _read_row(context: ApiContext, row: Any) -> Row:
@@ -140,12 +151,20 @@ def _read_row(context: ApiContext, row: Any) -> Row:
 
 
 async def submit_batch(
-    context: ApiContext, caller: Caller, http: HttpRequest, submission: Submission
+    context: ApiContext, caller: Caller, http: HttpRequest, submission: Submission, digest: str
 ) -> Batch:
-    """Store all jobs of a batch, or none; they are on disk when this returns."""
+    """Store all jobs of a batch, or none; they are on disk when this returns.
+
+    Args:
+        digest: of the HTTP request.
+
+    Raises:
+        ApiError: 400, an own link of a row, or the webhook, cannot be used.
+    """
+    await require_deliverable(context, submission.webhook_url)
     job_ids = [uuid.uuid4().hex for _ in submission.rows]
     async with InlineInputs(context, job_ids) as inputs:
-        batch = await _build_batch(context, caller, http, submission, job_ids)
+        batch = await _build_batch(context, caller, http, submission, digest, job_ids)
         stored = await context.submit_batch(*batch, idempotency_key(http))
         inputs.is_used = stored.id == batch[0].id
     return stored
@@ -158,21 +177,31 @@ def _find_repeated(context: ApiContext, caller: Caller, http: HttpRequest) -> Ba
 
 
 async def _build_batch(
-    context: ApiContext, caller: Caller, http: HttpRequest, submission: Submission, job_ids: list[str]
+    context: ApiContext,
+    caller: Caller,
+    http: HttpRequest,
+    submission: Submission,
+    digest: str,
+    job_ids: list[str],
 ) -> tuple[Batch, list[tuple[str, Request]]]:
-    base, requests = context.base_url(http), list[tuple[str, Request]]()
-    for job_id, row in zip(job_ids, submission.rows, strict=True):
+    base, requests, problems = context.base_url(http), list[tuple[str, Request]](), list[dict[str, Any]]()
+    for number, (job_id, row) in enumerate(zip(job_ids, submission.rows, strict=True)):
         dialect_state = {"model": row.model, "input": row.echoed_input, "base64": False}
-        request = await build_request(
-            context, caller, base, job_id, wavespeed.NAME, row.model, dialect_state, row.job_input
-        )
-        requests.append((job_id, request))
+        try:
+            request = await build_request(
+                context, caller, base, job_id, wavespeed.NAME, row.model, dialect_state, row.job_input
+            )
+        except ApiError as error:
+            problems.append(_row_problem(number, error))
+        else:
+            requests.append((job_id, request))
+    _require_no_problems(problems, len(submission.rows))
     batch = Batch(
         id=uuid.uuid4().hex,
         tenant=caller.tenant,
         key_id=caller.key_id,
         request_id=correlation_id.get() or "-",
-        dialect_state=json.dumps({"title": submission.title, "base": base}),
+        dialect_state=json.dumps({"title": submission.title, "base": base, "digest": digest}),
         created_at=context.jobs.now(),
         total=len(requests),
         unfinished=len(requests),
@@ -263,11 +292,12 @@ def create_router(context: ApiContext) -> APIRouter:
         if _find_repeated(context, caller, http) is None:
             context.require_queue_capacity(caller)
         body = await read_body(http, context.settings.max_body_bytes)
-        submission = await asyncio.to_thread(read_submission, context, body)
-        batch = _find_repeated(context, caller, http)
+        digest, batch = request_digest(http, body), _find_repeated(context, caller, http)
         if batch is None:
+            submission = await asyncio.to_thread(read_submission, context, body)
             context.require_queue_capacity(caller, len(submission.rows))
-            batch = await submit_batch(context, caller, http, submission)
+            batch = await submit_batch(context, caller, http, submission, digest)
+        require_same_request(json.loads(batch.dialect_state).get("digest"), digest)
         records, _ = context.jobs.store.page(None, offset=0, limit=batch.total, batch_id=batch.id)
         jobs = [row_object(context, record, context.base_url(http)) for record in records]
         return JSONResponse(batch_objects([batch])[0] | {"jobs": jobs})

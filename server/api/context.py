@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import mimetypes
+import re
 import secrets
 import shutil
 from collections.abc import AsyncIterator, Iterator, Sequence
@@ -17,13 +18,14 @@ from urllib.parse import quote, unquote, urlsplit
 from fastapi import Request as HttpRequest
 
 from server.api.auth import Authenticator, Caller, RateLimiter, Scope
-from server.api.errors import RETRY_AFTER_S, BodyTooLargeError, BusyError, DiskFullError
+from server.api.errors import RETRY_AFTER_S, ApiError, BodyTooLargeError, BusyError, DiskFullError
 from server.jobs.request import Request
 from server.jobs.service import JobService
 from server.jobs.state import Batch, Job
 from server.settings import Settings
-from server.storage.blobs import Blobs, TooLargeError, preview_folder, still_blob
-from server.storage.links import LinkSigner
+from server.storage.blobs import Blobs, StorageUnavailableError, TooLargeError, preview_folder, still_blob
+from server.storage.links import LinkSigner, LinkState
+from server.storage.transport import Transport
 from server.store import QueueFullError, QuotaError, Record
 
 BATCH_PRIORITY = -1
@@ -31,6 +33,11 @@ BATCH_PRIORITY = -1
 
 CANCEL_WAIT_S = 20.0
 """How long a delete request waits for a running job to stop."""
+
+OWN_LINK = re.compile(r"/files/([0-9a-f]{1,12}-[A-Za-z0-9_-]{1,64})/([^/]+/.+)$")
+"""Path of a signed link, behind whatever prefix; its signature shows whether it is ours."""
+
+LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "::1")
 
 UPLOAD_LINK_S = 3600.0
 """How long a file can be sent to an upload link."""
@@ -77,6 +84,7 @@ class ApiContext:
     authenticator: Authenticator
     rate_limiter: RateLimiter
     read_limiter: RateLimiter
+    transport: Transport
 
     def authenticate(self, http: HttpRequest, scope: Scope) -> Caller:
         """Return who sends the request, if the key has the scope.
@@ -218,22 +226,48 @@ class ApiContext:
         token = self.signer.sign("read", name, since + self.settings.retention_s)
         return f"{base}/files/{token}/{quote(name)}"
 
-    def resolve_own_link(self, url: str, base: str, caller: Caller) -> str | None:
-        """Return the blob of one of our own links, if the caller may use it; None for any other URL."""
-        parts, own = urlsplit(url), urlsplit(base)
-        if (parts.scheme, parts.netloc) != (own.scheme, own.netloc) or not parts.path.startswith("/files/"):
-            return None
-        token, _, name = parts.path.removeprefix("/files/").partition("/")
-        name = unquote(name)
-        if not self.signer.verify("read", name, token, self.jobs.now()):
-            return None
-        folder, _, rest = name.partition("/")
-        is_own_upload = name.startswith(f"uploads/{caller.tenant}/")
-        is_of_own_job = folder in ("results", "inputs") and self.find_job(caller, rest[:32]) is not None
-        return name if is_own_upload or is_of_own_job else None
+    async def resolve_own_link(self, url: str, base: str, caller: Caller) -> str | None:
+        """Return the blob of one of our own links, under whatever host name; None for any other URL.
 
-    def create_upload(self, caller: Caller, base: str, filename: str, content_type: str | None) -> Upload:
+        Raises:
+            ApiError: 400, the link has expired or is damaged, or its file was deleted.
+        """
+        if (match := OWN_LINK.search(urlsplit(url).path)) is None:
+            return None
+        token, name = match[1], unquote(match[2])
+        state = self.signer.check("read", name, token, self.jobs.now())
+        if state is LinkState.FORGED:
+            if not self._is_own_host(url, base):
+                return None
+            raise ApiError(400, f"The link {url[:300]!r} is damaged: copy it again.", "link_damaged")
+        folder, _, rest = name.partition("/")
+        if folder in ("results", "inputs"):
+            owner = record.job.tenant if (record := self.jobs.store.get(rest[:32])) is not None else None
+        else:
+            owner = rest.partition("/")[0] if folder == "uploads" else ""
+        if owner not in (None, caller.tenant):
+            return None
+        if state is LinkState.EXPIRED:
+            raise ApiError(400, f"The link {url[:300]!r} has expired: upload the file again.", "link_expired")
+        try:
+            exists = owner is not None and await self.blobs.info(name) is not None
+        except StorageUnavailableError:
+            exists = True  # the job waits for the storage
+        if not exists:
+            sentence = f"The file of the link {url[:300]!r} was deleted, or never uploaded: upload it."
+            raise ApiError(400, sentence, "link_deleted")
+        return name
+
+    def _is_own_host(self, url: str, base: str) -> bool:
+        return urlsplit(url).hostname in (urlsplit(base).hostname, *LOOPBACK_HOSTS)
+
+    def create_upload(
+        self, caller: Caller, base: str, filename: str, content_type: str | None, size: int = 0
+    ) -> Upload:
         """Create the links for one upload; its blob keeps the suffix of the file name.
+
+        Args:
+            size: bytes that the upload link accepts.
 
         Raises:
             DiskFullError: there is no room for it.
@@ -246,26 +280,64 @@ class ApiContext:
         name = f"uploads/{caller.tenant}/{secrets.token_hex(16)}.{suffix}"
         now = self.jobs.now()
         expires_at = now + UPLOAD_LINK_S
-        token = self.signer.sign("write", name, expires_at)
+        token = self.signer.sign(f"write {size}", name, expires_at)
         return Upload(
             blob=name,
-            put_url=f"{base}/uploads/{token}/{quote(name)}",
+            put_url=f"{base}/uploads/{token}/{quote(name)}?size={size}",
             download_url=self.file_url(base, name, now),
             kind=MEDIA_TYPES.get(suffix, "file/").partition("/")[0],
             expires_at=expires_at,
         )
 
-    async def store_upload(self, name: str, chunks: AsyncIterator[bytes]) -> int:
+    async def store_upload(self, name: str, chunks: AsyncIterator[bytes], size: int | None = None) -> int:
         """Write an upload to its blob; return the number of bytes.
 
+        Args:
+            size: number of bytes that were announced; None: any but 0.
+
         Raises:
+            ApiError: 400 or 413, the upload has another size, or is empty.
             BodyTooLargeError, DiskFullError: nothing was stored.
         """
         self.require_disk_space()
         try:
-            return await self.blobs.write(name, chunks, self.settings.max_upload_bytes)
+            checked = _check_size(chunks, size)
+            return await self.blobs.write(name, checked, self.settings.max_upload_bytes)
         except TooLargeError:
             raise file_too_large(self.settings.max_upload_bytes) from None
+
+    async def receive_upload(self, name: str, chunks: AsyncIterator[bytes], size: int) -> None:
+        """Write the file of an upload link, once: a link whose upload was interrupted can be used again.
+
+        Raises:
+            ApiError: 409, the link was used; 400 or 413, the upload has another size than `size`.
+            DiskFullError: nothing was stored.
+        """
+        store = self.jobs.store
+        if not await self.jobs.write(partial(store.claim_upload, name, self.jobs.now())):
+            sentence = "This upload link was used already: request a new one."
+            raise ApiError(409, sentence, "upload_link_used")
+        try:
+            await self.store_upload(name, chunks, size)
+        except BaseException:
+            await self.jobs.write(partial(store.release_upload, name))
+            raise
+
+
+async def _check_size(chunks: AsyncIterator[bytes], size: int | None) -> AsyncIterator[bytes]:
+    """Pass the chunks of an upload on; see `store_upload`."""
+    received = 0
+    async for chunk in chunks:
+        received += len(chunk)
+        if size is not None and received > size:
+            break
+        yield chunk
+    if size is not None and received != size:
+        count, status = ("more", 413) if received > size else (str(received), 400)
+        sentence = f"The ticket is for {size} bytes, and {count} were sent: request one for the right size."
+        raise ApiError(status, sentence, "upload_size_mismatch")
+    if received == 0:
+        raise ApiError(400, "The file is empty: send one with content.", "upload_empty")
 
 
 @contextlib.contextmanager

@@ -32,7 +32,13 @@ from server.api.schemas import (
     read_body,
     validate_job_input,
 )
-from server.api.submission import failure_message, require_job, require_queue_capacity, submit_job
+from server.api.submission import (
+    failure_message,
+    request_digest,
+    require_job,
+    require_queue_capacity,
+    submit_job,
+)
 from server.jobs.request import Role
 from server.jobs.state import Failure, State
 from server.store import Record
@@ -179,6 +185,7 @@ def create_router(context: ApiContext) -> APIRouter:
                 dialect_state={"model": name, "input": submission.echoed_input, "base64": False},
                 job_input=submission.job_input,
                 webhook_url=submission.webhook_url,
+                digest=request_digest(http, body),
             )
             job_id = str(uuid.UUID(record.job.id))
             return JSONResponse({"id": job_id, "requestId": job_id, "status": "processing"})

@@ -24,6 +24,7 @@ from server.api.schemas import JobInput
 from server.jobs.request import Request
 from server.jobs.state import Failure
 from server.storage.blobs import StorageUnavailableError
+from server.storage.transport import TransportCode, TransportError
 from server.store import Record
 
 REFUSALS = (ApiError, BusyError, BodyTooLargeError, DiskFullError, StorageUnavailableError)
@@ -40,26 +41,32 @@ async def submit_job(
     dialect_state: dict[str, Any],
     job_input: JobInput,
     webhook_url: str | None,
+    digest: str,
 ) -> Record:
     """Store the inline inputs, then the job.
 
     Args:
         endpoint, dialect_state: see `build_request`.
+        digest: of the HTTP request.
 
     Raises:
-        ApiError: 400, consent is required and missing.
+        ApiError: 400, consent is required and missing, or an own link or the webhook cannot be used; 422, the
+            idempotency key is that of another request.
     """
-    require_consent(context, job_input)
     if (repeated := find_repeated(context, caller, http)) is not None:
+        require_same_request(repeated.request.body_digest, digest)
         return repeated
+    require_consent(context, job_input)
+    await require_deliverable(context, webhook_url)
     job_id, base = uuid.uuid4().hex, context.base_url(http)
     async with InlineInputs(context, [job_id]) as inputs:
         request = await build_request(
             context, caller, base, job_id, dialect, endpoint, dialect_state, job_input
         )
-        request = dataclasses.replace(request, webhook_url=webhook_url)
+        request = dataclasses.replace(request, webhook_url=webhook_url, body_digest=digest)
         record = await context.submit_job(caller, job_id, request, idempotency_key(http))
         inputs.is_used = record.job.id == job_id
+    require_same_request(record.request.body_digest, digest)
     return record
 
 
@@ -104,6 +111,42 @@ class InlineInputs:
                 await self._context.blobs.delete_folder(f"inputs/{job_id}")
 
 
+def request_digest(http: HttpRequest, body: bytes) -> str:
+    """Return the hash of a request's path, query and body."""
+    head = f"{http.url.path}\0{http.url.query}\0".encode()
+    return hashlib.sha256(head + body).hexdigest()
+
+
+def require_same_request(stored_digest: str | None, digest: str) -> None:
+    """Check that a repeated idempotency key repeats its first request.
+
+    Args:
+        stored_digest: of the first request; None: unknown.
+
+    Raises:
+        ApiError: 422.
+    """
+    if stored_digest not in (None, digest):
+        sentence = "This Idempotency-Key belongs to another request: use a new key for a new request."
+        raise ApiError(422, sentence, "idempotency_key_reused")
+
+
+async def require_deliverable(context: ApiContext, webhook_url: str | None) -> None:
+    """Check that the server may call a webhook; whether it answers is not checked.
+
+    Raises:
+        ApiError: 400.
+    """
+    try:
+        if webhook_url is not None:
+            await context.transport.check_allowed(webhook_url)
+    except TransportError as error:
+        reason = error.message
+        if error.code is TransportCode.URL_NOT_ALLOWED:
+            reason = "Its address is not public: ask the operator of this server to allow its host."
+        raise ApiError(400, f"The webhook can never be delivered. {reason}", "webhook_not_allowed") from None
+
+
 def require_consent(context: ApiContext, job_input: JobInput) -> None:
     """Check that consent is given where the server requires it.
 
@@ -131,10 +174,13 @@ async def build_request(
         base: URL by which the client reaches the server.
         endpoint: model id or endpoint name; lists can be filtered by it.
         dialect_state: what the dialect's answers need; the base URL is added.
+
+    Raises:
+        ApiError: 400, as `ApiContext.resolve_own_link`.
     """
     sources = []
     for source in job_input.files.sources:
-        own_blob = None if source.url is None else context.resolve_own_link(source.url, base, caller)
+        own_blob = None if source.url is None else await context.resolve_own_link(source.url, base, caller)
         if own_blob is not None:
             source = dataclasses.replace(source, url=None, blob=own_blob)
         elif source.name in job_input.files.inline:

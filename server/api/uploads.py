@@ -9,11 +9,11 @@ from __future__ import annotations
 import re
 from collections.abc import AsyncIterator
 from email.utils import formatdate, parsedate_to_datetime
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter, FastAPI, UploadFile
+from fastapi import APIRouter, FastAPI, Query, UploadFile
 from fastapi import Request as HttpRequest
-from fastapi.responses import PlainTextResponse, Response, StreamingResponse
+from fastapi.responses import Response, StreamingResponse
 
 from server.api.auth import Scope
 from server.api.context import MEDIA_TYPES, ApiContext, Upload, file_too_large
@@ -22,6 +22,7 @@ from server.api.schemas import read_json_object
 from server.api.submission import format_time
 from server.api.wavespeed import JSON_BODY, read_int, success_response
 from server.storage.blobs import BlobInfo
+from server.storage.links import LinkState
 
 RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
 """One range; a request for several is answered with the whole file, as HTTP allows."""
@@ -38,14 +39,14 @@ def create_router(context: ApiContext) -> APIRouter:
     async def create_upload(http: HttpRequest) -> Response:
         caller = context.authenticate(http, Scope.RUN)
         fields = await read_json_object(http)
-        size = read_int(fields, "size", 0, 2**63)
+        size = read_int(fields, "size", 1, 2**63)
         if size > context.settings.max_upload_bytes:
             raise file_too_large(context.settings.max_upload_bytes)
         media_type = fields.get("content_type")
         if not isinstance(media_type, str) or not re.fullmatch(r"[\w.+-]+/[\w.+-]+", media_type):
             media_type = None
         filename = _base_name(fields.get("filename"))
-        upload = context.create_upload(caller, context.base_url(http), filename, media_type)
+        upload = context.create_upload(caller, context.base_url(http), filename, media_type, size)
         return success_response(
             _upload_object(upload, filename, size)
             | {
@@ -80,10 +81,13 @@ def mount(app: FastAPI, context: ApiContext) -> None:
 
     @app.get("/files/{token}/{name:path}")
     async def download(http: HttpRequest, token: str, name: str) -> Response:
-        is_valid = context.signer.verify("read", name, token, context.jobs.now())
-        info = await context.blobs.info(name) if is_valid else None
-        if info is None:
-            return PlainTextResponse("There is no such file, or the link has expired.", 404)
+        state = context.signer.check("read", name, token, context.jobs.now())
+        if state is LinkState.FORGED:
+            raise ApiError(404, "This link is damaged: copy it again.", "link_damaged")
+        if state is LinkState.EXPIRED:
+            raise ApiError(404, "This link has expired.", "link_expired")
+        if (info := await context.blobs.info(name)) is None:
+            raise ApiError(404, "The file of this link was deleted, or never uploaded.", "link_deleted")
         etag = f'"{info.size:x}-{int(1000 * info.modified_at):x}"'
         modified = formatdate(info.modified_at, usegmt=True)
         headers = {
@@ -109,11 +113,15 @@ def mount(app: FastAPI, context: ApiContext) -> None:
         return StreamingResponse(content, status, headers, media_type)
 
     @app.put("/uploads/{token}/{name:path}")
-    async def put_upload(http: HttpRequest, token: str, name: str) -> Response:
-        if not context.signer.verify("write", name, token, context.jobs.now()):
-            sentence = "This upload link is not valid, or has expired: request a new one."
-            return PlainTextResponse(sentence, 403)
-        await context.store_upload(name, http.stream())
+    async def put_upload(
+        http: HttpRequest, token: str, name: str, size: Annotated[int, Query(ge=0, le=2**63)] = 0
+    ) -> Response:
+        state = context.signer.check(f"write {size}", name, token, context.jobs.now())
+        if state is LinkState.FORGED:
+            raise ApiError(403, "This upload link is damaged: copy it again.", "link_damaged")
+        if state is LinkState.EXPIRED:
+            raise ApiError(403, "This upload link has expired: request a new one.", "link_expired")
+        await context.receive_upload(name, http.stream(), size)
         return Response(status_code=200)
 
 

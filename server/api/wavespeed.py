@@ -33,6 +33,7 @@ from server.api.schemas import (
 from server.api.submission import (
     failure_message,
     format_time,
+    request_digest,
     require_job,
     require_queue_capacity,
     submit_job,
@@ -363,6 +364,7 @@ def create_router(context: ApiContext) -> APIRouter:
             },
             job_input=submission.job_input,
             webhook_url=submission.webhook_url,
+            digest=request_digest(http, body),
         )
         if not submission.sync:
             return success_response(prediction_object(context, record))

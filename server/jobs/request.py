@@ -118,6 +118,8 @@ class Request:
         request_id: of the HTTP request that submitted it, for logs and the webhook's headers.
         consent: reference to the consent of the person shown.
         webhook_url: called at the end of the job.
+        body_digest: hash of the HTTP request, by which a reused idempotency key is detected; None: of an
+            earlier version, or a row of a batch.
     """
 
     dialect: str
@@ -130,6 +132,7 @@ class Request:
     webhook_url: str | None = None
     request_id: str = "-"
     consent: str | None = None
+    body_digest: str | None = None
 
     def to_json(self) -> str:
         """Encode for the store; `from_json` reads it."""

@@ -127,14 +127,16 @@ class Webhooks:
             response = await self._transport.post_webhook(entry.url, payload.body, payload.headers)
         except TransportError as error:
             problem: str | None = error.message
+            is_permanent = error.is_permanent
         else:
+            is_permanent = False
             problem = None if 200 <= response.status < 300 else f"status {response.status}"
         if problem is None:
             await self._jobs.write(partial(store.webhook_delivered, entry.id, self._jobs.now()))
             log.info("%s: webhook delivered", entry.subject, extra=tags)
             return
         due_at = None
-        if entry.tries < len(RETRY_DELAYS_S):
+        if entry.tries < len(RETRY_DELAYS_S) and not is_permanent:
             due_at = self._jobs.now() + RETRY_DELAYS_S[entry.tries] * random.uniform(1, 1 + JITTER)
         await self._jobs.write(partial(store.webhook_failed, entry.id, problem, due_at))
         log.warning(

@@ -35,7 +35,7 @@ class JobForm {
     this.fields = new Map();
     this.values = { ...(earlier?.request.input ?? {}) };
     this.upload = null;
-    this.token = api.createToken();
+    this.request = { text: "", token: "" };
     this.kinds = h("div", { class: "kinds", role: "radiogroup", "aria-label": t("create.kind") });
     this.media = h("div", { class: "media" });
     this.extras = h("details", { class: "panel more", set: { open: Boolean(earlier) } });
@@ -140,7 +140,10 @@ class JobForm {
       for (const [name, field] of this.fields) if (field.file || field.link) input[name] = await this.uploadFile(name, field);
       for (const option of this.options) if (option.value !== null) input[option.name] = option.value;
       input.title = this.title.value.trim() || this.defaultTitle();
-      const id = await api.submitJob(this.entry.path, this.entry.body(input), this.token);
+      const body = this.entry.body(input);
+      const text = JSON.stringify([this.entry.path, body]);
+      if (text !== this.request.text) this.request = { text, token: api.createToken() }; // a token stands for one request
+      const id = await api.submitJob(this.entry.path, body, this.request.token);
       location.hash = `#/jobs/${id}`;
     } catch (error) {
       this.showStatus(error.name === "AbortError" ? "" : errorText(error), "bad");

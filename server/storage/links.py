@@ -7,7 +7,16 @@ import contextlib
 import hashlib
 import hmac
 import secrets
+from enum import StrEnum
 from pathlib import Path
+
+
+class LinkState(StrEnum):
+    """Verdict on a signed link; FORGED: not signed by this installation, or not for this name."""
+
+    VALID = "valid"
+    EXPIRED = "expired"
+    FORGED = "forged"
 
 
 class LinkSigner:
@@ -37,12 +46,12 @@ class LinkSigner:
         expiry = f"{int(expires_at):x}"
         return f"{expiry}-{self._signature(purpose, name, expiry)}"
 
-    def verify(self, purpose: str, name: str, token: str, now: float) -> bool:
-        """Check that a token was signed for this purpose and name and has not expired."""
+    def check(self, purpose: str, name: str, token: str, now: float) -> LinkState:
+        """Check that a token was signed for this purpose and name, and that it has not expired."""
         expiry, _, signature = token.partition("-")
         if not hmac.compare_digest(signature.encode(), self._signature(purpose, name, expiry).encode()):
-            return False
-        return int(expiry, 16) > now
+            return LinkState.FORGED
+        return LinkState.VALID if int(expiry, 16) > now else LinkState.EXPIRED
 
     def _signature(self, purpose: str, name: str, expiry: str) -> str:
         message = f"{purpose}\0{name}\0{expiry}".encode()

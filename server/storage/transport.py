@@ -81,6 +81,11 @@ class TransportError(Exception):
         super().__init__(message)
         self.code, self.message = code, message
 
+    @property
+    def is_permanent(self) -> bool:
+        """Whether the policy rejects the URL, so that a retry cannot succeed."""
+        return self.code in (TransportCode.URL_INVALID, TransportCode.URL_NOT_ALLOWED)
+
 
 @dataclass(frozen=True, slots=True)
 class TransportPolicy:
@@ -91,6 +96,7 @@ class TransportPolicy:
         max_bytes: size of a download.
         total_s, idle_s, connect_s: time limits of a download, of a pause in it, and of a connection attempt.
         webhook_s: time limit of a webhook.
+        check_s: time limit of a host's resolution while a client waits.
     """
 
     allow: tuple[str, ...] = ()
@@ -99,6 +105,7 @@ class TransportPolicy:
     idle_s: float = 30.0
     connect_s: float = 10.0
     webhook_s: float = 10.0
+    check_s: float = 2.0
     max_redirects: int = 5
 
 
@@ -332,6 +339,21 @@ class Transport:
                 if len(content) > WEBHOOK_RESPONSE_BYTES:
                     break
             return WebhookResponse(response.status_code, content[:WEBHOOK_RESPONSE_BYTES])
+
+    async def check_allowed(self, url: str) -> None:
+        """Check that the policy allows a URL. A host that is not resolved in `check_s` is not judged.
+
+        Raises:
+            TransportError: URL_INVALID or URL_NOT_ALLOWED.
+        """
+        try:
+            async with asyncio.timeout(self._policy.check_s):
+                await self._resolve_target(url)
+        except TimeoutError:
+            return
+        except TransportError as error:
+            if error.is_permanent:
+                raise
 
     async def _resolve_target(self, url: str) -> _Target:
         parts, host, port = _parse_url(url)

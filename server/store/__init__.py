@@ -16,6 +16,7 @@ from server.store.notifications import Notification
 from server.store.outbox import OutboxEntry, OutboxStore
 from server.store.segments import SegmentClaim, SegmentRecord, SegmentStore
 from server.store.tables import metadata
+from server.store.uploads import UploadStore
 from server.store.workers import WorkerRecord, WorkerStore
 
 __all__ = [
@@ -38,5 +39,5 @@ __all__ = [
 ]
 
 
-class Store(BatchStore, SegmentStore, OutboxStore, KeyStore, WorkerStore):
+class Store(BatchStore, SegmentStore, OutboxStore, KeyStore, UploadStore, WorkerStore):
     """An open database; see `Database` for its arguments and errors, and the parents for its methods."""

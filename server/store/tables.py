@@ -121,6 +121,13 @@ KEYS = sa.Table(
     sa.Column("last_used_at", sa.Float),
 )
 
+USED_UPLOAD_LINKS = sa.Table(
+    "used_upload_links",
+    metadata,
+    sa.Column("blob", sa.String(200), primary_key=True),
+    sa.Column("used_at", sa.Float, nullable=False),
+)
+
 
 def row_values(table: sa.Table, row: sa.Row[Any]) -> dict[str, Any]:
     """Return a row's values by the keys of its table's columns."""

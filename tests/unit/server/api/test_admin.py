@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from tests.support.application import Api
+from tests.support.polling import wait_until
 
 
 def test_dead_webhooks_are_listed_and_retried(api: Api) -> None:
@@ -14,3 +17,17 @@ def test_dead_webhooks_are_listed_and_retried(api: Api) -> None:
     assert api.client.post(f"/admin/webhooks/{job}/retry", headers=api.headers).status_code == 204
     assert api.client.get("/admin/webhooks/dead", headers=api.headers).json() == []
     assert api.client.post(f"/admin/webhooks/{'0' * 32}/retry", headers=api.headers).status_code == 404
+
+
+def test_webhook_that_the_policy_rejects_is_dead_at_once(make_api: Callable[..., Api]) -> None:
+    api = make_api()
+    job = api.submit(webhook_url="https://hook.example/x")
+    with api.server.store.transaction() as connection:  # the name leads to another address meanwhile
+        request = api.server.store.get(job).request.to_json().replace("hook.example", "127.0.0.1")
+        connection.exec_driver_sql("UPDATE jobs SET request = ?", (request,))
+    api.succeed(job)
+    assert api.client.portal is not None
+    api.client.portal.call(api.server.jobs.webhook_due.set)
+    wait_until(lambda: api.server.store.dead_webhooks(9), "the webhook is still tried", 10)
+    (dead,) = api.client.get("/admin/webhooks/dead", headers=api.headers).json()
+    assert (dead["tries"], "not public" in dead["last_error"]) == (1, True)

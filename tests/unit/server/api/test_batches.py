@@ -300,6 +300,7 @@ def test_inputs_of_rows_are_inline_or_uploaded(api: Api) -> None:
     ticket = api.client.post(
         "/api/v3/media/uploads", json={"filename": "v.mp4", "size": 3}, headers=api.headers
     ).json()["data"]
+    api.client.put(ticket["upload"]["url"], content=b"mp4")
     output = post(api, {"jobs": rows({"video": ticket["download_url"], "audio": "aGk="})}).json()
     files = get(api, f"/jobs/{output['jobs'][0]['id']}")["request"]["files"]
     assert api.client.get(files["audio"]).content == b"hi"
@@ -335,6 +336,8 @@ def test_repeated_submission_returns_the_same_batch(api: Api) -> None:
     assert get(api, "/jobs")["total"] == 2
     theirs = post(api, body, api.other_key, **{"Idempotency-Key": "monday"}).json()
     assert theirs["id"] != first["id"]
+    reused = post(api, {"jobs": rows({})}, **{"Idempotency-Key": "monday"})
+    assert (reused.status_code, reused.json()["error"]) == (422, "idempotency_key_reused")
 
 
 def test_cancel_ends_unfinished_jobs(api: Api) -> None:

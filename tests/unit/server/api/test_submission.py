@@ -113,3 +113,46 @@ def test_one_tenants_batch_leaves_room_for_others(make_api: Make) -> None:
     refusal = send(json={"jobs": rows})
     assert (refusal.status_code, refusal.json()["error"]) == (429, "rate_limited")
     assert api.post_job(Authorization=f"Bearer {api.other_key}").status_code == 200
+
+
+def test_idempotency_key_with_another_request_is_refused(make_api: Make) -> None:
+    api = make_api(max_waiting=2)
+    own, body = {**api.headers, "Idempotency-Key": "k"}, studio_body()["formState"]
+    path = "/api/v3/bytedance/latentsync"
+    first = api.client.post(path, json=body, headers=own)
+    assert first.json() == api.client.post(path, json=body, headers=own).json()
+    for other_path, other in (
+        (path, {**body, "seed": 1}),
+        (f"{path}?webhook=https://hook.example/x", body),
+        ("/api/v3/wavespeed-ai/latentsync", body),
+        ("/api/v1/lipsync-video", studio_body()),
+    ):
+        response = api.client.post(other_path, json=other, headers=own)
+        assert response.status_code == 422, other_path
+        assert "Idempotency-Key" in response.json()["error"]
+    assert response.request.url.path == "/api/v1/lipsync-video"
+    theirs = {"Authorization": f"Bearer {api.other_key}", "Idempotency-Key": "k"}
+    assert api.client.post(path, json={**body, "seed": 1}, headers=theirs).status_code == 200
+    assert api.server.store.page(None, offset=0, limit=9)[1] == 2
+
+
+def test_webhook_that_can_never_be_delivered_is_refused(make_api: Make) -> None:
+    api = make_api(allow_hosts="10.0.0.9")
+    body, batch = studio_body()["formState"], {"model": "bytedance/latentsync"}
+    for url, status in (
+        ("http://10.0.0.8/x", 400),
+        ("https://localhost/x", 400),
+        ("http://[::1]:9/x", 400),
+        ("http://user:word@hook.example/x", 400),
+        ("http://10.0.0.9/x", 200),
+        ("https://unresolvable.invalid/x", 200),  # names come and go
+    ):
+        for path, request in (
+            ("/api/v3/bytedance/latentsync", {**body, "webhook_url": url}),
+            ("/api/native/v1/batches", {"jobs": [{**batch, "input": body}], "webhook_url": url}),
+            ("/api/v1/lipsync-video", {**studio_body(), "webhook": url.replace("http:", "https:")}),
+        ):
+            response = api.client.post(path, json=request, headers=api.headers)
+            assert response.status_code == status, (path, url, response.text)
+            if status == 400:
+                assert "can never be delivered" in response.json()["message"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import stat
 from pathlib import Path
 
-from server.storage.links import LinkSigner
+from server.storage.links import LinkSigner, LinkState
 
 
 def test_signature_holds_for_one_action_one_name_and_a_time(tmp_path: Path) -> None:
@@ -13,10 +13,11 @@ def test_signature_holds_for_one_action_one_name_and_a_time(tmp_path: Path) -> N
     assert stat.S_IMODE((tmp_path / "signing.key").stat().st_mode) == 0o600
     again = LinkSigner.from_file(tmp_path / "signing.key")
     token = signer.sign("read", "results/a.mp4", 200.0)
-    assert again.verify("read", "results/a.mp4", token, 199.0)
-    assert not again.verify("read", "results/a.mp4", token, 200.0)
-    assert not again.verify("write", "results/a.mp4", token, 199.0)
-    assert not again.verify("read", "results/b.mp4", token, 199.0)
+    name = "results/a.mp4"
+    assert again.check("read", name, token, 199.0) is LinkState.VALID
+    assert again.check("read", name, token, 200.0) is LinkState.EXPIRED
+    assert again.check("write", name, token, 199.0) is LinkState.FORGED
+    assert again.check("read", "results/b.mp4", token, 199.0) is LinkState.FORGED
     for bent in ("", "-", "zz-x", token[:-1], token + "=", "f" + token, "ünï-x"):
-        assert not again.verify("read", "results/a.mp4", bent, 199.0)
-    assert not LinkSigner(b"x" * 32).verify("read", "results/a.mp4", token, 199.0)
+        assert again.check("read", name, bent, 199.0) is LinkState.FORGED
+    assert LinkSigner(b"x" * 32).check("read", name, token, 199.0) is LinkState.FORGED
