@@ -101,7 +101,9 @@ def _print_banner(server: Server, settings: Settings, port: int) -> None:
     url = str(settings.public_url or f"http://{settings.host}:{port}").rstrip("/")
     lines = [f"lipsync server: {url}   model: {settings.model}   data: {settings.data_dir}"]
     if not server.store.list_keys():
-        text, _ = create_key(server.store, time.time(), name="first", scopes=frozenset(Scope))
+        text, _ = create_key(
+            server.store, time.time(), name="first", scopes=frozenset(Scope), by="first start"
+        )
         lines += [
             f"your API key, shown only once: {text}",
             "try it:",

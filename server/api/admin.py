@@ -3,24 +3,57 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import re
+from collections.abc import Iterator
 from functools import partial
-from typing import Annotated
+from typing import Annotated, Any, Final, TypeVar
 
 from fastapi import APIRouter, Query
 from fastapi import Request as HttpRequest
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 
-from server.api.auth import Scope, create_key
+from server.api.auth import Scope, create_key, create_webhook_secret, rotate_key
 from server.api.context import ApiContext
+from server.api.errors import ApiError
+from server.api.keys import (
+    CHANGEABLE,
+    CREATABLE,
+    DEFAULT_OVERLAP_S,
+    NUMBERS,
+    body_schema,
+    key_object,
+    read_key_fields,
+    read_seconds,
+)
+from server.api.schemas import read_json_object
 from server.metrics import TEXT_TYPE, Metrics
+from server.store import KeyExistsError, LastAdminKeyError
 from server.workers.registry import WorkerRegistry
 from server.workers.supervisor import Supervisor
 
-Limit = Annotated[int | None, Query(ge=1, le=10**9)]
-SECRET_FIELDS = ("digest", "webhook_secret")
+T = TypeVar("T")
+
 MAX_DEAD_WEBHOOKS = 1000
+ROTATION_BODY: Final = {
+    "requestBody": {
+        "content": {
+            "application/json": {
+                "schema": {
+                    "type": "object",
+                    "properties": {
+                        "overlap_s": {
+                            "type": "number",
+                            "default": DEFAULT_OVERLAP_S,
+                            "description": "How long the old key stays valid.",
+                        }
+                    },
+                }
+            }
+        }
+    }
+}
 
 
 def create_router(
@@ -53,47 +86,56 @@ def create_router(
     @router.get("/admin/keys")
     async def list_keys(http: HttpRequest) -> Response:
         context.authenticate(http, Scope.ADMIN)
-        keys = [
-            {name: getattr(key, name) for name in key.__dataclass_fields__ if name not in SECRET_FIELDS}
-            for key in store.list_keys()
-        ]
-        return JSONResponse(keys)
+        return JSONResponse([key_object(key) for key in store.list_keys()])
 
-    @router.post("/admin/keys")
-    async def add_key(
-        http: HttpRequest,
-        tenant: str = "default",
-        name: str = "",
-        scopes: str = "run read",
-        requests_per_minute: Limit = None,
-        max_active_jobs: Limit = None,
-        max_jobs_per_day: Limit = None,
-    ) -> Response:
-        context.authenticate(http, Scope.ADMIN)
-        if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", tenant) or len(name) > 100:
-            return JSONResponse({"error": "tenant: 1 to 64 letters, digits, - or _; name: at most 100."}, 400)
-        if unknown := set(scopes.split()) - set(Scope):
-            return JSONResponse({"error": f"unknown scope {min(unknown)}: use run, read or admin"}, 400)
-        create = partial(
-            create_key,
-            store,
-            jobs.now(),
-            tenant=tenant,
-            name=name,
-            scopes=frozenset(Scope(scope) for scope in scopes.split()),
-            requests_per_minute=requests_per_minute,
-            max_active_jobs=max_active_jobs,
-            max_jobs_per_day=max_jobs_per_day,
-        )
-        text, key = await jobs.write(create)
-        return JSONResponse({"id": key.id, "key": text, "tenant": tenant, "name": name, "scopes": key.scopes})
+    @router.post("/admin/keys", openapi_extra=body_schema(CREATABLE))
+    async def add_key(http: HttpRequest) -> Response:
+        caller = context.authenticate(http, Scope.ADMIN)
+        values = read_key_fields(await _read_fields(http), CREATABLE, jobs.now())
+        try:
+            text, key = await jobs.write(partial(create_key, store, jobs.now(), **values, by=caller.key_id))
+        except KeyExistsError:
+            raise ApiError(409, "This key exists already: import another one.", "key_exists") from None
+        return JSONResponse({**key_object(key), "key": text})
+
+    @router.patch("/admin/keys/{key_id}", openapi_extra=body_schema(CHANGEABLE))
+    async def change_key(http: HttpRequest, key_id: str) -> Response:
+        caller = context.authenticate(http, Scope.ADMIN)
+        values = read_key_fields(await _read_fields(http), CHANGEABLE, jobs.now())
+        if "scopes" in values:
+            values["scopes"] = " ".join(sorted(values["scopes"]))
+        with _last_admin_as_conflict():
+            key = await jobs.write(partial(store.update_key, key_id, values, jobs.now(), caller.key_id))
+        context.authenticator.clear_cache()
+        return JSONResponse(key_object(_require_key(key, key_id)))
+
+    @router.post("/admin/keys/{key_id}/rotate", openapi_extra=ROTATION_BODY)
+    async def replace_key(http: HttpRequest, key_id: str) -> Response:
+        caller = context.authenticate(http, Scope.ADMIN)
+        fields = await _read_fields(http)
+        if set(fields) - {"overlap_s"}:
+            raise ApiError(400, "Only overlap_s can be set here.", "invalid_parameter")
+        overlap_s = read_seconds("overlap_s", fields.get("overlap_s", DEFAULT_OVERLAP_S))
+        rotate = partial(rotate_key, store, key_id, jobs.now(), overlap_s=overlap_s, by=caller.key_id)
+        text, key = _require_key(await jobs.write(rotate), key_id)
+        context.authenticator.clear_cache()
+        return JSONResponse({**key_object(key), "key": text, "replaces": key_id})
+
+    @router.post("/admin/keys/{key_id}/webhook-secret")
+    async def replace_webhook_secret(http: HttpRequest, key_id: str) -> Response:
+        caller = context.authenticate(http, Scope.ADMIN)
+        values = {"webhook_secret": create_webhook_secret()}
+        key = await jobs.write(partial(store.update_key, key_id, values, jobs.now(), caller.key_id))
+        return JSONResponse({"id": _require_key(key, key_id).id, **values})
 
     @router.delete("/admin/keys/{key_id}")
     async def revoke_key(http: HttpRequest, key_id: str) -> Response:
-        context.authenticate(http, Scope.ADMIN)
-        was_revoked = await jobs.write(partial(store.revoke_key, key_id, jobs.now()))
+        caller = context.authenticate(http, Scope.ADMIN)
+        with _last_admin_as_conflict():
+            was_revoked = await jobs.write(partial(store.revoke_key, key_id, jobs.now(), caller.key_id))
+        _require_key(was_revoked or None, key_id)
         context.authenticator.clear_cache()
-        return Response(status_code=204 if was_revoked else 404)
+        return Response(status_code=204)
 
     @router.get("/admin/audit")
     async def read_audit_log(
@@ -118,7 +160,36 @@ def create_router(
     async def retry_webhook(http: HttpRequest, notice_id: str) -> Response:
         context.authenticate(http, Scope.ADMIN)
         was_dead = await jobs.write(partial(store.retry_webhook, notice_id, jobs.now()))
+        if not was_dead:
+            raise ApiError(404, f"There is no dead webhook {notice_id[:64]!r}.", "not_found")
         jobs.webhook_due.set()
-        return Response(status_code=204 if was_dead else 404)
+        return Response(status_code=204)
 
     return router
+
+
+async def _read_fields(http: HttpRequest) -> dict[str, Any]:
+    """Return the fields of the JSON body and of the query; in the query, numbers are text."""
+    query = {
+        name: int(value) if name in NUMBERS and re.fullmatch(r"\d{1,15}", value) else value
+        for name, value in http.query_params.items()
+    }
+    body = await read_json_object(http)
+    if both := sorted(set(query) & set(body)):
+        raise ApiError(400, f"{both[0]!r} is in the query and in the body.", "invalid_parameter")
+    return query | body
+
+
+def _require_key(value: T | None, key_id: str) -> T:
+    if value is None:
+        raise ApiError(404, f"There is no key {key_id[:64]!r}, or it was revoked.", "not_found")
+    return value
+
+
+@contextlib.contextmanager
+def _last_admin_as_conflict() -> Iterator[None]:
+    try:
+        yield
+    except LastAdminKeyError:
+        sentence = "This is the last key with the scope admin that does not end: create another one first."
+        raise ApiError(409, sentence, "last_admin_key") from None

@@ -10,7 +10,7 @@ import base64
 import hashlib
 import secrets
 import string
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from server.store import ApiKey, Store
@@ -74,29 +74,70 @@ def create_key(
     requests_per_minute: int | None = None,
     max_active_jobs: int | None = None,
     max_jobs_per_day: int | None = None,
+    text: str | None = None,
+    by: str | None = None,
 ) -> tuple[str, ApiKey]:
     """Create and store a key.
 
+    Args:
+        text: an existing key that clients have already; None: a new one.
+        by: who creates it, for the audit log.
+
     Returns:
-        The key's text `sk_<id>_<secret>`, of which only a hash is stored, and the stored row.
+        The key's text, `sk_<id>_<secret>` if it is new, of which only a hash is stored, and the stored row.
+
+    Raises:
+        KeyExistsError: `text` is stored already.
     """
-    key_id = secrets.token_hex(8)
-    text = f"sk_{key_id}_{''.join(secrets.choice(SECRET_ALPHABET) for _ in range(SECRET_LENGTH))}"
-    key = ApiKey(
-        id=key_id,
-        tenant=tenant,
-        name=name,
-        digest=_hash_key(text),
-        scopes=" ".join(sorted(scopes)),
-        webhook_secret="whsec_" + base64.b64encode(secrets.token_bytes(32)).decode(),
-        created_at=now,
-        expires_at=expires_at,
-        requests_per_minute=requests_per_minute,
-        max_active_jobs=max_active_jobs,
-        max_jobs_per_day=max_jobs_per_day,
+    text, key = _make_key(
+        ApiKey(
+            id="",
+            tenant=tenant,
+            name=name,
+            digest="",
+            scopes=" ".join(sorted(scopes)),
+            webhook_secret=create_webhook_secret(),
+            created_at=now,
+            expires_at=expires_at,
+            requests_per_minute=requests_per_minute,
+            max_active_jobs=max_active_jobs,
+            max_jobs_per_day=max_jobs_per_day,
+        ),
+        text,
     )
-    store.add_key(key)
+    store.add_key(key, by)
     return text, key
+
+
+def rotate_key(
+    store: Store, key_id: str, now: float, *, overlap_s: float, by: str | None = None
+) -> tuple[str, ApiKey] | None:
+    """Create a key with the rights, limits, lifetime and webhook secret of an active one, and end that one.
+
+    Args:
+        overlap_s: how long both are valid.
+
+    Returns:
+        As `create_key`; None: there is no such active key.
+    """
+    old = store.get_key(key_id)
+    if old is None:
+        return None
+    expires_at = None if old.expires_at is None else now + old.expires_at - old.created_at
+    text, key = _make_key(replace(old, created_at=now, expires_at=expires_at, last_used_at=None))
+    return (text, key) if store.replace_key(key_id, key, now + overlap_s, by) else None
+
+
+def create_webhook_secret() -> str:
+    """Return a new secret that signs the webhooks of a key."""
+    return "whsec_" + base64.b64encode(secrets.token_bytes(32)).decode()
+
+
+def _make_key(template: ApiKey, text: str | None = None) -> tuple[str, ApiKey]:
+    key_id = secrets.token_hex(8)
+    if text is None:
+        text = f"sk_{key_id}_{''.join(secrets.choice(SECRET_ALPHABET) for _ in range(SECRET_LENGTH))}"
+    return text, replace(template, id=key_id, digest=_hash_key(text))
 
 
 class Authenticator:

@@ -90,7 +90,7 @@ export function listJobs({ states = [], text = "", since = null, tenant = null, 
 }
 
 export function createKey({ name, tenant, scopes }) {
-  return requestJson("POST", `admin/keys?${new URLSearchParams({ name, tenant, scopes: scopes.join(" ") })}`);
+  return requestJson("POST", "admin/keys", { body: { name, tenant, scopes } });
 }
 
 /** Submit a job and return its id. A repeated call with the same token returns the same job. */

@@ -11,7 +11,7 @@ by any number.
 from server.store.batches import BatchCounts, BatchStore
 from server.store.database import AlreadyOpenError, DatabaseUnavailableError
 from server.store.jobs import JobChange, QueueFullError, QueueLimits, QuotaError, Record
-from server.store.keys import ApiKey, KeyStore
+from server.store.keys import SECRET_COLUMNS, ApiKey, KeyExistsError, KeyStore, LastAdminKeyError
 from server.store.notifications import Notification
 from server.store.outbox import OutboxEntry, OutboxStore
 from server.store.segments import SegmentClaim, SegmentRecord, SegmentStore
@@ -20,11 +20,14 @@ from server.store.uploads import UploadStore
 from server.store.workers import WorkerRecord, WorkerStore
 
 __all__ = [
+    "SECRET_COLUMNS",
     "AlreadyOpenError",
     "ApiKey",
     "BatchCounts",
     "DatabaseUnavailableError",
     "JobChange",
+    "KeyExistsError",
+    "LastAdminKeyError",
     "Notification",
     "OutboxEntry",
     "QueueFullError",

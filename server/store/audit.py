@@ -44,6 +44,9 @@ JOB_INPUTS: Final = "job_inputs"
 JOB_ENDED: Final = "job_ended"
 BATCH_SUBMITTED: Final = "batch_submitted"
 BATCH_ENDED: Final = "batch_ended"
+KEY_CREATED: Final = "key_created"
+KEY_CHANGED: Final = "key_changed"
+KEY_REVOKED: Final = "key_revoked"
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +142,16 @@ def job_inputs(job: Job, request: Request, now: float, sha256: Mapping[str, str]
 
 def _job_entry(event: str, job: Job, request: Request, at: float, facts: Mapping[str, Any]) -> AuditEntry:
     return AuditEntry(at, event, facts, job.tenant, request.key_id, job.id, request.request_id)
+
+
+# --- in the commit of a key's change ---
+
+
+def key_event(
+    connection: Connection, event: str, tenant: str, key_id: str, now: float, facts: Mapping[str, Any]
+) -> None:
+    """Insert an entry about a key; `facts` have who changed it and the new values."""
+    _insert(connection, AuditEntry(now, event, facts, tenant, key_id))
 
 
 def _insert(connection: Connection, *entries: AuditEntry) -> None:
