@@ -5,19 +5,29 @@ The hardware is queried by the functions, never at import. This module does not 
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from pydantic import TypeAdapter, ValidationError
 
 from lipsync_engine.errors import ErrorCode, ParameterError, ResourceError
 
+log = logging.getLogger("lipsync.device")
+
 DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 HALF_CAPABILITY = (7, 5)
 """CUDA capability from which half precision is the default (Turing, which has fast float16 units)."""
+
+NO_HALF_NAME = "GTX 16"
+"""GeForce GTX 16 has capability 7.5 but no tensor cores; its float16 convolutions give NaN."""
+
+NVIDIA_NODES = (Path("/dev/nvidiactl"), Path("/dev/dxg"))
+"""Device nodes of NVIDIA's driver, on Linux and under WSL 2."""
 
 BF16_CAPABILITY = (8, 0)
 """CUDA devices below this capability emulate bfloat16, slower than float32."""
@@ -34,11 +44,13 @@ class Hardware:
         cuda: (name, capability) of each CUDA device.
         cuda_build: whether this torch was built with CUDA.
         mps: whether Apple's GPU is available.
+        nvidia_driver: whether NVIDIA's driver is present, so that a CUDA device is expected.
     """
 
     cuda: tuple[tuple[str, tuple[int, int]], ...] = ()
     cuda_build: bool = False
     mps: bool = False
+    nvidia_driver: bool = False
 
     @classmethod
     def detect(cls) -> Hardware:
@@ -50,6 +62,7 @@ class Hardware:
             ),
             cuda_build=torch.version.cuda is not None,
             mps=torch.backends.mps.is_available(),
+            nvidia_driver=any(node.exists() for node in NVIDIA_NODES),
         )
 
 
@@ -93,6 +106,13 @@ def choose_device(
         reason = "from LIPSYNC_DEVICE"
     if name is None:
         name, reason = _select_default_device(hardware)
+        if name == "cpu" and hardware.nvidia_driver:
+            log.warning(
+                "NVIDIA driver is present, but PyTorch %s uses the CPU: %s. Check nvidia-smi (CUDA 13 needs "
+                "driver R580 or newer), CUDA_VISIBLE_DEVICES, and that PyTorch is a CUDA build.",
+                torch.__version__,
+                reason,
+            )
     device = _require_available(name, hardware)
     return _add_dtype(device, reason, dtype, hardware)
 
@@ -186,7 +206,8 @@ def _require_available(name: str, hardware: Hardware) -> torch.device:
 def _add_dtype(device: torch.device, reason: str, dtype: str | None, hardware: Hardware) -> DeviceChoice:
     capability = hardware.cuda[device.index][1] if device.type == "cuda" else None
     if dtype is None:
-        half = capability is not None and capability >= HALF_CAPABILITY
+        has_tensor_cores = device.type == "cuda" and NO_HALF_NAME not in hardware.cuda[device.index][0]
+        half = capability is not None and capability >= HALF_CAPABILITY and has_tensor_cores
         default = "fp16" if half else "fp32"
         return DeviceChoice(device, DTYPES[default], f"{reason}; {default} is the default for it")
     if dtype not in DTYPES:

@@ -31,13 +31,14 @@ from lipsync_engine.planning.plan import Plan
 from lipsync_engine.planning.timeline import Segment, Window
 from lipsync_engine.provenance.label import Label
 from lipsync_engine.provenance.watermark import embed_watermark
+from lipsync_engine.rendering.host_copy import HostCopy, TensorCopy
 from lipsync_engine.rendering.output_check import OutputCheck
 from lipsync_engine.utils import FloatArray
 
 T = TypeVar("T")
 
-MAX_CROPS_AHEAD = 8
-"""Cropped frames that may wait for the model."""
+MAX_CROPS_AHEAD = 24
+"""Cropped frames that may wait for the model: two windows' new frames."""
 
 MAX_PASTES_PENDING = 32
 """Frames that may wait for pasting or for the encoder."""
@@ -80,11 +81,22 @@ def render_segment(
     part.replace(path)
 
 
-def render_frames(plan: Plan, segment: Segment, model: LipSyncModel) -> Generator[Frame, None, None]:
-    """Yield the segment's finished frames in output order, before encoding."""
+def render_frames(
+    plan: Plan,
+    segment: Segment,
+    model: LipSyncModel,
+    copy_to_host: Callable[[torch.Tensor], HostCopy] = TensorCopy,
+) -> Generator[Frame, None, None]:
+    """Yield the segment's finished frames in output order, before encoding.
+
+    Args:
+        copy_to_host: starts the copy of a window's faces from the device.
+    """
     compositor = compositor_for(plan.header.params, model.keep_mask, plan.header.video)
     add_label = _label_function(plan)
-    denoisers = [_WindowDenoiser(plan, segment, model, speaker) for speaker in range(len(plan.windows))]
+    denoisers = [
+        _WindowDenoiser(plan, segment, model, speaker, copy_to_host) for speaker in range(len(plan.windows))
+    ]
     checks = [OutputCheck(model.keep_mask) for _ in denoisers]
     with (
         closing(_FrameCompositor(plan, compositor, checks)) as frame_compositor,
@@ -196,12 +208,20 @@ def _prefetch_items(items: Generator[T, None, None], ahead: int) -> Generator[T,
 class _WindowDenoiser:
     """One speaker's faces: collects crops, denoises a window once it has all its frames, blends and decodes.
 
-    A window's faces are copied to the host only after the next window was submitted. A GPU then has work
-    while the host copies, pastes and prepares the next inputs.
+    The copy of a window's faces to the host is submitted before the next window, and awaited after it. A GPU
+    then has work while the host waits, pastes and prepares the next inputs.
     """
 
-    def __init__(self, plan: Plan, segment: Segment, model: LipSyncModel, speaker: int) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        segment: Segment,
+        model: LipSyncModel,
+        speaker: int,
+        copy_to_host: Callable[[torch.Tensor], HostCopy],
+    ) -> None:
         self._plan, self._model, self._segment, self._speaker = plan, model, segment, speaker
+        self._copy_to_host = copy_to_host
         self._windows, of_segment = plan.windows[speaker], segment.speaker_windows[speaker]
         self._output_windows = set(of_segment.windows)
         order = sorted((*of_segment.context_windows, *of_segment.windows))
@@ -210,7 +230,7 @@ class _WindowDenoiser:
         self._latents: dict[int, torch.Tensor] = {}
         self._features = plan.open_audio_features(speaker)
         self._noise = model.initial_noise(plan.header.params.seed)
-        self._in_flight: tuple[Window, torch.Tensor] | None = None
+        self._in_flight: tuple[Window, HostCopy] | None = None
 
     def add_frame(self, source: _SourceFrame) -> Iterator[tuple[int, FloatArray]]:
         """Take the next frame and yield (number, float32 (R, R, 3) 0..255) of faces that are complete."""
@@ -220,7 +240,7 @@ class _WindowDenoiser:
             window = self._pending.popleft()
             self._latents[window.index] = self._denoise_window(window)
             if window.index in self._output_windows:
-                in_flight = window, self._decode_window(window)
+                in_flight = window, self._copy_to_host(self._decode_window(window))
                 yield from self.flush()
                 self._in_flight = in_flight
             self._drop_old_frames()
@@ -230,7 +250,7 @@ class _WindowDenoiser:
         if self._in_flight is None:
             return
         (window, faces), self._in_flight = self._in_flight, None
-        for number, face in zip(window.output_frames, faces.cpu().numpy(), strict=True):
+        for number, face in zip(window.output_frames, faces.wait(), strict=True):
             if self._segment.start <= number < self._segment.stop:
                 yield number, face
 

@@ -49,7 +49,7 @@ class BatchedDenoiser:
 
     Args:
         denoiser: runs in the thread whose step completes the batch.
-        max_windows: windows per forward pass; halved when device memory does not suffice.
+        max_windows: windows per forward pass; halved when a device fails with so many.
     """
 
     def __init__(self, denoiser: Denoiser, max_windows: int) -> None:
@@ -114,26 +114,31 @@ class BatchedDenoiser:
                 self._resolve(batch)
 
     def _resolve(self, batch: Sequence[_PendingStep]) -> None:
-        """Run a batch; if it fails, run each step alone, so that only the job at fault gets the error."""
+        """Run a batch; if it fails, run each step alone, so that only the job at fault gets the error.
+
+        Where every step succeeds alone, the size of the batch was at fault, and later batches are smaller.
+        """
         try:
             results = self._run_batch(batch)
         except Exception as error:  # noqa: BLE001  (a thread boundary: raised again in the window's thread)
             if len(batch) == 1:
                 batch[0].result = error
                 return
-            if isinstance(error, torch.OutOfMemoryError):
-                self.max_windows = max(1, len(batch) // 2)
-                log.warning(
-                    "out of device memory with %d windows per batch; continuing with at most %d",
-                    len(batch),
-                    self.max_windows,
-                )
+            cause = _first_line(error)
         else:
             for step, result in zip(batch, results, strict=True):
                 step.result = result
             return
         for step in batch:  # outside the except block: the exception keeps the failed pass's tensors alive
             self._resolve([step])
+        if not any(isinstance(step.result, Exception) for step in batch):
+            self.max_windows = max(1, len(batch) // 2)
+            log.warning(
+                "forward pass of %d windows failed, each alone succeeded; continuing with at most %d: %s",
+                len(batch),
+                self.max_windows,
+                cause,
+            )
 
     def _run_batch(self, batch: Sequence[_PendingStep]) -> list[Prediction]:
         self.batch_sizes[len(batch)] += 1
@@ -154,6 +159,10 @@ class BatchedDenoiser:
         return list(
             zip(_split_windows(noise_pred, len(batch)), _split_windows(features, len(batch)), strict=True)
         )
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0]
 
 
 def _concat_contexts(contexts: Sequence[AudioContext]) -> AudioContext:

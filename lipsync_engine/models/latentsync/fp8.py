@@ -40,7 +40,9 @@ class Float8Linear(nn.Module):
         self.bias = linear.bias
 
     def forward(self, x: Tensor) -> Tensor:
-        rows, scale = quantize_rows(x.flatten(0, -2))
+        rows, scale = quantize_rows(
+            x.flatten(0, -2).contiguous()
+        )  # the product takes rows in row-major order
         row_wise = F.ScalingType.RowWise
         y: Tensor = F.scaled_mm(
             rows,

@@ -16,8 +16,8 @@ UNET_ACTIVATIONS = 10_600
 ENCODER_ACTIVATIONS = 650
 """Values per pixel of one image."""
 
-DECODER_ACTIVATIONS = 780
-"""Values per pixel of one image."""
+DECODER_ACTIVATIONS = 900
+"""Values per pixel of one image. CUDA's group norms copy between memory layouts, which a CPU's do not."""
 
 UNET_WIDTH, VAE_WIDTH = 320, 128
 """Widths of the finest level of the published networks, to which the constants above apply."""
@@ -33,6 +33,9 @@ PUBLISHED_LARGEST_BLOCK = 350_813_440
 
 USABLE_FRACTION = 0.85
 """Of the free memory. Convolution workspaces and fragmentation take the rest."""
+
+MAX_ATTENTION_ROWS = 65_535
+"""Sequences per call that fused attention accepts: it puts them on the second axis of a CUDA grid."""
 
 MAX_BATCHED_WINDOWS = 8
 """Windows of several jobs in one forward pass. With more, each waits longer for little more throughput."""
@@ -79,12 +82,17 @@ class MemoryEstimate:
         """Estimate the peak memory under `plan`."""
         batch = 2 if plan.mode is MemoryMode.FULL else 1
         unet = UNET_ACTIVATIONS * self.latent_pixels * self.frames * batch * self.unet_width / UNET_WIDTH
-        vae_activations = max(ENCODER_ACTIVATIONS, DECODER_ACTIVATIONS)
-        vae = vae_activations * self.pixels * plan.vae_batch * self.vae_width / VAE_WIDTH
         weights = self.weights_bytes
         if plan.mode is MemoryMode.OFFLOAD:
             weights += self.largest_block_bytes - self.offloadable_bytes
-        return weights + int(max(unet, vae) * self.value_bytes)
+        return weights + max(int(unet * self.value_bytes), self.vae_bytes(plan))
+
+    def vae_bytes(self, plan: MemoryPlan) -> int:
+        """Estimate the peak of the VAE's activations under `plan`."""
+        encoder = ENCODER_ACTIVATIONS * min(plan.vae_batch, 2 * self.frames)  # masked and whole faces
+        decoder = DECODER_ACTIVATIONS * min(plan.vae_batch, self.frames)
+        values = max(encoder, decoder) * self.pixels * self.vae_width / VAE_WIDTH
+        return int(values * self.value_bytes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,13 +129,32 @@ def plan_memory(free_bytes: int, estimate: MemoryEstimate) -> MemoryPlan | None:
     return next((plan for plan in PLANS if estimate.peak_bytes(plan) <= usable), None)
 
 
+def plan_with_graphs(free_bytes: int, estimate: MemoryEstimate, plan: MemoryPlan) -> MemoryPlan | None:
+    """Return `plan` with the largest VAE batch that leaves memory for CUDA graphs of the U-Net.
+
+    A graph keeps the U-Net's activations, so they add to the VAE's. None: they do not fit.
+    """
+    unet_bytes = estimate.peak_bytes(MemoryPlan(MemoryMode.FULL, vae_batch=0)) - estimate.weights_bytes
+    usable = USABLE_FRACTION * free_bytes - unet_bytes
+    candidates = PLANS[PLANS.index(plan) :] if plan.mode is MemoryMode.FULL else ()
+    for candidate in candidates:
+        vae_bytes = estimate.vae_bytes(candidate)
+        if candidate.mode is MemoryMode.FULL and estimate.weights_bytes + vae_bytes <= usable:
+            return candidate
+    return None
+
+
 def count_batched_windows(free_bytes: int, estimate: MemoryEstimate, plan: MemoryPlan) -> int:
-    """Return how many windows of different jobs fit into one forward pass, 1 to `MAX_BATCHED_WINDOWS`."""
+    """Return how many windows of different jobs fit into one forward pass, 1 to `MAX_BATCHED_WINDOWS`.
+
+    Attention over time has one sequence per latent pixel and guided pass, which bounds the windows as well.
+    """
     if plan.mode is not MemoryMode.FULL:
         return 1
     window_bytes = estimate.peak_bytes(MemoryPlan(MemoryMode.FULL, vae_batch=0)) - estimate.weights_bytes
     available = USABLE_FRACTION * free_bytes - estimate.weights_bytes
-    return max(1, min(MAX_BATCHED_WINDOWS, int(available // window_bytes)))
+    fitting = int(available // window_bytes)
+    return max(1, min(MAX_BATCHED_WINDOWS, fitting, MAX_ATTENTION_ROWS // (2 * estimate.latent_pixels)))
 
 
 def estimate_published(resolution: int, value_bytes: int) -> MemoryEstimate:

@@ -35,6 +35,7 @@ from lipsync_engine.models.latentsync.memory import (
     MemoryPlan,
     count_batched_windows,
     plan_memory,
+    plan_with_graphs,
 )
 from lipsync_engine.models.latentsync.offload import enable_cpu_offload, offloadable_parameters
 from lipsync_engine.models.latentsync.sampling import DenoiseInputs, sampling_steps, to_device_async
@@ -107,11 +108,23 @@ class LatentSync:
             log.warning("FP8 is off for %s: no layer is large enough to gain from it", self.info.name)
 
     def compile(self, cache_dir: Path) -> None:
-        use_graphs = self.device.type == "cuda" and self.memory.mode is MemoryMode.FULL
-        capture = cuda_graph_capture(self.device) if use_graphs else None
+        capture = cuda_graph_capture(self.device) if self._reserve_graph_memory() else None
         compiled = CompiledUNet(self.unet, self.info.window_frames, cache_dir, capture)
         self.use_compiled(compiled)
         compiled.compile(lambda: self._denoise_zeros(WARM_UP_STEPS, WARM_UP_SAMPLING))
+
+    def _reserve_graph_memory(self) -> bool:
+        """Lower the VAE batch until CUDA graphs fit beside it; return False if they cannot be used."""
+        if self.device.type != "cuda" or self.memory.mode is not MemoryMode.FULL:
+            return False
+        estimate = estimate_memory(self.info, self.unet, self.vae, self.dtype)
+        free_bytes = torch.cuda.mem_get_info(self.device)[0] + estimate.weights_bytes  # already loaded
+        plan = plan_with_graphs(free_bytes, estimate, self.memory)
+        if plan is None:
+            log.info("CUDA graphs are off: %.1f GB of device memory do not suffice", free_bytes / 1e9)
+            return False
+        self.memory = plan
+        return True
 
     def use_compiled(self, compiled: CompiledUNet) -> None:
         """Denoise with `compiled` from now on; its code and CUDA graphs are for one window per pass."""
@@ -279,6 +292,8 @@ def load_latentsync(
     # A CPU gains nothing from batched windows, and its libraries round differently in larger batches.
     memory, max_windows = DEFAULT_PLAN, 1
     if device.type == "cuda":
+        if dtype is torch.float32:
+            torch.backends.cudnn.allow_tf32 = False  # by default, convolutions round their inputs to TF32
         estimate, free_bytes = estimate_memory(info, unet, vae, dtype), torch.cuda.mem_get_info(device)[0]
         memory = choose_memory_plan(free_bytes, estimate)
         max_windows = count_batched_windows(free_bytes, estimate, memory)

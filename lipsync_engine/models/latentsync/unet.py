@@ -231,7 +231,8 @@ class TemporalTransformer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         batch, _, _, height, width = x.shape
         y = apply_per_frame(self.norm, x)
-        tokens = self.proj_in(y.permute(0, 3, 4, 2, 1).flatten(0, 2))  # (B*H*W, F, C)
+        # (B*H*W, F, C); of one item this is a view that a linear layer would multiply pixel by pixel.
+        tokens = self.proj_in(y.permute(0, 3, 4, 2, 1).flatten(0, 2).contiguous())
         for block in self.transformer_blocks:
             tokens = block(tokens)
         y = self.proj_out(tokens).unflatten(0, (batch, height, width))

@@ -14,6 +14,7 @@ NO_DRIVER = Hardware(cuda_build=True)
 APPLE = Hardware(mps=True)
 HOPPER = Hardware(cuda=(("H100", (9, 0)), ("H100", (9, 0))), cuda_build=True)
 TURING = Hardware(cuda=(("T4", (7, 5)),), cuda_build=True)
+GTX_16 = Hardware(cuda=(("NVIDIA GeForce GTX 1660 Ti", (7, 5)),), cuda_build=True)
 VOLTA = Hardware(cuda=(("V100", (7, 0)),), cuda_build=True)
 
 
@@ -26,6 +27,7 @@ def test_default_device_and_dtype_follow_the_hardware(subtests: pytest.Subtests)
     for hardware, device, dtype, reason in [
         (HOPPER, "cuda:0", torch.float16, "H100"),
         (TURING, "cuda:0", torch.float16, "T4"),
+        (GTX_16, "cuda:0", torch.float32, "GTX 1660"),
         (VOLTA, "cuda:0", torch.float32, "V100"),
         (APPLE, "mps", torch.float32, "Apple"),
         (NO_DRIVER, "cpu", torch.float32, "no CUDA device is visible"),
@@ -35,6 +37,16 @@ def test_default_device_and_dtype_follow_the_hardware(subtests: pytest.Subtests)
             choice = choose_device(None, None, hardware=hardware)
             assert (str(choice.device), choice.dtype) == (device, dtype)
             assert reason in choice.reason
+
+
+def test_cpu_beside_an_nvidia_driver_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    assert str(choose_device(None, None, hardware=NO_DRIVER).device) == "cpu"
+    assert caplog.messages == []
+    old_driver = Hardware(cuda_build=True, nvidia_driver=True)
+    assert str(choose_device(None, None, hardware=old_driver).device) == "cpu"
+    assert "R580" in caplog.messages[0]
+    assert choose_device("cpu", None, hardware=old_driver).reason.startswith("as requested")
+    assert len(caplog.messages) == 1
 
 
 def test_default_device_of_this_machine_works() -> None:

@@ -15,6 +15,7 @@ from torch import Tensor
 from lipsync_engine.models.latentsync.batching import BatchedDenoiser
 from lipsync_engine.models.latentsync.config import RunConfig
 from lipsync_engine.models.latentsync.memory import (
+    MAX_ATTENTION_ROWS,
     MAX_BATCHED_WINDOWS,
     MemoryMode,
     MemoryPlan,
@@ -197,6 +198,23 @@ def test_out_of_memory_halves_the_batch_and_fails_no_window(model: LatentSync) -
     assert denoiser.batch_sizes == {4: 1, 1: 4, 2: 4}
 
 
+def test_batch_that_the_device_refuses_is_halved_and_logged(
+    model: LatentSync, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Fused attention refuses more than 65,535 sequences with an error that says nothing of memory."""
+
+    def fail(sample: Tensor) -> None:
+        if len(sample) > 2:
+            raise RuntimeError("CUDA error: invalid configuration argument\nmore lines")
+
+    denoiser = BatchedDenoiser(FaultyDenoiser(model.unet, fail), 4)
+    windows = [Window(number, steps=1) for number in range(4)]
+    for window, result in zip(windows, sample_together(denoiser, windows), strict=True):
+        assert is_close(result, window.sample(model.unet))
+    assert denoiser.max_windows == 2
+    assert "at most 2: RuntimeError: CUDA error: invalid configuration argument" in caplog.messages[-1]
+
+
 def test_error_reaches_only_the_failing_window(model: LatentSync) -> None:
     bad = Window(1)
     encoded = torch.randn(2, 1, 4, 4, SIDE, SIDE, generator=torch.Generator().manual_seed(bad.seed))
@@ -211,6 +229,7 @@ def test_error_reaches_only_the_failing_window(model: LatentSync) -> None:
     assert isinstance(failed, torch.OutOfMemoryError)
     for window, result in ((windows[0], good), (windows[2], other)):
         assert is_close(result, window.sample(model.unet))
+    assert denoiser.max_windows == 4  # the size of the batch was not at fault
 
 
 def test_window_that_stops_early_blocks_no_other(model: LatentSync) -> None:
@@ -231,7 +250,8 @@ def test_batch_size_follows_the_free_memory() -> None:
     plan = MemoryPlan(MemoryMode.FULL, 32)
     counts = [count_batched_windows(gigabytes * 10**9, estimate, plan) for gigabytes in (12, 24, 80)]
     assert counts == sorted(counts)
-    assert counts[0] < counts[1] < counts[2] == MAX_BATCHED_WINDOWS
+    assert counts[0] < counts[1] < counts[2] == MAX_ATTENTION_ROWS // (2 * 64 * 64) == 7
+    assert count_batched_windows(80 * 10**9, estimate_published(256, 2), plan) == MAX_BATCHED_WINDOWS
     window_bytes = estimate.peak_bytes(MemoryPlan(MemoryMode.FULL, 0)) - estimate.weights_bytes
     assert estimate.weights_bytes + counts[1] * window_bytes < 24e9
     assert count_batched_windows(80 * 10**9, estimate, MemoryPlan(MemoryMode.SEQUENTIAL, 1)) == 1

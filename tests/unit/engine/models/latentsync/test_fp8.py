@@ -46,6 +46,13 @@ def relative_error(output: torch.Tensor, expected: torch.Tensor) -> float:
 # --- one layer ---
 
 
+def test_float8_linear_takes_the_tokens_of_one_frame() -> None:
+    """Without guidance they are a transposed view. Meta tensors refuse what a GPU's product refuses."""
+    layer = Float8Linear(nn.Linear(256, 512, device="meta", dtype=torch.bfloat16).requires_grad_(False))
+    tokens = torch.empty(1, 256, 64, device="meta", dtype=torch.bfloat16).transpose(1, 2)
+    assert layer(tokens).shape == (1, 64, 512)
+
+
 def test_float8_linear_is_close_and_keeps_the_dtype(subtests: pytest.Subtests) -> None:
     for dtype in [torch.float32, torch.float16, torch.bfloat16]:
         for bias in [True, False]:

@@ -20,6 +20,7 @@ from lipsync_engine.models.latentsync.memory import (
     MemoryPlan,
     estimate_published,
     plan_memory,
+    plan_with_graphs,
 )
 from lipsync_engine.models.latentsync.model import choose_memory_plan, estimate_memory
 from tests.support import flops
@@ -34,8 +35,8 @@ def test_plan_for_each_card_size(subtests: pytest.Subtests) -> None:
     for card_gb, at_512, at_256 in [
         (4, MemoryPlan(MemoryMode.OFFLOAD, 1), MemoryPlan(MemoryMode.OFFLOAD, 1)),
         (6, MemoryPlan(MemoryMode.SEQUENTIAL, 1), MemoryPlan(MemoryMode.FULL, 16)),
-        (8, MemoryPlan(MemoryMode.FULL, 8), MemoryPlan(MemoryMode.FULL, 32)),
-        (12, MemoryPlan(MemoryMode.FULL, 16), MemoryPlan(MemoryMode.FULL, 32)),
+        (8, MemoryPlan(MemoryMode.FULL, 4), MemoryPlan(MemoryMode.FULL, 32)),
+        (12, MemoryPlan(MemoryMode.FULL, 8), MemoryPlan(MemoryMode.FULL, 32)),
         (16, MemoryPlan(MemoryMode.FULL, 16), MemoryPlan(MemoryMode.FULL, 32)),
         (24, MemoryPlan(MemoryMode.FULL, 32), MemoryPlan(MemoryMode.FULL, 32)),
     ]:
@@ -65,6 +66,20 @@ def test_documented_plans_match_computed_ones() -> None:
         assert f"| {' | '.join(cells)} |" in table
 
 
+@pytest.mark.parametrize(("card_gb", "vae_batch"), [(6, None), (8, None), (12, 8), (16, 16), (24, 32)])
+def test_graphs_get_memory_of_their_own(card_gb: int, vae_batch: int | None) -> None:
+    """A graph keeps the U-Net's activations while the VAE runs."""
+    estimate = estimate_published(512, 2)
+    plan = plan_memory(card_gb * GIGA - CONTEXT, estimate)
+    assert plan is not None
+    with_graphs = plan_with_graphs(card_gb * GIGA - CONTEXT, estimate, plan)
+    assert (with_graphs and with_graphs.vae_batch) == vae_batch
+    if with_graphs is not None:
+        unet_bytes = estimate.peak_bytes(MemoryPlan(MemoryMode.FULL, vae_batch=0)) - estimate.weights_bytes
+        peak = estimate.weights_bytes + unet_bytes + estimate.vae_bytes(with_graphs)
+        assert peak < card_gb * GIGA - CONTEXT
+
+
 def test_more_memory_never_gives_a_slower_plan() -> None:
     estimate = estimate_published(512, 4)
     plans = [plan_memory(gb * GIGA, estimate) for gb in range(1, 40)]
@@ -88,7 +103,8 @@ def test_activation_constants_match_the_networks() -> None:
     encoding = count_peak_values(lambda: vae.encode(image), vae.encoder, vae.quant_conv)
     assert encoding / resolution**2 == pytest.approx(ENCODER_ACTIVATIONS, rel=0.1)
     decoding = count_peak_values(lambda: vae.decode(latents), vae.decoder, vae.post_quant_conv)
-    assert decoding / resolution**2 == pytest.approx(DECODER_ACTIVATIONS, rel=0.1)
+    on_cuda = 1.15  # group norms copy between memory layouts there
+    assert on_cuda * decoding / resolution**2 == pytest.approx(DECODER_ACTIVATIONS, rel=0.1)
 
 
 def count_peak_values(call: Callable[[], Any], *networks: torch.nn.Module) -> float:
