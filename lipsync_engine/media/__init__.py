@@ -38,6 +38,7 @@ from lipsync_engine.media.probe import (
     VideoInfo,
     check_hdr,
     content_hash,
+    measure_video_track,
     probe_audio,
     probe_video,
 )
@@ -59,6 +60,7 @@ __all__ = [
     "content_hash",
     "ffmpeg_version",
     "find_ffmpeg",
+    "measure_video_track",
     "mix_audio",
     "output_size",
     "probe_audio",

@@ -243,6 +243,15 @@ def probe_video(path: Path, limits: MediaLimits = DEFAULT_LIMITS) -> VideoInfo:
     )
 
 
+def measure_video_track(path: Path) -> float:
+    """Return the length of the first video track in seconds; the file's other tracks may be longer.
+
+    Raises:
+        MediaError: as `probe_video`, which comes first.
+    """
+    return _measure_duration(untrusted_input(path, AUDIO_FORMATS)["V:0"])
+
+
 def check_hdr(info: VideoInfo, mode: HdrMode) -> None:
     """Refuse HDR video if the mode is REFUSE.
 
@@ -469,15 +478,15 @@ def _read_duration(path: Path, result: _ProbeResult, limits: MediaLimits) -> flo
             duration_s = int(match[1]) * 3600 + int(match[2]) * 60 + float(match[3])
             break
     else:
-        duration_s = _measure_duration(path)
+        duration_s = _measure_duration(untrusted_input(path, AUDIO_FORMATS))
     if duration_s > limits.max_duration_s:
         raise _duration_error(path, duration_s, limits)
     return duration_s
 
 
-def _measure_duration(path: Path) -> float:
-    """Return the end of the last packet; nothing is decoded."""
-    copy = ffmpeg.output(untrusted_input(path, AUDIO_FORMATS), "-", format="null", c="copy")
+def _measure_duration(source: Any) -> float:
+    """Return the end of the last packet of FFmpeg's input, or one of its tracks; nothing is decoded."""
+    copy = ffmpeg.output(source, "-", format="null", c="copy")
     end_s = 0.0
     with FfmpegProcess(copy.global_args("-progress", "pipe:1"), pipe_stdout=True) as process:
         report = b""

@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 from fastapi import Request as HttpRequest
 
 from server.api.errors import ApiError, BodyTooLargeError
-from server.jobs.request import InputSource, MediaLimits, Options, Role, SpeechInterval
+from server.jobs.request import MIB, InputSource, MediaLimits, Options, Role, SpeechInterval
 from server.storage.transport import MAX_URL_LENGTH
 
 # --- JSON ---
@@ -179,7 +179,7 @@ OPTIONS: Final[dict[str, dict[str, Any]]] = {
         "x-alias-of": "inference_steps",
     },
     "seed": {
-        "type": "integer", "minimum": -1, "maximum": 2147483647, "default": -1, "description": "-1: random."
+        "type": "integer", "minimum": -1, "maximum": 2**31 - 1, "default": -1, "description": "-1: random."
     },
     "loop_mode": {
         "type": "string", "enum": ["pingpong", "loop"], "default": "pingpong",
@@ -239,7 +239,6 @@ CONSENT: Final[dict[str, Any]] = {
     "maxLength": 200,
     "description": "Reference to the consent of the person shown, for the audit log.",
 }
-MEGABYTE: Final = 10**6
 MAX_TIME_S: Final = 6 * 3600.0
 MAX_FACE_LENGTH: Final = 200
 MIN_SEGMENT_S: Final = 0.04
@@ -259,6 +258,7 @@ class EndpointSchema:
         options: names from `OPTIONS`.
         limits: of single inputs, as the vendor documents them.
         resolution: the vendor's default; None: the source's size.
+        max_seed: largest seed that the vendor takes.
     """
 
     required: tuple[Role, ...] = (Role.VIDEO, Role.AUDIO)
@@ -266,10 +266,20 @@ class EndpointSchema:
     options: tuple[str, ...] = (*LIP_OPTIONS, "loop_mode", "fps", "hdr")
     limits: tuple[tuple[Role, MediaLimits], ...] = ()
     resolution: str | None = None
+    max_seed: int = 2**31 - 1
 
     @property
     def accepts_segments(self) -> bool:
         return Role.AUDIO in self.required
+
+    def rule_of(self, option: str) -> dict[str, Any]:
+        """Return the JSON Schema of an option."""
+        rule = OPTIONS[option]
+        if option == "seed":
+            return rule | {"maximum": self.max_seed}
+        if option == "resolution" and self.resolution:
+            return rule | {"default": self.resolution}
+        return rule
 
     def limits_of(self, role: Role) -> MediaLimits:
         """Return the limits of an input; without any where the vendor documents none."""
@@ -298,8 +308,7 @@ def json_schema_properties(schema: EndpointSchema) -> dict[str, Any]:
     if schema.accepts_segments:
         fields["segments"] = SEGMENTS
     for name in schema.options:
-        default = {"default": schema.resolution} if name == "resolution" and schema.resolution else {}
-        fields[name] = OPTIONS[name] | default
+        fields[name] = schema.rule_of(name)
     return fields | {"consent": CONSENT}
 
 
@@ -309,11 +318,13 @@ def _describe_input(role: Role, limits: MediaLimits) -> str:
     if limits.formats:
         parts.append(f"Formats: {', '.join(limits.formats)}.")
     if limits.max_bytes:
-        parts.append(f"At most {limits.max_bytes // MEGABYTE} MB.")
+        parts.append(f"At most {limits.max_bytes // MIB} MB.")
     if limits.max_s:
         parts.append(f"From {limits.min_s:g} to {limits.max_s:g} s.")
     if limits.max_side_px:
         parts.append(f"Both sides from {limits.min_side_px} to {limits.max_side_px} pixels.")
+    if limits.short_sides_px:
+        parts.append(f"Only {' and '.join(f'{side}p' for side in limits.short_sides_px)}.")
     return " ".join(parts)
 
 
@@ -460,7 +471,7 @@ def _validate_consent(value: Any) -> str | None:
 def _validate_options(schema: EndpointSchema, body: dict[str, Any]) -> Options:
     values: dict[str, Any] = {}
     for name in schema.options:
-        rule, value = OPTIONS[name], body.get(name)
+        rule, value = schema.rule_of(name), body.get(name)
         if value is None or value == "":
             continue
         types = {"number": (int, float), "integer": (int,), "string": (str,)}[rule["type"]]

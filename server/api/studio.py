@@ -50,13 +50,20 @@ UNREADABLE: Final = {"url_wrong_type", "media_unreadable", "media_no_audio"}
 """Failures for which the vendor's pages show a text of their own."""
 
 
+MAX_SEED: Final = 2**32 - 1
+"""The vendor's page says integer; clients draw 32 bits."""
+
 ENDPOINTS: Final = {
-    "lipsync-video": EndpointSchema(resolution="480p"),
+    "lipsync-video": EndpointSchema(resolution="480p", max_seed=MAX_SEED),
     "lipsync-image": EndpointSchema(
-        required=(Role.IMAGE, Role.AUDIO), options=PORTRAIT_OPTIONS, resolution="480p"
+        required=(Role.IMAGE, Role.AUDIO), options=PORTRAIT_OPTIONS, resolution="480p", max_seed=MAX_SEED
     ),
     "lipsync-image-multi": EndpointSchema(
-        required=TWO_VOICES, optional=(), options=TWO_VOICES_OPTIONS, resolution="480p"
+        required=TWO_VOICES,
+        optional=(),
+        options=TWO_VOICES_OPTIONS,
+        resolution="480p",
+        max_seed=MAX_SEED,
     ),
 }
 """The schema of each endpoint's `formState`."""

@@ -7,14 +7,13 @@ from typing import Any, Final
 
 from server.api.errors import ApiError
 from server.api.schemas import (
-    MEGABYTE,
     PORTRAIT_OPTIONS,
     TWO_VOICES,
     TWO_VOICES_OPTIONS,
     EndpointSchema,
     json_schema_properties,
 )
-from server.jobs.request import MediaLimits, Role
+from server.jobs.request import MIB, MediaLimits, Role
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,20 +37,21 @@ KLING: Final = EndpointSchema(
             Role.VIDEO,
             MediaLimits(
                 formats=("mp4", "mov"),
-                max_bytes=100 * MEGABYTE,
+                max_bytes=100 * MIB,
                 min_s=2,
                 max_s=10,
                 min_side_px=720,
                 max_side_px=1920,
+                short_sides_px=(720, 1080),
             ),
         ),
-        (Role.AUDIO, MediaLimits(formats=("mp3", "wav", "m4a", "aac"), max_bytes=5 * MEGABYTE)),
+        (Role.AUDIO, MediaLimits(formats=("mp3", "wav", "m4a", "aac"), max_bytes=5 * MIB)),
     )
 )
 OMNI_HUMAN: Final = EndpointSchema(
     required=(Role.IMAGE, Role.AUDIO),
     options=PORTRAIT_OPTIONS,
-    limits=((Role.IMAGE, MediaLimits(formats=("png", "jpg", "webp"), max_bytes=50 * MEGABYTE)),),
+    limits=((Role.IMAGE, MediaLimits(formats=("png", "jpg", "webp"), max_bytes=50 * MIB)),),
 )
 INFINITETALK_S: Final = MediaLimits(min_s=0, max_s=600)
 TWO_SPEAKERS: Final = EndpointSchema(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from server.jobs.request import InputSource, MediaLimits, Role
+from server.jobs.request import MIB, InputSource, MediaLimits, Role
 from server.storage.blobs import Blobs
 from server.storage.transport import MediaKind, Transport, TransportCode, TransportError, sniff
 from server.store import Record
@@ -84,5 +84,6 @@ def _check(path: Path, role: Role, limits: MediaLimits) -> None:
     if limits.max_bytes is not None and size > limits.max_bytes:
         raise TransportError(
             TransportCode.URL_TOO_LARGE,
-            f"The {role} has {size / 1e6:.1f} MB; this model takes at most {limits.max_bytes / 1e6:.0f} MB.",
+            f"The {role} has {size:,} bytes; this model takes at most {limits.max_bytes:,} "
+            f"({limits.max_bytes / MIB:g} MB).",
         )

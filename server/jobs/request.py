@@ -25,6 +25,9 @@ class Role(StrEnum):
     MASK = "mask_image"  # white where lips may change
 
 
+MIB = 2**20
+
+
 @dataclass(frozen=True, slots=True)
 class MediaLimits:
     """Limits that a model's vendor documents, enforced before work starts. None: no limit of that kind.
@@ -34,6 +37,7 @@ class MediaLimits:
         max_bytes: size of the file.
         min_s, max_s: duration.
         min_side_px, max_side_px: both sides of the frame.
+        short_sides_px: the short side is one of them, such as 720 for 720p; empty: any.
     """
 
     formats: tuple[str, ...] = ()
@@ -42,6 +46,7 @@ class MediaLimits:
     max_s: float | None = None
     min_side_px: int | None = None
     max_side_px: int | None = None
+    short_sides_px: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,6 +37,9 @@ export async function inspectFile(file) {
   return { size: file.size, detected: detectFormat(head) };
 }
 
+const TOLERANCE_S = 0.5; // as the server's
+const TOLERANCE_PX = 8;
+
 /**
  * Find why a file cannot be used; null: it can.
  * @param {string} kind video, image or audio
@@ -53,12 +56,16 @@ export function findProblem(kind, facts, limits, maxUploadBytes) {
   const limit = Math.min(limits.max_bytes ?? Infinity, maxUploadBytes);
   if (facts.size > limit) return ["refuse.bytes", { size: facts.size, limit }];
   const { min_s: shortest = 0, max_s: longest = Infinity } = limits;
-  if (Number.isFinite(facts.duration_s) && (facts.duration_s < shortest || facts.duration_s > longest)) {
+  if (Number.isFinite(facts.duration_s) && (facts.duration_s < shortest - TOLERANCE_S || facts.duration_s > longest + TOLERANCE_S)) {
     return ["refuse.duration", { seconds: facts.duration_s.toFixed(1), low: shortest, high: longest }];
   }
   const { min_side_px: low = 0, max_side_px: high = Infinity } = limits;
   if (facts.width && (Math.min(facts.width, facts.height) < low || Math.max(facts.width, facts.height) > high)) {
     return ["refuse.pixels", { width: facts.width, height: facts.height, low, high }];
+  }
+  const allowed = limits.short_sides_px;
+  if (facts.width && allowed && !allowed.some((side) => Math.abs(Math.min(facts.width, facts.height) - side) <= TOLERANCE_PX)) {
+    return ["refuse.resolution", { width: facts.width, height: facts.height, sides: allowed.map((side) => `${side}p`).join(", ") }];
   }
   return null;
 }

@@ -63,6 +63,7 @@ const TEXTS = {
   "refuse.bytes": ["This file has {size}. The limit is {limit}.", "文件大小为 {size}，超过上限 {limit}。"],
   "refuse.duration": ["This file is {seconds} s long. The model accepts {low} to {high} s.", "文件时长为 {seconds} 秒，该模型支持 {low}–{high} 秒。"],
   "refuse.pixels": ["This has {width} × {height} pixels. Each side must have {low} to {high} pixels.", "尺寸为 {width} × {height} 像素，每边须为 {low}–{high} 像素。"],
+  "refuse.resolution": ["This has {width} × {height} pixels. The model accepts {sides}.", "尺寸为 {width} × {height} 像素，该模型仅支持 {sides}。"],
   "refuse.range": ["Enter a value from {low} to {high}.", "请输入 {low} 到 {high} 之间的值。"],
   "refuse.integer": ["Enter a whole number.", "请输入整数。"],
   "create.model": ["Model", "模型"],
@@ -384,11 +385,11 @@ export function formatDuration(seconds) {
   return t("time.hours", { h: Math.floor(whole / 3600), m: Math.floor((whole % 3600) / 60) });
 }
 
-/** Format a number of bytes, such as 1.2 MB. */
+/** Format a number of bytes, such as 1.2 MB of 1024² bytes, as the vendors count. */
 export function formatBytes(count) {
   const units = ["B", "kB", "MB", "GB", "TB"];
-  const power = count < 1 ? 0 : Math.min(units.length - 1, Math.floor(Math.log10(count) / 3));
-  const value = count / 1000 ** power;
+  const power = count < 1 ? 0 : Math.min(units.length - 1, Math.floor(Math.log2(count) / 10));
+  const value = count / 1024 ** power;
   return `${power === 0 || value >= 100 ? Math.round(value) : value.toFixed(1)} ${units[power]}`;
 }
 

@@ -74,6 +74,12 @@ PR_SET_PDEATHSIG = 1  # linux/prctl.h
 REPORT_INTERVAL_S = 1.0
 """Each report is a write to the database, which hundreds of workers share; a new stage is sent at once."""
 
+DURATION_TOLERANCE_S = 0.5
+"""Cameras and generators call 241 frames at 24 fps ten seconds."""
+
+SIDE_TOLERANCE_PX = 8
+"""Codecs round sides up to whole blocks, such as 1080 lines to 1088."""
+
 PROMPT_UNUSED = "prompt was not used: the lip-sync model takes only audio and video."
 RETRYABLE: Final = {ErrorCode.DEVICE_UNAVAILABLE, ErrorCode.DISK_FULL}
 
@@ -344,23 +350,32 @@ def _params(
 
 def _require_video(path: Path, limits: MediaLimits) -> None:
     info = media.probe_video(path)
-    _require_duration("video", info.duration_s, limits)
-    sides = info.format.width, info.format.height
+    if limits.max_s is not None:  # the file lasts longer where its sound does
+        _require_duration("video", media.measure_video_track(path), limits)
+    width, height = info.format.width, info.format.height
+    sides = sorted((width, height))
     low, high = limits.min_side_px or 0, limits.max_side_px or sys.maxsize
-    if not low <= min(sides) <= max(sides) <= high:
+    if not low <= sides[0] <= sides[1] <= high:
         raise MediaError(
             ErrorCode.MEDIA_TOO_LARGE,
-            f"The video has {sides[0]}x{sides[1]} pixels; "
+            f"The video has {width}x{height} pixels; "
             f"for this model both sides must be from {low} to {high} pixels.",
+        )
+    allowed = limits.short_sides_px
+    if allowed and not any(abs(sides[0] - side) <= SIDE_TOLERANCE_PX for side in allowed):
+        names = " or ".join(f"{side}p" for side in allowed)
+        raise MediaError(
+            ErrorCode.MEDIA_TOO_LARGE,
+            f"The video has {width}x{height} pixels; for this model it must be {names}: scale it to that.",
         )
 
 
 def _require_duration(kind: str, duration_s: float, limits: MediaLimits) -> None:
     low, high = limits.min_s or 0.0, limits.max_s or float("inf")
-    if not low <= duration_s <= high:
+    if not low - DURATION_TOLERANCE_S <= duration_s <= high + DURATION_TOLERANCE_S:
         raise MediaError(
             ErrorCode.MEDIA_TOO_LARGE,
-            f"The {kind} lasts {duration_s:.1f} s; for this model it must last from {low:g} to {high:g} s.",
+            f"The {kind} lasts {duration_s:.2f} s; for this model it must last from {low:g} to {high:g} s.",
         )
 
 

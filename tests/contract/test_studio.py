@@ -84,6 +84,7 @@ def test_invalid_field_is_named_in_error(subtests: pytest.Subtests) -> None:
         ({"formState": {**FORM, "video": ""}}, "video"),
         ({"formState": {**FORM, "mask_image": 5}}, "mask_image"),
         ({"formState": {**FORM, "seed": 1.5}}, "seed"),
+        ({"formState": {**FORM, "seed": 2**32}}, "seed"),
         ({"formState": {**FORM, "segments": [{"audio": FORM["audio"], "face": "left"}]}}, "not both"),
         ({"formState": FORM, "webhook": "http://app.example/hook"}, "https"),
         ({"formState": FORM, "webhook": ["https://app.example/hook"]}, "https"),
@@ -92,6 +93,12 @@ def test_invalid_field_is_named_in_error(subtests: pytest.Subtests) -> None:
             with pytest.raises(ApiError, match=named) as error:
                 studio.read_submission(VIDEO, body)
             assert error.value.status == 400
+
+
+def test_seed_has_32_bits() -> None:
+    for seed in (2**31, 2**32 - 1):
+        submission = studio.read_submission(VIDEO, {"formState": {**FORM, "seed": seed}})
+        assert submission.job_input.options.seed == seed
 
 
 def test_speaker_order_is_one_of_three(subtests: pytest.Subtests) -> None:
