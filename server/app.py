@@ -18,11 +18,12 @@ from typing import Any
 from asgi_correlation_id import CorrelationIdMiddleware
 from fastapi import Depends, FastAPI
 from fastapi import Request as HttpRequest
+from fastapi.middleware.cors import CORSMiddleware
 
 from server.api import admin, batches, native, playground, studio, uploads, wavespeed
 from server.api.auth import Authenticator, RateLimiter
 from server.api.context import UPLOAD_LINK_S, ApiContext
-from server.api.errors import ApiError, add_exception_handlers
+from server.api.errors import METHODS, ApiError, add_exception_handlers
 from server.api.fast_poll import FastPollMiddleware
 from server.api.head_requests import HeadMiddleware
 from server.api.proxies import ProxyMiddleware
@@ -60,6 +61,18 @@ ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {
     429: {"description": "Too many requests or waiting jobs; Retry-After gives the seconds to wait."},
     503: {"description": "Not ready, the disk is full, or database or storage are unavailable."},
 }
+EXPOSED_HEADERS = (
+    "Accept-Ranges",
+    "Content-Range",
+    "ETag",
+    "Retry-After",
+    "X-RateLimit-Limit",
+    "X-RateLimit-Remaining",
+    "X-RateLimit-Reset",
+    "X-Request-Id",
+)
+"""Headers of answers that a page of another origin may read besides those that browsers always show."""
+
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 """A client's X-Request-Id that is accepted; any other is replaced."""
 
@@ -268,6 +281,14 @@ def create_app(server: Server) -> FastAPI:
         validator=lambda request_id: REQUEST_ID.fullmatch(request_id) is not None,
         transformer=None,
     )
+    if server.settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=server.settings.cors_origins,
+            allow_methods=METHODS,
+            allow_headers=["*"],
+            expose_headers=EXPOSED_HEADERS,
+        )
     public_prefix = (server.settings.public_url and server.settings.public_url.path) or ""
     app.add_middleware(ProxyMiddleware, trusted=server.settings.trusted_proxies, public_prefix=public_prefix)
     return app

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import re
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -52,6 +53,11 @@ class Settings(BaseSettings):
     trusted_proxies: Names = Field(
         ("127.0.0.0/8", "::1"),
         description="Addresses and networks of proxies whose Forwarded and X-Forwarded headers are believed.",
+    )
+    cors_origins: Names = Field(
+        (),
+        description="Origins whose pages may use API and files in a browser, such as "
+        "`https://app.example`; `*`: any. The server's own page needs none.",
     )
     data_dir: Path = Field(
         default_factory=lambda: Path(platformdirs.user_data_dir("lipsync")),
@@ -204,7 +210,7 @@ class Settings(BaseSettings):
     log_format: LogFormat = Field("text", description="`text` or `json`: one object per line.")
     drain_s: float = Field(30, ge=0, description="How long a stopping server waits for running jobs.")
 
-    @field_validator("devices", "allow_hosts", "trusted_proxies", mode="before")
+    @field_validator("devices", "allow_hosts", "trusted_proxies", "cors_origins", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         return (
@@ -218,6 +224,14 @@ class Settings(BaseSettings):
     def _check_networks(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         for entry in value:
             ipaddress.ip_network(entry)
+        return value
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _check_origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for entry in value:
+            if not re.fullmatch(r"\*|https?://[^/\s?#]+", entry):
+                raise ValueError(f"{entry!r} is not an origin such as https://app.example")
         return value
 
     @classmethod

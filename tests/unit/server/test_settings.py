@@ -34,6 +34,10 @@ def test_invalid_setting_is_named_in_error(
         ("MAX_WAITING", "0"),
         ("SYNC_TIMEOUT_S", "300"),
         ("PUBLIC_URL", "x"),
+        ("TRUSTED_PROXIES", "proxy.local"),
+        ("TRUSTED_PROXIES", "10.0.0.0/99"),
+        ("CORS_ORIGINS", "app.example"),
+        ("CORS_ORIGINS", "https://app.example/"),
     ]:
         with subtests.test(name=name, value=value), monkeypatch.context() as environment:
             environment.setenv(f"LIPSYNC_{name}", value)

@@ -1,7 +1,8 @@
-"""What HTTP requires of every path: HEAD, Allow, challenges, conditional requests, no redirects."""
+"""What HTTP requires of every path: HEAD, Allow, challenges, conditional requests, origins, no redirects."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -91,3 +92,20 @@ def test_unchanged_files_are_not_sent_again(api: Api) -> None:
     assert status(if_modified_since="Thu, 01 Jan 1970 00:00:00 GMT") == status(if_modified_since="x") == 200
     assert status(range="bytes=2-4", if_range=modified) == status(range="bytes=2-4", if_range=etag) == 206
     assert status(range="bytes=2-4", if_range="Thu, 01 Jan 1970 00:00:00 GMT") == 200
+
+
+def test_pages_of_named_origins_may_use_api_and_files(make_api: Callable[..., Api]) -> None:
+    api, closed = make_api(cors_origins="https://app.example"), make_api()
+    put_blob(api.server.blobs, NAME, b"0123456789")
+    preflight = {"Access-Control-Request-Method": "PATCH", "Access-Control-Request-Headers": "authorization"}
+    for origin, is_allowed in (("https://app.example", True), ("https://evil.example", False)):
+        answer = api.client.options("/admin/keys/x", headers={"Origin": origin, **preflight})
+        assert (answer.status_code == 200) == is_allowed
+        for path in (link(api), "/api/v3/models", "/api/v3/nosuch"):
+            headers = api.client.get(path, headers={**api.headers, "Origin": origin}).headers
+            assert (headers.get("access-control-allow-origin") == origin) == is_allowed, path
+            assert "access-control-allow-credentials" not in headers
+    assert "X-RateLimit-Remaining" in headers["access-control-expose-headers"]
+    headers = closed.client.get("/api/v3/models", headers={"Origin": "https://app.example"}).headers
+    assert "access-control-allow-origin" not in headers
+    assert closed.client.options("/api/v3/models", headers={"Origin": "x", **preflight}).status_code == 405

@@ -17,7 +17,7 @@ def test_stored_request_keeps_its_keys() -> None:
     assert (stored["said"], stored["label"]) == (REQUEST.dialect_state, REQUEST.endpoint)
     assert set(stored) == {
         "dialect", "said", "label", "sources", "key_id", "segments", "options", "webhook_url", "request_id",
-        "consent",
+        "consent", "body_digest",
     }  # fmt: skip
 
 
