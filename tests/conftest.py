@@ -5,12 +5,12 @@ from __future__ import annotations
 import functools
 import os
 import subprocess
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
 
+from tests.support.cli_process import run_cli
 from tests.support.paths import DEMO_VIDEO, DEMO_VOICE, SHARED
 
 pytest_plugins = ["tests.support.server_fixtures"]
@@ -125,13 +125,11 @@ def environment(cache_dir: Path) -> dict[str, str]:
 
 
 @pytest.fixture
-def lipsync(environment: Mapping[str, str]) -> Run:
+def lipsync(environment: Mapping[str, str], tmp_path_factory: pytest.TempPathFactory) -> Run:
     """The real command: `lipsync("sync", video, audio, "-o", out)`."""
 
     def run(*arguments: object, timeout_s: float = 180) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "lipsync_engine.cli", *map(str, arguments)]
-        return subprocess.run(
-            command, env=dict(environment), capture_output=True, text=True, timeout=timeout_s, check=False
-        )
+        folder = tmp_path_factory.mktemp("command")
+        return run_cli(environment, folder, *arguments, timeout_s=timeout_s)
 
     return run
