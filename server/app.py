@@ -30,6 +30,7 @@ from server.api.proxies import ProxyMiddleware
 from server.api.rate_limits import RateLimitMiddleware
 from server.api.submission import webhook_headers
 from server.jobs.admission import AdmissionCheck
+from server.jobs.downloads import InputDownloader
 from server.jobs.inputs import InputFetcher
 from server.jobs.service import JobService
 from server.jobs.state import Batch, Job, JobPolicy
@@ -49,6 +50,8 @@ log = logging.getLogger("lipsync.server")
 EXPIRY_INTERVAL_S = 5.0
 CLEANUP_INTERVAL_S = 600.0
 RESTART_DELAY_S = 5.0
+MIN_DOWNLOADS_AHEAD = 4
+"""Of a tenant's waiting jobs, at least so many have their inputs downloaded before they start."""
 
 ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {
     400: {"description": "The request is invalid; the body names the problem."},
@@ -105,7 +108,12 @@ class Server:
         self.jobs = JobService(self.store, policy, limits, slots)
         self.blobs = blobs or Blobs(settings.blob_location)
         self.transport = Transport(
-            TransportPolicy(allow=settings.allow_hosts, max_bytes=settings.max_upload_bytes)
+            TransportPolicy(
+                allow=settings.allow_hosts,
+                max_bytes=settings.max_upload_bytes,
+                total_s=settings.download_timeout_s,
+                min_bytes_per_s=settings.download_min_bytes_per_s,
+            )
         )
         self.context = ApiContext(
             settings,
@@ -135,6 +143,14 @@ class Server:
         )
         admission = AdmissionCheck(self.jobs, settings.job_hook, settings.job_hook_timeout_s)
         inputs = InputFetcher(self.transport, self.blobs)
+        self.downloader = InputDownloader(
+            self.jobs,
+            inputs,
+            self.blobs,
+            settings.data_dir / "work" / "downloads",
+            total_s=settings.download_timeout_s,
+            ahead=max(MIN_DOWNLOADS_AHEAD, 2 * slots),
+        )
         self.supervisor = Supervisor(self.jobs, self.blobs, inputs, admission, devices, worker_settings)
         self.registry = WorkerRegistry(self.jobs, lambda: self.supervisor.workers, settings.model)
         self.jobs.on_end = self._on_job_end
@@ -151,13 +167,15 @@ class Server:
             await self.jobs.recover()
             await self._record_start()
             await self.supervisor.start()
-            background = (
+            background = [
                 self.jobs.listen,
                 self.webhooks.run,
                 self.registry.run,
                 self._expire_jobs,
                 self._delete_expired_data,
-            )
+            ]
+            if self.supervisor.workers:  # a process without devices leaves downloads to the others
+                background.append(self.downloader.run)
             tasks = [asyncio.create_task(_run_forever(task)) for task in background]
             try:
                 yield

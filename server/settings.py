@@ -123,6 +123,12 @@ class Settings(BaseSettings):
     min_free_bytes: int = Field(
         1024**3, ge=0, description="Uploads and jobs are rejected while less disk space is free."
     )
+    download_timeout_s: float = Field(
+        1800, gt=0, description="Time to download all inputs of a job, before it can start."
+    )
+    download_min_bytes_per_s: int = Field(
+        10_000, ge=0, description="Inputs that are sent more slowly for 30 s fail."
+    )
     enforce_vendor_limits: bool = Field(
         True, description="Apply the limits that the vendor of each model id documents."
     )

@@ -147,7 +147,12 @@ class ApiContext:
         Raises:
             BusyError: the queue is full, or the key's quota is used up.
         """
-        job = Job(id=job_id, tenant=caller.tenant, created_at=self.jobs.now())
+        job = Job(
+            id=job_id,
+            tenant=caller.tenant,
+            created_at=self.jobs.now(),
+            inputs_ready=not request.has_downloads,
+        )
         with _store_limits_as_busy():
             record, _ = await self.jobs.submit(job, request, idempotency_key)
         return record
@@ -175,6 +180,7 @@ class ApiContext:
                     priority=BATCH_PRIORITY,
                     batch_id=batch.id,
                     batch_row=row,
+                    inputs_ready=not request.has_downloads,
                 ),
                 request,
             )

@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from server.jobs.request import MIB, InputSource, MediaLimits, Role
-from server.storage.blobs import Blobs
+from server.storage.blobs import Blobs, download_folder
 from server.storage.transport import MediaKind, Transport, TransportCode, TransportError, sniff
 from server.store import Record
 
@@ -38,13 +38,27 @@ class InputFetcher:
         """Return local files by the inputs' names, in `folder` or where they are stored.
 
         Raises:
+            TransportError: an input has expired, or the model does not accept it.
+            StorageUnavailableError.
+        """
+        job_id = record.job.id
+        return {
+            source.name: await self._fetch_one(job_id, source, folder) for source in record.request.sources
+        }
+
+    async def download(self, record: Record, folder: Path) -> None:
+        """Download and store the inputs that a job names by URL; `fetch` finds them.
+
+        Args:
+            folder: for files that are not complete.
+
+        Raises:
             TransportError: an input cannot be downloaded, or the model does not accept it.
             StorageUnavailableError.
         """
-        return {source.name: await self._fetch_one(source, folder) for source in record.request.sources}
-
-    async def _fetch_one(self, source: InputSource, folder: Path) -> Path:
-        if source.url is not None:
+        for source in record.request.sources:
+            if source.url is None:
+                continue
             path = folder / source.name
             try:
                 await self._transport.fetch(source.url, path, KINDS[source.role])
@@ -53,16 +67,21 @@ class InputFetcher:
                     raise
                 sentence = f"Failed to download the {source.role} from the provided URL."
                 raise TransportError(error.code, sentence) from error
-        else:
-            try:
-                path = await self._blobs.local(source.blob or "", folder)
-            except FileNotFoundError:
-                raise TransportError(
-                    TransportCode.URL_BAD_STATUS,
-                    f"The uploaded {source.role} has expired: upload it again.",
-                ) from None
+            _check(path, source.role, source.limits)
+            await self._blobs.move_in(_blob_of(record.job.id, source), path)
+
+    async def _fetch_one(self, job_id: str, source: InputSource, folder: Path) -> Path:
+        try:
+            path = await self._blobs.local(_blob_of(job_id, source), folder)
+        except FileNotFoundError:
+            sentence = f"The {source.role} has expired: upload it again, or submit the job again."
+            raise TransportError(TransportCode.URL_BAD_STATUS, sentence) from None
         _check(path, source.role, source.limits)
         return path
+
+
+def _blob_of(job_id: str, source: InputSource) -> str:
+    return source.blob or f"{download_folder(job_id)}/{source.name}.bin"
 
 
 def _check(path: Path, role: Role, limits: MediaLimits) -> None:

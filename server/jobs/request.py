@@ -139,6 +139,11 @@ class Request:
     consent: str | None = None
     body_digest: str | None = None
 
+    @property
+    def has_downloads(self) -> bool:
+        """Some input is named by its URL."""
+        return any(source.url is not None for source in self.sources)
+
     def to_json(self) -> str:
         """Encode for the store; `from_json` reads it."""
         return _REQUEST.dump_json(self, by_alias=True).decode()

@@ -4,6 +4,8 @@ A job waits, runs under a lease, and ends exactly once. Every claim increments t
 returns late holds an old fence, and its changes are refused. `effects` names what has to follow from a
 change, which the store does in the same commit. The module does no I/O and reads no clock.
 
+    WAITING ── inputs_ready ──> WAITING     (its downloads are stored; only then it can be claimed)
+    WAITING ── reject_inputs ──> FAILED
     WAITING ── claim ──> RUNNING ── succeed ──> SUCCEEDED
        │                  │  │ └─── fail ─────> FAILED        (or WAITING again while attempts are left)
        │                  │  └─ requeue ──────> WAITING       (drain: the attempt does not count)
@@ -146,6 +148,7 @@ class Job:
         started_at: of the current or last attempt.
         cancel_requested: the worker has to stop.
         batch_id, batch_row: `Batch` of the job, and its row there from 0; None: no batch.
+        inputs_ready: all inputs are stored; else they have to be downloaded first.
     """
 
     id: str
@@ -164,6 +167,7 @@ class Job:
     failure: Failure | None = None
     batch_id: str | None = None
     batch_row: int | None = None
+    inputs_ready: bool = True
 
     @property
     def run_s(self) -> float | None:
@@ -211,9 +215,23 @@ class StaleClaimError(NotAllowedError):
 # --- transitions ---
 
 
+def inputs_ready(job: Job) -> Job:
+    """Let a waiting job start: its downloads are stored."""
+    if job.state is not State.WAITING:
+        raise NotAllowedError(f"a {job.state} job needs no downloads")
+    return dataclasses.replace(job, inputs_ready=True)
+
+
+def reject_inputs(job: Job, now: float, failure: Failure) -> Job:
+    """End a waiting job whose inputs cannot be downloaded."""
+    if job.state is not State.WAITING or job.inputs_ready:
+        raise NotAllowedError(f"a {job.state} job needs no downloads")
+    return _end(job, State.FAILED, now, failure=failure)
+
+
 def claim(job: Job, now: float, policy: JobPolicy) -> Job:
     """Start an attempt of a waiting job."""
-    if job.state is not State.WAITING:
+    if job.state is not State.WAITING or not job.inputs_ready:
         raise NotAllowedError(f"a {job.state} job cannot be claimed")
     return dataclasses.replace(
         job,

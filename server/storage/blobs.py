@@ -49,6 +49,11 @@ def shared_folder(job_id: str) -> str:
     return f"shared/{job_id}"
 
 
+def download_folder(job_id: str) -> str:
+    """Name the folder of a job's downloaded inputs."""
+    return f"downloads/{job_id}"
+
+
 def still_blob(job_id: str) -> str:
     """Name a job's still, a small frame of its result."""
     return f"stills/{job_id}.jpg"

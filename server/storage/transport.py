@@ -13,6 +13,7 @@ import contextlib
 import ipaddress
 import re
 import socket
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from enum import StrEnum
@@ -95,6 +96,7 @@ class TransportPolicy:
         allow: host names and networks (`files.local`, `10.1.0.0/16`), each with an optional `:port`.
         max_bytes: size of a download.
         total_s, idle_s, connect_s: time limits of a download, of a pause in it, and of a connection attempt.
+        min_bytes_per_s, speed_interval_s: least speed of a download, on average over each such interval.
         webhook_s: time limit of a webhook.
         check_s: time limit of a host's resolution while a client waits.
     """
@@ -104,6 +106,8 @@ class TransportPolicy:
     total_s: float = 1800.0
     idle_s: float = 30.0
     connect_s: float = 10.0
+    min_bytes_per_s: int = 0
+    speed_interval_s: float = 30.0
     webhook_s: float = 10.0
     check_s: float = 2.0
     max_redirects: int = 5
@@ -412,9 +416,15 @@ class Transport:
         if announced.isascii() and announced.isdigit() and int(announced) > self._policy.max_bytes:
             raise too_large
         size, head, media_type = 0, b"", None
+        interval_start, interval_bytes = time.monotonic(), 0
         with part.open("wb") as file:
             async for chunk in response.aiter_raw():
                 size += len(chunk)
+                interval_bytes += len(chunk)
+                if (elapsed_s := time.monotonic() - interval_start) >= self._policy.speed_interval_s:
+                    if interval_bytes < self._policy.min_bytes_per_s * elapsed_s:
+                        raise TimeoutError
+                    interval_start, interval_bytes = time.monotonic(), 0
                 if size > self._policy.max_bytes:
                     raise too_large
                 if media_type is None and len(head) < HEAD_BYTES:

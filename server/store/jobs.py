@@ -6,7 +6,7 @@ import dataclasses
 import json
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -270,7 +270,7 @@ class JobStore(Database):
             tenant = self._next_tenant(connection)
             if tenant is None:
                 return None
-            of_tenant = JOBS.c.state == State.WAITING, JOBS.c.tenant == tenant
+            of_tenant = JOBS.c.state == State.WAITING, JOBS.c.tenant == tenant, JOBS.c.inputs_ready
             query = sa.select(JOBS).where(*of_tenant).order_by(*QUEUE_ORDER).limit(1)
             row = connection.execute(query.with_for_update(skip_locked=True)).one_or_none()
             if row is None:
@@ -281,6 +281,42 @@ class JobStore(Database):
             change = self._write(connection, record, job_state.claim(record.job, now, policy), now)
         self._invalidate([change.record])
         return change.record
+
+    def claim_downloads(
+        self, now: float, limit: int, hold_s: float, ahead: int, busy_tenants: Collection[str] = ()
+    ) -> list[Record]:
+        """Claim jobs whose inputs have to be downloaded, at most one of each tenant.
+
+        Args:
+            hold_s: no other process gets them until then; `renew_download` extends it.
+            ahead: only a tenant's first so many waiting jobs, so that a batch does not fill the disk.
+            busy_tenants: tenants that get none now.
+        """
+        rank = sa.func.row_number().over(partition_by=JOBS.c.tenant, order_by=QUEUE_ORDER)
+        columns = JOBS.c.id, JOBS.c.tenant, JOBS.c.inputs_ready, JOBS.c.download_until, rank.label("rank")
+        queue = (
+            sa.select(*columns)
+            .where(JOBS.c.state == State.WAITING, JOBS.c.tenant.not_in(busy_tenants))
+            .subquery()
+        )
+        first = sa.select(queue.c.id, queue.c.tenant).where(queue.c.rank <= ahead, *_is_due(queue.c, now))
+        with self.transaction() as connection:
+            by_tenant = dict[str, str]()
+            for row in connection.execute(first.order_by(queue.c.rank)):
+                by_tenant.setdefault(row.tenant, row.id)
+            ids = list(by_tenant.values())[:limit]
+            if not ids:
+                return []
+            still_due = JOBS.c.id.in_(ids), JOBS.c.state == State.WAITING, *_is_due(JOBS.c, now)
+            claim = sa.update(JOBS).where(*still_due).values(download_until=now + hold_s).returning(JOBS)
+            return [_read_record(row) for row in connection.execute(claim)]
+
+    def renew_download(self, job_id: str, until: float) -> bool:
+        """Hold a job's downloads for longer; returns False where the job no longer waits for them."""
+        waits = JOBS.c.id == job_id, JOBS.c.state == State.WAITING, ~JOBS.c.inputs_ready
+        with self.transaction() as connection:
+            update = sa.update(JOBS).where(*waits).values(download_until=until)
+            return connection.execute(update).rowcount == 1
 
     def change(self, job_id: str, now: float, transition: Callable[[Job], Job]) -> JobChange:
         """Apply a transition of `jobs.state` to a job, with everything that has to follow.
@@ -410,7 +446,8 @@ class JobStore(Database):
                 )
 
     def _next_tenant(self, connection: Connection) -> str | None:
-        waiting = sa.select(JOBS.c.tenant).where(JOBS.c.state == State.WAITING).distinct().subquery("waiting")
+        ready = JOBS.c.state == State.WAITING, JOBS.c.inputs_ready
+        waiting = sa.select(JOBS.c.tenant).where(*ready).distinct().subquery("waiting")
         # For each tenant by the indexes: neither reads the many jobs that have ended.
         of_tenant = JOBS.c.tenant == waiting.c.tenant
         running = sa.select(sa.func.count()).where(of_tenant, JOBS.c.state == State.RUNNING).scalar_subquery()
@@ -422,7 +459,7 @@ class JobStore(Database):
     def _write(self, connection: Connection, record: Record, after: Job, now: float) -> JobChange:
         effects = job_state.effects(record.job, after)
         connection.execute(sa.update(JOBS).where(JOBS.c.id == after.id).values(**_columns(after)))
-        if (after.state, after.cancel_requested) != (record.job.state, record.job.cancel_requested):
+        if _visible(after) != _visible(record.job):
             notify(connection, after)
         if Effect.NOTIFY in effects:
             delete_segments(connection, after.id)
@@ -435,6 +472,17 @@ class JobStore(Database):
         if self._cache is not None:
             self._cache.invalidate(record.job.id for record in records)
         return records
+
+
+def _is_due(columns: Any, now: float) -> tuple[sa.ColumnElement[bool], ...]:
+    """Build the conditions of a job whose downloads nobody holds."""
+    until = columns.download_until
+    return ~columns.inputs_ready, until.is_(None) | (until < now)
+
+
+def _visible(job: Job) -> tuple[State, bool, bool]:
+    """Return what other processes wait for."""
+    return job.state, job.cancel_requested, job.inputs_ready
 
 
 # --- rows ---
@@ -461,6 +509,7 @@ def _columns(job: Job) -> dict[str, Any]:
         "started_at": job.started_at,
         "finished_at": job.finished_at,
         "cancel_requested": job.cancel_requested,
+        "inputs_ready": job.inputs_ready,
         "progress": None if job.progress is None else json.dumps(dataclasses.asdict(job.progress)),
         "output": None if job.output is None else _output_to_json(job.output),
         "failure": None if failure is None else _failure_to_json(failure),
@@ -485,6 +534,7 @@ def _read_record(row: sa.Row[Any]) -> Record:
         failure=_failure_from_json(row.failure) if row.failure else None,
         batch_id=row.batch_id,
         batch_row=row.batch_row,
+        inputs_ready=row.inputs_ready,
     )
     return Record(job, Request.from_json(row.request))
 

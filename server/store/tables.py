@@ -31,6 +31,8 @@ JOBS = sa.Table(
     sa.Column("failure", sa.Text),
     sa.Column("batch_id", sa.String(32)),
     sa.Column("batch_row", sa.Integer),
+    sa.Column("inputs_ready", sa.Boolean, nullable=False),
+    sa.Column("download_until", sa.Float),
     sa.UniqueConstraint("tenant", "idempotency_key", name="one_job_per_key"),
     sa.Index("by_turn", "state", "tenant", "priority", "created_at"),
     sa.Index("by_tenant", "tenant", "created_at"),

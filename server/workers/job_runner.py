@@ -24,6 +24,7 @@ from server.jobs.state import Failure, Job, NotAllowedError, Output, StageProgre
 from server.storage.blobs import (
     Blobs,
     StorageUnavailableError,
+    download_folder,
     preview_folder,
     result_blob,
     shared_folder,
@@ -80,11 +81,12 @@ def _preview_blob(event: PreviewReady) -> str:
 
 
 async def delete_job_files(folder: Path, blobs: Blobs, job_id: str) -> None:
-    """Delete what only a running job needs: its folder, previews and shared segments."""
+    """Delete what only an unfinished job needs: its folder, downloads, previews and shared segments."""
     await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
     with contextlib.suppress(StorageUnavailableError):  # it is repeated later
         await blobs.delete_folder(preview_folder(job_id))
         await blobs.delete_folder(shared_folder(job_id))
+        await blobs.delete_folder(download_folder(job_id))
 
 
 class JobRunner:

@@ -104,7 +104,7 @@ class Supervisor:
     async def delete_orphaned_files(self) -> None:
         """Delete files of jobs that ended elsewhere, between two attempts, or just before a crash."""
         job_ids = {folder.name for folder in self._job_folder.glob("*")}
-        for folder_name in ("previews", "shared"):
+        for folder_name in ("downloads", "previews", "shared"):
             job_ids |= {blob.name.split("/")[1] for blob in await self._blobs.list_folder(folder_name)}
         for folder in self._helper_folder.glob("*"):  # of processes that were killed, on any machine
             if folder.stat().st_mtime < time.time() - HELPER_FILES_S:

@@ -132,6 +132,7 @@ def test_sync_mode_matches_golden_bodies(end: str, make_api: Callable[..., Api])
         """What a worker does, in the application's own loop."""
         jobs = api.server.jobs
         await jobs.job_available.wait()
+        api.end_downloads()
         record = await jobs.claim()
         assert record is not None
         if end == "completed":

@@ -57,8 +57,14 @@ class Api:
         assert answer.status_code == 200, answer.text
         return str(answer.json()["data"]["id"])
 
+    def end_downloads(self) -> None:
+        """Let waiting jobs start: this process has no devices and downloads nothing."""
+        for job_id, _ in self.server.store.waiting_jobs():
+            self.server.store.change(job_id, time.time(), job_state.inputs_ready)
+
     def begin(self) -> Record:
         """What a worker does first."""
+        self.end_downloads()
         record = self.server.store.claim(time.time(), self.server.jobs.policy)
         assert record is not None
         return record

@@ -16,6 +16,7 @@ def test_waiting_job_has_an_estimated_start(api: Api) -> None:
     assert "estimated_start" not in view["timings"]  # nobody knows yet
     call = api.client.portal.call if api.client.portal is not None else None
     assert call is not None
+    api.end_downloads()
     running: Record = call(jobs.claim)
     began, output = running.job.started_at, Output("results/x.mp4", 1.0)
     assert began is not None
