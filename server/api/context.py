@@ -330,6 +330,13 @@ class ApiContext:
             raise
 
 
+def size_mismatch(received: int, size: int) -> ApiError:
+    """Return the error for an upload of another size than its ticket's; it may have more bytes than that."""
+    count, status = ("more", 413) if received > size else (str(received), 400)
+    sentence = f"The ticket is for {size} bytes, and {count} were sent: request one for the right size."
+    return ApiError(status, sentence, "upload_size_mismatch")
+
+
 async def _check_size(chunks: AsyncIterator[bytes], size: int | None) -> AsyncIterator[bytes]:
     """Pass the chunks of an upload on; see `store_upload`."""
     received = 0
@@ -339,9 +346,7 @@ async def _check_size(chunks: AsyncIterator[bytes], size: int | None) -> AsyncIt
             break
         yield chunk
     if size is not None and received != size:
-        count, status = ("more", 413) if received > size else (str(received), 400)
-        sentence = f"The ticket is for {size} bytes, and {count} were sent: request one for the right size."
-        raise ApiError(status, sentence, "upload_size_mismatch")
+        raise size_mismatch(received, size)
     if received == 0:
         raise ApiError(400, "The file is empty: send one with content.", "upload_empty")
 

@@ -16,7 +16,7 @@ from fastapi import Request as HttpRequest
 from fastapi.responses import Response, StreamingResponse
 
 from server.api.auth import Scope
-from server.api.context import MEDIA_TYPES, ApiContext, Upload, file_too_large
+from server.api.context import MEDIA_TYPES, ApiContext, Upload, file_too_large, size_mismatch
 from server.api.errors import ApiError
 from server.api.schemas import read_json_object
 from server.api.submission import format_time
@@ -121,6 +121,9 @@ def mount(app: FastAPI, context: ApiContext) -> None:
             raise ApiError(403, "This upload link is damaged: copy it again.", "link_damaged")
         if state is LinkState.EXPIRED:
             raise ApiError(403, "This upload link has expired: request a new one.", "link_expired")
+        announced = http.headers.get("content-length", "")
+        if announced.isdecimal() and int(announced) != size:  # before the client sends it all
+            raise size_mismatch(int(announced), size)
         await context.receive_upload(name, http.stream(), size)
         return Response(status_code=200)
 

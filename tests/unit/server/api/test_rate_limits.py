@@ -5,7 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+from server.settings import Settings
 from tests.support.application import Api
+
+
+def test_default_limits_let_hundreds_of_clients_wait_on_one_key() -> None:
+    clients, polls_per_minute = 200, 120  # the most impatient client polls twice a second
+    assert Settings().reads_per_minute > 2 * clients * polls_per_minute
 
 
 def test_polls_do_not_use_up_submissions(make_api: Callable[..., Api]) -> None:
