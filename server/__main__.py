@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import signal
-import socket
 import sys
 import time
 from dataclasses import replace
@@ -18,6 +17,7 @@ from server.api.http_limits import ConnectionLimits, ProtocolFactory, raise_file
 from server.app import Server, create_app
 from server.logs import configure_logging
 from server.settings import Settings, SettingsError, load_settings, settings_table
+from server.start import WorkerCheck, check_hook, format_host, open_listener
 from server.storage.blobs import StorageUnavailableError
 from server.store import AlreadyOpenError, DatabaseUnavailableError
 
@@ -25,7 +25,8 @@ NO_DEVICE = ("none",)
 NVIDIA_GPUS = Path("/proc/driver/nvidia/gpus")
 
 
-def main() -> int:
+def main(argv: list[str] | None = None) -> int:
+    """Run the server; `argv` replaces the arguments of the process. Returns the exit status."""
     parser = argparse.ArgumentParser(
         prog="lipsync serve",
         description="Serve lip-sync over HTTP. Settings are read from LIPSYNC_<NAME> in the environment, "
@@ -36,14 +37,19 @@ def main() -> int:
     parser.add_argument("--host", help="address to listen on")
     parser.add_argument("--port", type=int, help="port to listen on; 0 chooses a free one")
     parser.add_argument("--data-dir", help="folder of database, uploads and results")
-    parser.add_argument("--check", action="store_true", help="check settings and database, then exit")
-    arguments = vars(parser.parse_args())
+    parser.add_argument("--check", action="store_true", help="check all that a start needs, then exit")
+    arguments = vars(parser.parse_args(argv))
     check_only = arguments.pop("check")
     try:
         settings = load_settings(**{name: value for name, value in arguments.items() if value is not None})
         configure_logging(settings.log_format)
-        server = Server(settings, () if settings.devices == NO_DEVICE else settings.devices or _all_devices())
+        check_hook(settings.job_hook)
+        devices = () if settings.devices == NO_DEVICE else settings.devices or _all_devices()
+        listener = open_listener(settings.host, settings.port)
+        worker_check = WorkerCheck(settings, devices, with_devices=check_only)
+        server = Server(settings, devices)
         server.blobs.check_access()
+        worker_check.require_success()
     except StorageUnavailableError as error:
         print(f"error: cannot use the storage: {error}", file=sys.stderr)  # noqa: T201
         return 2
@@ -56,12 +62,12 @@ def main() -> int:
     if check_only:
         server.jobs.close()
         server.store.close()
-        print("settings and database are valid")  # noqa: T201
+        listener.close()
+        print("settings, address, database, storage, hook, model and signer are valid")  # noqa: T201
         return 0
     # uvicorn drains on a signal and then raises it again: exit with status 0 here.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: sys.exit(0))
-    listener = socket.create_server((settings.host, settings.port))
     _print_banner(server, settings, listener.getsockname()[1])
     limits = ConnectionLimits()
     limits = replace(limits, max_connections=min(limits.max_connections, raise_file_limit()))
@@ -98,7 +104,7 @@ def _all_devices() -> tuple[str, ...]:
 
 def _print_banner(server: Server, settings: Settings, port: int) -> None:
     """Print the address; on the first start create an API key and print it once."""
-    url = str(settings.public_url or f"http://{settings.host}:{port}").rstrip("/")
+    url = str(settings.public_url or f"http://{format_host(settings.host)}:{port}").rstrip("/")
     lines = [f"lipsync server: {url}   model: {settings.model}   data: {settings.data_dir}"]
     if not server.store.list_keys():
         text, _ = create_key(

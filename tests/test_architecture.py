@@ -40,7 +40,7 @@ SERVER_LAYERS: list[set[str]] = [
     {"workers"},
     {"metrics"},
     {"api"},
-    {"app"},
+    {"app", "start"},
     {"cluster"},
     {"cli", "__main__"},
 ]
@@ -76,6 +76,7 @@ OWNERS = {
         "lipsync_engine.batch",  # workers
         "lipsync_engine.provenance",  # the operator's signer
         "server.workers.process",  # workers
+        "server.start",  # the check of the workers
         "server.cli.cluster",  # Ray's own command
     },
     "ray": {
@@ -86,6 +87,7 @@ OWNERS = {
     },
     "lipsync_engine": {
         "lipsync_engine",
+        "server.workers.check",
         "server.workers.main",
         "server.workers.segment_client",
         "server.cluster.ray",

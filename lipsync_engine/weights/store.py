@@ -109,6 +109,17 @@ class WeightsStore:
                 return f"{state}: {names[0] if len(names) == 1 else f'{len(names)} of {len(reports)} files'}"
         return "ready"
 
+    def require_complete(self, name: str) -> None:
+        """Check that every file of a model and its components is there in full, without hashing.
+
+        Raises:
+            WeightsError: as `verified_files`.
+        """
+        for model_file in self._model_files(name):
+            report = self._report_unhashed(model_file)
+            if report.state not in (FileState.PRESENT, FileState.VERIFIED):
+                raise self._unusable_error(name, model_file, report)
+
     def verified_files(self, name: str) -> dict[str, Path]:
         """Verify every file of a model and its components, and return role → path.
 

@@ -32,6 +32,8 @@ LIBPQ_OPTIONS = {
     "tcp_user_timeout": 1000 * STATEMENT_TIMEOUT_S,  # in ms, for a host that vanished
 }
 
+DRIVERS = {"sqlite", "postgresql+psycopg"}
+
 MIGRATION_LOCK = 7215
 """PostgreSQL's advisory lock under which one process after the other brings the tables up to date."""
 
@@ -58,7 +60,7 @@ class Database:
     """
 
     def __init__(self, url: str, *, clock_interval_s: float = 10.0, ping_after_s: float = 1.0) -> None:
-        self._url = make_url(url)
+        self._url = _parse_url(url)
         self._file_lock = _lock_file(self._url)
         self._engine = _create_engine(self._url, ping_after_s)
         self._writer = self._engine.execution_options(writing=True)
@@ -207,6 +209,19 @@ class Database:
                 connection.execute(sa.select(sa.func.pg_advisory_xact_lock(MIGRATION_LOCK)))
             config.attributes["connection"] = connection
             command.upgrade(config, "head")
+
+
+def _parse_url(url: str) -> URL:
+    try:
+        parsed = make_url(url)
+    except sa.exc.ArgumentError:
+        parsed = None
+    if parsed is None or parsed.drivername not in DRIVERS:
+        raise DatabaseUnavailableError(
+            "database_url is not one of SQLite or PostgreSQL: write sqlite:////PATH/FILE or "
+            "postgresql+psycopg://USER:PASSWORD@HOST/DATABASE"
+        )
+    return parsed
 
 
 def _lock_file(url: URL) -> FileLock | None:
