@@ -32,6 +32,7 @@ ContentCheck = Literal["off", "flag", "refuse"]
 Marking = Literal["required", "best_effort", "off"]
 PortraitMotion = Literal["still", "natural", "generated"]
 Preset = Literal["default", "fast", "fastest"]
+Hdr = Literal["tonemap", "refuse"]
 Names = Annotated[tuple[str, ...], NoDecode]
 """Comma-separated in the environment, a list in the file."""
 
@@ -96,6 +97,11 @@ class Settings(BaseSettings):
         "natural",
         description="Head motion of portraits in requests without one: still, natural, or generated, which "
         "alone uses prompts and needs an image-to-video model.",
+    )
+    hdr: Hdr = Field(
+        "tonemap",
+        description="HDR video (PQ, HLG) in requests without `hdr`: `tonemap` to SDR, with a warning, or "
+        "`refuse`.",
     )
     devices: Names = Field(
         (),

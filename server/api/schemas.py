@@ -199,8 +199,8 @@ OPTIONS: Final[dict[str, dict[str, Any]]] = {
         "description": "Codec of the result: H.264 with 8 bits, or HEVC Main 10.",
     },
     "hdr": {
-        "type": "string", "enum": ["tonemap", "refuse"], "default": "tonemap",
-        "description": "HDR video (PQ, HLG): tone-map it to SDR, or refuse it.",
+        "type": "string", "enum": ["tonemap", "refuse"],
+        "description": "HDR video (PQ, HLG): tone-map it to SDR, or refuse it; absent: the server's default.",
     },
     "order": {
         "type": "string", "enum": ["meanwhile", "left_right", "right_left"], "default": "meanwhile",

@@ -190,7 +190,10 @@ async def build_request(
         sources.append(source)
     options, settings = job_input.options, context.settings
     options = dataclasses.replace(
-        options, motion=options.motion or settings.portrait_motion, preset=options.preset or settings.preset
+        options,
+        motion=options.motion or settings.portrait_motion,
+        preset=options.preset or settings.preset,
+        hdr=options.hdr or settings.hdr,
     )
     return Request(
         dialect=dialect,

@@ -54,6 +54,19 @@ def test_every_dialect_accepts_a_consent_reference(api: Api) -> None:
         assert (answer.status_code, answer.json()["error_code"]) == (400, "invalid_parameter")
 
 
+def test_hdr_setting_holds_for_requests_without_the_option(make_api: Make) -> None:
+    for setting in ("tonemap", "refuse"):
+        api = make_api(hdr=setting)
+        for options, expected in (
+            ({}, setting),
+            ({"hdr": "tonemap"}, "tonemap"),
+            ({"hdr": "refuse"}, "refuse"),
+        ):
+            record = api.server.store.get(api.submit(**options))
+            assert record is not None
+            assert record.request.options.hdr == expected
+
+
 def test_required_consent_is_enforced(make_api: Make) -> None:
     api = make_api(require_consent=True)
     body = studio_body()["formState"]
