@@ -47,6 +47,9 @@ LOOK_AHEAD_S, HANGOVER_S = 0.10, 0.12
 """Lips move before the voice is audible and close after it."""
 
 RAMP_S = 0.14
+PAUSE_STEPS_PER_S = 100
+"""Resolution of `find_pauses`."""
+
 MIN_PAUSE_S = LOOK_AHEAD_S + HANGOVER_S + 2 * RAMP_S
 """A shorter pause leaves no time to close the mouth and open it again."""
 
@@ -88,6 +91,22 @@ class VoiceActivity:
         distance = np.clip(np.minimum(until_next, since_last), 0.0, RAMP_S)
         gate: FloatArray = (0.5 + 0.5 * np.cos(np.pi * distance / RAMP_S)).astype(np.float32)
         return gate
+
+
+def find_pauses(chunks: Iterable[npt.NDArray[np.int16]], network: SileroVad) -> list[tuple[float, float]]:
+    """Return (start, stop) in seconds of the pauses in which a job's voice gate would be closed.
+
+    Args:
+        chunks: samples at 16 kHz, mono.
+        network: from `silero.load_silero`.
+    """
+    detector, n_samples = VoiceDetector(network), 0
+    for chunk in chunks:
+        detector.add(chunk)
+        n_samples += len(chunk)
+    times_s = np.arange(n_samples * PAUSE_STEPS_PER_S // SAMPLES_PER_S) / PAUSE_STEPS_PER_S
+    is_closed = detector.finish().gate(times_s) < 0.5
+    return [(start / PAUSE_STEPS_PER_S, stop / PAUSE_STEPS_PER_S) for start, stop in runs_of(is_closed)]
 
 
 class VoiceDetector:

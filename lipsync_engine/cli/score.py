@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from contextlib import closing
 from pathlib import Path
 from typing import Annotated
 
@@ -36,11 +37,13 @@ def score_video_file(
     device: Device = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead.")] = False,
 ) -> None:
-    """Measure how well the lips in VIDEO match its voice.
+    """Measure how well the lips in VIDEO match its voice, and where the voice pauses.
 
     Exit status: 0; 1 if the video misses --min-confidence.
     """
     from lipsync_engine import media
+    from lipsync_engine.audio.silero import load_silero
+    from lipsync_engine.audio.vad import find_pauses
     from lipsync_engine.device import choose_device
     from lipsync_engine.faces.registry import load_detector
     from lipsync_engine.sync_score import find_installed_scorer, score_video
@@ -58,10 +61,16 @@ def score_video_file(
     media.probe_audio(audio or video)
     choice = None if face is None else FaceChoice.parse(face)
     score = score_video(video, audio or video, scorer, load_detector(detector, store), choice)
+    with closing(media.read_audio(audio or video)) as samples:
+        pauses_s = find_pauses(samples, load_silero())
     if as_json:
-        out.print_json(json.dumps(dataclasses.asdict(score)), indent=None, highlight=False)
+        text = json.dumps({**dataclasses.asdict(score), "pauses_s": pauses_s})
+        out.print_json(text, indent=None, highlight=False)
     else:
         out.print(f"{video.name}: {describe_sync_score(score)}", soft_wrap=True)
+        if pauses_s:
+            times = ", ".join(f"{start_s:.1f}-{stop_s:.1f}" for start_s, stop_s in pauses_s)
+            out.print(f"  voice gate closed at {times} s", soft_wrap=True, highlight=False)
     is_off = abs(score.offset_frames) > MAX_OFFSET_FRAMES
     if min_confidence is not None and (score.confidence < min_confidence or is_off):
         raise typer.Exit(NOT_IN_SYNC)

@@ -9,6 +9,7 @@ import { computePeaks, drawConfidence, drawWaveform } from "./wave.js";
 
 const MAX_DRIFT_PLAYING_S = 0.06;
 const MAX_DRIFT_PAUSED_S = 0.02;
+const MAX_LISTED_PAUSES = 5;
 const FRAME_MS = 40; // of the lip-sync score, which counts at 25 fps
 
 /** Longer results get no waveform: it needs the whole file in memory. */
@@ -106,10 +107,10 @@ class Comparison {
     this.position = h("span", { class: "clock" }, "0:00 / 0:00");
     this.waveform = h("canvas", { class: "wave-line", "aria-hidden": "true" });
     this.loadWaveform();
-    const { sync } = this.job.output;
+    const { sync, pauses_s } = this.job.output;
     if (sync) this.confidenceCurve = h("canvas", { class: "fit-line", "aria-hidden": "true" });
     const bar = h("div", { class: "transport" }, this.play, h("div", { class: "track" }, this.waveform, this.seek, this.confidenceCurve), this.position);
-    return [bar, sync && h("p", { class: "fit quiet" }, confidenceText(sync))];
+    return [bar, sync && h("p", { class: "fit quiet" }, confidenceText(sync)), pauses_s.length > 0 && h("p", { class: "pauses quiet" }, pausesText(pauses_s))];
   }
 
   onMetadata(from_s) {
@@ -138,8 +139,9 @@ class Comparison {
     this.seek.value = at_s;
     this.seek.setAttribute("aria-valuetext", formatPosition(at_s));
     this.position.textContent = `${formatPosition(at_s)} / ${formatPosition(this.result.duration || 0)}`;
-    if (this.confidenceCurve) drawConfidence(this.confidenceCurve, this.job.output.sync.curve, this.result.duration || 1);
-    if (this.peaks) drawWaveform(this.waveform, this.peaks, at_s / (this.result.duration || 1));
+    const { sync, pauses_s } = this.job.output;
+    if (this.confidenceCurve) drawConfidence(this.confidenceCurve, sync.curve, this.result.duration || 1, pauses_s);
+    if (this.peaks) drawWaveform(this.waveform, this.peaks, at_s, this.result.duration || 1, pauses_s);
     const { element, isVideo } = this.original;
     if (!isVideo || element.readyState === 0) return;
     const [target_s, isForwards] = sourceTime(at_s, element.duration, this.mode);
@@ -172,6 +174,14 @@ class Comparison {
 function confidenceText({ confidence, offset_frames: delay }) {
   const text = t(delay === 0 ? "compare.fit" : delay > 0 ? "compare.fit.late" : "compare.fit.early", { value: confidence.toFixed(1), time: Math.abs(delay) * FRAME_MS });
   return joinSentences([text, t("compare.fit.why")]);
+}
+
+/** Describe how long the lips rest, and list the first pauses. */
+function pausesText(pauses_s) {
+  const total_s = pauses_s.reduce((sum, [start_s, stop_s]) => sum + stop_s - start_s, 0);
+  const times = pauses_s.slice(0, MAX_LISTED_PAUSES).map(([start_s, stop_s]) => `${start_s.toFixed(1)}–${stop_s.toFixed(1)}`);
+  if (pauses_s.length > times.length) times.push("…");
+  return t("compare.pauses", { seconds: total_s.toFixed(1), times: times.join(", ") });
 }
 
 function createFigure(element, caption, kind) {

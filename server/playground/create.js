@@ -324,7 +324,7 @@ class FileField {
     const canvas = h("canvas", { "aria-hidden": "true" });
     if (!this.file || this.file.size > MAX_WAVEFORM_BYTES) return null;
     const peaks = this.file.arrayBuffer().then(computePeaks);
-    peaks.then((values) => canvas.isConnected && drawWaveform(canvas, values, 1), () => canvas.remove());
+    peaks.then((values) => canvas.isConnected && drawWaveform(canvas, values, 1, 1, []), () => canvas.remove());
     return canvas;
   }
 

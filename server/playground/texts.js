@@ -185,6 +185,7 @@ const TEXTS = {
   "compare.fit.late": ["Lip-sync confidence: {value}, lips {time} ms late.", "口型同步置信度：{value}，口型滞后 {time} 毫秒。"],
   "compare.fit.early": ["Lip-sync confidence: {value}, lips {time} ms early.", "口型同步置信度：{value}，口型提前 {time} 毫秒。"],
   "compare.fit.why": ["The curve shows it over time; near 0, lips and audio do not match.", "曲线显示置信度随时间的变化，接近 0 表示口型与音频不匹配。"],
+  "compare.pauses": ["Voice gate closed for {seconds} s, shaded above. The lips rest at: {times} s.", "语音门关闭 {seconds} 秒（上方阴影部分），口型静止于：{times} 秒。"],
   "compare.download": ["Download", "下载"],
   "compare.code": ["Use the API", "通过 API 调用"],
   "compare.copy": ["Copy", "复制"],

@@ -1,4 +1,4 @@
-// Curves below a video: the waveform of its audio, and the lip-sync confidence.
+// Curves below a video: the waveform of its audio, and the lip-sync confidence. Pauses are shaded in both.
 
 const COLUMNS = 600;
 
@@ -28,17 +28,32 @@ function prepareCanvas(canvas) {
   return { ratio, width, height, paint: canvas.getContext("2d"), style: getComputedStyle(canvas) };
 }
 
-/** Draw peaks as bars; those before `position` (0 to 1) in the accent colour. */
-export function drawWaveform(canvas, peaks, position) {
-  const { ratio, width, height, paint, style } = prepareCanvas(canvas);
+const PAUSE_OPACITY = 0.22;
+
+/** Shade the times in which the voice gate is closed: pairs of seconds. */
+function shadePauses({ width, height, paint, style }, pauses_s, length_s) {
+  paint.globalAlpha = PAUSE_OPACITY;
+  paint.fillStyle = style.getPropertyValue("caret-color");
+  for (const [start_s, stop_s] of pauses_s) paint.fillRect((start_s / length_s) * width, 0, ((stop_s - start_s) / length_s) * width, height);
+  paint.globalAlpha = 1;
+}
+
+/**
+ * Draw peaks as bars; those before `at_s` in the accent colour.
+ * @param {[number, number][]} pauses_s start and stop of each pause
+ */
+export function drawWaveform(canvas, peaks, at_s, length_s, pauses_s) {
+  const drawing = prepareCanvas(canvas);
+  const { ratio, width, height, paint, style } = drawing;
   const bar = 3 * ratio;
   const count = Math.max(1, Math.floor(width / bar));
   paint.clearRect(0, 0, width, height);
+  shadePauses(drawing, pauses_s, length_s);
   for (let k = 0; k < count; k += 1) {
     const from = Math.floor((k * peaks.length) / count);
     const to = Math.max(from + 1, Math.floor(((k + 1) * peaks.length) / count));
     const barHeight = Math.max(ratio, Math.max(...peaks.subarray(from, to)) * (height - 2));
-    paint.fillStyle = k / count < position ? style.color : style.getPropertyValue("outline-color");
+    paint.fillStyle = k / count < at_s / length_s ? style.color : style.getPropertyValue("outline-color");
     paint.fillRect(k * bar, (height - barHeight) / 2, bar - ratio, barHeight);
   }
 }
@@ -50,9 +65,11 @@ const TOP_CONFIDENCE = 3;
 /**
  * Draw the lip-sync confidence over time, with gaps where it was not measured.
  * @param {[number, number][]} curve seconds and confidence, in order
+ * @param {[number, number][]} pauses_s start and stop of each pause
  */
-export function drawConfidence(canvas, curve, length_s) {
-  const { ratio, width, height, paint, style } = prepareCanvas(canvas);
+export function drawConfidence(canvas, curve, length_s, pauses_s) {
+  const drawing = prepareCanvas(canvas);
+  const { ratio, width, height, paint, style } = drawing;
   const top = Math.max(TOP_CONFIDENCE, ...curve.map(([, value]) => value));
   const x = (at_s) => (at_s / length_s) * width;
   const y = (value) => height - ratio - (Math.max(0, value) / top) * (height - 3 * ratio);
@@ -62,6 +79,7 @@ export function drawConfidence(canvas, curve, length_s) {
     runs.at(-1).push([x(at_s), y(value)]);
   });
   paint.clearRect(0, 0, width, height);
+  shadePauses(drawing, pauses_s, length_s);
   for (const run of runs) {
     paint.beginPath();
     for (const [across, down] of run) paint.lineTo(across, down);

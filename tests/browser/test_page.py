@@ -38,6 +38,36 @@ PAINTED = """(() => {
 })()"""
 
 
+PAUSES = """async () => {
+    const { drawConfidence, drawWaveform } = await import('/playground/wave.js');
+    const { createComparison } = await import('/playground/compare.js');
+    const pauses_s = [[1, 2.5], [3, 3.5]];
+    const sync = { confidence: 5, offset_frames: 0, curve: [] };
+    const output = { url: '/none.mp4', duration_s: 1e6, sync, pauses_s };
+    const job = { id: 'x', model: 'm', output, request: { path: '/x', input: {}, files: {}, body: {} } };
+    const { view } = createComparison(job);
+    document.body.append(view);
+    const isShaded = (name, draw) => {
+        const canvas = document.createElement('canvas');
+        canvas.className = name;
+        document.querySelector('.track').append(canvas);
+        draw(canvas);
+        const { data } = canvas.getContext('2d').getImageData(0, 1, canvas.width, 1);
+        const at = (second) => data[4 * Math.floor((second / 4) * canvas.width) + 3] > 0;
+        canvas.remove();
+        return [0.5, 1.2, 2.2, 2.8, 3.2, 3.8].map(at);
+    };
+    const found = [
+        isShaded('wave-line', (canvas) => drawWaveform(canvas, new Float32Array(600), 0, 4, pauses_s)),
+        isShaded('fit-line', (canvas) => drawConfidence(canvas, [], 4, pauses_s)),
+        view.querySelector('.pauses').textContent,
+    ];
+    view.remove();
+    return found;
+}"""
+"""Where both curves shade two pauses of 4 s, and the sentence below them."""
+
+
 @pytest.fixture(scope="session")
 def long_voice(make_voice: Callable[[float], Path]) -> Path:
     return make_voice(LONG_S)
@@ -302,6 +332,14 @@ def test_two_speakers_of_a_video_become_segments(open_tab: OpenTab, clip: Path, 
     page.wait_for_selector("#go")
     assert page.is_checked("input[value=several]")
     assert page.locator(".media .slot .shown").count() == 3
+
+
+def test_comparison_shades_and_lists_pauses(open_tab: OpenTab) -> None:
+    tab = open_tab()
+    tab.expected_messages += ["Canvas2D: Multiple readback", "404"]
+    waveform, confidence, text = tab.page.evaluate(PAUSES)
+    assert waveform == confidence == [False, True, True, False, True, False]
+    assert text == "Voice gate closed for 2.0 s, shaded above. The lips rest at: 1.0–2.5, 3.0–3.5 s."
 
 
 def test_key_is_created_and_revoked(server: LiveServer, open_tab: OpenTab) -> None:

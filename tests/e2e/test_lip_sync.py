@@ -78,6 +78,7 @@ def test_lips_follow_the_voice(voice: Path, truth: Truth, tmp_path: Path, lipsyn
     )
     measured = json.loads(scored_again.stdout)
     assert (scored_again.returncode, measured["network"]) == (0, "sync-tiny")
+    assert all(0 <= start_s < stop_s for start_s, stop_s in measured["pauses_s"])
     of_job = re.search(r"lips and voice: confidence (\S+), lips (at the same time|1 frame)", result.stdout)
     print(measured, result.stdout)
     assert of_job is not None  # measured by the plan, over other stretches

@@ -11,7 +11,7 @@ import torch
 
 from lipsync_engine.audio import vad
 from lipsync_engine.audio.silero import SileroVad, load_silero
-from lipsync_engine.audio.vad import VoiceActivity, VoiceDetector
+from lipsync_engine.audio.vad import VoiceActivity, VoiceDetector, find_pauses
 from tests.support.paths import DEMO_VOICE, SHARED
 
 torch.set_num_threads(1)
@@ -219,6 +219,12 @@ def test_gate_closes_after_the_end(network: SileroVad) -> None:
     samples = read_wav(DEMO_VOICE)[: 3 * RATE]
     gate = detect(network, samples).gate(np.array([2.9, 3.0, 3.5, 103.0]))
     assert gate.tolist() == [1.0, 1.0, 0.0, 0.0]
+
+
+def test_pauses_are_where_the_gate_is_closed(network: SileroVad) -> None:
+    silence = np.zeros(2 * RATE, np.int16)
+    assert find_pauses([silence[:1000], silence[1000:]], network) == [(0.0, 2.0)]
+    assert find_pauses([], network) == []
 
 
 def test_gate_opens_early_closes_late_and_never_jumps() -> None:
