@@ -141,6 +141,16 @@ class FaceChoice:
                 "(0 is the leftmost), or X,Y@SECONDS such as 640,300@1.5."
             ) from None
 
+    def __str__(self) -> str:
+        """Return the text that `parse` reads."""
+        match self.rule:
+            case FaceRule.INDEX:
+                return str(self.index)
+            case FaceRule.POINT:
+                return f"{self.x:g},{self.y:g}@{self.time_s:g}"
+            case rule:
+                return rule.value
+
 
 @dataclass(frozen=True, slots=True)
 class Speaker:

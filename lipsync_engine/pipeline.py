@@ -531,6 +531,12 @@ def _warnings(
             f"{sum(untouched.values())} of {plan.n_frames} frames are left as they are: "
             f"{faces.describe_untouched(untouched)}.",
         )
+    if plan.header.people:
+        yield JobWarning(
+            WarningCode.SEVERAL_PEOPLE,
+            f"The video shows several people, and the largest face speaks: {plan.header.people}. Choose "
+            "another face by its number, left, right or position.",
+        )
     hdr = plan.header.video.hdr
     if hdr is not None:
         yield JobWarning(

@@ -30,6 +30,7 @@ class WarningCode(StrEnum):
     HDR_TONE_MAPPED = "hdr_tone_mapped"
     FRAMES_UNTOUCHED = "frames_untouched"
     MOUTH_COVERED = "mouth_covered"
+    SEVERAL_PEOPLE = "several_people"
 
 
 class JobWarning(str):

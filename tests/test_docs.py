@@ -249,6 +249,8 @@ LINTED = (
     "lipsync_engine.cli",
     "lipsync_engine.device",
     "lipsync_engine.errors",
+    "lipsync_engine.face_report",
+    "lipsync_engine.faces",
     "lipsync_engine.media",
     "lipsync_engine.models",
     "lipsync_engine.params",

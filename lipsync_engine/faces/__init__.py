@@ -5,7 +5,13 @@ The package depends on neither codecs nor models: frames come in as arrays.
 
 from lipsync_engine.faces.cache import AnalysisCache, analysis_key
 from lipsync_engine.faces.detect import Detection, FaceDetector, FaceMeshDetector, Landmark106Detector
-from lipsync_engine.faces.selection import choose_speaker, load_faces_file, speaker_paths
+from lipsync_engine.faces.selection import (
+    choose_speaker,
+    count_people,
+    describe_people,
+    load_faces_file,
+    speaker_paths,
+)
 from lipsync_engine.faces.smoothing import (
     UNTOUCHED_TEXT,
     FacePath,
@@ -31,8 +37,10 @@ __all__ = [
     "UntouchedReason",
     "analysis_key",
     "choose_speaker",
+    "count_people",
     "count_reasons",
     "covered_intervals",
+    "describe_people",
     "describe_untouched",
     "load_faces_file",
     "merge_shots",

@@ -52,6 +52,8 @@ BOX_POINTS = np.array([[0.27, 0.27], [0.73, 0.27], [0.50, 0.52]], dtype=np.float
 """Where the alignment points lie in a face box, for boxes without points. Measured on YuNet's boxes."""
 
 MAX_FILE_BYTES = 64 * 2**20
+MAX_LISTED = 6
+"""Messages list at most this many faces."""
 
 
 def speaker_paths(
@@ -83,8 +85,8 @@ def speaker_paths(
         if both.any() and np.array_equal(one.points[both], other.points[both]):
             raise FaceError(
                 ErrorCode.FACE_CHOICE_UNMATCHED,
-                "Two of the speakers are the same person in the video: choose other faces, or use a video in "
-                "which everybody is seen.",
+                "Two of the speakers are the same person in the video: choose another face for one of them, "
+                f"or use a video that shows both. The video shows {describe_people(tracks)}.",
             )
     return paths
 
@@ -113,7 +115,7 @@ def choose_speaker(
     if tracks.is_complete and not tracks.tracks:
         raise FaceError(
             ErrorCode.FACE_NOT_FOUND,
-            f"No face was found in the picture: it must be at least {MIN_FACE_PX} px wide and turned to the "
+            f"The video shows no face: it must be at least {MIN_FACE_PX} px wide and turned to the "
             "camera. The tiny model knows drawn presenters only; people need a LatentSync model "
             "(docs/models.md).",
         )
@@ -142,12 +144,45 @@ def choose_speaker(
             reasons[first:stop], is_covered[first:stop] = path.reasons, path.is_covered
             breaks[first:stop] |= path.jumps
     if tracks.is_complete and not is_matched:
+        rule = f"face={choice}" if mask is None else "the mask"
         raise FaceError(
             ErrorCode.FACE_CHOICE_UNMATCHED,
-            f"The face asked for was not found; at most {max_faces} face(s) are seen together. Faces are "
-            "counted from the left, starting at 0.",
+            f"No face matches {rule}: the video shows at most {max_faces} at once. Choose one of "
+            f"{describe_people(tracks)}.",
         )
     return FacePath(points, weight, reasons, is_covered, np.cumsum(breaks), n_settled)
+
+
+def count_people(tracks: FaceTracks) -> int:
+    """Return how many faces that a rule can select are visible together, at most."""
+    return max((len(row) for row in _selectable_rows(tracks)), default=0)
+
+
+def describe_people(tracks: FaceTracks) -> str:
+    """List the faces that a number selects, with position and time: "face 0 at 9,7 from 0 to 4.2 s, …"."""
+    rows = _selectable_rows(tracks)
+    people = [
+        f"face {number} at {x:.0f},{y:.0f} from {start_s:.1f} to {stop_s:.1f} s"
+        for row in rows
+        for number, track in enumerate(row)
+        for x, y in [np.median((track.boxes[:, :2] + track.boxes[:, 2:]) / 2, axis=0)]
+        for start_s, stop_s in [tracks.pts_s[track.frames[[0, -1]]]]
+    ]
+    if len(people) > MAX_LISTED:
+        people = [*people[:MAX_LISTED], f"{len(people) - MAX_LISTED} more"]
+    return ", ".join(people) or "no usable face"
+
+
+def _selectable_rows(tracks: FaceTracks) -> list[list[Track]]:
+    """Return the tracks that numbers select in each shot, from left to right."""
+    rows = []
+    for shot in np.unique(tracks.shots):
+        first, stop = np.searchsorted(tracks.shots, [shot, shot + 1])
+        until = int(np.searchsorted(tracks.pts_s[:stop], tracks.pts_s[first] + CHOICE_S))
+        parts = [part for track in tracks.tracks if (part := track.between(first, until)) is not None]
+        by_id = {track.track_id: track for track in tracks.tracks}
+        rows.append([by_id[part.track_id] for part in _significant(parts, until - first)])
+    return rows
 
 
 def load_faces_file(path: Path, tracks: FaceTracks) -> FaceTracks:

@@ -50,6 +50,7 @@ class PlanHeader:
             detected speech.
         covered_s: (start, stop) in seconds of the source where a generated mouth may lie over a hand or
             whatever else covers the face.
+        people: list of the faces where several are visible at once and no choice was made; else empty.
     """
 
     video: VideoInfo
@@ -61,6 +62,7 @@ class PlanHeader:
     matte: VideoInfo | None
     is_gate_bypassed: bool = False
     covered_s: tuple[tuple[float, float], ...] = ()
+    people: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -186,6 +186,7 @@ class Planner:
             self._matte,
             is_gate_bypassed=any(activity.is_bypassed for activity in self._activities),
             covered_s=_find_covered(paths, tracks.pts_s, order[: self._n_audio]),
+            people=self._describe_people(tracks),
         )
         arrays = PlanArrays(
             pts_s=tracks.pts_s,
@@ -198,6 +199,14 @@ class Planner:
             matte_pts_s=self._matte_pts_s,
         )
         return Plan(self._folder, header, arrays, is_complete=is_complete)
+
+    def _describe_people(self, tracks: faces.FaceTracks) -> str:
+        """List the people if several are visible at once and the largest was taken for want of a choice."""
+        params = self._params
+        has_choice = params.faces_file or params.face_mask or params.mask_image
+        if has_choice or list(self._choices) != [FaceChoice()] or faces.count_people(tracks) < 2:
+            return ""
+        return faces.describe_people(tracks)
 
     def _count_certain_frames(self, n_settled: int) -> int:
         """Return how many output frames no later source frame can change.

@@ -47,7 +47,7 @@ def test_usable_face_is_selected_before_a_larger_one_that_is_not() -> None:
         for text in ("largest", "right", "0"):
             path = choose_speaker(tracks, FaceChoice.parse(text), 60.0)
             assert np.allclose(path.points[:, 2, 0], 150, atol=0.5)
-        with pytest.raises(FaceError, match="at most 1 face"):
+        with pytest.raises(FaceError, match="at most 1 at once. Choose one of face 0 at 150,150 "):
             choose_speaker(tracks, FaceChoice.parse("1"), 60.0)
 
 
@@ -108,7 +108,7 @@ def test_missing_face_and_unmatched_choice_are_errors() -> None:
     with pytest.raises(FaceError) as other:
         choose_speaker(two_people(), FaceChoice(FaceRule.INDEX, index=5), 60.0)
     assert other.value.code is ErrorCode.FACE_CHOICE_UNMATCHED
-    assert "2 face" in other.value.message
+    assert "at most 2 at once" in other.value.message
 
 
 def test_faces_file_replaces_the_detector(subtests: pytest.Subtests, tmp_path: Path) -> None:
@@ -154,3 +154,13 @@ def test_bad_faces_file_is_named_in_the_error(text: str, tmp_path: Path) -> None
     path.write_text(text)
     with pytest.raises(ParameterError, match=r"faces\.json"):
         faces.load_faces_file(path, tracker.snapshot(is_complete=True))
+
+
+def test_message_lists_at_most_six_faces_of_all_shots() -> None:
+    script = [[face(150, 150, size=70), face(450, 150, size=110)]] * 50
+    assert faces.count_people(track(script)) == 2
+    assert faces.describe_people(track(script)) == (
+        "face 0 at 150,150 from 0.0 to 2.0 s, face 1 at 450,150 from 0.0 to 2.0 s"
+    )
+    crowd = track([[face(60 + 70 * i, 150, size=60) for i in range(8)]] * 50)
+    assert faces.describe_people(crowd).endswith("face 5 at 410,150 from 0.0 to 2.0 s, 2 more")
