@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import getpass
 import re
 import shutil
 import socket
@@ -58,9 +59,10 @@ def run_proxy(program: str, configuration: str, port: int, folder: Path) -> Iter
     if program == "nginx":
         names = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
         paths = "".join(f"{name}_temp_path {folder / name};" for name in names)
-        head = f"daemon off; pid {folder}/pid; error_log {folder}/error.log; events {{}}"
+        log_file, user = folder / "error.log", getpass.getuser()  # as root, its workers would be nobody
+        head = f"user {user}; daemon off; pid {folder}/pid; error_log {log_file}; events {{}}"
         file.write_text(f"{head}\nhttp {{ access_log off; {paths}\n{configuration} }}\n")
-        command = ["nginx", "-e", f"{folder}/error.log", "-p", str(folder), "-c", str(file)]
+        command = ["nginx", "-e", str(log_file), "-p", str(folder), "-c", str(file)]
     else:
         file.write_text(configuration)
         command = ["caddy", "run", "--config", str(file), "--adapter", "caddyfile"]
