@@ -22,7 +22,7 @@ def test_generated_requests_match_the_openapi_document(api: Api) -> None:
 
         @given(case=operation.as_strategy(), with_key=st.booleans())
         @settings(
-            max_examples=4 if costs_a_process else 25,
+            max_examples=3 if costs_a_process else 10,
             deadline=None,
             derandomize=True,
             phases=[Phase.generate],

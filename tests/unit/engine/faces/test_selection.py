@@ -67,7 +67,7 @@ def a_minute_of_people(seed: int) -> list[list[Detection]]:
     return script
 
 
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_settled_rows_stay_whatever_follows(seed: int) -> None:
     script = a_minute_of_people(seed)
     tracker = FaceTracker(
