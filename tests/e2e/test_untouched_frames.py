@@ -49,7 +49,7 @@ def test_job_lists_several_people_unless_one_is_chosen(
         assert len(warnings) == is_listed
         assert all("face 0 at " in w and "face 1 at " in w for w in warnings)
     with pytest.raises(
-        LipSyncError, match="No face matches face=4: .* at most 2 at once. .*face 1 at"
+        LipSyncError, match=r"No face matches face=4: .* at most 2 at once\. .*face 1 at"
     ) as wrong:
         pipeline(pair, short, tmp_path / "out.mp4", SyncParams(face=FaceChoice.parse("4")))
     assert wrong.value.code is ErrorCode.FACE_CHOICE_UNMATCHED

@@ -47,7 +47,7 @@ def test_usable_face_is_selected_before_a_larger_one_that_is_not() -> None:
         for text in ("largest", "right", "0"):
             path = choose_speaker(tracks, FaceChoice.parse(text), 60.0)
             assert np.allclose(path.points[:, 2, 0], 150, atol=0.5)
-        with pytest.raises(FaceError, match="at most 1 at once. Choose one of face 0 at 150,150 "):
+        with pytest.raises(FaceError, match=r"at most 1 at once\. Choose one of face 0 at 150,150 "):
             choose_speaker(tracks, FaceChoice.parse("1"), 60.0)
 
 
