@@ -106,13 +106,16 @@ class Server:
         limits = QueueLimits(settings.max_waiting, settings.max_waiting_per_tenant)
         slots = len(devices) * settings.jobs_per_worker
         self.jobs = JobService(self.store, policy, limits, slots)
-        self.blobs = blobs or Blobs(settings.blob_location)
+        self.blobs = blobs or Blobs(settings.blob_location, credentials=settings.s3_credentials)
         self.transport = Transport(
             TransportPolicy(
                 allow=settings.allow_hosts,
-                max_bytes=settings.max_upload_bytes,
                 total_s=settings.download_timeout_s,
                 min_bytes_per_s=settings.download_min_bytes_per_s,
+                media_hosts=settings.media_hosts,
+                media_ports=settings.media_ports,
+                webhook_ports=settings.webhook_ports,
+                max_bytes=settings.max_upload_bytes,
             )
         )
         self.context = ApiContext(

@@ -1,8 +1,8 @@
 """All settings of the server: environment over file over default.
 
 A setting is `LIPSYNC_<NAME>` in the environment, or `name = value` in the TOML file in `LIPSYNC_CONFIG`. An
-unknown name or an invalid value stops the start with a message that names it. Secrets are not settings: API
-keys are in the database, the link secret is in the data folder.
+unknown name or an invalid value stops the start with a message that names it. `LIPSYNC_<NAME>_FILE` names a
+file with the value, so that secrets need not be in the environment.
 """
 
 from __future__ import annotations
@@ -11,21 +11,38 @@ import ipaddress
 import os
 import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
+from urllib.parse import urlsplit
 
 import platformdirs
-from pydantic import Field, HttpUrl, ValidationError, field_validator
+from pydantic import Field, HttpUrl, ValidationError, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
+    InitSettingsSource,
     NoDecode,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
     TomlConfigSettingsSource,
 )
 
+from server.hosts import HostPattern
+
 PREFIX = "LIPSYNC_"
+FILE_SUFFIX = "_FILE"
 ENGINE_VARIABLES = {"CACHE_DIR", "WEIGHTS_DIR", "FFMPEG", "DEVICE", "CREDENTIALS_DIR", "CONFIG"}
 """LIPSYNC_ variables of the engine, and the one with the path of the settings file."""
+
+PLACEHOLDER = re.compile(
+    r"(choose|change|replace|insert|enter)([\W_]*(me|one|this|it|a|your|with|here|openssl)([\W_].*)?)?"
+    r"|(your[\W_].*|<.*>|passwor[dt]|secret|placeholder|todo|x+|…|\.+)",
+    re.IGNORECASE | re.DOTALL,
+)
+"""Texts that stand for a secret which nobody has chosen yet."""
+
+SECRETS = {"database_url", "s3_secret_key", "first_key", "job_hook_secret"}
+"""Settings whose values no message contains."""
+
+CREDENTIALS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
 
 LogFormat = Literal["text", "json"]
 ContentCheck = Literal["off", "flag", "refuse"]
@@ -33,8 +50,14 @@ Marking = Literal["required", "best_effort", "off"]
 PortraitMotion = Literal["still", "natural", "generated"]
 Preset = Literal["default", "fast", "fastest"]
 Hdr = Literal["tonemap", "refuse"]
+Ports = Annotated[tuple[Annotated[int, Field(gt=0, lt=65536)], ...], NoDecode]
 Names = Annotated[tuple[str, ...], NoDecode]
 """Comma-separated in the environment, a list in the file."""
+
+
+def is_placeholder(text: str) -> bool:
+    """Return whether a text stands for a secret that nobody has chosen yet."""
+    return PLACEHOLDER.fullmatch(text.strip()) is not None
 
 
 class SettingsError(Exception):
@@ -75,8 +98,12 @@ class Settings(BaseSettings):
     blobs: str | None = Field(
         None,
         description="Storage of uploads and results: `s3://BUCKET/PREFIX?endpoint=URL&region=NAME` (only the "
-        "bucket is required; credentials come from AWS' variables). Unset: the data folder.",
+        "bucket is required). Unset: the data folder.",
     )
+    s3_access_key: str | None = Field(
+        None, description="Access key of `blobs`; unset: AWS' variables, files and machine roles."
+    )
+    s3_secret_key: str | None = Field(None, description="Secret of that access key.")
     model: str = Field("tiny", description="Model that the workers load, from `lipsync weights list`.")
     compile: bool = Field(
         False,
@@ -139,8 +166,17 @@ class Settings(BaseSettings):
         True, description="Apply the limits that the vendor of each model id documents."
     )
     allow_hosts: Names = Field(
-        (), description="Private host names and networks that inputs and webhooks may use."
+        (),
+        description="Private hosts and networks that inputs and webhooks may use ([grammar](#hosts)).",
     )
+    media_hosts: Names = Field(
+        (),
+        description="The only hosts that inputs may come from ([grammar](#hosts)); unset: any public one.",
+    )
+    media_ports: Ports = Field(
+        (), description="The only ports that inputs may come from, such as 80, 443; unset: any."
+    )
+    webhook_ports: Ports = Field((), description="The only ports of webhooks, such as 443; unset: any.")
     sync_timeout_s: float = Field(
         90, gt=0, le=290, description="How long a sync-mode request waits for the result."
     )
@@ -222,7 +258,16 @@ class Settings(BaseSettings):
     log_format: LogFormat = Field("text", description="`text` or `json`: one object per line.")
     drain_s: float = Field(30, ge=0, description="How long a stopping server waits for running jobs.")
 
-    @field_validator("devices", "allow_hosts", "trusted_proxies", "cors_origins", mode="before")
+    @field_validator(
+        "devices",
+        "allow_hosts",
+        "media_hosts",
+        "media_ports",
+        "webhook_ports",
+        "trusted_proxies",
+        "cors_origins",
+        mode="before",
+    )
     @classmethod
     def _split(cls, value: object) -> object:
         return (
@@ -246,6 +291,33 @@ class Settings(BaseSettings):
                 raise ValueError(f"{entry!r} is not an origin such as https://app.example")
         return value
 
+    @field_validator("allow_hosts", "media_hosts")
+    @classmethod
+    def _check_hosts(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for entry in value:
+            HostPattern.parse(entry)
+        return value
+
+    @field_validator("s3_secret_key")
+    @classmethod
+    def _check_secret(cls, value: str | None) -> str | None:
+        if value is not None and is_placeholder(value):
+            raise ValueError("it is a placeholder: set the storage's secret")
+        return value
+
+    @model_validator(mode="after")
+    def _check_pairs(self) -> Self:
+        if (self.s3_access_key is None) != (self.s3_secret_key is None):
+            raise ValueError("s3_access_key and s3_secret_key belong together: set both or neither")
+        return self
+
+    @field_validator("database_url")
+    @classmethod
+    def _check_password(cls, value: str | None) -> str | None:
+        if value is not None and is_placeholder(urlsplit(value).password or ""):
+            raise ValueError("its password is a placeholder: choose a password")
+        return value
+
     @classmethod
     def settings_customise_sources(
         cls,
@@ -257,7 +329,8 @@ class Settings(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         path = os.environ.get(f"{PREFIX}CONFIG")
         file = (TomlConfigSettingsSource(settings_cls, Path(path)),) if path else ()
-        return (init_settings, env_settings, *file)
+        files = InitSettingsSource(settings_cls, _read_value_files())
+        return (init_settings, env_settings, files, *file)
 
     @property
     def worker_environment(self) -> dict[str, str]:
@@ -292,8 +365,34 @@ class Settings(BaseSettings):
         return self.blobs or self.data_dir / "blobs"
 
     @property
+    def s3_credentials(self) -> tuple[str, str] | None:
+        return (self.s3_access_key, self.s3_secret_key) if self.s3_access_key and self.s3_secret_key else None
+
+    @property
     def link_secret_path(self) -> Path:
         return self.link_secret or self.data_dir / "signing.key"
+
+
+def _read_value_files() -> dict[str, str]:
+    """Read the values whose files the environment names.
+
+    Raises:
+        SettingsError: a file cannot be read, or the value is in the environment as well.
+    """
+    values = {}
+    for name in Settings.model_fields:
+        variable = f"{PREFIX}{name.upper()}"
+        if (path := os.environ.get(f"{variable}{FILE_SUFFIX}")) is None:
+            continue
+        if variable in os.environ:
+            raise SettingsError(f"{variable} and {variable}{FILE_SUFFIX} are both set: remove one.")
+        try:
+            values[name] = Path(path).read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise SettingsError(f"{variable}{FILE_SUFFIX} = {path} cannot be read: {error}.") from error
+        if not values[name]:
+            raise SettingsError(f"{variable}{FILE_SUFFIX} = {path} is empty: write the value into it.")
+    return values
 
 
 def load_settings(**overrides: object) -> Settings:
@@ -306,17 +405,25 @@ def load_settings(**overrides: object) -> Settings:
     if path and not Path(path).is_file():
         raise SettingsError(f"{PREFIX}CONFIG = {path} is not a file.")
     known = {f"{PREFIX}{name.upper()}" for name in Settings.model_fields}
+    known |= {f"{name}{FILE_SUFFIX}" for name in known}
     known |= {f"{PREFIX}{name}" for name in ENGINE_VARIABLES}
     if unknown := sorted(name for name in os.environ if name.startswith(PREFIX) and name not in known):
         raise SettingsError(f"{unknown[0]} is not a setting; `lipsync serve --help` lists them.")
+    for name in CREDENTIALS:
+        if is_placeholder(os.environ.get(name, "")):
+            raise SettingsError(f"{name} is a placeholder: set the storage's credentials.")
     try:
         return Settings(**overrides)  # type: ignore[arg-type]
     except ValidationError as error:
         problem = error.errors()[0]
-        name = ".".join(str(part) for part in problem["loc"])
+        name = ".".join(str(part) for part in problem["loc"][:1])
+        if not name:
+            raise SettingsError(problem["msg"].removeprefix("Value error, ") + ".") from error
         if problem["type"] == "extra_forbidden":
             raise SettingsError(f"{name} is not a setting; `lipsync serve --help` lists them.") from error
-        raise SettingsError(f"{name} = {problem['input']!r} is invalid: {problem['msg']}.") from error
+        value = "" if name in SECRETS else f" = {problem['input']!r}"
+        message = problem["msg"].removeprefix("Value error, ")
+        raise SettingsError(f"{name}{value} is invalid: {message}.") from error
     except ValueError as error:  # the TOML itself
         raise SettingsError(f"{path} cannot be read: {error}.") from error
 

@@ -32,6 +32,7 @@ ENGINE_LAYERS: list[set[str]] = [
 """Packages and modules of the engine, lowest first; a package imports only packages of lower layers."""
 
 SERVER_LAYERS: list[set[str]] = [
+    {"hosts"},
     {"settings"},
     {"logs", "storage"},
     {"store"},

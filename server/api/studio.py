@@ -39,6 +39,7 @@ from server.api.submission import (
     require_queue_capacity,
     submit_job,
 )
+from server.hosts import HostPattern
 from server.jobs.request import Role
 from server.jobs.state import Failure, State
 from server.store import Record
@@ -107,7 +108,7 @@ def read_submission(
 
     Args:
         vendor_limits: as in `validate_job_input`.
-        http_hosts: hosts that webhooks may call over http; all others need https.
+        http_hosts: entries of `server.hosts` that webhooks may call over http; all others need https.
 
     Raises:
         ApiError: 400 with the name of the wrong field.
@@ -126,7 +127,13 @@ def _is_webhook_allowed(webhook: object, http_hosts: tuple[str, ...]) -> bool:
     if not isinstance(webhook, str) or not is_url(webhook):
         return False
     parts = urlsplit(webhook)
-    return parts.scheme == "https" or any(entry.partition(":")[0] == parts.hostname for entry in http_hosts)
+    if parts.scheme == "https":
+        return True
+    try:
+        host, port = parts.hostname or "", parts.port or 80
+    except ValueError:
+        return False
+    return any(HostPattern.parse(entry).covers(host, port) for entry in http_hosts)
 
 
 def job_object(context: ApiContext, record: Record) -> dict[str, Any]:

@@ -86,7 +86,7 @@ def _start_head(arguments: argparse.Namespace) -> int:
     if settings.database_url is None or not settings.database_url.startswith("postgresql"):
         return _fail("error: a cluster needs a PostgreSQL database: set LIPSYNC_DATABASE_URL.")
     Store(settings.effective_database_url).close()
-    Blobs(settings.blob_location).check_access()
+    Blobs(settings.blob_location, credentials=settings.s3_credentials).check_access()
     address = arguments.address
     if address is None:
         if _is_port_used(arguments.port):

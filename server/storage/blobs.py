@@ -81,7 +81,8 @@ class Blobs:
 
     Args:
         location: a folder, created when missing, or `s3://BUCKET/PREFIX?endpoint=URL&region=NAME`, all but
-            the bucket optional; credentials come from AWS' environment variables.
+            the bucket optional.
+        credentials: access key and secret; None: AWS' variables, files and machine roles.
         timeout_s: of one request to S3, which carries at most one part of a file.
         retry_s: how long requests that S3 rejects temporarily are repeated.
 
@@ -89,14 +90,21 @@ class Blobs:
         ValueError: a URL of another kind.
     """
 
-    def __init__(self, location: Path | str, *, timeout_s: float = 20.0, retry_s: float = 8.0) -> None:
+    def __init__(
+        self,
+        location: Path | str,
+        *,
+        credentials: tuple[str, str] | None = None,
+        timeout_s: float = 20.0,
+        retry_s: float = 8.0,
+    ) -> None:
         self._root = location if isinstance(location, Path) else None
         self._store: LocalStore | S3Store
         if isinstance(location, Path):
             location.mkdir(parents=True, exist_ok=True)
             self._store = LocalStore(location)
         else:
-            self._store = _open_s3(location, timeout_s, retry_s)
+            self._store = _open_s3(location, credentials, timeout_s, retry_s)
 
     def check_access(self) -> None:
         """Check that the storage can be used, so that a start fails with the reason.
@@ -265,11 +273,13 @@ class Blobs:
         )
 
 
-def _open_s3(location: str, timeout_s: float, retry_s: float) -> S3Store:
+def _open_s3(location: str, credentials: tuple[str, str] | None, timeout_s: float, retry_s: float) -> S3Store:
     parts = urlsplit(location)
     options = dict(parse_qsl(parts.query))
     if parts.scheme != "s3" or not parts.netloc or not set(options) <= {"endpoint", "region"}:
         raise ValueError(f"blobs = {location!r}: write it as s3://BUCKET/PREFIX?endpoint=URL&region=NAME")
+    if credentials is not None:
+        options["access_key_id"], options["secret_access_key"] = credentials
     return S3Store(
         parts.netloc,
         prefix=parts.path.strip("/") or None,

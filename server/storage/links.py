@@ -10,6 +10,12 @@ import secrets
 from enum import StrEnum
 from pathlib import Path
 
+from server.settings import is_placeholder
+
+MIN_SECRET_BYTES = 32
+MIN_DISTINCT_BYTES = 8
+"""32 random hexadecimal digits have fewer with a probability below one in a million."""
+
 
 class LinkState(StrEnum):
     """Verdict on a signed link; FORGED: not signed by this installation, or not for this name."""
@@ -31,7 +37,11 @@ class LinkSigner:
 
     @classmethod
     def from_file(cls, path: Path) -> LinkSigner:
-        """Read the installation's secret; the first start creates it, readable by its owner only."""
+        """Read the installation's secret; the first start creates it, readable by its owner only.
+
+        Raises:
+            ValueError: the secret can be guessed.
+        """
         if not path.exists():
             new_file = path.with_name(f"{path.name}.{secrets.token_hex(4)}")
             new_file.touch(mode=0o600)
@@ -39,7 +49,14 @@ class LinkSigner:
             with contextlib.suppress(FileExistsError):  # another process was faster: its secret is used
                 path.hardlink_to(new_file)
             new_file.unlink()
-        return cls(path.read_bytes())
+        secret = path.read_bytes()
+        is_weak = len(secret) < MIN_SECRET_BYTES or len(set(secret)) < MIN_DISTINCT_BYTES
+        if is_weak or is_placeholder(secret.decode(errors="replace")):
+            raise ValueError(
+                f"the link secret in {path} can be guessed ({len(secret)} bytes, {len(set(secret))} "
+                "different): write 32 random bytes into it (openssl rand -hex 32), or delete it for a new one"
+            )
+        return cls(secret)
 
     def sign(self, purpose: str, name: str, expires_at: float) -> str:
         """Return `<expiry>-<signature>`, URL-safe, for one purpose and one name."""

@@ -18,7 +18,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import partial
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from ipaddress import IPv4Address, IPv6Address, IPv6Network
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -26,22 +26,29 @@ from urllib.parse import SplitResult, urljoin, urlsplit
 
 import httpx2
 
-Address = IPv4Address | IPv6Address
+from server.hosts import Address, HostPattern
+
 Resolve = Callable[[str, int], Awaitable[list[str]]]
 """(host, port) → textual addresses."""
 
 NAT64 = IPv6Network("64:ff9b::/96")
+GLOBAL_UNICAST = IPv6Network("2000::/3")
 NOT_PUBLIC = tuple(
     map(
         ipaddress.ip_network,
         (
             "0.0.0.0/8",
             "100.64.0.0/10",
+            "168.63.129.16/32",  # Azure's metadata and name server, on every one of its machines
             "192.0.0.0/24",
+            "192.31.196.0/24",
+            "192.52.193.0/24",
             "192.88.99.0/24",
+            "192.175.48.0/24",
             "198.18.0.0/15",
-            "::/96",
             "2001::/23",
+            "2620:4f:8000::/48",
+            "3fff::/20",
         ),
     )
 )
@@ -52,6 +59,8 @@ LABEL = re.compile(r"(?!-)[a-z0-9_-]{1,63}(?<!-)")
 REDIRECTS = (301, 302, 303, 307, 308)
 HEAD_BYTES = 4096
 WEBHOOK_RESPONSE_BYTES = 64 * 1024
+USER_AGENT = "lipsync-server"
+"""Without versions, which would tell other servers what to attack."""
 
 
 class MediaKind(StrEnum):
@@ -93,7 +102,9 @@ class TransportPolicy:
     """Limits, and addresses that are allowed although they are not public.
 
     Attributes:
-        allow: host names and networks (`files.local`, `10.1.0.0/16`), each with an optional `:port`.
+        allow: entries of `server.hosts`.
+        media_hosts: the only hosts that downloads may come from, as such entries; none: any.
+        media_ports, webhook_ports: the only ports, except at hosts that `allow` names; none: any.
         max_bytes: size of a download.
         total_s, idle_s, connect_s: time limits of a download, of a pause in it, and of a connection attempt.
         min_bytes_per_s, speed_interval_s: least speed of a download, on average over each such interval.
@@ -102,6 +113,9 @@ class TransportPolicy:
     """
 
     allow: tuple[str, ...] = ()
+    media_hosts: tuple[str, ...] = ()
+    media_ports: tuple[int, ...] = ()
+    webhook_ports: tuple[int, ...] = ()
     max_bytes: int = 2 * 1024**3
     total_s: float = 1800.0
     idle_s: float = 30.0
@@ -242,34 +256,15 @@ def is_public(address: Address) -> bool:
             return False
         if address.ipv4_mapped is not None:
             return True
-    if address.is_multicast or address.is_reserved or address.is_unspecified or not address.is_global:
+    if isinstance(address, IPv6Address) and address not in GLOBAL_UNICAST:
         return address in NAT64
+    if address.is_multicast or address.is_reserved or address.is_unspecified or not address.is_global:
+        return False
     return not any(address in network for network in NOT_PUBLIC if network.version == address.version)
 
 
-@dataclass(frozen=True, slots=True)
-class _AllowedHost:
-    """One entry of the operator's allow list."""
-
-    name: str | None
-    network: IPv4Network | IPv6Network | None
-    port: int | None
-
-    @classmethod
-    def parse(cls, text: str) -> _AllowedHost:
-        host, port = text, None
-        if match := re.fullmatch(r"(\[[^\]]+\]|[^:\[\]]+):(\d{1,5})", text):
-            host, port = match[1], int(match[2])
-        host = host.removeprefix("[").removesuffix("]")
-        try:
-            return cls(None, ipaddress.ip_network(host), port)
-        except ValueError:
-            return cls(host.lower(), None, port)
-
-    def covers(self, host: str, port: int, address: Address) -> bool:
-        if self.port is not None and self.port != port:
-            return False
-        return host == self.name if self.network is None else address in self.network
+def _covers(patterns: list[HostPattern], host: str, port: int, address: Address) -> bool:
+    return any(pattern.covers(host, port, address) for pattern in patterns)
 
 
 async def _system_resolve(host: str, port: int) -> list[str]:
@@ -289,12 +284,17 @@ class Transport:
 
     def __init__(self, policy: TransportPolicy, resolve: Resolve = _system_resolve) -> None:
         self._policy, self._resolve = policy, resolve
-        self._allowed = [_AllowedHost.parse(entry) for entry in policy.allow]
+        self._allowed = [HostPattern.parse(entry) for entry in policy.allow]
+        self._media_hosts = [HostPattern.parse(entry) for entry in policy.media_hosts]
         timeout = httpx2.Timeout(policy.idle_s, connect=policy.connect_s)
         # No connection is reused: each belongs to one checked address.
         limits = httpx2.Limits(max_keepalive_connections=0)
         self._client = httpx2.AsyncClient(
-            trust_env=False, follow_redirects=False, timeout=timeout, limits=limits
+            trust_env=False,
+            follow_redirects=False,
+            timeout=timeout,
+            limits=limits,
+            headers={"User-Agent": USER_AGENT},
         )
 
     async def __aenter__(self) -> Self:
@@ -359,7 +359,7 @@ class Transport:
             if error.is_permanent:
                 raise
 
-    async def _resolve_target(self, url: str) -> _Target:
+    async def _resolve_target(self, url: str, *, is_media: bool = False) -> _Target:
         parts, host, port = _parse_url(url)
         try:
             addresses = [ipaddress.ip_address(host)]
@@ -373,8 +373,19 @@ class Transport:
                     TransportCode.URL_UNREACHABLE, f"The host {host!r} does not exist: check the URL."
                 ) from None
             addresses = [ipaddress.ip_address(text.partition("%")[0]) for text in texts]
+        ports = self._policy.media_ports if is_media else self._policy.webhook_ports
         for address in addresses:
-            allowed = any(entry.covers(host, port, address) for entry in self._allowed)
+            allowed = _covers(self._allowed, host, port, address)
+            if is_media and self._media_hosts and not _covers(self._media_hosts, host, port, address):
+                raise TransportError(
+                    TransportCode.URL_NOT_ALLOWED,
+                    f"This server does not download from {host!r}: ask its operator, or upload the file.",
+                )
+            if not allowed and ports and port not in ports:
+                raise TransportError(
+                    TransportCode.URL_NOT_ALLOWED,
+                    f"This server does not connect to port {port}: use one of {', '.join(map(str, ports))}.",
+                )
             if not allowed and not is_public(address):
                 raise TransportError(
                     TransportCode.URL_NOT_ALLOWED,
@@ -388,7 +399,7 @@ class Transport:
         self, method: str, url: str, *, content: bytes | None = None, headers: dict[str, str] | None = None
     ) -> AsyncIterator[httpx2.Response]:
         """Send one request to the checked address under the URL's host name."""
-        target = await self._resolve_target(url)
+        target = await self._resolve_target(url, is_media=method == "GET")
         address = f"[{target.address}]" if target.address.version == 6 else str(target.address)
         pinned = target.url._replace(netloc=f"{address}:{target.port}", fragment="").geturl()
         all_headers = {**(headers or {}), "Host": target.url.netloc, "Accept-Encoding": "identity"}

@@ -125,6 +125,11 @@ def test_http_webhooks_need_an_allowed_host() -> None:
     body = {"formState": FORM, "webhook": "http://app.example:8080/hook"}
     inputs = studio.read_submission(VIDEO, body, http_hosts=("app.example:8080",))
     assert inputs.webhook_url == body["webhook"]
+    body["webhook"] = "http://10.1.2.3/hook"
+    assert studio.read_submission(VIDEO, body, http_hosts=("10.0.0.0/8",)).webhook_url == body["webhook"]
+    for hosts in (("10.2.0.0/16",), ("10.0.0.0/8:8080",), ("app.example",)):
+        with pytest.raises(ApiError, match="https"):
+            studio.read_submission(VIDEO, body, http_hosts=hosts)
 
 
 def test_errors_have_the_studio_body(api: Api) -> None:

@@ -30,6 +30,9 @@ def test_settings_are_accepted() -> None:
         for name, value in variables.items()
         if name.startswith(PREFIX)
     }
+    with pytest.raises(ValueError, match="placeholder"):
+        Settings(**values)
+    values["database_url"] = values["database_url"].replace("PASSWORD", "a password")
     settings = Settings(**values)
     assert settings.effective_database_url.startswith("postgresql+psycopg://")
     assert str(settings.blob_location).startswith("s3://")

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from lipsync_engine.provenance import ManifestSigner, SigningPolicy
-from server.settings import Settings, SettingsError, load_settings, settings_table
+from server.settings import Settings, SettingsError, is_placeholder, load_settings, settings_table
 from tests.support.paths import ROOT
 
 
@@ -43,6 +43,77 @@ def test_invalid_setting_is_named_in_error(
             environment.setenv(f"LIPSYNC_{name}", value)
             with pytest.raises(SettingsError, match=name.lower()):
                 load_settings()
+
+
+def test_mistake_in_a_list_of_hosts_is_named(
+    subtests: pytest.Subtests, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for value in (
+        "10.0.0.0/99",
+        "10.0.0.300",
+        "*",
+        "http://127.0.0.1",
+        '["a.local", "b.local"]',
+        "a.local b.local",
+        "a.local:99999",
+        "a.local:0",
+        "*.10.0.0.0/8",
+        "-a.local",
+    ):
+        for name in ("allow_hosts", "media_hosts"):
+            with subtests.test(value=value, name=name), monkeypatch.context() as environment:
+                environment.setenv(f"LIPSYNC_{name.upper()}", value)
+                with pytest.raises(SettingsError, match=rf"{name}.*is invalid.*: write a name"):
+                    load_settings()
+    monkeypatch.setenv("LIPSYNC_ALLOW_HOSTS", "a_b.local:80, *.c.local, 10.0.0.0/8:81, [fd00::/8]:82, ::1, X")
+    assert len(load_settings().allow_hosts) == 6
+
+
+def test_every_value_can_come_from_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "value"
+    for name in Settings.model_fields:
+        monkeypatch.setenv(f"LIPSYNC_{name.upper()}_FILE", str(file))
+        if name != "port":
+            monkeypatch.delenv(f"LIPSYNC_{name.upper()}_FILE")
+    file.write_text("9002\n")
+    assert load_settings().port == 9002
+    file.write_text("\n")
+    with pytest.raises(SettingsError, match="is empty"):
+        load_settings()
+    monkeypatch.setenv("LIPSYNC_PORT", "1")
+    with pytest.raises(SettingsError, match="both set"):
+        load_settings()
+    monkeypatch.delenv("LIPSYNC_PORT")
+    file.unlink()
+    with pytest.raises(SettingsError, match="LIPSYNC_PORT_FILE"):
+        load_settings()
+
+
+def test_placeholder_of_a_secret_stops_the_start(
+    subtests: pytest.Subtests, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "database_url"
+    for secret in (
+        "PASSWORD",
+        "SECRET",
+        "…",
+        "change-me",
+        "CHOOSE: openssl rand -hex 32",
+        "<password>",
+        "xxx",
+    ):
+        assert is_placeholder(secret), secret
+    for secret in ("4f1c9e0b7a2d8853", "change-horses", "Secretary", "my-password-is-long", "xylophone"):
+        assert not is_placeholder(secret), secret
+    for variable in ("LIPSYNC_DATABASE_URL", "LIPSYNC_DATABASE_URL_FILE", "AWS_SECRET_ACCESS_KEY"):
+        url = "postgresql+psycopg://lipsync:PASSWORD@db/lipsync"
+        file.write_text(url)
+        value = {"LIPSYNC_DATABASE_URL": url, "AWS_SECRET_ACCESS_KEY": "SECRET"}.get(variable, str(file))
+        with subtests.test(variable=variable), monkeypatch.context() as environment:
+            environment.setenv(variable, value)
+            with pytest.raises(SettingsError, match="is a placeholder") as error:
+                load_settings()
+            assert "lipsync:" not in str(error.value)
 
 
 def test_unknown_setting_is_named_in_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

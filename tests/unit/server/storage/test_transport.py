@@ -69,6 +69,8 @@ BAD_ADDRESSES = [
     "198.51.100.7",
     "203.0.113.9", "224.0.0.1", "239.255.255.250", "240.0.0.1", "255.255.255.255", "::1", "::", "fe80::1",
     "fc00::1", "fd12:3456::1", "ff02::1", "2001:db8::1", "::ffff:127.0.0.1", "::ffff:10.0.0.1", "::127.0.0.1",
+    "fec0::1", "168.63.129.16", "192.175.48.1", "192.31.196.1", "3fff::1", "4000::1", "100::1", "5f00::1",
+    "::ffff:0:7f00:1", "64:ff9b:1::7f00:1", "2620:4f:8000::1", "100.100.100.200", "fd00:ec2::254",
     "64:ff9b::7f00:1", "64:ff9b::a9fe:a9fe", "2002:7f00:1::", "2002:a00:1::", "2001::80ff:fffe",
 ]  # fmt: skip
 GOOD_ADDRESSES = [
@@ -250,6 +252,41 @@ def test_allow_list_matches_exactly(site: Site, tmp_path: Path) -> None:
         else:
             with pytest.raises(TransportError, match="not public"):
                 fetch(url, tmp_path, policy, resolve=table)
+
+
+def test_downloads_come_from_media_hosts_only(site: Site, tmp_path: Path) -> None:
+    site.answer("/a", WAV)
+    site.answer("/away", b"", status=302, location=f"http://other.local:{site.port}/a")
+    table = names({"cdn.files.local": ["127.0.0.1"], "other.local": ["127.0.0.1"]})
+    for media_hosts, path, works in (
+        (("*.files.local",), "/a", True),
+        (("files.local",), "/a", False),
+        (("*.files.local",), "/away", False),
+        (("127.0.0.0/8",), "/away", True),
+    ):
+        policy = TransportPolicy(allow=("127.0.0.1",), media_hosts=media_hosts)
+        url = f"http://cdn.files.local:{site.port}{path}"
+        if works:
+            assert fetch(url, tmp_path, policy, resolve=table) == WAV
+            (tmp_path / "file").unlink()
+        else:
+            with pytest.raises(TransportError, match="does not download from") as error:
+                fetch(url, tmp_path, policy, resolve=table)
+            assert error.value.is_permanent
+
+
+def test_only_allowed_ports_are_connected_to(tmp_path: Path) -> None:
+    policy = TransportPolicy(media_ports=(80, 443), webhook_ports=(443,))
+    with pytest.raises(TransportError, match="port 25: use one of 80, 443"):
+        fetch(f"http://{PUBLIC}:25/a", tmp_path, policy)
+
+    async def check(url: str) -> None:
+        async with Transport(policy) as transport:
+            await transport.check_allowed(url)
+
+    asyncio.run(check(f"https://{PUBLIC}/hook"))
+    with pytest.raises(TransportError, match="port 80: use one of 443"):
+        asyncio.run(check(f"http://{PUBLIC}/hook"))
 
 
 def test_checked_address_is_the_one_connected_to(site: Site, tmp_path: Path) -> None:
