@@ -19,6 +19,9 @@ HOST = re.compile(r"(?:[A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\])(?::\d{1,5}
 PREFIX = re.compile(r"(?:/[A-Za-z0-9._~-]{1,100}){1,10}")
 FORWARDED_PAIR = re.compile(r'\s*(\w+)=("[^"]*"|[^;,\s"]+)\s*(?:;|$)')
 DEFAULT_PORTS = {"http": "80", "https": "443"}
+FORWARDING_HEADERS = frozenset(
+    (b"forwarded", *(b"x-forwarded-" + name for name in (b"for", b"proto", b"host", b"port", b"prefix")))
+)
 KEPT_SLASHES = ("/files/", "/uploads/")
 
 
@@ -40,9 +43,9 @@ class ProxyMiddleware:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
             prefix = self._public_prefix
-            if scope["client"] is not None and self._is_trusted(scope["client"][0]):
-                headers = Headers(scope=scope)
-                prefix = self._apply(scope, headers) or prefix
+            is_forwarded = any(name in FORWARDING_HEADERS for name, _ in scope["headers"])
+            if is_forwarded and scope["client"] is not None and self._is_trusted(scope["client"][0]):
+                prefix = self._apply(scope, Headers(scope=scope)) or prefix
             scope.setdefault("state", {})["prefix"] = prefix
             scope["path"] = _strip_path(scope["path"], prefix)
         await self._app(scope, receive, send)

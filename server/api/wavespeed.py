@@ -416,7 +416,8 @@ def read_int(fields: dict[str, Any], name: str, low: int, high: int) -> int:
     """
     value = fields.get(name)
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        raise ApiError(400, f"{name} must be an integer from {low} to {high}.", "invalid_parameter")
+        limits = f"from {low} to {high}" if high < 2**63 else f"of at least {low}"
+        raise ApiError(400, f"{name} must be an integer {limits}.", "invalid_parameter")
     return value
 
 
