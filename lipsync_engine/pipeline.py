@@ -283,6 +283,7 @@ class LipSyncPipeline:
                 plan.header.fps,
                 params.quality,
                 audio=result_audio,
+                copies_audio=mix is None or output_audio is not None,
                 codec=params.video_codec,
             )
             facts = self._manifest_facts(plan, provenance or Provenance(), key)

@@ -312,6 +312,7 @@ def assemble(
     quality: Quality,
     *,
     audio: Path | None,
+    copies_audio: bool = True,
     codec: VideoCodec = VideoCodec.H264,
 ) -> None:
     """Join segments and add the audio.
@@ -325,8 +326,8 @@ def assemble(
         info: the source.
         fps: of the segments.
         quality: LOSSLESS also encodes audio lossless where it must be re-encoded.
-        audio: file whose first audio track is used, copied packet for packet where the container allows;
-            None: no audio.
+        audio: file whose first audio track is used; None: no audio.
+        copies_audio: copy it packet for packet where the container allows.
         codec: of the segments.
 
     Raises:
@@ -365,7 +366,7 @@ def assemble(
         streams = [video["v:0"]]
         if audio is not None:
             streams.append(untrusted_input(audio, AUDIO_FORMATS)["a:0"])
-            options |= _audio_options(probe_audio(audio), suffix, quality)
+            options |= _audio_options(probe_audio(audio), suffix, quality, copies=copies_audio)
         with remove_on_error(output):
             stream = ffmpeg.output(*streams, file_url(output), **options)
             messages = write_file(stream, output, "The segments could not be joined ({reason}): run again.")
@@ -373,6 +374,10 @@ def assemble(
                 raise MediaError(
                     ErrorCode.MEDIA_FAILED, "A finished segment is damaged or missing: render it again."
                 )
+
+
+MAX_MIX_RATE = 192_000
+"""Highest sample rate of a mix, in Hz."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -396,13 +401,14 @@ def mix_audio(clips: Sequence[AudioClip], duration_s: float, output: Path) -> No
     Args:
         clips: at least one.
         duration_s: of the track; silence fills the gaps.
-        output: .wav to write: 16 bit, the highest of the inputs' sample rates, stereo unless all are mono.
+        output: .flac to write: 16 bit, the highest of the inputs' sample rates up to `MAX_MIX_RATE`, stereo
+            unless all are mono. Silence takes next to no space in it: a voice can begin after six hours.
 
     Raises:
         MediaError: a file has no audio or cannot be decoded. ResourceError: DISK_FULL, OUTPUT_NOT_WRITABLE.
     """
     infos = [probe_audio(clip.path) for clip in clips]
-    rate = max(info.sample_rate for info in infos)
+    rate = min(MAX_MIX_RATE, max(info.sample_rate for info in infos))
     layout = "mono" if all(info.channels == 1 for info in infos) else "stereo"
     uses = Counter(clip.path for clip in clips)
     decoded = {}  # each file once, however often it is used
@@ -423,7 +429,8 @@ def mix_audio(clips: Sequence[AudioClip], duration_s: float, output: Path) -> No
         mix = ffmpeg.filter(tracks, "amix", inputs=len(tracks), normalize=0, duration="longest")
         mix = mix.filter("alimiter", limit=0.98, level=0, latency=1)
     mix = mix.filter("apad", whole_dur=duration_s).filter("atrim", end=duration_s)
-    stream = ffmpeg.output(mix, file_url(output), acodec="pcm_s16le", ar=rate, map_metadata=-1, rf64="auto")
+    options = {"acodec": "flac", "sample_fmt": "s16", "compression_level": 0}
+    stream = ffmpeg.output(mix, file_url(output), **options, ar=rate, map_metadata=-1)
     write_file(stream, output, "The audio files could not be mixed ({reason}): re-encode them as wav.")
 
 
@@ -472,8 +479,8 @@ def write_comparison(before: Path, after: Path, output: Path, n_frames: int) -> 
     )
 
 
-def _audio_options(info: AudioInfo, suffix: str, quality: Quality) -> dict[str, Any]:
-    if info.codec in COPIED_AUDIO[suffix]:
+def _audio_options(info: AudioInfo, suffix: str, quality: Quality, *, copies: bool = True) -> dict[str, Any]:
+    if copies and info.codec in COPIED_AUDIO[suffix]:
         return {"c:a": "copy"}
     if quality is Quality.LOSSLESS:
         return {"c:a": "flac" if suffix == ".mkv" else "alac"}

@@ -83,14 +83,14 @@ class SpeakerMix:
             by_face.setdefault(speaker.face, []).append(speaker)
         tracks = []
         for number, (face, parts) in enumerate(by_face.items()):
-            path = folder / f"voice-{number}.wav"
+            path = folder / f"voice-{number}.flac"
             media.mix_audio([_audio_clip(part) for part in parts], self.duration_s, path)
             tracks.append((face, media.probe_audio(path)))
         return tracks
 
     def write_mix(self, folder: Path) -> Path:
         """Write the mix of all voices and return its path."""
-        path = folder / "mix.wav"
+        path = folder / "mix.flac"
         media.mix_audio([_audio_clip(speaker) for speaker in self.speakers], self.duration_s, path)
         return path
 

@@ -413,6 +413,21 @@ def test_audio_that_starts_late_stays_late(
     assert np.array_equal(before, after)
 
 
+def test_silence_before_a_late_voice_takes_no_space(
+    segment: tuple[Path, media.VideoInfo], tmp_path: Path, ffmpeg: Ffmpeg
+) -> None:
+    voice, mix, output = tmp_path / "voice.wav", tmp_path / "mix.flac", tmp_path / "out.mp4"
+    ffmpeg("-f", "lavfi", "-i", "anoisesrc=d=1:r=48000:a=0.1:seed=1", voice)
+    media.mix_audio([media.AudioClip(voice, 60.0)], 61.0, mix)
+    assert mix.stat().st_size < 2 * voice.stat().st_size, "as wav, it has 61 times the size"
+    samples = np.concatenate(list(media.read_audio(mix)))
+    assert len(samples) == 61 * 16_000
+    assert not samples[: 60 * 16_000 - 100].any()
+    path, info = segment
+    media.assemble([path], output, info, Fraction(25), Quality.DEFAULT, audio=mix, copies_audio=False)
+    assert media.probe_audio(output).codec == "aac", "players do not know flac in mp4"
+
+
 def test_source_metadata_is_not_copied(
     segment: tuple[Path, media.VideoInfo], tmp_path: Path, ffmpeg: Ffmpeg
 ) -> None:
