@@ -15,7 +15,7 @@ import uvicorn
 from server.api.auth import Scope, create_key
 from server.api.http_limits import ConnectionLimits, ProtocolFactory, raise_file_limit
 from server.app import Server, create_app
-from server.logs import configure_logging
+from server.logs import configure_logging, format_event
 from server.settings import Settings, SettingsError, load_settings, settings_table
 from server.start import WorkerCheck, check_hook, format_host, open_listener
 from server.storage.blobs import StorageUnavailableError
@@ -105,11 +105,16 @@ def _all_devices() -> tuple[str, ...]:
 def _print_banner(server: Server, settings: Settings, port: int) -> None:
     """Print the address; on the first start create an API key and print it once."""
     url = str(settings.public_url or f"http://{format_host(settings.host)}:{port}").rstrip("/")
-    lines = [f"lipsync server: {url}   model: {settings.model}   data: {settings.data_dir}"]
+    facts = {"url": url, "model": settings.model, "data": str(settings.data_dir)}
+    now, text = time.time(), None
     if not server.store.list_keys():
-        text, _ = create_key(
-            server.store, time.time(), name="first", scopes=frozenset(Scope), by="first start"
-        )
+        text, _ = create_key(server.store, now, name="first", scopes=frozenset(Scope), by="first start")
+    if settings.log_format == "json":
+        facts |= {} if text is None else {"api_key": text}
+        print(format_event(now, "lipsync.server", "server starts", **facts), flush=True)  # noqa: T201
+        return
+    lines = [f"lipsync server: {url}   model: {settings.model}   data: {settings.data_dir}"]
+    if text is not None:
         lines += [
             f"your API key, shown only once: {text}",
             "try it:",

@@ -6,7 +6,6 @@ docs/operations.md.
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Iterable, Mapping
 
@@ -22,10 +21,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.cluster.autoscaling import WorkerState
 from server.jobs.state import Job, State
+from server.logs import log_request
 from server.store import Store
 from server.workers.registry import WorkerStatus
-
-log = logging.getLogger("lipsync.http")
 
 TEXT_TYPE = CONTENT_TYPE_LATEST
 METHODS = {"GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS"}
@@ -116,7 +114,7 @@ class Metrics:
 
 
 class MetricsMiddleware:
-    """ASGI middleware that measures requests, and logs those that change something or fail."""
+    """ASGI middleware that measures and logs requests."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self._app, self._metrics = app, metrics
@@ -140,5 +138,4 @@ class MetricsMiddleware:
             route = getattr(scope.get("route"), "path", "none")
             method = scope["method"] if scope["method"] in METHODS else "other"
             self._metrics.observe_request(method, route, status, seconds)
-            level = logging.DEBUG if method in ("GET", "HEAD") and status < 500 else logging.INFO
-            log.log(level, "%s %s %d, %.0f ms", method, route, status, 1000 * seconds)
+            log_request(scope, status, seconds)

@@ -95,6 +95,7 @@ class ApiContext:
         """
         now = self.jobs.now()
         caller = self.authenticator.authenticate(http.headers.get("authorization"), now)
+        http.state.caller = caller
         if self.authenticator.should_record_use(caller, now):
             self.jobs.write_in_background(partial(self.jobs.store.record_key_use, caller.key_id, now))
         if http.method == "GET":

@@ -53,6 +53,7 @@ async def submit_job(
         ApiError: 400, consent is required and missing, or an own link or the webhook cannot be used; 422, the
             idempotency key is that of another request.
     """
+    http.state.model = endpoint
     if (repeated := find_repeated(context, caller, http)) is not None:
         require_same_request(repeated.request.body_digest, digest)
         return repeated

@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -26,7 +27,31 @@ def test_request_keeps_its_id(api: Api, caplog: pytest.LogCaptureFixture) -> Non
     assert record.tags == {"job": job, "tenant": "studio", "request_id": "studio-42"}
     response = api.post_job(**{"X-Request-Id": "two\tlines <script>"})
     assert re.fullmatch(r"[0-9a-f]{32}", response.headers["x-request-id"])
-    assert any("POST /{vendor}/{name:path} 200" in line for line in caplog.messages)
+    assert any("POST /api/v3/bytedance/latentsync 200" in line for line in caplog.messages)
+
+
+def test_request_line_names_client_key_tenant_and_model(api: Api, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, "lipsync.http"):
+        api.post_job()
+        api.client.get("/api/v3/predictions/" + "0" * 32, headers=api.headers)
+        api.client.get("/readyz")
+        api.client.get("/api/v3/balance", headers={"Authorization": "Bearer wrong"})
+        api.client.put("/files/1a-AbC_9/x/y%0Az.mp4", content=b"")
+    submission, wrong_key, link = (vars(record) for record in caplog.records if record.name == "lipsync.http")
+    key = next(key for key in api.server.store.list_keys() if key.tenant == "studio")
+    expected = {
+        "method": "POST",
+        "path": "/api/v3/bytedance/latentsync",
+        "status": 200,
+        "client": "testclient",
+        "key_id": key.id,
+        "tenant": "studio",
+        "model": "bytedance/latentsync",
+    }
+    assert {name: submission[name] for name in expected} == expected
+    assert submission["ms"] >= 0
+    assert (wrong_key["path"], wrong_key["status"], wrong_key["key_id"]) == ("/api/v3/balance", 401, "-")
+    assert link["path"] == "/files/-/x/y\\nz.mp4"
 
 
 def test_json_log_lines_hold_job_and_request(tmp_path: Path) -> None:
@@ -41,6 +66,7 @@ def test_json_log_lines_hold_job_and_request(tmp_path: Path) -> None:
     first, second = (json.loads(line) for line in result.stderr.splitlines())
     assert (first["message"], first["job"], first["request_id"]) == ("job a1 ends", "a1", "r7")
     assert (first["level"], first["logger"]) == ("INFO", "lipsync.x")
+    assert datetime.fromisoformat(first["time"]).utcoffset() == timedelta(0)
     assert (second["message"], second["request_id"]) == ("two\nlines", "-")
 
 
@@ -88,3 +114,21 @@ print(json.dumps([key, made, stored.webhook_secret, "sk_wrong-key", "hidden-toke
     assert len(set(secrets)) == 8
     assert "POST" in result.stderr
     assert [secret for secret in secrets if secret in result.stderr] == []
+
+
+def test_start_is_one_json_object_where_the_log_is_json(tmp_path: Path) -> None:
+    server = subprocess.Popen(
+        [sys.executable, "-m", "server", "--port", "0", "--data-dir", str(tmp_path)],
+        cwd=ROOT,
+        env={**os.environ, "LIPSYNC_LOG_FORMAT": "json", "LIPSYNC_DEVICES": "none"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    assert server.stdout is not None
+    start = json.loads(server.stdout.readline())
+    server.terminate()
+    assert (server.stdout.read(), server.wait(30)) == ("", 0)
+    assert (start["logger"], start["message"], start["model"]) == ("lipsync.server", "server starts", "tiny")
+    assert start["url"].startswith("http://127.0.0.1:")
+    assert start["api_key"].startswith("sk_")
