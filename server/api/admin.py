@@ -69,8 +69,14 @@ def create_router(
 
     @router.get("/readyz")
     async def readyz() -> Response:
-        is_ready = supervisor.is_ready
-        return PlainTextResponse("ready" if is_ready else "no worker is ready yet", 200 if is_ready else 503)
+        if not supervisor.is_ready:
+            return PlainTextResponse("no worker is ready yet", 503)
+        if store.is_exclusive and not supervisor.workers:
+            return PlainTextResponse(
+                "there can be no worker: set devices, or share a PostgreSQL database", 503
+            )
+        context.require_disk_space()
+        return PlainTextResponse("ready")
 
     @router.get("/metrics")
     async def get_metrics() -> Response:

@@ -6,6 +6,7 @@ The schemas are the same in every dialect. Media files are not opened here.
 from __future__ import annotations
 
 import binascii
+import codecs
 import dataclasses
 import json
 import math
@@ -97,10 +98,24 @@ def parse_json(body: bytes) -> Any:
         raise BodyError(f"The body has more than {MAX_VALUES} values.")
     try:
         value = json.loads(body.decode())
-    except (ValueError, RecursionError):
-        raise BodyError("The body is not JSON in UTF-8.") from None
+    except RecursionError:
+        raise BodyError(f"The body is nested more than {MAX_DEPTH} levels deep.") from None
+    except ValueError as error:
+        raise BodyError(_describe_invalid(body, error)) from None
     _require_storable(value, 0)
     return value
+
+
+def _describe_invalid(body: bytes, error: ValueError) -> str:
+    if not body.strip():
+        return "The body is empty: send a JSON object."
+    if body.startswith(b"\x1f\x8b"):
+        return "The body is compressed with gzip: send it without compression."
+    if body.startswith(codecs.BOM_UTF8):
+        return "The body begins with a byte order mark: send UTF-8 without one."
+    if isinstance(error, json.JSONDecodeError):
+        return f"The body is not JSON: {error.msg}, line {error.lineno}, column {error.colno}."
+    return "The body is not UTF-8: encode its JSON so."
 
 
 def _require_storable(value: Any, depth: int) -> None:

@@ -39,6 +39,9 @@ def create_router(context: ApiContext) -> APIRouter:
     async def create_upload(http: HttpRequest) -> Response:
         caller = context.authenticate(http, Scope.RUN)
         fields = await read_json_object(http)
+        if fields.get("size") is None:
+            sentence = "The parameter size is missing: send the number of bytes of the file."
+            raise ApiError(400, sentence, "missing_parameter")
         size = read_int(fields, "size", 1, 2**63)
         if size > context.settings.max_upload_bytes:
             raise file_too_large(context.settings.max_upload_bytes)

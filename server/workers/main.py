@@ -84,6 +84,23 @@ PROMPT_UNUSED = "prompt was not used: the lip-sync model takes only audio and vi
 RETRYABLE: Final = {ErrorCode.DEVICE_UNAVAILABLE, ErrorCode.DISK_FULL}
 
 
+OUTPUT_REJECTED = (
+    "The generated faces are not usable, and nothing was published: try more inference_steps, or ask the "
+    "operator of this server to check the model's weights."
+)
+CLIENT_MESSAGES: Final = {
+    ErrorCode.DISK_FULL: "The disk of this server is full: retry later, or ask its operator.",
+    ErrorCode.OUT_OF_MEMORY: "This server has too little memory for the job: send a shorter or smaller "
+    "video, or ask its operator.",
+    ErrorCode.OUTPUT_NOT_FINITE: OUTPUT_REJECTED,
+    ErrorCode.OUTPUT_FLAT: OUTPUT_REJECTED,
+    ErrorCode.OUTPUT_NOISE: OUTPUT_REJECTED,
+    ErrorCode.OUTPUT_MASK_COLOURED: OUTPUT_REJECTED,
+    ErrorCode.OUTPUT_MISCOLOURED: OUTPUT_REJECTED,
+}
+"""Errors whose sentence in the engine advises whoever runs its command line."""
+
+
 class _RunningJob:
     """A command that waits or runs."""
 
@@ -163,7 +180,10 @@ class WorkerLoop:
                 if error.code is ErrorCode.JOB_BUSY:
                     outcome = JobDuplicate(job_id)
                 else:
-                    outcome = JobFailed(job_id, error.code, error.message, error.code in RETRYABLE)
+                    message = _client_message(error, job.command)
+                    if message != error.message:
+                        log.warning("job %s: failed: %s", job_id, error.message)
+                    outcome = JobFailed(job_id, error.code, message, error.code in RETRYABLE)
             del self._jobs[job_id]  # before the parent can send a command for the same job again
             self._send(outcome)
 
@@ -346,6 +366,17 @@ def _params(
         )
     except (ValueError, ZeroDivisionError) as error:
         raise ParameterError(f"Invalid option: {error}.") from error
+
+
+def _client_message(error: LipSyncError, command: RunJob | RenderSegment) -> str:
+    """Return an error for a client of the API, who has neither our files nor our command line."""
+    if (message := CLIENT_MESSAGES.get(error.code)) is not None:
+        return message
+    message = error.message
+    if isinstance(command, RunJob):
+        for name, path in command.inputs.items():
+            message = message.replace(repr(Path(path).name), f"the input {name}")
+    return message[:1].upper() + message[1:]
 
 
 def _require_video(path: Path, limits: MediaLimits) -> None:

@@ -31,3 +31,18 @@ def test_webhook_that_the_policy_rejects_is_dead_at_once(make_api: Callable[...,
     wait_until(lambda: api.server.store.dead_webhooks(9), "the webhook is still tried", 10)
     (dead,) = api.client.get("/admin/webhooks/dead", headers=api.headers).json()
     assert (dead["tries"], "not public" in dead["last_error"]) == (1, True)
+
+
+def test_readyz_tells_why_no_job_would_run(make_api: Callable[..., Api]) -> None:
+    alone = make_api().client.get("/readyz")
+    assert (alone.status_code, alone.text.partition(":")[0]) == (503, "there can be no worker")
+
+
+def test_readyz_is_503_while_the_disk_is_full(make_api: Callable[..., Api], postgres_url: str) -> None:
+    """With a shared database other processes can have the workers."""
+    assert make_api(database_url=postgres_url).client.get("/readyz").status_code == 200
+    full = make_api(database_url=postgres_url, min_free_bytes=1 << 60).client.get("/readyz")
+    assert (full.status_code, full.json()["message"].partition(":")[0]) == (
+        503,
+        "The disk of this server is full",
+    )

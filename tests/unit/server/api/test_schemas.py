@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import tracemalloc
 
@@ -72,3 +73,16 @@ def test_long_urls_and_faces_are_rejected() -> None:
             validate_job_input(EndpointSchema(), fields, vendor_limits=True)
         assert error.value.status == 400
     validate_job_input(EndpointSchema(), {"video": video, "segments": [segment] * 64}, vendor_limits=True)
+
+
+def test_every_kind_of_invalid_json_has_its_own_sentence(subtests: pytest.Subtests) -> None:
+    for body, problem in [
+        (b" ", "is empty"),
+        (gzip.compress(b"{}"), "compressed with gzip"),
+        (b"\xef\xbb\xbf{}", "byte order mark"),
+        (b"{'a': 1}", "not JSON: .*line 1, column 2"),
+        ('{"a": "\xe4"}'.encode("latin-1"), "not UTF-8"),
+        (b'{"a":' * 9_000 + b"1" + b"}" * 9_000, "levels deep"),
+    ]:
+        with subtests.test(problem=problem), pytest.raises(BodyError, match=problem):
+            parse_json(body)

@@ -130,3 +130,11 @@ def test_used_links_are_forgotten_after_they_expire(make_api: Make) -> None:
     api.client.portal.call(api.server.delete_expired_data)
     assert store.claim_upload("uploads/studio/old.mp4", now)
     assert not store.claim_upload("uploads/studio/new.mp4", now)
+
+
+def test_ticket_without_size_says_so(api: Api) -> None:
+    response = api.client.post("/api/v3/media/uploads", json={"filename": "a.mp4"}, headers=api.headers)
+    assert response.status_code == 400
+    assert (
+        response.json()["message"] == "The parameter size is missing: send the number of bytes of the file."
+    )

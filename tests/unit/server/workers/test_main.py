@@ -6,11 +6,12 @@ from fractions import Fraction
 
 import pytest
 
+from lipsync_engine.errors import ErrorCode, LipSyncError
 from lipsync_engine.params import PRESETS, LoopMode, SyncParams
 from server.api.schemas import OPTIONS
 from server.jobs.request import Options
 from server.settings import Settings
-from server.workers.main import _params
+from server.workers.main import _client_message, _params
 from server.workers.messages import RunJob
 
 
@@ -44,3 +45,13 @@ def test_fast_presets_are_accepted() -> None:
 def test_compile_and_fp8_settings_reach_the_worker(name: str) -> None:
     assert Settings().worker_environment[f"LIPSYNC_{name.upper()}"] == "false"
     assert Settings.model_validate({name: True}).worker_environment[f"LIPSYNC_{name.upper()}"] == "true"
+
+
+def test_errors_for_clients_name_inputs_and_no_option_of_the_command_line() -> None:
+    command = RunJob("job", {"audio": "/data/in/0f3a.bin"}, {}, (), "out.mp4", Options())
+    silent = LipSyncError(ErrorCode.MEDIA_NO_AUDIO, "'0f3a.bin' has no audio: give a file with a voice.")
+    assert _client_message(silent, command) == "The input audio has no audio: give a file with a voice."
+    for code in (ErrorCode.DISK_FULL, ErrorCode.OUT_OF_MEMORY, ErrorCode.OUTPUT_MISCOLOURED):
+        advice = _client_message(LipSyncError(code, "set LIPSYNC_CACHE_DIR or --dtype fp32"), command)
+        assert "operator" in advice
+        assert not {"LIPSYNC_CACHE_DIR", "--dtype"} & set(advice.split())
