@@ -19,6 +19,7 @@ from server.logs import configure_logging, format_event
 from server.settings import Settings, SettingsError, load_settings, settings_table
 from server.start import WorkerCheck, check_hook, format_host, open_listener
 from server.storage.blobs import StorageUnavailableError
+from server.storage.private_files import create_private_files
 from server.store import AlreadyOpenError, DatabaseUnavailableError
 
 NO_DEVICE = ("none",)
@@ -43,6 +44,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         settings = load_settings(**{name: value for name, value in arguments.items() if value is not None})
         configure_logging(settings.log_format)
+        create_private_files()
         check_hook(settings.job_hook)
         devices = () if settings.devices == NO_DEVICE else settings.devices or _all_devices()
         listener = open_listener(settings.host, settings.port)

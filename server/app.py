@@ -39,6 +39,7 @@ from server.metrics import Metrics, MetricsMiddleware
 from server.settings import Settings
 from server.storage.blobs import Blobs, StorageUnavailableError
 from server.storage.links import LinkSigner
+from server.storage.private_files import make_private
 from server.storage.transport import Transport, TransportPolicy
 from server.store import DatabaseUnavailableError, QueueLimits, Record, Store, audit
 from server.workers.process import WorkerSettings
@@ -97,7 +98,7 @@ class Server:
         quarantines: bool = False,
         blobs: Blobs | None = None,
     ) -> None:
-        settings.data_dir.mkdir(parents=True, exist_ok=True)
+        make_private(settings.data_dir)
         self.settings = settings
         self.store = Store(settings.effective_database_url)
         policy = JobPolicy(

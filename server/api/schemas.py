@@ -475,7 +475,7 @@ def _validate_segments(entries: Any, files: InputFiles, limits: MediaLimits) -> 
 
 
 def _validate_consent(value: Any) -> str | None:
-    if value is None or value == "":
+    if value is None or (isinstance(value, str) and not value.strip()):
         return None
     if not isinstance(value, str) or len(value) > CONSENT["maxLength"] or not value.isprintable():
         sentence = f"consent must be a reference of at most {CONSENT['maxLength']} printable characters."

@@ -13,6 +13,7 @@ from server.api.auth import create_key, create_webhook_secret, rotate_key
 from server.api.errors import ApiError
 from server.api.keys import CHANGEABLE, CREATABLE, LIMITS, read_key_fields, read_seconds
 from server.settings import SettingsError, load_settings
+from server.storage.private_files import create_private_files, make_private
 from server.store import (
     AlreadyOpenError,
     ApiKey,
@@ -37,7 +38,8 @@ def main() -> int:
     arguments = _create_parser().parse_args()
     try:
         settings = load_settings()
-        settings.data_dir.mkdir(parents=True, exist_ok=True)
+        create_private_files()
+        make_private(settings.data_dir)
         store = Store(settings.effective_database_url)
     except SettingsError as error:
         return _fail(str(error))

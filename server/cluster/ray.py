@@ -29,6 +29,7 @@ from server.cluster import autoscaling
 from server.cluster.autoscaling import ScalingLimits, WorkerActivity, WorkerState
 from server.jobs.state import State
 from server.settings import PREFIX, Settings
+from server.storage.private_files import create_private_files
 from server.store import DatabaseUnavailableError, Store
 
 log = logging.getLogger("lipsync.cluster")
@@ -71,6 +72,7 @@ class ServerActor:
         self._name, self._device = name, device
         parsed = Settings(**settings)
         logs.configure_logging(parsed.log_format)
+        create_private_files()
         self._server = Server(parsed, (device,), quarantines=True)
         self._draining = asyncio.Event()
         self._idle_since = time.monotonic()

@@ -20,7 +20,6 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
-from fractions import Fraction
 from pathlib import Path
 from typing import BinaryIO, Final, Self
 
@@ -43,8 +42,10 @@ from lipsync_engine import (
 from lipsync_engine.errors import ErrorCode, LipSyncError, MediaError, ParameterError
 from lipsync_engine.faces import FaceDetector
 from lipsync_engine.faces.registry import load_detector
+from lipsync_engine.media.rates import parse_rate
 from lipsync_engine.params import FaceChoice
 from lipsync_engine.progress import Progress, RenderedSegment, Stage
+from lipsync_engine.provenance.signing import UNSIGNED_WARNING
 from lipsync_engine.weights import WeightsStore
 from server import logs
 from server.jobs.request import MediaLimits, Role
@@ -83,11 +84,15 @@ SIDE_TOLERANCE_PX = 8
 PROMPT_UNUSED = "prompt was not used: the lip-sync model takes only audio and video."
 RETRYABLE: Final = {ErrorCode.DEVICE_UNAVAILABLE, ErrorCode.DISK_FULL}
 
+UNSIGNED: Final = "The result carries no content credentials: "
+
 
 OUTPUT_REJECTED = (
     "The generated faces are not usable, and nothing was published: try more inference_steps, or ask the "
     "operator of this server to check the model's weights."
 )
+ASK_OPERATOR = "The server {}: contact its operator, whose log has the reason."
+WEIGHTS_DAMAGED = ASK_OPERATOR.format("has damaged weights for this job")
 CLIENT_MESSAGES: Final = {
     ErrorCode.DISK_FULL: "The disk of this server is full: retry later, or ask its operator.",
     ErrorCode.OUT_OF_MEMORY: "This server has too little memory for the job: send a shorter or smaller "
@@ -97,8 +102,16 @@ CLIENT_MESSAGES: Final = {
     ErrorCode.OUTPUT_NOISE: OUTPUT_REJECTED,
     ErrorCode.OUTPUT_MASK_COLOURED: OUTPUT_REJECTED,
     ErrorCode.OUTPUT_MISCOLOURED: OUTPUT_REJECTED,
+    ErrorCode.SIGNING_FAILED: ASK_OPERATOR.format("cannot sign the result"),
+    ErrorCode.FFMPEG_MISSING: ASK_OPERATOR.format("lacks FFmpeg"),
+    ErrorCode.OUTPUT_NOT_WRITABLE: ASK_OPERATOR.format("cannot write the result"),
+    ErrorCode.WEIGHTS_MISSING: ASK_OPERATOR.format("lacks the weights that this job needs"),
+    ErrorCode.WEIGHTS_HASH_MISMATCH: WEIGHTS_DAMAGED,
+    ErrorCode.WEIGHTS_TRUNCATED: WEIGHTS_DAMAGED,
+    ErrorCode.WEIGHTS_UNSAFE: WEIGHTS_DAMAGED,
+    ErrorCode.WEIGHTS_ARCHITECTURE: WEIGHTS_DAMAGED,
 }
-"""Errors whose sentence in the engine advises whoever runs its command line."""
+"""Errors whose sentence in the engine advises whoever runs its command line, and may name its paths."""
 
 
 class _RunningJob:
@@ -254,7 +267,7 @@ class WorkerLoop:
                 if is_new or now - reported_at >= REPORT_INTERVAL_S:
                     reported_at, stage = now, progress.stage
                     self._send(_progress_event(command.job_id, progress))
-        warnings += result.warnings
+        warnings += tuple(map(_client_warning, result.warnings))
         return JobSucceeded(
             command.job_id,
             render_s,
@@ -344,6 +357,13 @@ def _voices(command: RunJob, files: dict[str, Path]) -> Path | tuple[Speaker, ..
     return make_dialogue(files[Role.LEFT_AUDIO], files[Role.RIGHT_AUDIO], order)
 
 
+def _client_warning(warning: JobWarning) -> JobWarning:
+    """Return a warning without the paths and programs of the signer."""
+    if not warning.startswith(UNSIGNED) or warning == UNSIGNED_WARNING:
+        return warning
+    return JobWarning(warning.code, f"{UNSIGNED}the server could not sign it.")
+
+
 def _params(
     command: RunJob, files: dict[str, Path], *, label: bool = False, watermark: bool = False
 ) -> SyncParams:
@@ -354,7 +374,7 @@ def _params(
             num_inference_steps=options.num_inference_steps,
             guidance_scale=options.guidance_scale,
             seed=options.seed,
-            fps=None if options.fps is None else Fraction(options.fps),
+            fps=None if options.fps is None else parse_rate(options.fps),
             mask_image=files.get(Role.MASK),
             max_short_side=options.max_short_side,
             loop_mode=LoopMode(options.loop_mode) if options.loop_mode else None,

@@ -359,3 +359,9 @@ def test_result_frames_are_not_black(server: LiveServer, uploads: tuple[str, str
     path.write_bytes(server.request("GET", prediction["outputs"][0])[1])
     pictures = [picture for _, picture in media.scan_frames(media.probe_video(path), 64)]
     assert np.mean(pictures) > 30
+
+
+def test_files_of_the_server_are_private(server: LiveServer, uploads: tuple[str, str]) -> None:
+    paths = [server.data_dir, *server.data_dir.rglob("*")]
+    assert {"lipsync.sqlite", "signing.key", "blobs"} <= {path.name for path in paths}
+    assert [path for path in paths if path.lstat().st_mode & 0o077] == []

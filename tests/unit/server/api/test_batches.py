@@ -290,7 +290,9 @@ def test_one_invalid_row_rejects_the_batch(api: Api) -> None:
 
 def test_required_consent_applies_to_every_row(make_api: Make) -> None:
     api = make_api(require_consent=True)
+    blank = post(api, {"jobs": rows({"consent": "release 17"}, {"consent": " \u00a0"})})
     answer = post(api, {"jobs": rows({"consent": "release 17"}, {})})
+    assert blank.json() == answer.json()
     (problem,) = answer.json()["problems"]
     assert (problem["row"], problem["code"]) == (1, "consent_required")
     assert post(api, {"jobs": rows({"consent": "release 17"})}).status_code == 200
