@@ -3,9 +3,10 @@
     python -m scripts.bench gpu                               # CUDA, full size, benchmarks/gpu.json and .png
     python -m scripts.bench gpu --device cpu --small --out X  # a miniature, to see that the script works
     python -m scripts.bench gpu --reference FOLDER            # the public implementation too
-    python -m scripts.bench gpu --parts compiled fp8          # adds to the report that is there
+    python -m scripts.bench gpu --parts compiled --models latentsync-1.6   # adds to the report that is there
 
-The report is written after every number, so that whatever ends a run early, what was measured stays. FOLDER
+The report is written after every number, so that whatever ends a run early, what was measured stays. An error
+ends one part of one model and is written in its place. FOLDER
 is a checkout of the public LatentSync repository; it is run as it is (`reference_job.py`), on the same clip,
 with and without its step cache, its detector's time left out.
 
@@ -17,11 +18,13 @@ the same network (`flops.py`) over time and ceiling. Each fast path is held agai
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import statistics
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,6 +50,7 @@ from lipsync_engine.params import EXACT_SAMPLING, PRESETS, FastSampling
 from lipsync_engine.weights import WeightsStore
 from scripts.bench.common import BENCHMARKS, Report, new_plot, save_plot, write_report
 from scripts.bench.gpu_jobs import FPS, Media, job_report, reference_report
+from scripts.bench.gpu_micro import micro_report
 from tests.support import flops
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
@@ -279,6 +283,21 @@ def card_report(bench: Bench, model: LatentSync) -> Iterator[Report]:
     torch.cuda.set_per_process_memory_fraction(1.0, bench.device)
 
 
+def precision_report(bench: Bench, model_name: str, resolution: int) -> Iterator[Report]:
+    """Yield the distance of each half precision to float32, on equal weights."""
+    exact: torch.Tensor | None = None
+    report = {}
+    for name in ("fp32", "fp16", "bf16"):
+        of_dtype = Bench(bench.device, DTYPES[name], bench.size, bench.repeats)
+        model = of_dtype.model(model_name, resolution)
+        found = Window.random(model).denoised(model, 2).float()
+        if exact is None:
+            exact = found
+        else:
+            report[name] = distance(found, exact)
+            yield report
+
+
 def compiled_report(bench: Bench, model: LatentSync, cache_dir: Path) -> Iterator[Report]:
     """`LatentSync.compile`: how long it takes, then speed and distance to eager of exact and every preset."""
     torch.compiler.reset()  # an earlier model's pieces of code count against the same limit
@@ -330,10 +349,10 @@ def distance(found: torch.Tensor, wanted: torch.Tensor) -> float:
 
 # --- all together ---
 
-PARTS = ("stages", "jobs", "modes", "reference", "cards", "compiled", "fp8")
+PARTS = ("micro", "stages", "jobs", "modes", "precision", "reference", "cards", "compiled", "fp8")
 """What matters most comes first: time may run out."""
 
-USUAL = ("stages", "jobs", "modes", "reference", "cards")
+USUAL = PARTS[:-2]
 
 
 @dataclass
@@ -341,18 +360,22 @@ class Session:
     """What the parts of a run share.
 
     Attributes:
-        detector, clip: for whole jobs.
+        detector: for whole jobs.
+        folder: of temporary files.
         reference, reference_python: see `reference_report`; None: nobody asked.
-        code: where compiled code lies.
     """
 
     bench: Bench
     ceiling: float
     detector: FaceDetector
-    clip: Media
+    folder: Path
     reference: Path | None
     reference_python: str
-    code: Path
+
+    @functools.cached_property
+    def clip(self) -> Media:
+        """For whole jobs; made at the first use."""
+        return Media.make(self.folder, self.bench.size.frame, self.bench.size.clip_s, self.detector)
 
     def part(self, name: str, model_name: str, resolution: int, known: Report) -> Iterator[Report]:
         """What a part found so far, again and again.
@@ -360,10 +383,10 @@ class Session:
         Args:
             known: of the same model, by part.
         """
-        bench, clip, detector = self.bench, self.clip, self.detector
+        bench, detector = self.bench, self.detector
         if name == "reference":
             if self.reference is not None:
-                order = reference_order(bench, resolution, clip, self.reference)
+                order = reference_order(bench, resolution, self.clip, self.reference)
                 yield reference_report(order, known["jobs"]["default"]["frames"], self.reference_python)
             return
         model = bench.model(model_name, resolution)
@@ -372,16 +395,18 @@ class Session:
         elif name == "jobs":
             jobs: Report = {}
             for preset in ("default", "fastest"):
-                jobs[preset] = job_report(model, clip, detector, preset)
+                jobs[preset] = job_report(model, self.clip, detector, preset)
                 yield jobs
         elif name == "modes":
             yield from mode_report(bench, model)
+        elif name == "precision":
+            yield from precision_report(bench, model_name, resolution)
         elif name == "cards" and bench.device.type == "cuda":
             yield from card_report(bench, model)
         elif name == "compiled":
-            yield from compiled_report(bench, model, self.code)
+            yield from compiled_report(bench, model, self.folder / "compiled")
         elif name == "fp8":
-            yield from fp8_report(bench, model, self.code)
+            yield from fp8_report(bench, model, self.folder / "compiled")
 
 
 def reference_order(bench: Bench, resolution: int, clip: Media, checkout: Path) -> Report:
@@ -417,6 +442,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--small", action="store_true", help="a miniature instead of the published networks")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=USUAL, help="[all but the last two]")
+    parser.add_argument("--models", nargs="+", choices=FULL.resolutions, help="[all]")
     parser.add_argument("--reference", type=Path, help="a checkout of the public LatentSync, to be timed too")
     parser.add_argument(
         "--reference-python", default=sys.executable, help="an interpreter with that checkout's requirements"
@@ -424,7 +450,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, default=BENCHMARKS, help="folder")
 
 
-def run(arguments: argparse.Namespace) -> None:
+def run(arguments: argparse.Namespace) -> int:
+    """Return 1 if a part ended with an error."""
     device = torch.device(arguments.device)
     on_gpu = device.type == "cuda"
     bench = Bench(device, DTYPES[arguments.dtype], SMALL if arguments.small else FULL, arguments.repeats)
@@ -438,29 +465,52 @@ def run(arguments: argparse.Namespace) -> None:
         "ceiling_tflops": round(ceiling, 3),
         "models": {},
     }
-    report["models"] = earlier(arguments.out, report)
+    report |= read_earlier(arguments.out, report)
     detector = DrawnFaceDetector(WeightsStore().verified_files("tiny")["detector"])
     with tempfile.TemporaryDirectory() as folder:
-        clip = Media.make(Path(folder), bench.size.frame, bench.size.clip_s, detector)
         session = Session(
-            bench, ceiling, detector, clip, arguments.reference, arguments.reference_python,
-            Path(folder) / "compiled",
-        )  # fmt: skip
+            bench, ceiling, detector, Path(folder), arguments.reference, arguments.reference_python
+        )
+        write = functools.partial(write_report, report, arguments.out / "gpu.json")
+        failures = 0
         for part in arguments.parts:
+            if part == "micro":
+                small = arguments.small
+                failures += keep_results(
+                    report, part, micro_report(device, bench.dtype, bench.seconds, small=small), write
+                )
+                continue
             for name, resolution in bench.size.resolutions.items():
-                known = report["models"].setdefault(name, {})
-                for found in session.part(part, name, resolution, known):
-                    known[part] = found
-                    write_report(report, arguments.out / "gpu.json")
-                print(name, part, json.dumps(known.get(part)), flush=True)
+                if name in (arguments.models or bench.size.resolutions):
+                    known = report["models"].setdefault(name, {})
+                    results = session.part(part, name, resolution, known)
+                    failures += keep_results(known, part, results, write)
             plot(report, arguments.out / "gpu.png")
+    return min(failures, 1)
 
 
-def earlier(folder: Path, report: Report) -> Report:
-    """What an earlier run of other parts found on the same device; empty where there is none."""
+def keep_results(known: Report, part: str, results: Iterator[Report], write: Callable[[], None]) -> bool:
+    """Write every result of a part; an error ends this part alone. Return whether there was one."""
+    error_line = None
+    try:
+        for known[part] in results:
+            write()
+    except Exception as error:  # noqa: BLE001  (whatever a new device throws; the other parts go on)
+        traceback.print_exc()
+        error_line = f"{type(error).__name__}: {error}".splitlines()[0][:300]
+        known.setdefault(part, {})["error"] = error_line
+        write()
+    print(part, json.dumps(known.get(part)), flush=True)
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return error_line is not None
+
+
+def read_earlier(folder: Path, report: Report) -> Report:
+    """Return the parts that an earlier run measured on the same device; empty where there are none."""
     try:
         found: Report = json.loads((folder / "gpu.json").read_text())
     except FileNotFoundError:
         return {}
     same = all(found[name] == report[name] for name in ("device", "torch", "dtype", "small"))
-    return found["models"] if same else {}
+    return {name: found[name] for name in ("micro", "models") if name in found} if same else {}

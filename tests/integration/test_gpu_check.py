@@ -15,7 +15,14 @@ from tests.support.paths import ROOT
 
 SCRIPTS = ROOT / "scripts"
 
-PARTS = ["-m pytest", "scripts.bench gpu --out", "scripts.bench batching", "--parts compiled", "--parts fp8"]
+PARTS = [
+    "gpu --parts micro",
+    "-m pytest",
+    "gpu --parts stages jobs modes precision",
+    "gpu --parts compiled --models latentsync-1.6",
+    "scripts.bench batching",
+    "gpu --parts reference cards",
+]
 
 HANGING = """#!/bin/sh
 echo "$*" >> "$CALLS"
@@ -35,6 +42,9 @@ def test_small_benchmark_runs_on_the_cpu(tmp_path: Path) -> None:
     assert model_report["stages"]["lean_distance"] < 1e-3
     assert model_report["jobs"]["default"]["frames_without_face"] == 0
     assert 0 < model_report["stages"]["utilisation"]["step"] < 1.5
+    assert set(model_report["precision"]) == {"fp16", "bf16"}
+    assert 0 < model_report["precision"]["fp16"] < model_report["precision"]["bf16"] < 0.2
+    assert report["micro"]["attention_ms"]["over time"]["math"] > 0  # the second run kept it
     assert model_report["fp8"]["layers"] > 50
     assert all(0 < mode["relative_distance"] < 0.2 for mode in model_report["fp8"]["eager"].values())
     assert (tmp_path / "gpu.png").stat().st_size > 1000
@@ -56,4 +66,4 @@ def test_gpu_check_ends_in_time_when_every_part_hangs(tmp_path: Path) -> None:
     assert result.stderr.count("ended with status 124") == len(PARTS)
     lines = calls.read_text().splitlines()
     assert all(part in line for part, line in zip(PARTS, lines, strict=True))
-    assert [line for line in lines if "--reference checkout" in line] == lines[1:2]
+    assert [line for line in lines if "--reference checkout" in line] == lines[-1:]
