@@ -33,7 +33,7 @@ from server.jobs.admission import AdmissionCheck
 from server.jobs.downloads import InputDownloader
 from server.jobs.inputs import InputFetcher
 from server.jobs.service import JobService
-from server.jobs.state import Batch, Job, JobPolicy
+from server.jobs.state import Batch, JobPolicy
 from server.jobs.webhooks import PayloadBuilder, WebhookPayload, Webhooks
 from server.metrics import Metrics, MetricsMiddleware
 from server.settings import Settings
@@ -208,9 +208,9 @@ class Server:
             await self.blobs.delete(blob.name)
         await self.supervisor.delete_orphaned_files()
 
-    def _on_job_end(self, job: Job) -> None:
-        self.metrics.count_job(job)
-        self.supervisor.forget(job.id)
+    def _on_job_end(self, record: Record) -> None:
+        self.metrics.count_job(record)
+        self.supervisor.forget(record.job.id)
 
     async def _record_start(self) -> None:
         """Write the operator's decisions on marking and consent to the audit log."""

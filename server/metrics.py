@@ -15,17 +15,23 @@ from prometheus_client import (
     Counter,
     Gauge,
     Histogram,
+    ProcessCollector,
     generate_latest,
 )
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.cluster.autoscaling import WorkerState
-from server.jobs.state import Job, State
+from server.jobs.state import State
 from server.logs import log_request
-from server.store import Store
+from server.store import Record, Store
 from server.workers.registry import WorkerStatus
 
 TEXT_TYPE = CONTENT_TYPE_LATEST
+JOB_BUCKETS_S = (1, 5, 15, 60, 300, 900, 3600, 14400)
+MAX_TENANTS = 100
+OTHER_TENANTS = "(others)"
+"""Label of all tenants after the first `MAX_TENANTS`: each label is kept in memory and at Prometheus."""
+
 METHODS = {"GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS"}
 
 
@@ -45,6 +51,28 @@ class Metrics:
         self._device_s = Counter(
             "lipsync_device_seconds", "Time that devices spent rendering.", registry=self._registry
         )
+        self._tenant_device_s = Counter(
+            "lipsync_tenant_device_seconds",
+            "Time that devices spent rendering for a tenant.",
+            ["tenant"],
+            registry=self._registry,
+        )
+        self._tenants: set[str] = set()
+        self._wait_s = Histogram(
+            "lipsync_job_wait_seconds",
+            "Time from the submission of an ended job to its start.",
+            ["model"],
+            registry=self._registry,
+            buckets=JOB_BUCKETS_S,
+        )
+        self._run_s = Histogram(
+            "lipsync_job_run_seconds",
+            "Time from the start to the end of a job that succeeded.",
+            ["model"],
+            registry=self._registry,
+            buckets=JOB_BUCKETS_S,
+        )
+        ProcessCollector(registry=self._registry)
         self._jobs = Gauge("lipsync_jobs", "Jobs in the database.", ["state"], registry=self._registry)
         self._oldest = Gauge(
             "lipsync_oldest_waiting_seconds",
@@ -74,11 +102,20 @@ class Metrics:
             if state.is_final:
                 self._ended.labels(state)
 
-    def count_job(self, job: Job) -> None:
+    def count_job(self, record: Record) -> None:
         """Count a job that has ended."""
+        job, model = record.job, record.request.endpoint
         self._ended.labels(job.state).inc()
+        if job.started_at is not None:
+            self._wait_s.labels(model).observe(max(0.0, job.started_at - job.created_at))
+        if job.run_s is not None:
+            self._run_s.labels(model).observe(job.run_s)
         if job.output is not None:
             self._device_s.inc(job.output.device_s)
+            if len(self._tenants) < MAX_TENANTS:
+                self._tenants.add(job.tenant)
+            tenant = job.tenant if job.tenant in self._tenants else OTHER_TENANTS
+            self._tenant_device_s.labels(tenant).inc(job.output.device_s)
 
     def observe_request(self, method: str, route: str, status: int, seconds: float) -> None:
         """Count a request and the time of its answer."""

@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import re
 from collections.abc import Iterator
+from datetime import date
 from functools import partial
 from typing import Annotated, Any, Final, TypeVar
 
@@ -28,6 +29,7 @@ from server.api.keys import (
     read_seconds,
 )
 from server.api.schemas import read_json_object
+from server.api.usage import start_of_day, usage_csv
 from server.metrics import TEXT_TYPE, Metrics
 from server.store import KeyExistsError, LastAdminKeyError
 from server.workers.registry import WorkerRegistry
@@ -142,6 +144,15 @@ def create_router(
         _require_key(was_revoked or None, key_id)
         context.authenticator.clear_cache()
         return Response(status_code=204)
+
+    @router.get("/admin/usage")
+    async def export_usage(
+        http: HttpRequest, since: date | None = None, until: date | None = None
+    ) -> Response:
+        context.authenticate(http, Scope.ADMIN)
+        first, last = (None if day is None else start_of_day(day) for day in (since, until))
+        rows = await asyncio.to_thread(store.usage, None, first, last)
+        return Response(usage_csv(rows), media_type="text/csv")
 
     @router.get("/admin/audit")
     async def read_audit_log(

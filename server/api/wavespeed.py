@@ -18,7 +18,7 @@ from fastapi import APIRouter, Query
 from fastapi import Request as HttpRequest
 from fastapi.responses import JSONResponse, Response
 
-from server.api.auth import Caller, Scope
+from server.api.auth import Scope
 from server.api.context import ApiContext
 from server.api.errors import ApiError
 from server.api.schemas import (
@@ -38,6 +38,7 @@ from server.api.submission import (
     require_queue_capacity,
     submit_job,
 )
+from server.api.usage import usage_by_day, usage_by_model
 from server.api.wavespeed_models import MODELS, Model, catalogue_entry, require_model
 from server.jobs.state import Failure, State
 from server.store import Record
@@ -295,21 +296,33 @@ def create_router(context: ApiContext) -> APIRouter:
     @router.get("/account/usage")
     async def get_account_usage(http: HttpRequest, start_date: str = "", end_date: str = "") -> Response:
         caller = context.authenticate(http, Scope.READ)
-        total = _count_jobs(context, caller)
-        period = f"{start_date or 'start'} to {end_date or 'today'}"
+        dates = {"start_date": start_date, "end_date": end_date}
+        since, until = _read_time(dates, "start_date"), _read_time(dates, "end_date")
+        rows = await asyncio.to_thread(context.jobs.store.usage, caller.tenant, since, until)
         return success_response(
-            {"period": period, "total_requests": total, "total_cost": 0.0, "by_model": []}
+            {
+                "period": f"{start_date or 'start'} to {end_date or 'today'}",
+                "total_requests": sum(row.jobs for row in rows),
+                "total_cost": 0.0,
+                "by_model": usage_by_model(rows),
+            }
         )
 
     @router.post("/user/usage_stats", openapi_extra=JSON_BODY)
     async def get_usage_stats(http: HttpRequest) -> Response:
         caller = context.authenticate(http, Scope.READ)
+        fields = await read_json_object(http)
+        since, until = _read_time(fields, "start_time"), _read_time(fields, "end_time")
+        rows = await asyncio.to_thread(context.jobs.store.usage, caller.tenant, since, until)
+        if (model := _read_text(fields, "model_uuid")) is not None:
+            rows = [row for row in rows if row.model == model]
         summary = {
             "total_cost": 0.0,
-            "total_requests": _count_jobs(context, caller),
-            "success_requests": _count_jobs(context, caller, State.SUCCEEDED),
+            "total_requests": sum(row.jobs for row in rows),
+            "success_requests": sum(row.succeeded for row in rows),
         }
-        return success_response({"per_model_usage": [], "daily_usage": [], "summary": summary})
+        usage = {"per_model_usage": usage_by_model(rows), "daily_usage": usage_by_day(rows)}
+        return success_response({**usage, "summary": summary})
 
     @router.post("/billings/search", openapi_extra=JSON_BODY)
     async def search_billings(http: HttpRequest) -> Response:
@@ -439,7 +452,3 @@ def _read_time(fields: dict[str, Any], name: str) -> float | None:
         raise ApiError(
             400, f"{name} must be a time such as 2026-01-02T03:04:05Z.", "invalid_parameter"
         ) from None
-
-
-def _count_jobs(context: ApiContext, caller: Caller, *states: State) -> int:
-    return context.jobs.store.page(caller.tenant, offset=0, limit=1, states=states)[1]

@@ -56,7 +56,7 @@ class JobService:
         job_available: set once, and replaced: take it before a search for work, and wait for it after.
         webhook_due: set when a webhook may have become due; the one that delivers clears it.
         on_stop: called with the id of a running job that has to stop.
-        on_end: called with a job that a change of this process has ended.
+        on_end: called with the record of a job that a change of this process has ended.
         is_stopping: the server stops, and event streams have to end.
     """
 
@@ -79,7 +79,7 @@ class JobService:
         self.job_available = asyncio.Event()
         self.webhook_due = asyncio.Event()
         self.on_stop: Callable[[str], None] = lambda job_id: None
-        self.on_end: Callable[[Job], None] = lambda job: None
+        self.on_end: Callable[[Record], None] = lambda record: None
         self.is_stopping = False
         self._typical_run_s: float | None = None
         self._positions: dict[str, QueuePosition] = {}
@@ -256,7 +256,7 @@ class JobService:
             self.on_stop(job.id)
         if Effect.NOTIFY in change.effects:
             self.webhook_due.set()
-            self.on_end(job)
+            self.on_end(change.record)
         if job.run_s is not None and not self.store.is_shared:  # else the notification records it
             self._record_run_time(job.run_s)
         if job.state is State.WAITING:

@@ -17,6 +17,7 @@ from server.store.outbox import OutboxEntry, OutboxStore
 from server.store.segments import SegmentClaim, SegmentRecord, SegmentStore
 from server.store.tables import metadata
 from server.store.uploads import UploadStore
+from server.store.usage import Usage, UsageStore
 from server.store.workers import WorkerRecord, WorkerStore
 
 __all__ = [
@@ -37,10 +38,11 @@ __all__ = [
     "SegmentClaim",
     "SegmentRecord",
     "Store",
+    "Usage",
     "WorkerRecord",
     "metadata",
 ]
 
 
-class Store(BatchStore, SegmentStore, OutboxStore, KeyStore, UploadStore, WorkerStore):
+class Store(BatchStore, SegmentStore, OutboxStore, KeyStore, UploadStore, UsageStore, WorkerStore):
     """An open database; see `Database` for its arguments and errors, and the parents for its methods."""

@@ -22,6 +22,7 @@ from server.store.notifications import notify
 from server.store.outbox import insert_webhooks
 from server.store.segments import delete_segments
 from server.store.tables import BATCHES, JOBS, KEYS, OUTBOX
+from server.store.usage import insert_usage
 
 T = TypeVar("T")
 
@@ -464,6 +465,7 @@ class JobStore(Database):
         if Effect.NOTIFY in effects:
             delete_segments(connection, after.id)
             audit.job_ended(connection, after, record.request, now)
+            insert_usage(connection, after, record.request.endpoint, now)
             insert_webhooks(connection, after, record.request.webhook_url, now)
         return JobChange(record.job, Record(after, record.request), effects)
 

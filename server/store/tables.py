@@ -130,6 +130,21 @@ USED_UPLOAD_LINKS = sa.Table(
     sa.Column("used_at", sa.Float, nullable=False),
 )
 
+USAGE = sa.Table(
+    "usage",
+    metadata,
+    sa.Column("job_id", sa.String(32), primary_key=True),
+    sa.Column("day", sa.Integer, nullable=False),
+    sa.Column("tenant", sa.String(64), nullable=False),
+    sa.Column("model", sa.String(200), nullable=False),
+    sa.Column("succeeded", sa.Integer, nullable=False),
+    sa.Column("media_s", sa.Float, nullable=False),
+    sa.Column("device_s", sa.Float, nullable=False),
+    sa.Column("ended_at", sa.Float, nullable=False),
+    sa.Index("usage_by_tenant", "tenant", "day"),
+    sa.Index("usage_by_day", "day"),
+)
+
 
 def row_values(table: sa.Table, row: sa.Row[Any]) -> dict[str, Any]:
     """Return a row's values by the keys of its table's columns."""
