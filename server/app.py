@@ -42,6 +42,7 @@ from server.storage.links import LinkSigner
 from server.storage.private_files import make_private
 from server.storage.transport import Transport, TransportPolicy
 from server.store import DatabaseUnavailableError, QueueLimits, Record, Store, audit
+from server.workers.caches import delete_expired_caches
 from server.workers.process import WorkerSettings
 from server.workers.registry import WorkerRegistry
 from server.workers.supervisor import Supervisor
@@ -207,6 +208,8 @@ class Server:
         for blob in await self.blobs.list_older_than(before):
             await self.blobs.delete(blob.name)
         await self.supervisor.delete_orphaned_files()
+        caches = self.settings.data_dir / "work" / "engine"
+        await asyncio.to_thread(delete_expired_caches, caches, self.settings.retention_s)
 
     def _on_job_end(self, record: Record) -> None:
         self.metrics.count_job(record)

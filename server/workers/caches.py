@@ -1,0 +1,51 @@
+"""Ends what workers keep from clips beyond a job: face tracks, generated portraits and unfinished work.
+
+All of it shows or describes the people in the clips, so it must not outlive them by long.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import time
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+REUSE_S = 3600.0
+"""A cached analysis or portrait is deleted so long after its last use: takes of a clip follow soon."""
+
+RESUME_S = 86400.0
+"""Unfinished work is deleted so long after its last change: an interrupted job can resume until then."""
+
+
+def delete_expired_caches(folder: Path, retention_s: float) -> None:
+    """Delete what was not used for an hour, unfinished work for a day, and both after the retention.
+
+    Args:
+        folder: of the engine; see `LipSyncPipeline`'s `cache_dir`.
+    """
+    now = time.time()
+    for name in ("analysis", "motion"):
+        for file in (folder / name).glob("*"):
+            if _modified_at(file) < now - min(REUSE_S, retention_s):
+                file.unlink(missing_ok=True)
+    for work in (folder / "jobs").glob("*/"):
+        with contextlib.suppress(FileNotFoundError):  # its job has just ended
+            if max(map(_modified_at, (work, *work.iterdir()))) < now - min(RESUME_S, retention_s):
+                _delete_unlocked(work)
+
+
+def _delete_unlocked(work: Path) -> None:
+    """Delete a work directory, unless its job runs."""
+    lock = work.with_name(f"{work.name}.lock")
+    with contextlib.suppress(Timeout), FileLock(lock, blocking=False):
+        shutil.rmtree(work, ignore_errors=True)
+        lock.unlink(missing_ok=True)
+
+
+def _modified_at(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:  # a worker has deleted it
+        return 0.0
