@@ -22,6 +22,7 @@ from fastapi.middleware.cors import CORSMiddleware
 
 from server.api import admin, batches, native, playground, studio, uploads, wavespeed
 from server.api.auth import Authenticator, RateLimiter
+from server.api.bodies import BodyBudget, BodyBudgetMiddleware
 from server.api.context import UPLOAD_LINK_S, ApiContext
 from server.api.errors import METHODS, ApiError, add_exception_handlers
 from server.api.fast_poll import FastPollMiddleware
@@ -298,6 +299,8 @@ def create_app(server: Server) -> FastAPI:
     add_exception_handlers(app, error_responses, default=wavespeed.error_response)
     app.add_middleware(FastPollMiddleware, context=context)
     app.add_middleware(RateLimitMiddleware)
+    budget = BodyBudget(server.settings.max_bodies_bytes, server.settings.max_tenant_bodies_bytes)
+    app.add_middleware(BodyBudgetMiddleware, budget=budget)
     app.add_middleware(HeadMiddleware)
     app.add_middleware(MetricsMiddleware, metrics=server.metrics)
     app.add_middleware(

@@ -153,6 +153,17 @@ class Settings(BaseSettings):
     max_body_bytes: int = Field(
         96 * 1024**2, ge=1024, description="Largest JSON body, which may contain inputs as base64."
     )
+    max_bodies_bytes: int = Field(
+        384 * 1024**2,
+        ge=1024,
+        description="Most memory for JSON bodies that are received and stored; more are answered with 503.",
+    )
+    max_tenant_bodies_bytes: int = Field(
+        128 * 1024**2, ge=1024, description="The same of one tenant; more are answered with 429."
+    )
+    max_base64_output_bytes: int = Field(
+        64 * 1024**2, ge=1, description="Larger results are answered as a link, also in base64 output mode."
+    )
     min_free_bytes: int = Field(
         1024**3, ge=0, description="Uploads and jobs are rejected while less disk space is free."
     )

@@ -96,7 +96,7 @@ class Submission:
     webhook_url: str | None
 
 
-def read_submission(context: ApiContext, body: bytes) -> Submission:
+def read_submission(context: ApiContext, body: bytes | bytearray) -> Submission:
     """Validate all rows without opening media.
 
     Raises:
@@ -292,7 +292,7 @@ def create_router(context: ApiContext) -> APIRouter:
         if _find_repeated(context, caller, http) is None:
             context.require_queue_capacity(caller)
         body = await read_body(http, context.settings.max_body_bytes)
-        digest, batch = request_digest(http, body), _find_repeated(context, caller, http)
+        digest, batch = await request_digest(http, body), _find_repeated(context, caller, http)
         if batch is None:
             submission = await asyncio.to_thread(read_submission, context, body)
             context.require_queue_capacity(caller, len(submission.rows))

@@ -103,6 +103,8 @@ class ApiContext:
         else:
             rate_limit = self.rate_limiter.acquire(caller.key_id, now, caller.requests_per_minute)
         http.state.rate_limit = rate_limit
+        if (account := getattr(http.state, "body", None)) is not None:
+            account.tenant = caller.tenant
         if rate_limit.wait_s > 0:
             sentence = f"This key sends more than {rate_limit.limit} requests per minute: retry later."
             raise BusyError(sentence, rate_limit.wait_s)

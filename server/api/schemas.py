@@ -5,12 +5,10 @@ The schemas are the same in every dialect. Media files are not opened here.
 
 from __future__ import annotations
 
-import binascii
 import codecs
 import dataclasses
 import json
 import math
-import re
 import secrets
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -18,6 +16,7 @@ from urllib.parse import urlsplit
 
 from fastapi import Request as HttpRequest
 
+from server.api.bodies import BodyAccount, BodyError, InlineFile, LongText, count_bytes, parse_cut
 from server.api.errors import ApiError, BodyTooLargeError
 from server.jobs.request import MIB, InputSource, MediaLimits, Options, Role, SpeechInterval
 from server.storage.transport import MAX_URL_LENGTH
@@ -27,6 +26,7 @@ from server.storage.transport import MAX_URL_LENGTH
 MAX_VALUES: Final = 10_000
 """Most values of a body. An input in base64 is one value, however long."""
 
+MAX_QUOTES: Final = 4 * MAX_VALUES
 MAX_DEPTH: Final = 32
 ECHOED_LENGTHS: Final = (2048, 256, 32)
 """Longer texts of an input are base64, and answers repeat only their beginning. The first limit is used with
@@ -35,33 +35,40 @@ which the input has at most `MAX_ECHO_BYTES`."""
 MAX_ECHO_BYTES: Final = 64 << 10
 """Size of an input as it is stored and repeated: of lists, a hundred are in one answer."""
 
+MAX_DATA_URI_HEAD: Final = 1024
 MAX_URL_BYTES: Final = 64 << 10
 """All URLs of a job together, which are stored and repeated in full."""
 
 MAX_TITLE_LENGTH: Final = 200
 
 
-class BodyError(ValueError):
-    """The body is not JSON that can be stored; the message names the problem."""
-
-
-async def read_body(http: HttpRequest, max_bytes: int) -> bytes:
-    """Read the whole body.
+async def read_body(http: HttpRequest, max_bytes: int) -> bytearray:
+    """Read the whole body; its bytes count until the request ends or `release_body` is called.
 
     Raises:
         BodyTooLargeError: as soon as the size is known.
+        ApiError: 429 or 503, too many bodies are in memory.
     """
+    account: BodyAccount | None = getattr(http.state, "body", None)
     sentence = f"The request may have at most {max_bytes / 1e6:.0f} MB: upload large files first."
     announced = http.headers.get("content-length", "")
     if announced.isascii() and announced.isdigit() and int(announced) > max_bytes:
         raise BodyTooLargeError(sentence)
-    parts, size = [], 0
+    body = bytearray()
     async for chunk in http.stream():
-        size += len(chunk)
-        if size > max_bytes:
+        if len(body) + len(chunk) > max_bytes:
             raise BodyTooLargeError(sentence)
-        parts.append(chunk)
-    return b"".join(parts)
+        if account is not None:
+            account.add(len(chunk))
+        body += chunk
+    return body
+
+
+def release_body(http: HttpRequest) -> None:
+    """Stop counting a body whose inputs are stored."""
+    account: BodyAccount | None = getattr(http.state, "body", None)
+    if account is not None:
+        account.release()
 
 
 async def read_json_object(http: HttpRequest, max_bytes: int = 1 << 20) -> dict[str, Any]:
@@ -69,7 +76,7 @@ async def read_json_object(http: HttpRequest, max_bytes: int = 1 << 20) -> dict[
     return parse_json_object(await read_body(http, max_bytes) or b"{}")
 
 
-def parse_json_object(body: bytes) -> dict[str, Any]:
+def parse_json_object(body: bytes | bytearray) -> dict[str, Any]:
     """Parse a JSON object that can be stored.
 
     Raises:
@@ -84,7 +91,7 @@ def parse_json_object(body: bytes) -> dict[str, Any]:
     return value
 
 
-def parse_json(body: bytes) -> Any:
+def parse_json(body: bytes | bytearray) -> Any:
     """Parse JSON in UTF-8 that can be stored and sent on.
 
     Python's parser also accepts NaN, lone surrogates, hundreds of levels and a hundred megabytes of empty
@@ -94,10 +101,12 @@ def parse_json(body: bytes) -> Any:
         BodyError: invalid JSON, more than MAX_VALUES values or MAX_DEPTH levels, a number that is not
             finite, NUL or a lone surrogate.
     """
-    if sum(body.count(token) for token in (b",", b"[", b"{")) > MAX_VALUES:  # before parsing takes memory
+    if count_bytes(body, b",[{", MAX_VALUES) > MAX_VALUES:  # before parsing takes memory
         raise BodyError(f"The body has more than {MAX_VALUES} values.")
     try:
-        value = json.loads(body.decode())
+        value = parse_cut(body, MAX_QUOTES)
+    except BodyError:
+        raise
     except RecursionError:
         raise BodyError(f"The body is nested more than {MAX_DEPTH} levels deep.") from None
     except ValueError as error:
@@ -106,7 +115,7 @@ def parse_json(body: bytes) -> Any:
     return value
 
 
-def _describe_invalid(body: bytes, error: ValueError) -> str:
+def _describe_invalid(body: bytes | bytearray, error: ValueError) -> str:
     if not body.strip():
         return "The body is empty: send a JSON object."
     if body.startswith(b"\x1f\x8b"):
@@ -352,11 +361,11 @@ class InputFiles:
 
     Attributes:
         sources: where each file comes from.
-        inline: by name, the bytes of files in the body, until they are stored.
+        inline: by name, files in the body, until they are stored.
     """
 
     sources: list[InputSource] = field(default_factory=list)
-    inline: dict[str, bytes] = field(default_factory=dict)
+    inline: dict[str, InlineFile] = field(default_factory=dict)
 
     def add(self, name: str, role: Role, value: Any, limits: MediaLimits) -> None:
         """Add a file from a URL, a data URI or base64.
@@ -371,10 +380,10 @@ class InputFiles:
             raise ApiError(400, f"The parameter {name} is missing.", "missing_parameter")
         if not isinstance(value, str):
             raise ApiError(400, f"The parameter {name} must be a string.", "invalid_parameter")
-        if is_url(value):
+        if not isinstance(value, LongText) and is_url(value):
             self.sources.append(InputSource(name, role, url=value, limits=limits))
         else:
-            self.inline[name] = _decode_inline(name, value)
+            self.inline[name] = _read_inline(name, value)
             self.sources.append(InputSource(name, role, blob="", limits=limits))
 
 
@@ -389,20 +398,24 @@ def is_url(value: str) -> bool:
     return parts.scheme in ("http", "https") and bool(parts.netloc)
 
 
-def _decode_inline(name: str, value: str) -> bytes:
-    text = value
-    if value.startswith("data:"):
-        head, comma, text = value.partition(",")
-        if not comma or not head.endswith(";base64"):
+def _read_inline(name: str, value: str) -> InlineFile:
+    """Return a file in base64; it is decoded here to check it, and again when it is stored."""
+    content = value.content if isinstance(value, LongText) else memoryview(value.encode(errors="replace"))
+    head = content[:MAX_DATA_URI_HEAD].tobytes()
+    if head.startswith(b"data:"):
+        head, comma, _ = head.partition(b",")
+        if not comma or not head.endswith(b";base64"):
             raise ApiError(400, f"The data URI of {name} must be base64.", "invalid_parameter")
+        content = content[len(head) + 1 :]
+    file = InlineFile(content)
     try:
-        data = binascii.a2b_base64(re.sub(r"\s+", "", text), strict_mode=True)
-    except (binascii.Error, ValueError):
+        size = sum(map(len, file.pieces()))
+    except ValueError:
         sentence = f"The parameter {name} is neither an http(s) URL, nor a data URI, nor base64."
         raise ApiError(400, sentence, "invalid_parameter") from None
-    if not data:
+    if not size:
         raise ApiError(400, f"The parameter {name} is empty.", "invalid_parameter")
-    return data
+    return file
 
 
 @dataclass(frozen=True, slots=True)

@@ -199,7 +199,7 @@ def create_router(context: ApiContext) -> APIRouter:
                 dialect_state={"model": name, "input": submission.echoed_input, "base64": False},
                 job_input=submission.job_input,
                 webhook_url=submission.webhook_url,
-                digest=request_digest(http, body),
+                digest=await request_digest(http, body),
             )
             job_id = str(uuid.UUID(record.job.id))
             return JSONResponse({"id": job_id, "requestId": job_id, "status": "processing"})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import dataclasses
 import hashlib
@@ -9,7 +10,7 @@ import hmac
 import json
 import re
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, Self
@@ -18,6 +19,7 @@ from asgi_correlation_id import correlation_id
 from fastapi import Request as HttpRequest
 
 from server.api.auth import Caller
+from server.api.bodies import stream_pieces
 from server.api.context import ApiContext
 from server.api.errors import ApiError, BodyTooLargeError, BusyError, DiskFullError
 from server.api.schemas import JobInput
@@ -112,10 +114,11 @@ class InlineInputs:
                 await self._context.blobs.delete_folder(f"inputs/{job_id}")
 
 
-def request_digest(http: HttpRequest, body: bytes) -> str:
+async def request_digest(http: HttpRequest, body: bytes | bytearray) -> str:
     """Return the hash of a request's path, query and body."""
-    head = f"{http.url.path}\0{http.url.query}\0".encode()
-    return hashlib.sha256(head + body).hexdigest()
+    digest = hashlib.sha256(f"{http.url.path}\0{http.url.query}\0".encode())
+    await asyncio.to_thread(digest.update, body)
+    return digest.hexdigest()
 
 
 def require_same_request(stored_digest: str | None, digest: str) -> None:
@@ -186,7 +189,7 @@ async def build_request(
             source = dataclasses.replace(source, url=None, blob=own_blob)
         elif source.name in job_input.files.inline:
             blob = f"inputs/{job_id}/{source.name}.bin"
-            await context.store_upload(blob, _as_stream(job_input.files.inline[source.name]))
+            await context.store_upload(blob, stream_pieces(job_input.files.inline[source.name]))
             source = dataclasses.replace(source, blob=blob)
         sources.append(source)
     options, settings = job_input.options, context.settings
@@ -229,10 +232,6 @@ def failure_message(failure: Failure) -> str:
 def format_time(seconds: float) -> str:
     """Format seconds since 1970 as ISO 8601 in UTC, to milliseconds."""
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-
-
-async def _as_stream(data: bytes) -> AsyncIterator[bytes]:
-    yield data
 
 
 def idempotency_key(http: HttpRequest) -> str | None:

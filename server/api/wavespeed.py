@@ -9,6 +9,8 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import secrets
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -16,9 +18,9 @@ from urllib.parse import parse_qs, unquote
 
 from fastapi import APIRouter, Query
 from fastapi import Request as HttpRequest
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import JSONResponse, Response, StreamingResponse
 
-from server.api.auth import Scope
+from server.api.auth import Caller, Scope
 from server.api.context import ApiContext
 from server.api.errors import ApiError
 from server.api.schemas import (
@@ -28,6 +30,7 @@ from server.api.schemas import (
     parse_json_object,
     read_body,
     read_json_object,
+    release_body,
     validate_job_input,
 )
 from server.api.submission import (
@@ -73,6 +76,9 @@ BASE64_AND_WEBHOOK: Final = (
 JSON_BODY: Final = {
     "requestBody": {"required": True, "content": {"application/json": {"schema": {"type": "object"}}}}
 }
+BASE64_PIECE_BYTES: Final = 3 << 18
+"""Of a file in base64; a multiple of three, so that only the last piece is padded."""
+
 ALIASES: Final = {"video_url": "video", "audio_url": "audio", "image_url": "image"}
 FLAGS: Final = ("enable_sync_mode", "enable_base64_output", "webhook_url", "webhook")
 
@@ -107,7 +113,9 @@ class Submission:
     base64: bool
 
 
-def read_submission(model: Model, body: bytes, raw_query: str, *, vendor_limits: bool) -> Submission:
+def read_submission(
+    model: Model, body: bytes | bytearray, raw_query: str, *, vendor_limits: bool
+) -> Submission:
     """Validate a body without opening media.
 
     Raises:
@@ -355,56 +363,85 @@ def create_router(context: ApiContext) -> APIRouter:
         caller = context.authenticate(http, Scope.RUN)
         model = require_model(f"{vendor}/{name}")
         require_queue_capacity(context, caller, http)
-        body = await read_body(http, context.settings.max_body_bytes)
-        # In a thread: decoding 100 MB of base64 would block all other requests.
-        submission = await asyncio.to_thread(
-            read_submission,
-            model,
-            body,
-            http.url.query,
-            vendor_limits=context.settings.enforce_vendor_limits,
-        )
-        record = await submit_job(
-            context,
-            caller,
-            http,
-            dialect=NAME,
-            endpoint=model.id,
-            dialect_state={
-                "model": model.id,
-                "input": submission.echoed_input,
-                "base64": submission.base64,
-            },
-            job_input=submission.job_input,
-            webhook_url=submission.webhook_url,
-            digest=request_digest(http, body),
-        )
-        if not submission.sync:
+        record, is_sync = await _submit(context, caller, http, model)
+        release_body(http)
+        if not is_sync:
             return success_response(prediction_object(context, record))
         latest = await context.jobs.wait_until_final(record.job.id, context.settings.sync_timeout_s) or record
         if latest.job.state.is_final:
-            return success_response(await _prediction_with_content(context, latest))
+            return await _content_response(context, latest)
         return success_response(_timed_out_prediction(context, latest))
 
     return router
 
 
+async def _submit(
+    context: ApiContext, caller: Caller, http: HttpRequest, model: Model
+) -> tuple[Record, bool]:
+    """Read and store a submission, whose body is not in memory afterwards; returns also whether to wait."""
+    body = await read_body(http, context.settings.max_body_bytes)
+    # In a thread: decoding 100 MB of base64 would block all other requests.
+    submission = await asyncio.to_thread(
+        read_submission,
+        model,
+        body,
+        http.url.query,
+        vendor_limits=context.settings.enforce_vendor_limits,
+    )
+    record = await submit_job(
+        context,
+        caller,
+        http,
+        dialect=NAME,
+        endpoint=model.id,
+        dialect_state={
+            "model": model.id,
+            "input": submission.echoed_input,
+            "base64": submission.base64,
+        },
+        job_input=submission.job_input,
+        webhook_url=submission.webhook_url,
+        digest=await request_digest(http, body),
+    )
+    return record, submission.sync
+
+
 async def poll_prediction(context: ApiContext, http: HttpRequest, job_id: str) -> Response:
     """Answer a poll; the router and `FastPollMiddleware` both call this."""
     record = require_job(context, context.authenticate(http, Scope.READ), job_id)
-    return success_response(await _prediction_with_content(context, record))
+    return await _content_response(context, record)
 
 
-async def _prediction_with_content(context: ApiContext, record: Record) -> dict[str, Any]:
-    """Build the prediction; in base64 output mode the file's content replaces its link."""
+async def _content_response(context: ApiContext, record: Record) -> Response:
+    """Answer with the prediction; in base64 output mode the file's content replaces its link.
+
+    The content is read and encoded in pieces as the client takes them: it is never in memory as a whole.
+    """
     prediction = prediction_object(context, record)
-    is_base64 = json.loads(record.request.dialect_state)["base64"]
-    if prediction["outputs"] and is_base64 and record.job.output is not None:
-        name = record.job.output.blob
-        info = await context.blobs.info(name)
-        content = b"".join([part async for part in context.blobs.read(name, 0, info.size if info else 0)])
-        prediction["outputs"] = [base64.b64encode(content).decode()]
-    return prediction
+    output, is_base64 = record.job.output, json.loads(record.request.dialect_state)["base64"]
+    if not is_base64 or not prediction["outputs"] or output is None:
+        return success_response(prediction)
+    info = await context.blobs.info(output.blob)
+    size, max_bytes = 0 if info is None else info.size, context.settings.max_base64_output_bytes
+    if size > max_bytes:
+        sentence = f"The result has {size / 1e6:.0f} MB; base64 is limited to {max_bytes / 1e6:.0f} MB here."
+        prediction["warnings"] = [*prediction.get("warnings", []), f"{sentence} Download it from its link."]
+        return success_response(prediction)
+    placeholder = secrets.token_hex(16)
+    body = bytes(success_response(prediction | {"outputs": [placeholder]}).body)
+    head, _, tail = body.partition(placeholder.encode())
+
+    async def stream() -> AsyncIterator[bytes]:
+        yield head
+        for start in range(0, size, BASE64_PIECE_BYTES):
+            stop = min(size, start + BASE64_PIECE_BYTES)
+            parts = [part async for part in context.blobs.read(output.blob, start, stop)]
+            yield base64.b64encode(b"".join(parts))
+        yield tail
+
+    length = len(head) + (size + 2) // 3 * 4 + len(tail)
+    headers = {"Content-Length": str(length)}
+    return StreamingResponse(stream(), headers=headers, media_type="application/json")
 
 
 def _timed_out_prediction(context: ApiContext, record: Record) -> dict[str, Any]:

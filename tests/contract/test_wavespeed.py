@@ -336,7 +336,8 @@ def test_segments_become_speech_intervals() -> None:
     )
     assert [source.name for source in given.job_input.files.sources] == ["video", "segment_0", "segment_1"]
     assert given.job_input.files.sources[1].limits.formats == ("mp3", "aac", "wav", "m4a")
-    assert given.job_input.files.inline == {"segment_1": b"RIFF" * 1000}
+    assert list(given.job_input.files.inline) == ["segment_1"]
+    assert b"".join(given.job_input.files.inline["segment_1"].pieces()) == b"RIFF" * 1000
     assert len(json.dumps(given.echoed_input)) < 500
 
 
