@@ -19,7 +19,7 @@ from fastapi.responses import JSONResponse, Response
 
 from server.api import native, wavespeed
 from server.api.auth import Caller, Scope
-from server.api.context import ApiContext
+from server.api.context import ApiContext, link_deleted
 from server.api.errors import ApiError
 from server.api.schemas import (
     JobInput,
@@ -33,8 +33,10 @@ from server.api.submission import (
     InlineInputs,
     build_request,
     failure_message,
+    find_missing_blobs,
     format_time,
     idempotency_key,
+    own_links,
     request_digest,
     require_consent,
     require_deliverable,
@@ -185,6 +187,7 @@ async def _build_batch(
     job_ids: list[str],
 ) -> tuple[Batch, list[tuple[str, Request]]]:
     base, requests, problems = context.base_url(http), list[tuple[str, Request]](), list[dict[str, Any]]()
+    links = list[tuple[int, str, str]]()  # row, URL, blob
     for number, (job_id, row) in enumerate(zip(job_ids, submission.rows, strict=True)):
         dialect_state = {"model": row.model, "input": row.echoed_input, "base64": False}
         try:
@@ -195,6 +198,9 @@ async def _build_batch(
             problems.append(_row_problem(number, error))
         else:
             requests.append((job_id, request))
+            links += [(number, url, blob) for url, blob in own_links(row.job_input, request).items()]
+    missing = await find_missing_blobs(context, [blob for _, _, blob in links])
+    problems += [_row_problem(number, link_deleted(url)) for number, url, blob in links if blob in missing]
     _require_no_problems(problems, len(submission.rows))
     batch = Batch(
         id=uuid.uuid4().hex,

@@ -23,7 +23,7 @@ from server.jobs.request import Request
 from server.jobs.service import JobService
 from server.jobs.state import Batch, Job
 from server.settings import Settings
-from server.storage.blobs import Blobs, StorageUnavailableError, TooLargeError, preview_folder, still_blob
+from server.storage.blobs import Blobs, TooLargeError, preview_folder, still_blob
 from server.storage.links import LinkSigner, LinkState
 from server.storage.transport import Transport
 from server.store import QueueFullError, QuotaError, Record
@@ -235,11 +235,11 @@ class ApiContext:
         token = self.signer.sign("read", name, since + self.settings.retention_s)
         return f"{base}/files/{token}/{quote(name)}"
 
-    async def resolve_own_link(self, url: str, base: str, caller: Caller) -> str | None:
+    def resolve_own_link(self, url: str, base: str, caller: Caller) -> str | None:
         """Return the blob of one of our own links, under whatever host name; None for any other URL.
 
         Raises:
-            ApiError: 400, the link has expired or is damaged, or its file was deleted.
+            ApiError: 400, the link has expired or is damaged, or its job was deleted.
         """
         if (match := OWN_LINK.search(urlsplit(url).path)) is None:
             return None
@@ -258,13 +258,8 @@ class ApiContext:
             return None
         if state is LinkState.EXPIRED:
             raise ApiError(400, f"The link {url[:300]!r} has expired: upload the file again.", "link_expired")
-        try:
-            exists = owner is not None and await self.blobs.info(name) is not None
-        except StorageUnavailableError:
-            exists = True  # the job waits for the storage
-        if not exists:
-            sentence = f"The file of the link {url[:300]!r} was deleted, or never uploaded: upload it."
-            raise ApiError(400, sentence, "link_deleted")
+        if owner is None:
+            raise link_deleted(url)
         return name
 
     def _is_own_host(self, url: str, base: str) -> bool:
@@ -331,6 +326,12 @@ class ApiContext:
         except BaseException:
             await self.jobs.write(partial(store.release_upload, name))
             raise
+
+
+def link_deleted(url: str) -> ApiError:
+    """Return the error for an own link without a file."""
+    sentence = f"The file of the link {url[:300]!r} was deleted, or never uploaded: upload it."
+    return ApiError(400, sentence, "link_deleted")
 
 
 def size_mismatch(received: int, size: int) -> ApiError:

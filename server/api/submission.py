@@ -10,7 +10,7 @@ import hmac
 import json
 import re
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, Self
@@ -20,7 +20,7 @@ from fastapi import Request as HttpRequest
 
 from server.api.auth import Caller
 from server.api.bodies import stream_pieces
-from server.api.context import ApiContext
+from server.api.context import ApiContext, link_deleted
 from server.api.errors import ApiError, BodyTooLargeError, BusyError, DiskFullError
 from server.api.schemas import JobInput
 from server.jobs.request import Request
@@ -29,6 +29,7 @@ from server.storage.blobs import StorageUnavailableError
 from server.storage.transport import TransportCode, TransportError
 from server.store import Record
 
+CONCURRENT_LOOKUPS = 16
 REFUSALS = (ApiError, BusyError, BodyTooLargeError, DiskFullError, StorageUnavailableError)
 """Errors after which a submission is certainly not stored."""
 
@@ -66,6 +67,10 @@ async def submit_job(
         request = await build_request(
             context, caller, base, job_id, dialect, endpoint, dialect_state, job_input
         )
+        links = own_links(job_input, request)
+        missing = await find_missing_blobs(context, links.values())
+        if lost := [url for url, blob in links.items() if blob in missing]:
+            raise link_deleted(lost[0])
         request = dataclasses.replace(request, webhook_url=webhook_url, body_digest=digest)
         record = await context.submit_job(caller, job_id, request, idempotency_key(http))
         inputs.is_used = record.job.id == job_id
@@ -112,6 +117,29 @@ class InlineInputs:
         for job_id in self._job_ids:
             with contextlib.suppress(StorageUnavailableError):
                 await self._context.blobs.delete_folder(f"inputs/{job_id}")
+
+
+def own_links(job_input: JobInput, request: Request) -> dict[str, str]:
+    """Return the blobs of a request's own links by their URLs."""
+    pairs = zip(job_input.files.sources, request.sources, strict=True)
+    return {sent.url: source.blob for sent, source in pairs if sent.url and source.blob}
+
+
+async def find_missing_blobs(context: ApiContext, names: Iterable[str]) -> frozenset[str]:
+    """Return the blobs that do not exist; none where the storage does not answer: jobs wait for it."""
+    turns, missing, is_away = asyncio.Semaphore(CONCURRENT_LOOKUPS), set[str](), False
+
+    async def look_up(name: str) -> None:
+        nonlocal is_away
+        async with turns:
+            try:
+                if not is_away and await context.blobs.info(name) is None:
+                    missing.add(name)
+            except StorageUnavailableError:
+                is_away = True
+
+    await asyncio.gather(*map(look_up, set(names)))
+    return frozenset(missing)
 
 
 async def request_digest(http: HttpRequest, body: bytes | bytearray) -> str:
@@ -184,7 +212,7 @@ async def build_request(
     """
     sources = []
     for source in job_input.files.sources:
-        own_blob = None if source.url is None else await context.resolve_own_link(source.url, base, caller)
+        own_blob = None if source.url is None else context.resolve_own_link(source.url, base, caller)
         if own_blob is not None:
             source = dataclasses.replace(source, url=None, blob=own_blob)
         elif source.name in job_input.files.inline:
