@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from lipsync_engine.errors import ErrorCode, WeightsError
 from lipsync_engine.faces.align import alignment_points
-from lipsync_engine.faces.face_mesh import REGION_SIZE, FaceMeshNet, Mesh, Region
+from lipsync_engine.faces.face_mesh import REGION_SIZE, FaceMeshNet, Mesh, Region, measure_lip_contrast
 from lipsync_engine.utils import FloatArray
 
 MIN_PRESENCE = 0.5
@@ -40,6 +40,7 @@ class Detection:
         presence: 0..1, how surely the points lie on a visible face; 1 where it is not measured.
         mouth_opening: gap between the inner lips in distances between the eyes; NaN where it is not measured.
         eye_opening: gap between the lids in widths of the eye; NaN where it is not measured.
+        lip_contrast: how much redder the lips are than the skin around them; NaN where it is not measured.
         mesh: the points of the whole face, where the detector measures them.
     """
 
@@ -51,11 +52,12 @@ class Detection:
     presence: float = 1.0
     mouth_opening: float = math.nan
     eye_opening: float = math.nan
+    lip_contrast: float = math.nan
     mesh: Mesh | None = None
 
     @classmethod
-    def from_mesh(cls, mesh: Mesh, score: float) -> Detection:
-        """Make a detection from a measured face."""
+    def from_mesh(cls, mesh: Mesh, score: float, image: NDArray[np.uint8]) -> Detection:
+        """Make a detection from a face that was measured in an image, uint8 (H, W, 3) RGB."""
         return cls(
             box=mesh.box,
             score=score,
@@ -65,6 +67,7 @@ class Detection:
             presence=mesh.presence,
             mouth_opening=mesh.mouth_opening,
             eye_opening=mesh.eye_opening,
+            lip_contrast=measure_lip_contrast(image, mesh),
             mesh=mesh,
         )
 
@@ -133,7 +136,7 @@ class FaceMeshDetector:
         mesh_model: `face_landmark.tflite`.
     """
 
-    name = "yunet-2023mar-mesh-1"
+    name = "yunet-2023mar-mesh-2"
     smooth_s = 0.04
 
     def __init__(self, search_model: Path, mesh_model: Path) -> None:
@@ -167,7 +170,7 @@ class FaceMeshDetector:
                 faces.append(dataclasses.replace(face, presence=mesh.presence))
                 is_lost = is_lost or face.presence >= MIN_PRESENCE
             else:
-                faces.append(Detection.from_mesh(mesh, face.score))
+                faces.append(Detection.from_mesh(mesh, face.score, image))
         return _without_duplicates(faces), is_lost
 
     def _search(
@@ -222,7 +225,7 @@ class FaceMeshDetector:
                 break
         best = max(meshes, key=lambda mesh: mesh.presence)
         # A wrong turn does not stand up to a measurement in its own region.
-        face = Detection.from_mesh(self._mesh_net.fit(image, best.region, MAX_RUNS), score)
+        face = Detection.from_mesh(self._mesh_net.fit(image, best.region, MAX_RUNS), score, image)
         return face if face.presence >= MIN_PRESENCE else dataclasses.replace(face, box=box)
 
 

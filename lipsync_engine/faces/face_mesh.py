@@ -41,6 +41,11 @@ LEFT_EYE, RIGHT_EYE = (33, 133, 159, 145), (263, 362, 386, 374)
 """Outer corner, inner corner, upper lid, lower lid. "Left" is the image's left of an upright face."""
 
 LIPS = (13, 14)
+OUTER_LIPS = (61, 146, 91, 181, 84, 17, 314, 405, 321, 375, 291, 409, 270, 269, 267, 0, 37, 39, 40, 185)
+INNER_LIPS = (78, 95, 88, 178, 87, 14, 317, 402, 318, 324, 308, 415, 310, 311, 312, 13, 82, 81, 80, 191)
+LIP_PATCH = 64
+MIN_LIP_SPAN = 4.0
+"""Side that the mouth is resampled to for its colour, and its least width in the image, pixels."""
 
 BOX_HEIGHT, BOX_RISE = 1.16, 0.08
 """A face box reaches up to the hair: its height and the shift of its centre, in heights of the mesh. This
@@ -203,6 +208,46 @@ class FaceMeshNet:
             region = following
             mesh = self.measure(image, region)
         return mesh
+
+
+def measure_lip_contrast(image: NDArray[np.uint8], mesh: Mesh) -> float:
+    """Return how much redder the lips are than the skin around them: the difference of log(R / G).
+
+    It does not depend on brightness. Where something else covers the lips, it falls, also under a hand.
+
+    Args:
+        image: uint8 (H, W, 3) RGB.
+        mesh: in pixels of the image.
+
+    Returns:
+        NaN where the lips are a few pixels wide or lie outside the image.
+    """
+    outer = mesh.points[list(OUTER_LIPS), :2]
+    low, high = outer.min(axis=0), outer.max(axis=0)
+    span = float((high - low).max())
+    margin = 0.35 * span
+    x0, y0 = np.maximum(np.floor(low - margin), 0).astype(int)
+    x1, y1 = np.ceil(high + margin).astype(int)
+    part = image[y0:y1, x0:x1]
+    if span < MIN_LIP_SPAN or x1 <= x0 or y1 <= y0 or not part.size:
+        return math.nan
+    scale = LIP_PATCH / (span + 2 * margin)
+    height, width = (max(1, round(side * scale)) for side in part.shape[:2])
+    patch = cv2.resize(part, (width, height), interpolation=cv2.INTER_AREA)
+    filled = np.zeros(patch.shape[:2], np.uint8)
+    lips = [
+        np.rint((mesh.points[list(group), :2] - (x0, y0)) * scale).astype(np.int32)
+        for group in (OUTER_LIPS, INNER_LIPS)
+    ]
+    cv2.fillPoly(filled, [lips[0]], 1)
+    kernel = np.ones((3, 3), np.uint8)
+    near, far = cv2.dilate(filled, kernel, iterations=2), cv2.dilate(filled, kernel, iterations=7)
+    cv2.fillPoly(filled, [lips[1]], 0)
+    is_lip, is_skin = filled > 0, far > near
+    if not is_lip.any() or not is_skin.any():
+        return math.nan
+    lip, skin = patch[is_lip].mean(axis=0) + 1.0, np.median(patch[is_skin], axis=0) + 1.0
+    return float(np.log(lip[0] / lip[1]) - np.log(skin[0] / skin[1]))
 
 
 def _presence(logit: float) -> float:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from lipsync_engine.faces.detect import CERTAIN_PRESENCE, MIN_PRESENCE, Detection, FaceDetector
 from lipsync_engine.utils import FloatArray
 
-FORMAT = 3
+FORMAT = 4
 MAX_MISSING_S = 1.0
 """A face that returns near its last place within this time is the same person."""
 
@@ -32,6 +32,14 @@ SEARCH_EVERY = 5
 
 DEFAULT_SMOOTH_S = 0.12
 """Width of the smoothing fit for faces that the user provides, seconds."""
+
+LIP_RATIO, LIP_QUANTILE = 0.45, 0.9
+"""Lips whose contrast is below this share of the track's upper quantile are covered. On the real clip the
+share of free lips is at least 0.5, wide open or turned ones included. A hand in the colour of the skin over
+half of the lips brings it below 0.45, and so does a microphone. Presence does not fall under either."""
+
+MIN_LIP_CONTRAST = 0.1
+"""Faces whose lips hardly differ from the skin are judged by presence alone."""
 
 CHANGE_SIDE = 32
 """The change inside a face box is measured at this size, pixels."""
@@ -53,6 +61,7 @@ _COLUMNS = {
     "presence": (),
     "mouth_opening": (),
     "eye_opening": (),
+    "lip_contrast": (),
     "change": (),
 }
 """Arrays of a track and the shape of one row."""
@@ -66,7 +75,8 @@ class Track:
         track_id: unique in the clip.
         frames: int64 (K,) decoded frame numbers, ascending, gaps allowed.
         boxes: float32 (K, 4); points: float32 (K, 3, 2).
-        scores, yaw_deg, roll_deg, presence, mouth_opening, eye_opening: float32 (K,), see `Detection`.
+        scores, yaw_deg, roll_deg, presence, mouth_opening, eye_opening, lip_contrast: float32 (K,), see
+            `Detection`.
         change: float32 (K,) mean difference of the image in the box to the frame before, levels; NaN in a
             shot's first frame and where it is not measured.
         min_side_px: faces of a smaller side are left untouched.
@@ -82,6 +92,7 @@ class Track:
     presence: FloatArray
     mouth_opening: FloatArray
     eye_opening: FloatArray
+    lip_contrast: FloatArray
     change: FloatArray
     min_side_px: int = MIN_FACE_PX
 
@@ -92,7 +103,8 @@ class Track:
         """Make a track of faces that the user provides. They are used whatever their size."""
         ones, unknown = np.ones(len(frames), np.float32), np.full(len(frames), np.nan, np.float32)
         facing = np.zeros(len(frames), np.float32)
-        return cls(track_id, frames, boxes, points, ones, facing, unknown, ones, unknown, unknown, unknown, 0)
+        measures = (facing, unknown, ones, unknown, unknown, unknown, unknown)
+        return cls(track_id, frames, boxes, points, ones, *measures, min_side_px=0)
 
     @property
     def is_small(self) -> NDArray[np.bool_]:
@@ -106,8 +118,11 @@ class Track:
 
     @property
     def is_covered(self) -> NDArray[np.bool_]:
-        """bool (K,): something seems to hide a part of the face."""
-        return np.asarray(self.presence < CERTAIN_PRESENCE)
+        """bool (K,): something seems to hide the lips or another part of the face."""
+        measured = self.lip_contrast[np.isfinite(self.lip_contrast)]
+        usual = float(np.quantile(measured, LIP_QUANTILE)) if len(measured) else 0.0
+        is_pale = self.lip_contrast < LIP_RATIO * usual
+        return np.asarray((self.presence < CERTAIN_PRESENCE) | (is_pale & (usual >= MIN_LIP_CONTRAST)))
 
     def between(self, start: int, stop: int) -> Track | None:
         """Return the part of the track in frames [start, stop), or None where it has none."""
@@ -276,6 +291,7 @@ class FaceTracker:
                     presence=np.array([d.presence for d in detections], dtype=np.float32),
                     mouth_opening=np.array([d.mouth_opening for d in detections], dtype=np.float32),
                     eye_opening=np.array([d.eye_opening for d in detections], dtype=np.float32),
+                    lip_contrast=np.array([d.lip_contrast for d in detections], dtype=np.float32),
                     change=np.array([row.change for row in open_track.rows], dtype=np.float32),
                 )
             )

@@ -166,6 +166,19 @@ def microphone(n: int) -> Variant:
     return Variant(tuple(range(n)), (turned(0),) * n, change=cover)
 
 
+def palm(n: int, start: int, stop: int) -> Variant:
+    """A palm in the colour of the skin lies over the lips in frames [start, stop)."""
+
+    def cover(image: Image, number: int) -> Image:
+        if start <= number < stop:
+            image = image.copy()
+            skin = np.median(image[330:350, 255:275].reshape(-1, 3), axis=0)
+            cv2.ellipse(image, (300, 386), (62, 26), 0, 0, 360, skin.tolist(), -1, cv2.LINE_AA)
+        return image
+
+    return Variant(tuple(range(n)), (turned(0),) * n, change=cover)
+
+
 def alignment_errors(true_points: Array, points: Array, resolution: int = 256) -> tuple[Array, Array]:
     """Compare the crops that two sets of points give.
 

@@ -115,8 +115,18 @@ def test_objects_before_the_face_are_detected(
     assert all(start_s >= 0.4 for start_s, _ in covered)
 
 
-def test_no_frame_of_a_free_face_is_covered(detector: FaceMeshDetector) -> None:
-    assert not follow(detector, VARIANTS["upright"]).is_covered.any()
+def test_palm_in_the_colour_of_the_skin_is_detected_over_the_lips(detector: FaceMeshDetector) -> None:
+    path = follow(detector, real_clip.palm(N, 25, 45))
+    ((start_s, stop_s),) = covered_intervals(path.is_covered, np.arange(N) / real_clip.FPS)
+    print(f"covered from {start_s} to {stop_s} s, true: 1.0 to 1.76 s")
+    assert start_s == pytest.approx(1.0, abs=0.08)
+    assert stop_s == pytest.approx(1.76, abs=0.08)
+
+
+@pytest.mark.parametrize("name", ["upright", "dark", "tilted left", "punched in"])
+def test_free_face_is_not_covered(detector: FaceMeshDetector, name: str) -> None:
+    is_covered = follow(detector, VARIANTS[name]).is_covered
+    assert covered_intervals(is_covered, np.arange(len(is_covered)) / real_clip.FPS) == ()
 
 
 def test_following_costs_less_than_searching(detector: FaceMeshDetector) -> None:

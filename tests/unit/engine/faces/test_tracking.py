@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 
 from tests.support.scripted_faces import HEIGHT, WIDTH, face, image, track
@@ -36,3 +38,12 @@ def test_cut_ends_tracks_and_flicker_does_not() -> None:
         np.clip(image(100) + rng.normal(0, 6, (HEIGHT, WIDTH, 3)), 0, 255).astype(np.uint8) for _ in range(20)
     ]
     assert set(track([[]] * 20, noisy).shots.tolist()) == {0}
+
+
+def test_pale_lips_are_covered_unless_all_lips_of_the_track_are_pale() -> None:
+    (one,) = track([[face(150, 150)]] * 10).tracks
+    assert not one.is_covered.any()  # the detector does not measure lips
+    contrast = np.array([0.3, 0.28, 0.16, 0.1, np.nan, -0.1, 0.29, 0.31, 0.3, 0.27], np.float32)
+    covered = dataclasses.replace(one, lip_contrast=contrast).is_covered
+    assert np.flatnonzero(covered).tolist() == [3, 5]
+    assert not dataclasses.replace(one, lip_contrast=contrast * 0.3).is_covered.any()
