@@ -39,6 +39,7 @@ from server.jobs.webhooks import PayloadBuilder, WebhookPayload, Webhooks
 from server.metrics import Metrics, MetricsMiddleware
 from server.settings import Settings
 from server.storage.blobs import Blobs, StorageUnavailableError
+from server.storage.disk import DiskSpace
 from server.storage.links import LinkSigner
 from server.storage.private_files import make_private
 from server.storage.transport import Transport, TransportPolicy
@@ -110,6 +111,7 @@ class Server:
         slots = len(devices) * settings.jobs_per_worker
         self.jobs = JobService(self.store, policy, limits, slots)
         self.blobs = blobs or Blobs(settings.blob_location, credentials=settings.s3_credentials)
+        disk = DiskSpace(settings.data_dir, settings.min_free_bytes)
         self.transport = Transport(
             TransportPolicy(
                 allow=settings.allow_hosts,
@@ -119,7 +121,8 @@ class Server:
                 media_ports=settings.media_ports,
                 webhook_ports=settings.webhook_ports,
                 max_bytes=settings.max_upload_bytes,
-            )
+            ),
+            disk=disk,
         )
         self.context = ApiContext(
             settings,
@@ -130,6 +133,7 @@ class Server:
             RateLimiter(settings.requests_per_minute),
             RateLimiter(settings.reads_per_minute),
             self.transport,
+            disk,
         )
         self.metrics = Metrics()
         worker_settings = WorkerSettings(

@@ -9,7 +9,6 @@ import contextlib
 import mimetypes
 import re
 import secrets
-import shutil
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -18,12 +17,13 @@ from urllib.parse import quote, unquote, urlsplit
 from fastapi import Request as HttpRequest
 
 from server.api.auth import Authenticator, Caller, RateLimiter, Scope
-from server.api.errors import RETRY_AFTER_S, ApiError, BodyTooLargeError, BusyError, DiskFullError
+from server.api.errors import RETRY_AFTER_S, ApiError, BodyTooLargeError, BusyError
 from server.jobs.request import Request
 from server.jobs.service import JobService
 from server.jobs.state import Batch, Job
 from server.settings import Settings
 from server.storage.blobs import Blobs, TooLargeError, preview_folder, still_blob
+from server.storage.disk import DiskSpace
 from server.storage.links import LinkSigner, LinkState
 from server.storage.transport import Transport
 from server.store import QueueFullError, QuotaError, Record
@@ -85,6 +85,7 @@ class ApiContext:
     rate_limiter: RateLimiter
     read_limiter: RateLimiter
     transport: Transport
+    disk: DiskSpace
 
     def authenticate(self, http: HttpRequest, scope: Scope) -> Caller:
         """Return who sends the request, if the key has the scope.
@@ -123,8 +124,7 @@ class ApiContext:
         Raises:
             DiskFullError: less is free than `min_free_bytes`.
         """
-        if shutil.disk_usage(self.settings.data_dir).free < self.settings.min_free_bytes:
-            raise DiskFullError("The disk of this server is full: retry later, or ask its operator.")
+        self.disk.require()
 
     def require_queue_capacity(self, caller: Caller, count: int = 1) -> None:
         """Check limits before a submission's body is read, and before the inputs of its jobs are stored.
@@ -305,7 +305,7 @@ class ApiContext:
         """
         self.require_disk_space()
         try:
-            checked = _check_size(chunks, size)
+            checked = self.disk.guard(_check_size(chunks, size))
             return await self.blobs.write(name, checked, self.settings.max_upload_bytes)
         except TooLargeError:
             raise file_too_large(self.settings.max_upload_bytes) from None

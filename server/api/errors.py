@@ -20,6 +20,7 @@ from starlette.routing import Match
 
 from server.api.auth import AccessDeniedError
 from server.storage.blobs import StorageUnavailableError
+from server.storage.disk import DiskFullError
 from server.store import DatabaseUnavailableError
 
 log = logging.getLogger("lipsync.server")
@@ -80,10 +81,6 @@ class BusyError(Exception):
 
 class BodyTooLargeError(Exception):
     """The body of a request is larger than the server accepts."""
-
-
-class DiskFullError(Exception):
-    """The disk has less free space than the server requires."""
 
 
 KNOWN_ERRORS: Final = (

@@ -329,12 +329,11 @@ def create_router(
     @contextlib.asynccontextmanager
     async def received_file(http: HttpRequest) -> AsyncIterator[Path]:
         """Write the body to a file in a temporary folder of its own."""
-        context.require_disk_space()
         max_bytes = context.settings.max_upload_bytes
         with tempfile.TemporaryDirectory(dir=context.settings.data_dir, prefix=VERIFY_PREFIX) as folder:
             path, size = Path(folder) / "file", 0
             with path.open("wb") as file:
-                async for chunk in http.stream():
+                async for chunk in context.disk.guard(http.stream()):
                     if (size := size + len(chunk)) > max_bytes:
                         raise file_too_large(max_bytes)
                     await asyncio.to_thread(file.write, chunk)

@@ -21,11 +21,12 @@ from fastapi import Request as HttpRequest
 from server.api.auth import Caller
 from server.api.bodies import stream_pieces
 from server.api.context import ApiContext, link_deleted
-from server.api.errors import ApiError, BodyTooLargeError, BusyError, DiskFullError
+from server.api.errors import ApiError, BodyTooLargeError, BusyError
 from server.api.schemas import JobInput
 from server.jobs.request import Request
 from server.jobs.state import Failure
 from server.storage.blobs import StorageUnavailableError
+from server.storage.disk import DiskFullError
 from server.storage.transport import TransportCode, TransportError
 from server.store import Record
 

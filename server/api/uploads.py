@@ -7,17 +7,17 @@ the signing secret, and clients need no access to the storage.
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator
 from email.utils import formatdate, parsedate_to_datetime
 from typing import Annotated, Any
 
-from fastapi import APIRouter, FastAPI, Query, UploadFile
+from fastapi import APIRouter, FastAPI, Query
 from fastapi import Request as HttpRequest
 from fastapi.responses import Response, StreamingResponse
 
 from server.api.auth import Scope
 from server.api.context import MEDIA_TYPES, ApiContext, Upload, file_too_large, size_mismatch
 from server.api.errors import ApiError
+from server.api.multipart import receive_file
 from server.api.schemas import read_json_object
 from server.api.submission import format_time
 from server.api.wavespeed import JSON_BODY, read_int, success_response
@@ -28,7 +28,6 @@ RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
 """One range; a request for several is answered with the whole file, as HTTP allows."""
 
 MAX_FILENAME_LENGTH = 255
-CHUNK_BYTES = 1 << 20
 
 
 def create_router(context: ApiContext) -> APIRouter:
@@ -66,14 +65,10 @@ def create_router(context: ApiContext) -> APIRouter:
     @router.post("/upload")
     async def upload_file(http: HttpRequest) -> Response:
         caller = context.authenticate(http, Scope.RUN)
-        async with http.form(max_files=1, max_fields=8) as form:
-            file = form.get("file")
-            if not isinstance(file, UploadFile) and not hasattr(file, "read"):
-                raise ApiError(400, "Send the file as the multipart field `file`.", "missing_parameter")
-            filename = _base_name(getattr(file, "filename", None))
-            media_type = getattr(file, "content_type", None)
-            upload = context.create_upload(caller, context.base_url(http), filename, media_type)
-            size = await context.store_upload(upload.blob, _read_chunks(file))
+        file = await receive_file(http)
+        filename = _base_name(file.filename)
+        upload = context.create_upload(caller, context.base_url(http), filename, file.media_type)
+        size = await context.store_upload(upload.blob, file.chunks)
         return success_response(_upload_object(upload, filename, size) | {"url": upload.download_url})
 
     return router
@@ -140,11 +135,6 @@ def _base_name(value: object) -> str:
     return (
         re.split(r"[/\\]", value)[-1][:MAX_FILENAME_LENGTH] if isinstance(value, str) and value else "upload"
     )
-
-
-async def _read_chunks(file: Any) -> AsyncIterator[bytes]:
-    while chunk := await file.read(CHUNK_BYTES):
-        yield chunk
 
 
 def _is_not_modified(http: HttpRequest, etag: str, info: BlobInfo) -> bool:

@@ -20,6 +20,7 @@ from server.jobs.inputs import InputFetcher
 from server.jobs.service import JobService
 from server.jobs.state import Failure, Job, NotAllowedError
 from server.storage.blobs import Blobs, StorageUnavailableError, download_folder
+from server.storage.disk import DiskFullError
 from server.storage.transport import TransportCode, TransportError
 from server.store import DatabaseUnavailableError, Record
 
@@ -89,7 +90,7 @@ class InputDownloader:
     async def _download_and_release(self, record: Record) -> None:
         try:
             await self._download(record)
-        except (DatabaseUnavailableError, StorageUnavailableError, OSError) as error:
+        except (DatabaseUnavailableError, StorageUnavailableError, DiskFullError, OSError) as error:
             log.warning("job %s: inputs not stored, retry in %g s: %s", record.job.id, HOLD_S, error)
         except Exception:  # one job must not hold up the others
             log.exception("job %s: inputs not stored, retry in %g s", record.job.id, HOLD_S)

@@ -27,6 +27,7 @@ from urllib.parse import SplitResult, urljoin, urlsplit
 import httpx2
 
 from server.hosts import Address, HostPattern
+from server.storage.disk import DiskSpace
 
 Resolve = Callable[[str, int], Awaitable[list[str]]]
 """(host, port) → textual addresses."""
@@ -280,10 +281,13 @@ class Transport:
 
     Args:
         resolve: resolver of host names; by default the system's.
+        disk: whose free space downloads leave; None: they do not check it.
     """
 
-    def __init__(self, policy: TransportPolicy, resolve: Resolve = _system_resolve) -> None:
-        self._policy, self._resolve = policy, resolve
+    def __init__(
+        self, policy: TransportPolicy, resolve: Resolve = _system_resolve, disk: DiskSpace | None = None
+    ) -> None:
+        self._policy, self._resolve, self._disk = policy, resolve, disk
         self._allowed = [HostPattern.parse(entry) for entry in policy.allow]
         self._media_hosts = [HostPattern.parse(entry) for entry in policy.media_hosts]
         timeout = httpx2.Timeout(policy.idle_s, connect=policy.connect_s)
@@ -429,7 +433,8 @@ class Transport:
         size, head, media_type = 0, b"", None
         interval_start, interval_bytes = time.monotonic(), 0
         with part.open("wb") as file:
-            async for chunk in response.aiter_raw():
+            chunks = response.aiter_raw()
+            async for chunk in chunks if self._disk is None else self._disk.guard(chunks):
                 size += len(chunk)
                 interval_bytes += len(chunk)
                 if (elapsed_s := time.monotonic() - interval_start) >= self._policy.speed_interval_s:

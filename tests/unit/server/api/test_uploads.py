@@ -138,3 +138,39 @@ def test_ticket_without_size_says_so(api: Api) -> None:
     assert (
         response.json()["message"] == "The parameter size is missing: send the number of bytes of the file."
     )
+
+
+def multipart(content: bytes, *, before: bytes = b"", end: bytes = b"\r\n--B--\r\n") -> bytes:
+    head = (
+        b'--B\r\nContent-Disposition: form-data; name="file"; filename="a.mp4"\r\nContent-Type: video/mp4\r\n'
+    )
+    return before + head + b"\r\n" + content + end
+
+
+def test_multipart_file_is_streamed_within_limits(make_api: Callable[..., Api]) -> None:
+    api = make_api(max_upload_bytes=100_000)
+    headers = {**api.headers, "Content-Type": "multipart/form-data; boundary=B"}
+    field = b'--B\r\nContent-Disposition: form-data; name="x"\r\n\r\n'
+
+    def send(body: bytes) -> Response:
+        return api.client.post("/api/v3/upload", content=body, headers=headers)
+
+    content = bytes(range(256)) * 390
+    answer = send(multipart(content, before=field + b"1\r\n")).json()["data"]
+    assert (answer["size"], answer["filename"], answer["type"]) == (len(content), "a.mp4", "video")
+    assert api.client.get(answer["url"]).content == content
+    stored = sorted(path for path in (api.server.settings.data_dir / "blobs").rglob("*") if path.is_file())
+    for body, status in (
+        (multipart(bytes(200_000)), 413),
+        (multipart(content, end=b""), 400),
+        (field + bytes(200_000), 400),
+        (b"A" * 200_000, 400),
+        (b"--B\r\nX-A: " + b"x" * 200_000, 400),
+        (b"--B\r\n\r\n\r\n--B--", 400),
+        (b"", 400),
+    ):
+        assert send(body).status_code == status, body[:60]
+    assert (
+        sorted(path for path in (api.server.settings.data_dir / "blobs").rglob("*") if path.is_file())
+        == stored
+    )
