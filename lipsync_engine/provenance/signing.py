@@ -14,15 +14,20 @@ from dataclasses import dataclass
 from enum import StrEnum
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, BinaryIO, Self, TypeGuard
+from typing import TYPE_CHECKING, Any, BinaryIO, Self, TypeGuard
 
-import c2pa
 import platformdirs
-from cryptography import x509
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
 from lipsync_engine.errors import ErrorCode, InputError, ParameterError, ResourceError
-from lipsync_engine.provenance.development import create_development_certificate, to_pem
+from lipsync_engine.provenance.source_manifest import (
+    TooManyBoxesError,
+    find_embedded_manifest,
+    is_manifest_readable,
+)
+
+if TYPE_CHECKING:  # signing imports them where it needs them, so that a machine without them can render
+    import c2pa
+    from cryptography import x509
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +39,9 @@ OWN_ASSERTION = "org.lipsync-engine.generation"
 COMMAND_TIMEOUT_S = 30.0
 UNKNOWN_MEDIA_TYPE = "application/octet-stream"
 """For this type c2pa does not search for credentials."""
+
+OFFLINE = {"ocsp_fetch": False, "remote_manifest_fetch": False}
+"""c2pa's settings against network access: a source's author would choose the address."""
 
 PROBE_PNG = binascii.a2b_base64(
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNgAAAAAgABSK+kcQAAAABJRU5ErkJggg=="
@@ -149,7 +157,14 @@ class ManifestSigner:
         self.check_container(output)
         if self.policy is SigningPolicy.REQUIRED:
             facts = ManifestFacts("", "", 0, 0, "")
-            self._sign_stream(io.BytesIO(PROBE_PNG), "image/png", io.BytesIO(), io.BytesIO(PROBE_PNG), facts)
+            self._sign_stream(
+                io.BytesIO(PROBE_PNG),
+                "image/png",
+                io.BytesIO(),
+                io.BytesIO(PROBE_PNG),
+                UNKNOWN_MEDIA_TYPE,
+                facts,
+            )
 
     def check_container(self, output: Path) -> None:
         """Check that the output's container can hold credentials, if the policy requires signing.
@@ -167,7 +182,8 @@ class ManifestSigner:
 
         Args:
             file: the video. The signed copy needs the same disk space beside it.
-            source: the video or image that it was generated from; the source's own credentials are kept.
+            source: the video or image that it was generated from. Its embedded credentials are kept,
+                unless they are damaged.
 
         Returns:
             None, or a warning if the file stays unsigned.
@@ -183,15 +199,14 @@ class ManifestSigner:
             return f"The result carries no content credentials: {_unsupported_container(file)}"
         signed = signed_copy_path(file)
         try:
-            with (
-                file.open("rb") as unsigned,
-                _ErrorRecordingFile(signed) as target,
-                source.open("rb") as source_file,
-            ):
-                try:
-                    self._sign_stream(unsigned, media_type, target, source_file, facts)
-                except SigningError as error:
-                    raise target.error or error from None
+            source_type = _type_of_readable_source(source)
+            try:
+                self._sign_file(file, media_type, signed, source, source_type, facts)
+            except SigningError:
+                if source_type == UNKNOWN_MEDIA_TYPE:
+                    raise
+                log.warning("credentials of the source cannot be kept and are left out")
+                self._sign_file(file, media_type, signed, source, UNKNOWN_MEDIA_TYPE, facts)
             signed.replace(file)
         except SigningError as error:
             if self.policy is SigningPolicy.REQUIRED:
@@ -215,26 +230,64 @@ class ManifestSigner:
         files = (self.development_dir / "root.pem", self.trust_anchors)
         roots = [path.read_text() for path in files if _is_file(path)]
         if _is_file(self.chain):
+            from cryptography import x509
+
+            from lipsync_engine.provenance.development import to_pem
+
             roots += map(to_pem, x509.load_pem_x509_certificates(self.chain.read_bytes())[1:])
         return "".join(roots)
 
-    def _sign_stream(
-        self, unsigned: BinaryIO, media_type: str, target: BinaryIO, source: BinaryIO, facts: ManifestFacts
+    def _sign_file(
+        self,
+        file: Path,
+        media_type: str,
+        signed: Path,
+        source: Path,
+        source_type: str,
+        facts: ManifestFacts,
     ) -> None:
+        with (
+            file.open("rb") as unsigned,
+            _ErrorRecordingFile(signed) as target,
+            source.open("rb") as source_file,
+        ):
+            try:
+                self._sign_stream(unsigned, media_type, target, source_file, source_type, facts)
+            except SigningError as error:
+                raise target.error or error from None
+
+    def _sign_stream(
+        self,
+        unsigned: BinaryIO,
+        media_type: str,
+        target: BinaryIO,
+        source: BinaryIO,
+        source_type: str,
+        facts: ManifestFacts,
+    ) -> None:
+        import c2pa
+
         failures: list[SigningError] = []
+        settings = {"builder": {"thumbnail": {"enabled": False}}, "verify": OFFLINE}
+        parent = {"title": "source", "relationship": "parentOf", "label": "source"}
         try:
             with (
                 self._signer(failures) as signer,
-                c2pa.Context.from_dict({"builder": {"thumbnail": {"enabled": False}}}) as context,
+                c2pa.Context.from_dict(settings) as context,
                 c2pa.Builder(_build_manifest(facts), context) as builder,
             ):
-                _add_source(builder, source)
+                builder.add_ingredient(parent, source_type, source)
                 builder.sign(signer, media_type, unsigned, target)
         except (OSError, ValueError, c2pa.C2paError) as error:
             raise failures[0] if failures else SigningError(_error_text(error)) from error
 
     def _signer(self, failures: list[SigningError]) -> c2pa.Signer:
         """Build c2pa's signer, without time-stamps, which would need network access."""
+        import c2pa
+        from cryptography import x509
+
+        from lipsync_engine.provenance.development import to_pem
+
         chain, key = self._certificate_files()
         certificates = x509.load_pem_x509_certificates(chain.read_bytes())
         chain_pem, algorithm = "".join(map(to_pem, certificates)), _signing_algorithm(certificates[0])
@@ -250,6 +303,8 @@ class ManifestSigner:
         if self.chain is not None:
             return self.chain, self.key
         if not self.development_dir.exists():
+            from lipsync_engine.provenance.development import create_development_certificate
+
             create_development_certificate(self.development_dir)
         return self.development_dir / "chain.pem", self.development_dir / "key.pem"
 
@@ -333,6 +388,8 @@ def _command_signer(command: tuple[str, ...], failures: list[SigningError]) -> C
 
 def _signing_algorithm(certificate: x509.Certificate) -> str:
     """Return C2PA's name of the certificate's signature algorithm."""
+    from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+
     match certificate.public_key():
         case ec.EllipticCurvePublicKey() as key if key.key_size in (256, 384, 521):
             return f"ES{512 if key.key_size == 521 else key.key_size}"
@@ -343,30 +400,19 @@ def _signing_algorithm(certificate: x509.Certificate) -> str:
     raise ValueError("C2PA does not support the type of the certificate's key")
 
 
-def _add_source(builder: c2pa.Builder, source: BinaryIO) -> None:
-    """Add the source with its own credentials as an ingredient.
-
-    The credentials of a damaged file, which FFmpeg may still decode, cannot be read and are left out.
-    """
-    parent = {"title": "source", "relationship": "parentOf", "label": "source"}
+def _type_of_readable_source(source: Path) -> str:
+    """Return the media type of a source whose embedded credentials can be read, else `UNKNOWN_MEDIA_TYPE`."""
     try:
-        builder.add_ingredient(parent, _detect_media_type(source), source)
-    except c2pa.C2paError:
-        source.seek(0)
-        builder.add_ingredient(parent, UNKNOWN_MEDIA_TYPE, source)
-
-
-def _detect_media_type(source: BinaryIO) -> str:
-    """Detect a source's media type by its magic bytes, because inputs of the server have no suffix."""
-    head = source.read(12)
-    source.seek(0)
-    if head[4:8] in (b"ftyp", b"moov", b"mdat", b"wide"):
-        return "video/mp4"
-    if head[:4] == b"RIFF" and head[8:] == b"WEBP":
-        return "image/webp"
-    types = {b"\x89PNG": "image/png", b"\xff\xd8\xff": "image/jpeg", b"\x1aE\xdf\xa3": "video/x-matroska"}
-    matches = (media_type for magic, media_type in types.items() if head.startswith(magic))
-    return next(matches, UNKNOWN_MEDIA_TYPE)
+        media_type = find_embedded_manifest(source)
+    except TooManyBoxesError as error:
+        log.warning("credentials of the source are not read: it has %s", error)
+        return UNKNOWN_MEDIA_TYPE
+    if media_type is None:
+        return UNKNOWN_MEDIA_TYPE
+    if not is_manifest_readable(source, media_type):
+        log.warning("credentials of the source cannot be read and are left out")
+        return UNKNOWN_MEDIA_TYPE
+    return media_type
 
 
 def _path_setting(name: str) -> Path | None:

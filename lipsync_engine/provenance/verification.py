@@ -10,11 +10,9 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-import c2pa
-
 from lipsync_engine.errors import ErrorCode, InputError
-from lipsync_engine.provenance.development import DEVELOPMENT_ORGANISATION
-from lipsync_engine.provenance.signing import OWN_ASSERTION
+from lipsync_engine.provenance.signing import OFFLINE, OWN_ASSERTION
+from lipsync_engine.provenance.source_manifest import MAX_BOXES, TooManyBoxesError, find_embedded_manifest
 
 
 class Verdict(StrEnum):
@@ -79,8 +77,14 @@ def verify_credentials(file: Path, trusted_roots: str) -> Verification:
         InputError: INPUT_NOT_FOUND, INPUT_IS_DIRECTORY, INPUT_UNREADABLE.
     """
     try:
+        find_embedded_manifest(file)  # counts boxes: c2pa's time grows with their square
         with file.open("rb") as content:
             return _verify_stream(content, trusted_roots)
+    except TooManyBoxesError as error:
+        raise InputError(
+            ErrorCode.INPUT_UNREADABLE,
+            f"{file.name!r} has more than {MAX_BOXES} boxes and is not verified: name a video or image.",
+        ) from error
     except OSError as error:
         codes = {
             FileNotFoundError: ErrorCode.INPUT_NOT_FOUND,
@@ -93,9 +97,12 @@ def verify_credentials(file: Path, trusted_roots: str) -> Verification:
 
 
 def _verify_stream(content: Any, trusted_roots: str) -> Verification:
+    import c2pa
+
+    from lipsync_engine.provenance.development import DEVELOPMENT_ORGANISATION
+
     trust = {"trust": {"trust_anchors": trusted_roots}} if trusted_roots else {}
-    # Never over the network: the file's author would choose the address.
-    offline = {"verify": {"verify_trust": True, "ocsp_fetch": False, "remote_manifest_fetch": False}}
+    offline = {"verify": {"verify_trust": True, **OFFLINE}}
     try:
         with (
             c2pa.Context.from_dict(offline | trust) as context,

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import resource
+import socket
 import stat
 import struct
 import subprocess
 import sys
+import threading
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +20,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from lipsync_engine import media
 from lipsync_engine.errors import ErrorCode, InputError, ParameterError
 from lipsync_engine.provenance import (
     ManifestFacts,
@@ -27,9 +32,11 @@ from lipsync_engine.provenance import (
     verify_credentials,
 )
 from lipsync_engine.provenance.development import create_development_certificate
+from lipsync_engine.provenance.source_manifest import C2PA_UUID, MAX_BOXES
 from tests.support.paths import ROOT
 
 Ffmpeg = Callable[..., None]
+XMP_UUID = bytes.fromhex("be7acfcb97a942e89c71999491e3afac")
 FACTS = ManifestFacts("tiny", "ab" * 32, 7, 2, "job 1", consent="release 17")
 
 SIGNER = ROOT / "deploy" / "file_signer.py"
@@ -88,6 +95,121 @@ def test_damaged_source_becomes_an_ingredient(signer: ManifestSigner, video: Pat
     assert [(source.relationship, source.signer) for source in verification.ingredients] == [
         ("parentOf", None)
     ]
+
+
+def test_damaged_credentials_of_the_source_do_not_prevent_signing(
+    signer: ManifestSigner, video: Path, clip: Path, tmp_path: Path
+) -> None:
+    """Any byte of them may be damaged; FFmpeg decodes the video all the same."""
+    source = tmp_path / "source.mp4"
+    source.write_bytes(clip.read_bytes())
+    assert signer.sign(source, clip, FACTS) is None
+    content = source.read_bytes()
+    start = content.index(C2PA_UUID)
+    original = video.read_bytes()
+    for position in (start + 40, start + 300, start + 2000, start + 6000):
+        source.write_bytes(content[:position] + bytes([content[position] ^ 0xFF]) + content[position + 1 :])
+        video.write_bytes(original)
+        assert signer.sign(video, source, FACTS) is None
+        assert verify_credentials(video, signer.trusted_roots()).verdict is Verdict.TRUSTED
+
+
+def test_file_of_many_boxes_is_not_parsed(
+    signer: ManifestSigner, video: Path, clip: Path, tmp_path: Path
+) -> None:
+    """c2pa would take minutes for them."""
+    source = tmp_path / "source.mp4"
+    source.write_bytes(clip.read_bytes() + MAX_BOXES * struct.pack(">I4s", 8, b"free"))
+    assert signer.sign(video, source, FACTS) is None
+    assert [part.signer for part in verify_credentials(video, "").ingredients] == [None]
+    with pytest.raises(InputError) as error:
+        verify_credentials(source, "")
+    assert error.value.code is ErrorCode.INPUT_UNREADABLE
+
+
+class LoopbackListener:
+    """Counts connections to a port of this machine."""
+
+    def __init__(self) -> None:
+        self.connections = 0
+        self._socket = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}/manifest.c2pa"
+        self._thread = threading.Thread(target=self._accept, daemon=True)
+        self._thread.start()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):  # closed
+            while True:
+                connection, _ = self._socket.accept()
+                self.connections += 1
+                connection.close()
+
+    def close(self) -> None:
+        self._socket.shutdown(socket.SHUT_RDWR)
+        self._socket.close()
+        self._thread.join()
+
+
+def with_remote_references(kind: str, url: str, path: Path, ffmpeg: Ffmpeg, clip: Path) -> Path:
+    """Write a small file of a kind whose metadata name a URL wherever the format has a place for one."""
+    tags = [f"-metadata={name}={url}" for name in ("comment", "url", "WXXX", "WOAF", "purl", "xmp")]
+    metadata = [word for tag in tags for word in tag.split("=", 1)]
+    media = ["-f", "lavfi", "-i", "sine=duration=0.2"] if kind == "wav" else ["-i", clip, "-frames:v", 1]
+    ffmpeg(*media, *metadata, *(["-id3v2_version", 4, "-write_id3v2", 1] if kind == "aiff" else []), path)
+    xmp = (
+        '<?xpacket begin="" id="W5M0MpCehiHzreSzNTczkc9d"?><x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF '
+        'xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#"><rdf:Description rdf:about="" '
+        f'xmlns:dcterms="http://purl.org/dc/terms/" dcterms:provenance="{url}"/></rdf:RDF></x:xmpmeta>'
+        '<?xpacket end="w"?>'
+    ).encode()
+    data = path.read_bytes()
+    match kind:
+        case "jpg":
+            body = b"http://ns.adobe.com/xap/1.0/\0" + xmp
+            data = data[:2] + b"\xff\xe1" + struct.pack(">H", len(body) + 2) + body + data[2:]
+        case "png":
+            body = b"iTXtXML:com.adobe.xmp\0\0\0\0\0" + xmp
+            checksum = struct.pack(">I", zlib.crc32(body))
+            data = data[:33] + struct.pack(">I", len(body) - 4) + body + checksum + data[33:]
+        case "webp" | "wav":
+            name = b"XMP " if kind == "webp" else b"_PMX"
+            data += name + struct.pack("<I", len(xmp)) + xmp + bytes(len(xmp) % 2)
+            data = data[:4] + struct.pack("<I", len(data) - 8) + data[8:]
+        case "mp4" | "mov":
+            data += struct.pack(">I", len(xmp) + 24) + b"uuid" + XMP_UUID + xmp
+    path.write_bytes(data)
+    return path
+
+
+@pytest.mark.parametrize("kind", ["jpg", "png", "webp", "mp4", "mov", "mkv", "wav"])
+def test_no_library_follows_a_url_of_a_source(
+    kind: str, signer: ManifestSigner, video: Path, clip: Path, tmp_path: Path, ffmpeg: Ffmpeg
+) -> None:
+    listener = LoopbackListener()
+    source = with_remote_references(kind, listener.url, tmp_path / f"source.{kind}", ffmpeg, clip)
+    if kind == "wav":
+        media.probe_audio(source)
+    elif kind in ("jpg", "png", "webp"):
+        media.read_image(source)
+    else:
+        list(media.scan_frames(media.probe_video(source), 64))
+    assert signer.sign(video, source, FACTS) is None
+    assert verify_credentials(source, "").verdict in (Verdict.NONE, Verdict.INVALID)
+    assert verify_credentials(video, signer.trusted_roots()).verdict is Verdict.TRUSTED
+    listener.close()
+    assert listener.connections == 0
+
+
+def test_engine_is_imported_without_signing_libraries() -> None:
+    """A GPU machine without a network has PyTorch, and may lack them."""
+    script = """
+import sys
+for name in ("c2pa", "cryptography"):
+    sys.modules[name] = None
+from lipsync_engine import LipSyncPipeline, SyncParams
+import lipsync_engine.cli, lipsync_engine.models.latentsync.model
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
 
 
 def test_manifest_contains_no_personal_data(signer: ManifestSigner, video: Path, clip: Path) -> None:
