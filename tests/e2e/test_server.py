@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -18,6 +19,7 @@ import pytest
 from lipsync_engine import media
 from server.api.submission import webhook_headers
 from tests.support.live_server import LiveServer
+from tests.support.paths import ROOT
 from tests.support.processes import descendant_pids
 from tests.support.webhook_receiver import WebhookReceiver
 
@@ -235,6 +237,29 @@ def check_client(done: subprocess.CompletedProcess[str], server: LiveServer) -> 
     assert "not a supported video file" in outcome["error"]
 
 
+def check_documented_example(
+    language: str, command: tuple[str, str], folder: Path, env: dict[str, str], server: LiveServer
+) -> None:
+    """Run the only block of that language in docs/clients.md beside the files that it names.
+
+    Args:
+        command: program and suffix of its files.
+    """
+    page = (ROOT / "docs" / "clients.md").read_text()
+    (example,) = re.findall(rf"^```{language}\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    program, suffix = command
+    (folder / f"example.{suffix}").write_text(example)
+    shutil.copy(env["VIDEO"], folder / "talk.mp4")
+    shutil.copy(env["VOICE"], folder / "voice.wav")
+    done = subprocess.run(
+        [program, f"example.{suffix}"],
+        env=env, cwd=folder, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    (link,) = re.findall(r"http[^'\"]+", done.stdout)
+    assert server.request("GET", link)[0] == 200
+
+
 @pytest.mark.parametrize("version", ["2.0.5", "1.0.14", pytest.param("1.0.10", marks=pytest.mark.slow)])
 def test_python_sdk(version: str, server: LiveServer, clip: Path, voice: Path, tmp_path: Path) -> None:
     install = [
@@ -255,6 +280,8 @@ def test_python_sdk(version: str, server: LiveServer, clip: Path, voice: Path, t
     check_client(
         subprocess.run(command, env=env, capture_output=True, text=True, timeout=120, check=False), server
     )
+    if version == "2.0.5":
+        check_documented_example("py", (sys.executable, "py"), tmp_path, env, server)
 
 
 def test_javascript_sdk(server: LiveServer, clip: Path, voice: Path, tmp_path: Path) -> None:
@@ -272,6 +299,7 @@ def test_javascript_sdk(server: LiveServer, clip: Path, voice: Path, tmp_path: P
         ),
         server,
     )
+    check_documented_example("js", ("node", "mjs"), tmp_path, env, server)
 
 
 STUDIO_PROGRAM = """
