@@ -27,6 +27,7 @@ from server.api.context import UPLOAD_LINK_S, ApiContext
 from server.api.errors import METHODS, ApiError, add_exception_handlers
 from server.api.fast_poll import FastPollMiddleware
 from server.api.head_requests import HeadMiddleware
+from server.api.openapi import complete_document
 from server.api.proxies import ProxyMiddleware
 from server.api.rate_limits import RateLimitMiddleware
 from server.api.submission import webhook_headers
@@ -301,6 +302,8 @@ def create_app(server: Server) -> FastAPI:
     app.include_router(admin.create_router(context, server.supervisor, registry, server.metrics))
     error_responses = {studio.PREFIX: studio.error_response, native.PREFIX: native.error_response}
     add_exception_handlers(app, error_responses, default=wavespeed.error_response)
+    public_url = server.settings.public_url
+    complete_document(app, None if public_url is None else str(public_url).rstrip("/"))
     app.add_middleware(FastPollMiddleware, context=context)
     app.add_middleware(RateLimitMiddleware)
     budget = BodyBudget(server.settings.max_bodies_bytes, server.settings.max_tenant_bodies_bytes)
