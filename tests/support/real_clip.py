@@ -166,14 +166,22 @@ def microphone(n: int) -> Variant:
     return Variant(tuple(range(n)), (turned(0),) * n, change=cover)
 
 
+def colour_of_skin(image: Image, number: int) -> Array:
+    """Return the colour of the cheek in a frame of the clip as the analysis receives it."""
+    with np.load(POINTS) as stored:
+        left, right, nose = stored["mediapipe"][number].astype(np.float64) * (MAX_SIDE / HEIGHT)
+    x, y = np.rint(left + nose - (left + right) / 2).astype(int)
+    return np.asarray(np.median(image[y - 3 : y + 4, x - 3 : x + 4].reshape(-1, 3), axis=0))
+
+
 def palm(n: int, start: int, stop: int) -> Variant:
     """A palm in the colour of the skin lies over the lips in frames [start, stop)."""
 
     def cover(image: Image, number: int) -> Image:
         if start <= number < stop:
             image = image.copy()
-            skin = np.median(image[330:350, 255:275].reshape(-1, 3), axis=0)
-            cv2.ellipse(image, (300, 386), (62, 26), 0, 0, 360, skin.tolist(), -1, cv2.LINE_AA)
+            skin = colour_of_skin(image, number).tolist()
+            cv2.ellipse(image, (300, 386), (62, 26), 0, 0, 360, skin, -1, cv2.LINE_AA)
         return image
 
     return Variant(tuple(range(n)), (turned(0),) * n, change=cover)
