@@ -172,9 +172,13 @@ def complete_document(app: FastAPI, public_url: str | None) -> None:
 def _complete(document: dict[str, Any], url: str) -> None:
     document["servers"] = [{"url": url}]
     document["security"] = [{"key": []}]
+    of_parameters = document.get("components", {}).get("schemas", {})
     document["components"] = {
         "securitySchemes": {"key": {"type": "http", "scheme": "bearer", "description": "An API key."}},
-        "schemas": SCHEMAS,
+        "schemas": {
+            name: schema for name, schema in of_parameters.items() if not name.endswith("ValidationError")
+        }
+        | SCHEMAS,
     }
     ids: set[str] = set()
     for path, operations in document["paths"].items():

@@ -302,6 +302,52 @@ def test_javascript_sdk(server: LiveServer, clip: Path, voice: Path, tmp_path: P
     check_documented_example("js", ("node", "mjs"), tmp_path, env, server)
 
 
+GENERATED_CLIENT_PROGRAM = """
+import io, json, os, time
+from lipsync_client import AuthenticatedClient
+from lipsync_client.api.wavespeed import (
+    wavespeed_get_prediction_result, wavespeed_run_model, wavespeed_upload_file_binary,
+)
+from lipsync_client.models import WavespeedRunModelBody, WavespeedUploadFileBinaryBody
+from lipsync_client.types import File
+client = AuthenticatedClient(base_url=os.environ["BASE"], token=os.environ["KEY"], timeout=60)
+def upload(path):
+    file = File(payload=open(path, "rb"), file_name=os.path.basename(path))
+    body = WavespeedUploadFileBinaryBody(file=file)
+    return wavespeed_upload_file_binary.sync(client=client, body=body).data.download_url
+body = WavespeedRunModelBody(
+    video=upload(os.environ["VIDEO"]), audio=upload(os.environ["VOICE"]), inference_steps=1
+)
+job = wavespeed_run_model.sync("bytedance", "latentsync", client=client, body=body).data
+while job.status not in ("completed", "failed"):
+    time.sleep(0.2)
+    job = wavespeed_get_prediction_result.sync(job.id, client=client).data
+print(json.dumps(job.to_dict()))
+"""
+
+
+@pytest.mark.slow
+def test_client_generated_from_the_openapi_document(
+    server: LiveServer, clip: Path, voice: Path, tmp_path: Path
+) -> None:
+    python, tools = [sys.executable, "-m"], tmp_path / "tools"
+    install = [*python, "pip", "install", "-q", "--target", str(tools), "openapi-python-client==0.29.1"]
+    installed = subprocess.run(install, capture_output=True, text=True, check=False)
+    if installed.returncode != 0:
+        pytest.skip(f"openapi-python-client cannot be installed: {installed.stderr[-200:]}")
+    env = client_environment(server, clip, voice) | {"PYTHONPATH": str(tools)}
+    generate = [*python, "openapi_python_client", "generate", "--meta", "none"]
+    generate += ["--url", f"{server.base}/openapi.json", "--output-path", str(tmp_path / "lipsync_client")]
+    for command in (generate, [sys.executable, "-c", GENERATED_CLIENT_PROGRAM]):
+        done = subprocess.run(
+            command, env=env, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False
+        )
+        assert done.returncode == 0, done.stderr[-2000:]
+    prediction = json.loads(done.stdout)
+    assert prediction["status"] == "completed", prediction
+    assert server.request("GET", prediction["outputs"][0])[0] == 200
+
+
 STUDIO_PROGRAM = """
 const fetch = require("node-fetch");
 const express = require("express");

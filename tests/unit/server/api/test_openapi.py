@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -29,6 +31,8 @@ def test_every_operation_has_an_answer_a_unique_id_and_its_security(api: Api) ->
         content = responses.get("200", {}).get("content")
         assert "204" in responses or all(media["schema"] for media in content.values()), path
         assert "HTTPValidationError" not in str(responses), path
+    references = set(re.findall(r"#/components/schemas/(\w+)", json.dumps(document)))
+    assert references <= set(document["components"]["schemas"])
     paths = document["paths"]
     for path in ("/api/v3/upload", "/api/v3/media/upload/binary"):
         assert "multipart/form-data" in paths[path]["post"]["requestBody"]["content"]
