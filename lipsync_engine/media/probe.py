@@ -207,6 +207,7 @@ def probe_video(path: Path, limits: MediaLimits = DEFAULT_LIMITS) -> VideoInfo:
         raise _format_error(path, "video")
     frame = result.match_filter(r"pts: *(?:-?\d+|NOPTS) .* fmt:(\S+) .*?sar:(\d+)/(\d+) s:(\d+)x(\d+)")
     if frame is None:
+        _check_codec(path, result, "video")
         raise MediaError(
             ErrorCode.MEDIA_TRUNCATED if result.is_truncated else ErrorCode.MEDIA_FAILED,
             f"No frame of {path.name!r} can be decoded ({stderr_tail(result.messages)}): the file is "
@@ -291,6 +292,8 @@ def _probe_audio_track(path: Path, limits: MediaLimits, duration_s: float | None
     stream = next((s for s in result.streams if ": Audio: " in s), None)
     frame = result.match_filter(r"pts:.* fmt:\S+ channels:(\d+) .*rate:(\d+) nb_samples:[1-9]")
     if stream is None or frame is None:
+        if duration_s is None:
+            _check_codec(path, result, "audio")
         return None
     if duration_s is None:
         duration_s = _read_duration(path, result, limits)
@@ -379,7 +382,7 @@ def _check_opened(path: Path, result: _ProbeResult, kind: str) -> None:
         raise MediaError(
             ErrorCode.MEDIA_NOT_RECOGNISED, f"{name!r} is an image, not {kind}: give {_file_of(kind)}."
         )
-    if "not on whitelist" in result.messages:
+    if "Format not on whitelist" in result.messages:
         raise _format_error(path, kind)
     if head[4:8] in _MP4_ATOMS or head.startswith(b"\x1a\x45\xdf\xa3"):
         raise MediaError(
@@ -392,6 +395,20 @@ def _check_opened(path: Path, result: _ProbeResult, kind: str) -> None:
         f"{name!r} is not {_file_of(kind)} that FFmpeg can read: its content is something else, or damaged. "
         "Give another file, or re-encode it.",
     )
+
+
+def _check_codec(path: Path, result: _ProbeResult, kind: str) -> None:
+    """Refuse a track that was not decoded because of its codec.
+
+    Raises:
+        MediaError: MEDIA_FORMAT_REFUSED.
+    """
+    if (refused := re.search(r"Codec \((\w+)\) not on whitelist", result.messages)) is not None:
+        raise MediaError(
+            ErrorCode.MEDIA_FORMAT_REFUSED,
+            f"The {kind} of {path.name!r} has the codec {refused[1]}, which is not accepted: convert it, for "
+            f"example with {_EXAMPLE_COMMANDS[kind]}.",
+        )
 
 
 def _file_of(kind: str) -> str:

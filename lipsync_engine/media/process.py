@@ -63,6 +63,37 @@ VIDEO_FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm"
 IMAGE_FORMATS = "png_pipe,jpeg_pipe,webp_pipe,bmp_pipe"
 AUDIO_FORMATS = f"{VIDEO_FORMATS},wav,w64,aiff,caf,mp3,aac,flac,ogg,amr"
 
+VIDEO_CODECS: dict[str, tuple[str, ...]] = {
+    "H.264": ("h264",),
+    "HEVC": ("hevc",),
+    "AV1": ("libdav1d", "av1", "libaom-av1"),
+    "VP9": ("vp9", "libvpx-vp9"),
+    "VP8": ("vp8", "libvpx"),
+    "MPEG-4": ("mpeg4",),
+    "MPEG-2": ("mpeg2video",),
+    "ProRes": ("prores",),
+    "DNxHD": ("dnxhd",),
+    "FFV1": ("ffv1",),
+    "QuickTime Animation": ("qtrle",),
+    "uncompressed video": ("rawvideo",),
+}
+"""Codecs of input videos: documented name, FFmpeg's decoders. No other decoder runs."""
+
+IMAGE_DECODERS = ("png", "mjpeg", "webp", "bmp")
+
+_PCM = ("u8", "s8", "s16le", "s16be", "s24le", "s24be", "s32le", "s32be", "f32le", "f32be", "f64le", "f64be")
+AUDIO_DECODERS = (
+    "aac", "alac", "mp3float", "mp3", "flac", "opus", "libopus", "vorbis", "libvorbis", "ac3", "eac3",
+    "amrnb", "amrwb", "libopencore_amrnb", "libopencore_amrwb", "pcm_alaw", "pcm_mulaw",
+    *(f"pcm_{name}" for name in _PCM),
+)  # fmt: skip
+
+_VIDEO_DECODERS = tuple(decoder for decoders in VIDEO_CODECS.values() for decoder in decoders)
+_DECODERS = ",".join((*_VIDEO_DECODERS, *IMAGE_DECODERS, *AUDIO_DECODERS))
+
+ENVIRONMENT = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")
+"""Variables that an FFmpeg process gets; others may be secrets, which a taken-over decoder could publish."""
+
 PIPE_BYTES = 1 << 20
 """Pipe size on Linux: a frame crosses in a few system calls instead of dozens."""
 
@@ -131,6 +162,7 @@ def untrusted_input(path: Path, formats: str, **options: Any) -> Any:
         file_url(path),
         protocol_whitelist="file",
         format_whitelist=formats,
+        codec_whitelist=_DECODERS,
         max_pixels=DEFAULT_LIMITS.max_pixels,
         **options,
     )
@@ -426,8 +458,8 @@ def _spawn(
 ) -> subprocess.Popen[bytes]:
     arguments = sandboxed(command, file_rules(command), memory_bytes=memory_bytes, cpu_s=cpu_s)
     # Few malloc arenas, so that the limit on address space measures memory and not reservations.
-    environment = {**os.environ, "MALLOC_ARENA_MAX": "4"}
-    environment.pop("FFREPORT", None)  # would write logs next to the user's files
+    environment = {name: os.environ[name] for name in ENVIRONMENT if name in os.environ}
+    environment["MALLOC_ARENA_MAX"] = "4"
 
     def start_process() -> subprocess.Popen[bytes]:
         return subprocess.Popen(

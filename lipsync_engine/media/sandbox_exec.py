@@ -23,18 +23,33 @@ EXIT_NOT_STARTED = 127
 # linux/prctl.h, linux/seccomp.h, linux/filter.h: names as there.
 PR_SET_PDEATHSIG, PR_SET_SECCOMP, PR_SET_NO_NEW_PRIVS = 1, 22, 38
 SECCOMP_MODE_FILTER = 2
-SECCOMP_RET_ALLOW, SECCOMP_RET_EACCES = 0x7FFF0000, 0x00050000 | 13
-BPF_LD_W_ABS, BPF_JEQ, BPF_JGE, BPF_RET = 0x20, 0x15, 0x35, 0x06
+SECCOMP_RET_ALLOW, SECCOMP_RET_EACCES, SECCOMP_RET_ENOSYS = 0x7FFF0000, 0x00050000 | 13, 0x00050000 | 38
+BPF_LD_W_ABS, BPF_JEQ, BPF_JGE, BPF_JSET, BPF_RET = 0x20, 0x15, 0x35, 0x45, 0x06
 X32_SYSCALL_BIT = 0x40000000
 """From this number on x86-64 counts its system calls a second time, for the x32 ABI."""
 
 BLOCKED_SYSCALLS = {
     # AUDIT_ARCH_*; then socket, socketpair, ptrace, process_vm_readv, process_vm_writev, bpf, userfaultfd,
-    # perf_event_open, add_key, request_key, keyctl, mount, unshare, setns, and io_uring_setup, which opens
-    # sockets too.
-    "x86_64": (0xC000003E, (41, 53, 101, 310, 311, 321, 323, 298, 248, 249, 250, 165, 272, 308, 425)),
-    "aarch64": (0xC00000B7, (198, 199, 117, 270, 271, 280, 282, 241, 217, 218, 219, 40, 97, 268, 425)),
+    # perf_event_open, add_key, request_key, keyctl, mount, unshare, setns, io_uring_setup, which opens
+    # sockets too, pidfd_open, and pidfd_getfd, which takes files of other processes.
+    "x86_64": (
+        0xC000003E,
+        (41, 53, 101, 310, 311, 321, 323, 298, 248, 249, 250, 165, 272, 308, 425, 434, 438),
+    ),
+    "aarch64": (
+        0xC00000B7,
+        (198, 199, 117, 270, 271, 280, 282, 241, 217, 218, 219, 40, 97, 268, 425, 434, 438),
+    ),
 }
+
+CLONE = {"x86_64": 56, "aarch64": 220}
+"""Starts threads and processes; refused with any flag of `NEW_NAMESPACES`."""
+
+NEW_NAMESPACES = 0x7E020000
+"""CLONE_NEWNS, _NEWCGROUP, _NEWUTS, _NEWIPC, _NEWUSER, _NEWPID and _NEWNET."""
+
+CLONE3 = 435
+"""Its flags lie in memory, which a filter cannot read. "Not implemented" makes the C library use clone."""
 
 # linux/landlock.h: names as there, LANDLOCK_ACCESS_FS_ and LANDLOCK_SCOPE_ left out.
 SYS_LANDLOCK_CREATE_RULESET, SYS_LANDLOCK_ADD_RULE, SYS_LANDLOCK_RESTRICT_SELF = 444, 445, 446
@@ -62,15 +77,16 @@ def _block_syscalls(libc: ctypes.CDLL, machine: str) -> None:
     if machine not in BLOCKED_SYSCALLS:
         return
     audit_arch, numbers = BLOCKED_SYSCALLS[machine]
-    refusal = len(numbers) + 1  # offset of the refusal from the first comparison of a number
-    program = [
-        (BPF_LD_W_ABS, 0, 0, 4),
-        (BPF_JEQ, 0, refusal + 2, audit_arch),
-        (BPF_LD_W_ABS, 0, 0, 0),
-        (BPF_JGE, refusal, 0, X32_SYSCALL_BIT),
-    ]
-    program += [(BPF_JEQ, refusal - 1 - index, 0, number) for index, number in enumerate(numbers)]
-    program += [(BPF_RET, 0, 0, SECCOMP_RET_ALLOW), (BPF_RET, 0, 0, SECCOMP_RET_EACCES)]
+    allow = 8 + len(numbers)  # positions in the program
+    refuse, not_implemented = allow + 1, allow + 2
+    program = [(BPF_LD_W_ABS, 0, 0, 4), (BPF_JEQ, 0, refuse - 2, audit_arch), (BPF_LD_W_ABS, 0, 0, 0)]
+    program += [(BPF_JGE, refuse - 4, 0, X32_SYSCALL_BIT), (BPF_JEQ, not_implemented - 5, 0, CLONE3)]
+    for number in numbers:
+        program.append((BPF_JEQ, refuse - len(program) - 1, 0, number))
+    program.append((BPF_JEQ, 0, allow - len(program) - 1, CLONE[machine]))
+    program += [(BPF_LD_W_ABS, 0, 0, 16), (BPF_JSET, refuse - len(program) - 2, 0, NEW_NAMESPACES)]
+    returns = (SECCOMP_RET_ALLOW, SECCOMP_RET_EACCES, SECCOMP_RET_ENOSYS)
+    program += [(BPF_RET, 0, 0, value) for value in returns]
     code = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *step) for step in program))
     sock_fprog = ctypes.create_string_buffer(struct.pack("@HP", len(program), ctypes.addressof(code)))
     libc.prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, sock_fprog, 0, 0)

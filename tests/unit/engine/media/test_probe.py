@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import subprocess
@@ -19,6 +20,7 @@ import pytest
 from lipsync_engine import media
 from lipsync_engine.errors import ErrorCode, LipSyncError
 from lipsync_engine.media import process
+from lipsync_engine.media.process import VIDEO_CODECS
 from lipsync_engine.media.yuv import Chroma, Matrix
 from tests.support.paths import ROOT
 
@@ -402,3 +404,28 @@ def test_probe_reads_the_listing_of_every_ffmpeg_here(
     assert (info.format.width, info.format.height, info.frame_rate) == (64, 48, 25)
     assert info.audio is not None
     assert info.audio.sample_rate == 44100
+
+
+@pytest.mark.parametrize(
+    ("option", "codec", "suffix"), [("-c:v", "huffyuv", "mkv"), ("-c:a", "wavpack", "mkv")]
+)
+def test_codec_that_is_not_documented_is_refused(
+    option: str, codec: str, suffix: str, tmp_path: Path, ffmpeg: Ffmpeg
+) -> None:
+    """FFmpeg has hundreds of decoders; no other than the documented ones runs on a stranger's file."""
+    path = tmp_path / f"clip.{suffix}"
+    source = "testsrc=size=64x64:rate=5:duration=1" if option == "-c:v" else "sine=duration=1"
+    ffmpeg("-f", "lavfi", "-i", source, option, codec, path)
+    with pytest.raises(LipSyncError) as error:
+        media.probe_video(path) if option == "-c:v" else media.probe_audio(path)
+    assert error.value.code is ErrorCode.MEDIA_FORMAT_REFUSED
+    assert codec in error.value.message
+
+
+def test_documented_codecs_are_the_decoders_that_run() -> None:
+    readme = " ".join((ROOT / "README.md").read_text().split())
+    *names, last = VIDEO_CODECS
+    assert f"mp4, mov, mkv or webm with {', '.join(names)} or {last}, 8 to 12 bit" in readme
+    assert {"magicyuv", "cinepak", "smackvid"}.isdisjoint(
+        itertools.chain.from_iterable(VIDEO_CODECS.values())
+    )

@@ -309,3 +309,15 @@ def test_find_ffmpeg_prefers_setting_then_path(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setenv("LIPSYNC_FFMPEG", str(tmp_path / "ffmpeg"))
     assert media.find_ffmpeg() == tmp_path / "ffmpeg"
     assert media.ffmpeg_version().startswith("ffmpeg version")
+
+
+def test_ffmpeg_gets_no_secret_of_the_environment(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    stream = builder.output(process.untrusted_input(clip, process.VIDEO_FORMATS), "pipe:1", format="rawvideo")
+    with process.FfmpegProcess(stream):
+        wait_until(lambda: children_of(clip) != [])
+        (pid,) = children_of(clip)
+        environment = Path(f"/proc/{pid}/environ").read_bytes()
+    names = {entry.split(b"=")[0].decode() for entry in environment.split(b"\0") if entry}
+    assert names <= {*process.ENVIRONMENT, "MALLOC_ARENA_MAX"}
+    assert "PATH" in names

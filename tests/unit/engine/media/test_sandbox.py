@@ -37,6 +37,9 @@ libc = ctypes.CDLL(None, use_errno=True)
 def call(number, *arguments):
     if libc.syscall(number, *arguments) < 0:
         raise OSError(ctypes.get_errno(), "")
+def run_thread():
+    import threading
+    threading.Thread(target=int).start()
 status = dict(line.split(":", 1) for line in open("/proc/self/status").read().splitlines())
 print(json.dumps({
     "no new privileges": status["NoNewPrivs"].strip(), "filter": status["Seccomp"].strip(),
@@ -51,6 +54,13 @@ print(json.dumps({
     "netlink": fails(lambda: socket.socket(socket.AF_NETLINK, socket.SOCK_RAW)),
     "signal": fails(lambda: os.kill(int(victim), 0)),
     "io_uring": fails(lambda: call(425, 1, ctypes.create_string_buffer(200))),
+    "pidfd_open": fails(lambda: call(434, int(victim), 0)),
+    "pidfd_getfd": fails(lambda: call(438, 0, 0, 0)),
+    "clone3": fails(lambda: call(435, None, 0)),
+    "clone into a namespace": fails(
+        lambda: call(56 if os.uname().machine == "x86_64" else 220, 0x10000000 | 17, 0, 0, 0, 0)
+    ),
+    "thread": fails(run_thread),
     "namespace": fails(lambda: call(272 if os.uname().machine == "x86_64" else 97, 0x10000000)),
 }))
 """
@@ -101,8 +111,20 @@ def test_process_opens_only_its_inputs_and_output(escape_errors: dict[str, Any])
 
 @needs_network
 def test_process_opens_no_sockets_and_gains_no_privileges(escape_errors: dict[str, Any]) -> None:
-    rejection = "inet", "inet6", "unix", "pair", "netlink", "io_uring", "namespace"
+    rejection = (
+        "inet",
+        "inet6",
+        "unix",
+        "pair",
+        "netlink",
+        "io_uring",
+        "namespace",
+        "pidfd_open",
+        "pidfd_getfd",
+    )
+    rejection += ("clone into a namespace",)
     assert {name: escape_errors[name] for name in rejection} == dict.fromkeys(rejection, 13)
+    assert (escape_errors["clone3"], escape_errors["thread"]) == (38, None)
     assert (escape_errors["no new privileges"], escape_errors["filter"]) == ("1", "2")
 
 
