@@ -145,7 +145,7 @@ def report_faces(
         shots=len(np.unique(tracks.shots)),
         tracks=tuple(reports),
         untouched=untouched,
-        warnings=tuple(_warnings(reports, untouched, len(tracks.pts_s))),
+        warnings=tuple(_warnings(reports, untouched, tracks)),
         overlay=overlay,
     )
 
@@ -181,28 +181,28 @@ def _percentiles(values: FloatArray) -> tuple[float, float]:
     return round(float(low), 1), round(float(high), 1)
 
 
-def _warnings(tracks: list[TrackReport], untouched: dict[str, int], frames: int) -> list[str]:
-    if not tracks:
+def _warnings(reports: list[TrackReport], untouched: dict[str, int], tracks: faces.FaceTracks) -> list[str]:
+    if not reports:
         return [
-            "No face was found. Use a video in which the face is turned to the camera and at least "
+            "The video shows no face. Use a video in which the face is turned to the camera and at least "
             f"{MIN_FACE_PX} px wide."
         ]
     warnings = []
-    main = tracks[0]
+    main = reports[0]
     if main.size_px < MIN_FACE_PX:
         warnings.append(
             f"The face is {main.size_px} px wide. Faces under {MIN_FACE_PX} px are left untouched: use a "
             "closer shot or a larger video."
         )
-    together = [other for other in tracks[1:] if other.start_s < main.stop_s and other.stop_s > main.start_s]
-    if together:
+    n_people = faces.count_people(tracks)
+    if n_people > 1:
         warnings.append(
-            f"{len(together) + 1} people are visible at once. The largest face is selected: choose another "
-            "with --face left, right, or a number from the left."
+            f"{n_people} people are visible at once: {faces.describe_people(tracks)}. The largest face is "
+            "selected: choose another with --face and its number, left or right."
         )
     if untouched:
         n_untouched, text = sum(untouched.values()), faces.describe_untouched(untouched)
-        warnings.append(f"{n_untouched} of {frames} frames will be left untouched: {text}.")
+        warnings.append(f"{n_untouched} of {len(tracks.pts_s)} frames will be left untouched: {text}.")
     if main.covered:
         parts = ", ".join(f"{one.start_s:g}-{one.stop_s:g} s" for one in main.covered[:5])
         warnings.append(

@@ -364,7 +364,10 @@ export function t(name, values = {}) {
 export const hasText = (name) => name in TEXTS;
 
 /** Return the message of a failed job. */
-export const failureText = ({ code, message }) => (language === "zh" && FAILURES[code]) || message;
+export const failureText = ({ code, message }) => {
+  if (language !== "zh" || !FAILURES[code]) return message;
+  return code === "face_choice_unmatched" ? `${FAILURES[code]}（${message}）` : FAILURES[code]; // it lists the faces
+};
 
 /** Return the message of a failed request. */
 export const errorText = (error) => (error.status === 0 ? t("error.unreachable") : error.message || String(error));

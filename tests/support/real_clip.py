@@ -124,6 +124,23 @@ def cut_in_one_room(n_takes: int, zoom: float, take: int = 20, gap: int = 37) ->
     return Variant(tuple(sources), tuple(maps))
 
 
+def zoomed(n: int) -> Variant:
+    """The camera zooms in to 2.6 times the size within half a second, and out again."""
+    times_s = np.arange(n) / FPS % 2
+    zooms = 1 + 1.6 * np.interp(times_s, [0.5, 1.0, 1.25, 1.75], [0, 1, 1, 0])
+    return Variant(tuple(range(n)), tuple(turned(0, float(zoom)) for zoom in zooms))
+
+
+def leaving(n: int) -> Variant:
+    """The face moves out of the image to the right, within half a second."""
+    maps = []
+    for number in range(n):
+        to_variant = turned(0).copy()
+        to_variant[0, 2] += 760 * max(0.0, math.sin(min(1.5, (number / FPS - 0.6) * 1.2)))
+        maps.append(to_variant)
+    return Variant(tuple(range(n)), tuple(maps))
+
+
 def covered(n: int, start: int, stop: int) -> Variant:
     """A board is held before the face, from the nose down, in frames [start, stop)."""
 

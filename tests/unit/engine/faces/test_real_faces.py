@@ -34,6 +34,7 @@ VARIANTS = {
     "lying": real_clip.lying(N),
     "upside down": real_clip.upside_down(N),
     "dark": real_clip.dark(N),
+    "zoomed": real_clip.zoomed(45),
     "jump cuts": real_clip.cut_in_one_room(4, 1.0),
     "punched in": real_clip.cut_in_one_room(4, 1.35),
     "punched in a little": real_clip.cut_in_one_room(4, 1.15),
@@ -79,6 +80,19 @@ def test_crops_lie_where_two_instruments_put_them(
             assert rolls.max() <= 3.5
             assert mouths.mean() <= 4.0
             assert mouths.max() <= 12.0
+
+
+def test_face_that_leaves_the_image_fades_out_in_place(detector: FaceMeshDetector) -> None:
+    variant = real_clip.leaving(45)
+    path = follow(detector, variant)
+    assert (path.weight[:25] == 1).all()
+    assert (path.weight[35:] == 0).all()
+    shown = path.weight > 0.25
+    points = path.points[shown].astype(np.float64)
+    rolls, mouths = real_clip.alignment_errors(variant.points("mediapipe")[shown], points)
+    print(f"roll off worst {rolls.max():.2f} degrees; mouth off worst {mouths.max():.1f} px of 256")
+    assert rolls.max() <= 3.5
+    assert mouths.max() <= 12.0
 
 
 @pytest.mark.parametrize("name", ["jump cuts", "punched in", "punched in a little"])
