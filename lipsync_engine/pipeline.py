@@ -83,7 +83,7 @@ class LipSyncPipeline:
     ) -> None:
         self.model = model
         self.detector = detector
-        self._cache_dir = cache_dir or default_cache_dir()
+        self.cache_dir = cache_dir or default_cache_dir()
         self._weights = weights or WeightsStore()
         self.signer = signer or ManifestSigner.from_environment()
         self._scorer = scorer
@@ -155,10 +155,17 @@ class LipSyncPipeline:
 
     def clone_for_thread(self, detector: faces.FaceDetector) -> Self:
         """Return a pipeline for another thread that shares everything but the detector, which has state."""
+        return self._copy(detector, self.cache_dir)
+
+    def with_cache_dir(self, cache_dir: Path) -> Self:
+        """Return a pipeline that shares everything with this one but its caches and unfinished work."""
+        return self._copy(self.detector, cache_dir)
+
+    def _copy(self, detector: faces.FaceDetector, cache_dir: Path) -> Self:
         return type(self)(
             self.model,
             detector,
-            cache_dir=self._cache_dir,
+            cache_dir=cache_dir,
             weights=self._weights,
             signer=self.signer,
             scorer=self._scorer,
@@ -242,7 +249,7 @@ class LipSyncPipeline:
         with (
             translate_resource_errors(),
             atomic_output(Path(output), inputs, key) as part,
-            work_dir(self._cache_dir / "jobs", key) as folder,
+            work_dir(self.cache_dir / "jobs", key) as folder,
         ):
             seconds = dict.fromkeys(Stage, 0.0)
             if result_audio is None:
@@ -262,7 +269,7 @@ class LipSyncPipeline:
                     params,
                     model=self.model,
                     detector=self.detector,
-                    cache=faces.AnalysisCache(self._cache_dir / "analysis"),
+                    cache=faces.AnalysisCache(self.cache_dir / "analysis"),
                     video_hash=video_hash,
                     folder=folder,
                 )
@@ -366,7 +373,7 @@ class LipSyncPipeline:
         else:
             motion_id = str(motion)
         key = self._job_key(f"{motion_id} {media.content_hash(Path(image))}", voices, mix, params)
-        with translate_resource_errors(), work_dir(self._cache_dir / "jobs", key) as folder:
+        with translate_resource_errors(), work_dir(self.cache_dir / "jobs", key) as folder:
             video = folder / "portrait.mp4"
             people = [(face, voice.path) for face, voice in mix.write_tracks(folder)]
             start_s = time.monotonic()
@@ -395,7 +402,7 @@ class LipSyncPipeline:
         """Return the source of a portrait's motion, and a warning for each option that it does not use."""
         if motion is Motion.GENERATED:
             clips = ClipCache.from_manifest(
-                model, prompt, self._weights, self._cache_dir / "motion", self.model.device
+                model, prompt, self._weights, self.cache_dir / "motion", self.model.device
             )
             return clips, ()
         unused_options = [name for name, value in (("prompt", prompt), ("motion model", model)) if value]

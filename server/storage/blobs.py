@@ -116,17 +116,12 @@ class Blobs:
             next(iter(self._store.list(prefix="uploads", chunk_size=1)), None)
 
     async def local(self, name: str, folder: Path) -> Path:
-        """Return a blob as a local file: where it is stored, else a copy in `folder`.
+        """Return a blob as a file in `folder` that stays as it is, whatever happens to the blob.
 
         Raises:
             FileNotFoundError: there is no such blob.
             StorageUnavailableError.
         """
-        if self._root is not None:
-            path = self._root / _validate(name)
-            if not path.exists():
-                raise FileNotFoundError(name)
-            return path
         path = folder / name.replace("/", "-")
         await self.copy_out(name, path)
         return path

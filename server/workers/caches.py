@@ -6,6 +6,7 @@ All of it shows or describes the people in the clips, so it must not outlive the
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import shutil
 import time
 from pathlib import Path
@@ -19,12 +20,26 @@ RESUME_S = 86400.0
 """Unfinished work is deleted so long after its last change: an interrupted job can resume until then."""
 
 
+def tenant_cache_dir(folder: Path, tenant: str) -> Path:
+    """Return the `cache_dir` of a tenant's jobs.
+
+    Tenants share no cache: it would tell one what another has processed, and give it the other's face tracks
+    or segments for a file of equal content.
+    """
+    return folder / "tenants" / hashlib.sha256(tenant.encode()).hexdigest()[:16]
+
+
 def delete_expired_caches(folder: Path, retention_s: float) -> None:
     """Delete what was not used for an hour, unfinished work for a day, and both after the retention.
 
     Args:
         folder: of the engine; see `LipSyncPipeline`'s `cache_dir`.
     """
+    for cache_dir in (folder, *(folder / "tenants").glob("*/")):
+        _delete_expired_in(cache_dir, retention_s)
+
+
+def _delete_expired_in(folder: Path, retention_s: float) -> None:
     now = time.time()
     for name in ("analysis", "motion"):
         for file in (folder / name).glob("*"):

@@ -255,6 +255,7 @@ class JobRunner:
             segments=record.request.segments,
             output=str(folder / "out.mp4"),
             options=record.request.options,
+            tenant=record.job.tenant,
             consent=record.request.consent,
             shareable=self._shareable,
             plan_key=plan_key,

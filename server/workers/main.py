@@ -50,6 +50,7 @@ from lipsync_engine.weights import WeightsStore
 from server import logs
 from server.jobs.request import MediaLimits, Role
 from server.jobs.state import SyncConfidence
+from server.workers.caches import tenant_cache_dir
 from server.workers.messages import (
     CancelJob,
     Event,
@@ -186,7 +187,8 @@ class WorkerLoop:
             try:
                 match job.command:
                     case RunJob() as command:
-                        outcome = self._run_job(job, command, pipeline)
+                        folder = tenant_cache_dir(pipeline.cache_dir, command.tenant)
+                        outcome = self._run_job(job, command, pipeline.with_cache_dir(folder))
                     case command:
                         outcome = self._render_segment(job, command, pipeline)
             except LipSyncError as error:

@@ -25,6 +25,7 @@ class RunJob:
         segments: who speaks when; empty: see `Request.segments`.
         output: path of the result.
         shareable: other workers can render segments of it.
+        tenant: its caches and unfinished work are used by its own jobs alone.
         plan_key: key of a plan that an earlier attempt has shared; empty: none.
         previous_files: that plan and its finished segments, by file name.
     """
@@ -35,6 +36,7 @@ class RunJob:
     segments: tuple[SpeechInterval, ...]
     output: str
     options: Options
+    tenant: str
     consent: str | None = None
     shareable: bool = False
     plan_key: str = ""

@@ -135,7 +135,7 @@ def test_first_segment_is_rendered_before_the_video_is_read(
     assert 13 * 25 <= seen[-1].done < 14 * 25
     next(step for step in steps if step.stage is Stage.FACES)
     steps.close()
-    (folder,) = (pipeline._cache_dir / "jobs").iterdir()
+    (folder,) = (pipeline.cache_dir / "jobs").iterdir()
     kept = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
     assert set(kept) == {"segment-00000.mp4"}
 

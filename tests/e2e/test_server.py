@@ -71,6 +71,28 @@ def test_job_runs_from_upload_to_result(server: LiveServer, uploads: tuple[str, 
     assert is_video(video, tmp_path, 38)
 
 
+def test_tenants_share_no_cache_of_equal_inputs(
+    server: LiveServer, uploads: tuple[str, str], clip: Path, voice: Path
+) -> None:
+    """What one tenant has processed is neither used for another's equal job nor visible in it."""
+    status, created = server.request("POST", "/admin/keys", {"tenant": "bob", "scopes": "run read"})
+    assert status == 200
+    server.wait_for_job(server.submit(*uploads, inference_steps=1, seed=3))
+    tenants = server.data_dir / "work" / "engine" / "tenants"
+    before = {path.name: len(list(path.glob("analysis/*.npz"))) for path in tenants.iterdir()}
+    assert list(before.values()) == [1]
+    key, server.key = server.key, created["key"]
+    try:
+        server.wait_for_job(
+            server.submit(server.upload(clip), server.upload(voice), inference_steps=1, seed=3)
+        )
+    finally:
+        server.key = key
+    after = {path.name: len(list(path.glob("analysis/*.npz"))) for path in tenants.iterdir()}
+    assert after.items() > before.items()
+    assert sorted(after.values()) == [1, 1]
+
+
 @pytest.mark.slow
 def test_equal_jobs_give_equal_results(
     server: LiveServer, uploads: tuple[str, str], tmp_path: Path, likeness_db: Likeness

@@ -65,3 +65,18 @@ def test_invalid_blob_names_are_rejected(subtests: pytest.Subtests, tmp_path: Pa
     ]:
         with subtests.test(name=name), pytest.raises(ValueError, match="not a blob name"):
             asyncio.run(Blobs(tmp_path).info(name))
+
+
+def test_local_file_stays_as_it_is_when_its_blob_is_replaced(tmp_path: Path) -> None:
+    """A job reads the bytes that were checked and hashed, whoever writes to the upload meanwhile."""
+    blobs, folder = Blobs(tmp_path / "blobs"), tmp_path / "job"
+
+    async def replace() -> Path:
+        await blobs.write("uploads/t/a.wav", stream(b"checked"), 10)
+        local = await blobs.local("uploads/t/a.wav", folder)
+        await blobs.write("uploads/t/a.wav", stream(b"other"), 10)
+        return local
+
+    local = asyncio.run(replace())
+    assert local.parent == folder
+    assert local.read_bytes() == b"checked"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from server.workers.caches import RESUME_S, REUSE_S, delete_expired_caches
+from server.workers.caches import RESUME_S, REUSE_S, delete_expired_caches, tenant_cache_dir
 from tests.support.application import Api
 
 
@@ -25,6 +25,7 @@ def test_caches_end_after_their_last_use(tmp_path: Path) -> None:
     old = [
         add(tmp_path / "analysis" / "a.npz", REUSE_S + 60),
         add(tmp_path / "motion" / "a.mp4", REUSE_S + 60),
+        add(tenant_cache_dir(tmp_path, "a") / "analysis" / "a.npz", REUSE_S + 60),
         add(tmp_path / "jobs" / "a" / "segment-00000.mp4", RESUME_S + 60),
     ]
     current = [

@@ -19,7 +19,7 @@ from server.workers.messages import RunJob
 
 
 def order(**options: object) -> RunJob:
-    return RunJob("job", {}, {}, (), "out.mp4", Options(**options))  # type: ignore[arg-type]
+    return RunJob("job", {}, {}, (), "out.mp4", Options(**options), "tenant")  # type: ignore[arg-type]
 
 
 def test_job_without_options_has_default_params() -> None:
@@ -51,7 +51,7 @@ def test_compile_and_fp8_settings_reach_the_worker(name: str) -> None:
 
 
 def test_errors_for_clients_name_inputs_and_no_option_of_the_command_line() -> None:
-    command = RunJob("job", {"audio": "/data/in/0f3a.bin"}, {}, (), "out.mp4", Options())
+    command = RunJob("job", {"audio": "/data/in/0f3a.bin"}, {}, (), "out.mp4", Options(), "tenant")
     silent = LipSyncError(ErrorCode.MEDIA_NO_AUDIO, "'0f3a.bin' has no audio: give a file with a voice.")
     assert _client_message(silent, command) == "The input audio has no audio: give a file with a voice."
     for code in (ErrorCode.DISK_FULL, ErrorCode.OUT_OF_MEMORY, ErrorCode.OUTPUT_MISCOLOURED):
