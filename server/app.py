@@ -10,7 +10,7 @@ import contextlib
 import logging
 import re
 import shutil
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from functools import partial
 from importlib.metadata import version
 from typing import Any
@@ -31,6 +31,7 @@ from server.api.openapi import complete_document
 from server.api.proxies import ProxyMiddleware
 from server.api.rate_limits import RateLimitMiddleware
 from server.api.submission import webhook_headers
+from server.audit_sink import open_audit_sink
 from server.jobs.admission import AdmissionCheck
 from server.jobs.downloads import InputDownloader
 from server.jobs.inputs import InputFetcher
@@ -54,6 +55,7 @@ log = logging.getLogger("lipsync.server")
 
 EXPIRY_INTERVAL_S = 5.0
 CLEANUP_INTERVAL_S = 600.0
+SEAL_INTERVAL_S = 1.0
 RESTART_DELAY_S = 5.0
 MIN_DOWNLOADS_AHEAD = 4
 """Of a tenant's waiting jobs, at least so many have their inputs downloaded before they start."""
@@ -136,6 +138,7 @@ class Server:
             self.transport,
             disk,
         )
+        self._audit_export = open_audit_sink(settings.audit_export) if settings.audit_export else None
         self.metrics = Metrics()
         worker_settings = WorkerSettings(
             model=settings.model,
@@ -183,6 +186,7 @@ class Server:
                 self.webhooks.run,
                 self.registry.run,
                 self._expire_jobs,
+                self._seal_audit_log,
                 self._delete_expired_data,
             ]
             if self.supervisor.workers:  # a process without devices leaves downloads to the others
@@ -196,18 +200,21 @@ class Server:
                     task.cancel()
                 await asyncio.gather(*tasks, return_exceptions=True)
                 await self.registry.deregister()
+                with contextlib.suppress(DatabaseUnavailableError, OSError):
+                    await self.jobs.write(self.seal_audit_log)
                 self.jobs.close()
                 self.store.close()
 
     async def delete_expired_data(self) -> None:
         """Delete jobs and files older than the retention, and local files of ended jobs."""
         before = self.jobs.now() - self.settings.retention_s
-        for record in await self.jobs.write(partial(self.store.delete_older, before)):
+        for record in await self.jobs.write(partial(self.store.delete_older, before, self.jobs.now())):
             await self.context.delete_files(record)
         expired = self.jobs.now() - UPLOAD_LINK_S
         await self.jobs.write(partial(self.store.delete_used_upload_links, expired))
         if (audit_retention_s := self.settings.audit_retention_s) is not None:
-            await self.jobs.write(partial(self.store.audit.delete_older, self.jobs.now() - audit_retention_s))
+            now = self.jobs.now()
+            await self.jobs.write(partial(self.store.audit.delete_older, now - audit_retention_s, now))
         for folder in self.settings.data_dir.glob(f"{native.VERIFY_PREFIX}*"):  # left by a killed server
             if folder.stat().st_mtime < before:
                 await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
@@ -232,9 +239,26 @@ class Server:
             "watermark": settings.watermark,
             "require_consent": settings.require_consent,
             "job_hook": settings.job_hook is not None,
+            "content_check": settings.content_check,
+            "label": settings.label,
+            "audit_retention_s": settings.audit_retention_s,
         }
         entry = audit.AuditEntry(self.jobs.now(), audit.SERVER_STARTED, facts)
         await self.jobs.write(partial(self.store.audit.add, entry))
+
+    def seal_audit_log(self) -> None:
+        """Add new entries of the audit log to its chain, and export them."""
+        while self.store.audit.seal(self._export_audit_entries):
+            pass
+
+    def _export_audit_entries(self, entries: Sequence[audit.AuditEntry]) -> None:
+        if self._audit_export is not None:
+            self._audit_export([entry.to_json() for entry in entries])
+
+    async def _seal_audit_log(self) -> None:
+        while True:
+            await self.jobs.write(self.seal_audit_log)
+            await asyncio.sleep(SEAL_INTERVAL_S)
 
     async def _expire_jobs(self) -> None:
         while True:

@@ -256,6 +256,11 @@ class Settings(BaseSettings):
     audit_retention_s: float | None = Field(
         None, gt=0, description="Entries of the audit log older than this are deleted; unset: none."
     )
+    audit_export: str | None = Field(
+        None,
+        description="Where entries of the audit log are also written as they happen: a file, `syslog`, or "
+        "`syslog://HOST:PORT` (UDP).",
+    )
     cluster_min: int = Field(1, ge=0, description="Least workers of `lipsync cluster`.")
     cluster_max: int = Field(16, ge=1, description="Most workers of `lipsync cluster`.")
     cluster_backlog_s: float = Field(

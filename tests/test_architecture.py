@@ -34,7 +34,7 @@ ENGINE_LAYERS: list[set[str]] = [
 SERVER_LAYERS: list[set[str]] = [
     {"hosts"},
     {"settings"},
-    {"logs", "storage"},
+    {"audit_sink", "logs", "storage"},
     {"store"},
     {"jobs"},
     {"cluster.autoscaling"},

@@ -18,6 +18,11 @@ from server.store import ApiKey, Store
 LAST_USED_INTERVAL_S = 60.0
 """The last use of a key is stored at most this often."""
 
+ADMIN_READ_INTERVAL_S = 600.0
+"""An administrator's read is written to the audit log at most this often: the page polls."""
+
+MAX_LAST_READS = 10_000
+
 KEY_CACHE_S = 1.0
 """A key is read from the database at most this often, because hundreds of clients poll."""
 
@@ -150,6 +155,7 @@ class Authenticator:
         self._store = store
         self._cache: dict[str, tuple[ApiKey, float]] = {}  # by hash: (key, read at)
         self._last_recorded: dict[str, float] = {}  # by key id
+        self._last_reads: dict[tuple[str, str], float] = {}  # by key id and subject
 
     def authenticate(self, authorization: str | None, now: float) -> Caller:
         """Return the owner of the key in an Authorization header.
@@ -174,6 +180,16 @@ class Authenticator:
         if now - self._last_recorded.get(caller.key_id, 0.0) < LAST_USED_INTERVAL_S:
             return False
         self._last_recorded[caller.key_id] = now
+        return True
+
+    def should_record_read(self, caller: Caller, subject: str, now: float) -> bool:
+        """Return whether an administrator's read is to be recorded now, and assume that it is."""
+        read = (caller.key_id, subject)
+        if now - self._last_reads.get(read, 0.0) < ADMIN_READ_INTERVAL_S:
+            return False
+        if len(self._last_reads) >= MAX_LAST_READS:
+            self._last_reads.clear()
+        self._last_reads[read] = now
         return True
 
     def clear_cache(self) -> None:

@@ -26,13 +26,15 @@ from server.storage.blobs import Blobs, TooLargeError, preview_folder, still_blo
 from server.storage.disk import DiskSpace
 from server.storage.links import LinkSigner, LinkState
 from server.storage.transport import Transport
-from server.store import QueueFullError, QuotaError, Record
+from server.store import QueueFullError, QuotaError, Record, audit
 
 BATCH_PRIORITY = -1
 """Below single jobs, whose clients wait for them: a tenant's batch must not delay his other jobs."""
 
 CANCEL_WAIT_S = 20.0
 """How long a delete request waits for a running job to stop."""
+
+MAX_AUDIT_PATH = 200
 
 OWN_LINK = re.compile(r"/files/([0-9a-f]{1,12}-[A-Za-z0-9_-]{1,64})/([^/]+/.+)$")
 """Path of a signed link, behind whatever prefix; its signature shows whether it is ours."""
@@ -110,7 +112,25 @@ class ApiContext:
             sentence = f"This key sends more than {rate_limit.limit} requests per minute: retry later."
             raise BusyError(sentence, rate_limit.wait_s)
         caller.require(scope)
+        if scope is Scope.ADMIN:
+            self.record_admin_request(http, caller)
         return caller
+
+    def record_admin_request(self, http: HttpRequest, caller: Caller, job: Job | None = None) -> None:
+        """Write an administrator's request to the audit log; repeated reads once in `ADMIN_READ_INTERVAL_S`.
+
+        Args:
+            job: of another tenant, which the request is about.
+        """
+        now = self.jobs.now()
+        facts = {"method": http.method, "path": http.url.path[:MAX_AUDIT_PATH]}
+        if http.method in ("GET", "HEAD") and not self.authenticator.should_record_read(
+            caller, repr(facts), now
+        ):
+            return
+        tenant, job_id = (caller.tenant, None) if job is None else (job.tenant, job.id)
+        entry = audit.AuditEntry(now, audit.ADMIN_REQUEST, facts, tenant, caller.key_id, job_id)
+        self.jobs.write_in_background(partial(self.jobs.store.audit.add, entry))
 
     def base_url(self, http: HttpRequest) -> str:
         """Return the URL by which the client reaches the server, without a slash at the end."""
@@ -204,7 +224,8 @@ class ApiContext:
             if record is not None and not record.job.state.is_final:
                 await self.jobs.cancel(job_id)
                 await self.jobs.wait_until_final(job_id, CANCEL_WAIT_S)
-        deleted = await self.jobs.write(lambda: self.jobs.store.delete(ids, caller.tenant))
+        delete = partial(self.jobs.store.delete, ids, caller.tenant, caller.key_id, self.jobs.now())
+        deleted = await self.jobs.write(delete)
         for record in deleted:
             await self.delete_files(record)
         return len(deleted)

@@ -346,11 +346,13 @@ def create_router(
             sentence = "The file cannot be verified: send a complete video or image."
             raise ApiError(400, sentence, "not_verified") from None
 
-    def require_job(caller: Caller, job_id: str) -> Record:
+    def require_job(http: HttpRequest, caller: Caller, job_id: str) -> Record:
         is_admin = Scope.ADMIN in caller.scopes
         record = context.jobs.store.get(job_id, None if is_admin else caller.tenant)
         if record is None:
             raise ApiError(404, f"There is no job {job_id[:64]!r}.", "not_found")
+        if record.job.tenant != caller.tenant:
+            context.record_admin_request(http, caller, record.job)
         return record
 
     @router.get("/me")
@@ -397,14 +399,14 @@ def create_router(
 
     @router.get("/jobs/{job_id}")
     async def get_job(http: HttpRequest, job_id: str) -> Response:
-        record = require_job(context.authenticate(http, Scope.READ), job_id)
+        record = require_job(http, context.authenticate(http, Scope.READ), job_id)
         base = context.base_url(http)
         preview = await preview_segments(context, record, base)
         return JSONResponse(await job_object(context, record, base) | {"preview": preview})
 
     @router.get("/jobs/{job_id}/credentials")
     async def get_job_credentials(http: HttpRequest, job_id: str) -> Response:
-        record = require_job(context.authenticate(http, Scope.READ), job_id)
+        record = require_job(http, context.authenticate(http, Scope.READ), job_id)
         if (output := record.job.output) is None:
             raise ApiError(404, "This job has no result.", "not_found")
         with tempfile.TemporaryDirectory(dir=context.settings.data_dir, prefix=VERIFY_PREFIX) as folder:
@@ -436,7 +438,7 @@ def create_router(
 
     @router.get("/jobs/{job_id}/events")
     async def stream_job_events(http: HttpRequest, job_id: str) -> Response:
-        record = require_job(context.authenticate(http, Scope.READ), job_id)
+        record = require_job(http, context.authenticate(http, Scope.READ), job_id)
         last_id = http.headers.get("last-event-id", "")
         after = int(last_id) if last_id.isascii() and last_id.isdigit() and len(last_id) < 10 else -1
         return StreamingResponse(

@@ -23,6 +23,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     export.add_argument("--until", type=_parse_time, help="time before which it ends; both are UTC")
     export.add_argument("--output", "-o", type=Path, help="file to write; default: standard output")
+    actions.add_parser("verify", help="check that no entry was changed or deleted")
     arguments = parser.parse_args(argv)
     try:
         store = Store(load_settings().effective_database_url)
@@ -33,7 +34,13 @@ def main(argv: list[str] | None = None) -> int:
     except AlreadyOpenError:
         return _fail("the server is running: use its /admin/audit (see docs/trust.md), or stop it first")
     try:
-        if arguments.output is None:
+        while store.audit.seal(lambda entries: None):
+            pass
+        report = store.audit.verify()
+        if arguments.action == "verify":
+            if report.problem is None:
+                _print(f"{report.intact} entries are intact; the last hash is {report.last_hash}")
+        elif arguments.output is None:
             _write(store.audit, arguments.since, arguments.until, sys.stdout)
         else:
             with arguments.output.open("w", encoding="utf-8") as file:
@@ -42,7 +49,11 @@ def main(argv: list[str] | None = None) -> int:
         return _fail(f"cannot write {arguments.output or 'standard output'}: {error.strerror}")
     finally:
         store.close()
-    return 0
+    if report.problem is None:
+        return 0
+    problem = f"{report.problem} after {report.intact} intact entries: restore a backup"
+    print(f"error: the audit log was tampered with: {problem}", file=sys.stderr)  # noqa: T201
+    return 1
 
 
 def _write(log: AuditLog, since: float | None, until: float | None, file: IO[str]) -> None:
@@ -54,6 +65,10 @@ def _write(log: AuditLog, since: float | None, until: float | None, file: IO[str
 
 def _parse_time(text: str) -> float:
     return datetime.fromisoformat(text).replace(tzinfo=UTC).timestamp()
+
+
+def _print(text: str) -> None:
+    print(text)  # noqa: T201  (a command line's answer)
 
 
 def _fail(message: str) -> int:

@@ -1,15 +1,17 @@
 """The audit log: who submitted what, when, from which inputs, with whose consent, and what was signed.
 
 Append-only: entries are written in the commit of the event that they record and never changed (the database
-refuses that). They are deleted only when they are older than the operator's retention. The module handles
-hashes, not files, and knows no HTTP.
+refuses that). They are deleted only when they are older than the operator's retention. A moment later each is
+sealed: its hash covers the hash of the entry sealed before it, so that later changes are found. The module
+handles hashes, not files, and knows no HTTP.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -38,6 +40,25 @@ AUDIT = sa.Table(
     sa.Index("audit_by_time", "at"),
 )
 
+CHAIN = sa.Table(
+    "audit_chain",
+    metadata,
+    sa.Column("number", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("entry_id", sa.Integer, nullable=False, unique=True),
+    sa.Column("at", sa.Float, nullable=False),
+    sa.Column("hash", sa.String(64), nullable=False),
+)
+"""Seals in the order of the chain. They stay when entries are deleted by the retention."""
+
+RETENTION = sa.Table("audit_retention", metadata, sa.Column("before", sa.Float, primary_key=True))
+"""The time before which the database lets entries be deleted."""
+
+SEAL_LOCK = 0x6C697073
+LATE_COMMITS = 10_000
+"""Entries that are committed later than so many with higher ids would not be sealed."""
+
+FIRST_HASH = "0" * 64
+
 SERVER_STARTED: Final = "server_started"
 JOB_SUBMITTED: Final = "job_submitted"
 JOB_INPUTS: Final = "job_inputs"
@@ -47,6 +68,10 @@ BATCH_ENDED: Final = "batch_ended"
 KEY_CREATED: Final = "key_created"
 KEY_CHANGED: Final = "key_changed"
 KEY_REVOKED: Final = "key_revoked"
+ADMIN_REQUEST: Final = "admin_request"
+JOB_DELETED: Final = "job_deleted"
+DATA_EXPIRED: Final = "data_expired"
+AUDIT_EXPIRED: Final = "audit_expired"
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +84,7 @@ class AuditEntry:
         facts: details of such an event; plain JSON.
         tenant, key_id, job_id, request_id: origin; None for the server itself, job_id also for batches.
         id: increases with time; 0 until stored.
+        hash: of this entry and all that were sealed before it; None until sealed.
     """
 
     at: float
@@ -69,9 +95,20 @@ class AuditEntry:
     job_id: str | None = None
     request_id: str | None = None
     id: int = 0
+    hash: str | None = None
+
+    def chain_hash(self, previous: str) -> str:
+        """Compute the hash of this entry after the entry with the hash `previous`."""
+        fields = dataclasses.asdict(self)
+        del fields["hash"]
+        text = json.dumps(fields, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+        return hashlib.sha256(f"{previous}\n{text}".encode()).hexdigest()
 
     def to_json(self) -> str:
-        return json.dumps(dataclasses.asdict(self), ensure_ascii=False)
+        fields = dataclasses.asdict(self)
+        if self.hash is None:
+            del fields["hash"]
+        return json.dumps(fields, ensure_ascii=False)
 
 
 # --- in the commit of a job's change ---
@@ -117,6 +154,17 @@ def job_ended(connection: Connection, job: Job, request: Request, now: float) ->
     _insert(connection, _job_entry(JOB_ENDED, job, request, now, facts))
 
 
+def jobs_deleted(connection: Connection, ids: Sequence[str], tenant: str, by: str, now: float) -> None:
+    """Insert one entry per job that the key `by` deletes."""
+    if ids:
+        _insert(connection, *(AuditEntry(now, JOB_DELETED, {}, tenant, by, job_id) for job_id in ids))
+
+
+def data_expired(connection: Connection, jobs: int, before: float, now: float) -> None:
+    """Insert an entry about the jobs that are deleted because they ended before a time."""
+    _insert(connection, AuditEntry(now, DATA_EXPIRED, {"jobs": jobs, "before": before}))
+
+
 def batch_submitted(connection: Connection, batch: Batch) -> None:
     _insert(connection, _batch_entry(BATCH_SUBMITTED, batch, batch.created_at))
 
@@ -155,12 +203,21 @@ def key_event(
 
 
 def _insert(connection: Connection, *entries: AuditEntry) -> None:
-    names = [name for name in AuditEntry.__dataclass_fields__ if name != "id"]
+    names = [name for name in AuditEntry.__dataclass_fields__ if name not in ("id", "hash")]
     rows = [
         {name: getattr(entry, name) for name in names} | {"facts": json.dumps(entry.facts)}
         for entry in entries
     ]
     connection.execute(sa.insert(AUDIT), rows)
+
+
+@dataclass(frozen=True, slots=True)
+class ChainReport:
+    """Result of a verification: intact entries, hash of the last of them, and the first problem or None."""
+
+    intact: int
+    last_hash: str
+    problem: str | None
 
 
 class AuditLog:
@@ -185,15 +242,93 @@ class AuditLog:
         Args:
             since, until: seconds since 1970; `until` is exclusive.
         """
-        query = sa.select(AUDIT).where(AUDIT.c.id > after)
+        query = sa.select(AUDIT, CHAIN.c.hash).outerjoin(CHAIN, CHAIN.c.entry_id == AUDIT.c.id)
+        query = query.where(AUDIT.c.id > after)
         if since is not None:
             query = query.where(AUDIT.c.at >= since)
         if until is not None:
             query = query.where(AUDIT.c.at < until)
         with self._database.read_only() as connection:
             rows = connection.execute(query.order_by(AUDIT.c.id).limit(limit)).all()
-        return [AuditEntry(**dict(row._mapping) | {"facts": json.loads(row.facts)}) for row in rows]
+        return [_read_entry(row) for row in rows]
 
-    def delete_older(self, before: float) -> None:
+    def delete_older(self, before: float, now: float) -> None:
+        """Delete entries that are older than the retention, and record how many."""
+        old = AUDIT.c.at < before
         with self._database.transaction() as connection:
-            connection.execute(sa.delete(AUDIT).where(AUDIT.c.at < before))
+            count = connection.execute(sa.select(sa.func.count()).select_from(AUDIT).where(old)).scalar_one()
+            if count == 0:
+                return
+            _insert(connection, AuditEntry(now, AUDIT_EXPIRED, {"entries": count, "before": before}))
+            connection.execute(sa.delete(RETENTION))
+            connection.execute(sa.insert(RETENTION).values(before=before))
+            connection.execute(sa.delete(AUDIT).where(old))
+
+    def seal(self, deliver: Callable[[Sequence[AuditEntry]], None], limit: int = 500) -> int:
+        """Add new entries to the chain; return how many.
+
+        Args:
+            deliver: exports the entries before their seals are committed. After a crash between the two, they
+                are exported again, with the same hashes.
+        """
+        last_id = sa.select(sa.func.coalesce(sa.func.max(CHAIN.c.entry_id), 0)).scalar_subquery()
+        is_sealed = sa.exists().where(CHAIN.c.entry_id == AUDIT.c.id)
+        unsealed = sa.select(AUDIT).where(AUDIT.c.id > last_id - LATE_COMMITS, ~is_sealed)
+        with self._database.read_only() as connection:
+            if connection.execute(unsealed.limit(1)).one_or_none() is None:
+                return 0
+        with self._database.transaction() as connection:
+            if self._database.is_shared:  # SQLite's transactions exclude each other
+                lock = sa.select(sa.func.pg_try_advisory_xact_lock(SEAL_LOCK))
+                if not connection.execute(lock).scalar_one():
+                    return 0
+            query = sa.select(CHAIN.c.hash).order_by(CHAIN.c.number.desc()).limit(1)
+            previous = connection.execute(query).scalar_one_or_none() or FIRST_HASH
+            entries = []
+            for row in connection.execute(unsealed.order_by(AUDIT.c.id).limit(limit)).all():
+                entry = _read_entry(row)
+                previous = entry.chain_hash(previous)
+                entries.append(dataclasses.replace(entry, hash=previous))
+            if entries:
+                deliver(entries)
+                values = [{"entry_id": entry.id, "at": entry.at, "hash": entry.hash} for entry in entries]
+                connection.execute(sa.insert(CHAIN), values)
+        return len(entries)
+
+    def verify(self) -> ChainReport:
+        """Recompute the chain.
+
+        Returns:
+            How many entries are intact, and the first problem. An entry that is missing is a problem, unless
+            the retention deleted it, of which there is an entry.
+        """
+        previous, number, intact, expired_before = FIRST_HASH, 0, 0, self._expired_before()
+        query = sa.select(
+            CHAIN.c.number, CHAIN.c.entry_id, CHAIN.c.at.label("sealed_at"), CHAIN.c.hash, AUDIT
+        )
+        query = query.outerjoin(AUDIT, CHAIN.c.entry_id == AUDIT.c.id).order_by(CHAIN.c.number)
+        while True:
+            with self._database.read_only() as connection:
+                rows = connection.execute(query.where(CHAIN.c.number > number).limit(1000)).all()
+            if not rows:
+                return ChainReport(intact, previous, None)
+            for row in rows:
+                number = row.number
+                if row.id is not None:
+                    columns = {column.name: row._mapping[column] for column in AUDIT.c}
+                    entry = AuditEntry(**columns | {"facts": json.loads(row.facts)})
+                    if entry.chain_hash(previous) != row.hash:
+                        return ChainReport(intact, previous, f"entry {row.entry_id} was changed")
+                elif row.sealed_at >= expired_before:
+                    return ChainReport(intact, previous, f"entry {row.entry_id} was deleted")
+                previous, intact = row.hash, intact + 1
+
+    def _expired_before(self) -> float:
+        query = sa.select(AUDIT.c.facts).where(AUDIT.c.event == AUDIT_EXPIRED)
+        with self._database.read_only() as connection:
+            facts = connection.execute(query.order_by(AUDIT.c.id.desc()).limit(1)).scalar_one_or_none()
+        return float("-inf") if facts is None else float(json.loads(facts)["before"])
+
+
+def _read_entry(row: sa.Row[Any]) -> AuditEntry:
+    return AuditEntry(**dict(row._mapping) | {"facts": json.loads(row.facts)})

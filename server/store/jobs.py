@@ -353,16 +353,22 @@ class JobStore(Database):
         self._invalidate([change.record for change in changes])
         return changes
 
-    def delete(self, ids: Sequence[str], tenant: str) -> list[Record]:
-        """Delete ended jobs of a tenant; returns those that existed. Their blobs are the caller's task."""
+    def delete(self, ids: Sequence[str], tenant: str, by: str = "", now: float = 0.0) -> list[Record]:
+        """Delete ended jobs of a tenant; returns those that existed. Their blobs are the caller's task.
+
+        Args:
+            by: id of the key that deletes them, for the audit log.
+        """
         ended = [state for state in State if state.is_final]
         condition = JOBS.c.id.in_(ids) & (JOBS.c.tenant == tenant) & JOBS.c.state.in_(ended)
         with self.transaction() as connection:
             rows = connection.execute(sa.select(JOBS).where(condition)).all()
             connection.execute(sa.delete(JOBS).where(condition))
+            if by:
+                audit.jobs_deleted(connection, [row.id for row in rows], tenant, by, now)
         return self._invalidate([_read_record(row) for row in rows])
 
-    def delete_older(self, before: float) -> list[Record]:
+    def delete_older(self, before: float, now: float | None = None) -> list[Record]:
         """Delete jobs and batches that ended before a time, and old webhooks; returns the jobs."""
         condition = JOBS.c.finished_at < before
         with self.transaction() as connection:
@@ -370,6 +376,8 @@ class JobStore(Database):
             connection.execute(sa.delete(JOBS).where(condition))
             connection.execute(sa.delete(OUTBOX).where(OUTBOX.c.created_at < before))
             connection.execute(sa.delete(BATCHES).where(BATCHES.c.finished_at < before))
+            if rows and now is not None:
+                audit.data_expired(connection, len(rows), before, now)
         return self._invalidate([_read_record(row) for row in rows])
 
     # --- inside a transaction ---

@@ -183,7 +183,7 @@ def test_migration_keeps_pending_webhooks(url: str) -> None:
         audit.metadata.drop_all(connection)
         connection.execute(sa.text("DROP TABLE alembic_version"))
         if url.startswith("postgresql"):
-            connection.execute(sa.text("DROP FUNCTION audit_is_append_only"))
+            connection.execute(sa.text("DROP FUNCTION audit_is_append_only, audit_is_kept"))
         config.attributes["connection"] = connection
         command.upgrade(config, "0002")
         values = "('n', 'j', 'studio', 'https://h.example/', 1.0, 1.0, 0, NULL, NULL)"

@@ -104,7 +104,7 @@ def test_key_is_changed(api: Api) -> None:
     for body in ({"tenant": "x"}, {"key": "k" * 40}, {"nmae": "x"}):
         assert call(api, "PATCH", made["id"], body).status_code == 400
     events = [entry for entry in api.audit_entries() if entry["key_id"] == made["id"]]
-    assert [entry["event"] for entry in events] == ["key_created", "key_changed"]
+    assert [entry["event"] for entry in events] == ["key_created", "key_changed", "admin_request"]
     assert events[1]["facts"]["name"] == "b"
     assert events[1]["facts"]["by"] == api.key.split("_")[1]
 

@@ -129,8 +129,55 @@ def test_audit_entries_cannot_be_changed(store: Store) -> None:
             connection.execute(change)
     store.audit.add(audit.AuditEntry(200.0, "server_started", {}))
     assert [entry.facts for entry in store.audit.page()] == [{"marking": "required"}, {}]
-    store.audit.delete_older(150.0)
-    assert [entry.at for entry in store.audit.page()] == [200.0]
+    store.audit.delete_older(150.0, 300.0)
+    assert [entry.at for entry in store.audit.page()] == [200.0, 300.0]
+
+
+def test_audit_entries_cannot_be_replaced_or_deleted(store: Store) -> None:
+    for at in (100.0, 200.0):
+        store.audit.add(audit.AuditEntry(at, "server_started", {}))
+    store.audit.seal(lambda entries: None)
+    statements = [
+        "DELETE FROM audit",
+        "UPDATE audit_chain SET hash = 'x'",
+        "DELETE FROM audit_chain",
+    ]
+    if store.is_shared:
+        statements += ["TRUNCATE audit", "TRUNCATE audit_chain"]
+        conflict = "ON CONFLICT (id) DO UPDATE SET at = 5"
+        statements.append(f"INSERT INTO audit (id, at, event, facts) VALUES (1, 1, 'x', '{{}}') {conflict}")
+    else:
+        statements.append("INSERT OR REPLACE INTO audit (id, at, event, facts) VALUES (1, 1, 'x', '{}')")
+        statements.append("REPLACE INTO audit_chain (number, entry_id, at, hash) VALUES (1, 1, 1, 'x')")
+        statements.append("REPLACE INTO audit_chain (entry_id, at, hash) VALUES (1, 1, 'x')")
+    for statement in statements:
+        with pytest.raises(sa.exc.DBAPIError, match="append-only"), store._writer.begin() as connection:
+            connection.execute(sa.text(statement))
+    assert [entry.at for entry in store.audit.page()] == [100.0, 200.0]
+
+
+def test_audit_chain_shows_changes_made_around_the_triggers(store: Store) -> None:
+    exported: list[audit.AuditEntry] = []
+    for at in range(6):
+        store.audit.add(audit.AuditEntry(float(at), "server_started", {"day": at, "name": "日"}, "studio"))
+        if at % 2:
+            store.audit.seal(exported.extend)
+    assert store.audit.seal(exported.extend) == 0
+    assert [entry.hash for entry in store.audit.page()] == [entry.hash for entry in exported]
+    report = store.audit.verify()
+    assert report == audit.ChainReport(6, exported[-1].hash or "", None)
+    store.audit.delete_older(2.0, 10.0)
+    store.audit.seal(exported.extend)
+    assert store.audit.verify() == audit.ChainReport(7, exported[-1].hash or "", None)
+    triggers = ["audit_is_append_only", "audit_is_kept"]
+    with store._writer.begin() as connection:
+        for name in triggers:
+            connection.execute(sa.text(f"DROP TRIGGER {name}" + (" ON audit" if store.is_shared else "")))
+        connection.execute(sa.text("UPDATE audit SET tenant = 'other' WHERE at = 4"))
+    assert store.audit.verify().problem == "entry 5 was changed"
+    with store._writer.begin() as connection:
+        connection.execute(sa.text("DELETE FROM audit WHERE at = 3"))
+    assert (store.audit.verify().intact, store.audit.verify().problem) == (3, "entry 4 was deleted")
 
 
 def test_audit_entry_is_committed_with_the_job(store: Store) -> None:
