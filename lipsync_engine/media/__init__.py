@@ -6,6 +6,7 @@
     hdr           tone mapping of HDR video to SDR
     decode        frames, audio samples and images, in bounded memory
     encode        segments, joining, audio mix, comparison
+    legacy        AVI, WMV and FLV to MP4
     preview       fragmented MP4 of a finished segment, stills
     yuv           planar frames, conversion of a region to RGB and back
     rates         exact frame rates
@@ -32,6 +33,7 @@ from lipsync_engine.media.encode import (
     output_size,
     write_comparison,
 )
+from lipsync_engine.media.legacy import convert_legacy_video
 from lipsync_engine.media.preview import write_fragment, write_still
 from lipsync_engine.media.probe import (
     AudioInfo,
@@ -58,6 +60,7 @@ __all__ = [
     "check_output",
     "check_sandbox",
     "content_hash",
+    "convert_legacy_video",
     "ffmpeg_version",
     "find_ffmpeg",
     "measure_video_track",

@@ -46,7 +46,8 @@ UPLOAD_LINK_S = 3600.0
 
 MEDIA_TYPES = {
     "mp4": "video/mp4", "mov": "video/quicktime", "webm": "video/webm", "mkv": "video/x-matroska",
-    "avi": "video/x-msvideo", "mp3": "audio/mpeg", "wav": "audio/wav", "ogg": "audio/ogg", "aac": "audio/aac",
+    "avi": "video/x-msvideo", "wmv": "video/x-ms-wmv", "flv": "video/x-flv", "aiff": "audio/aiff",
+    "mp3": "audio/mpeg", "wav": "audio/wav", "ogg": "audio/ogg", "aac": "audio/aac",
     "flac": "audio/flac", "m4a": "audio/mp4", "opus": "audio/ogg", "png": "image/png", "jpg": "image/jpeg",
     "jpeg": "image/jpeg", "webp": "image/webp", "bmp": "image/bmp", "gif": "image/gif", "tiff": "image/tiff",
 }  # fmt: skip

@@ -21,6 +21,8 @@ KINDS = {
     Role.MASK: MediaKind.IMAGE,
 }
 HEAD_BYTES = 4096
+CONVERTED = {"avi": "mp4", "wmv": "mp4", "flv": "mp4", "aiff": "wav"}
+"""Formats that the server converts: they are accepted where a model takes the other one."""
 
 
 class InputFetcher:
@@ -95,6 +97,7 @@ def _check(path: Path, role: Role, limits: MediaLimits) -> None:
         )
     # An MP4 without a video stream is an m4a; the container does not always show it.
     suffix = "m4a" if role is Role.AUDIO and media_type.suffix == "mp4" else media_type.suffix
+    suffix = CONVERTED.get(suffix, suffix)
     if limits.formats and suffix not in limits.formats:
         raise TransportError(
             TransportCode.URL_WRONG_TYPE,

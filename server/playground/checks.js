@@ -17,7 +17,12 @@ export function detectFormat(head) {
   }
   if (["moov", "mdat", "wide"].includes(text(4, 8))) return video("mov");
   if (text(0, 4) === "\x1a\x45\xdf\xa3") return video(text(0, 64).includes("webm") ? "webm" : "mkv");
-  if (["RIFF", "RF64"].includes(text(0, 4))) return { WAVE: audio("wav"), WEBP: image("webp") }[text(8, 12)] ?? null;
+  const converted = { kinds: ["video"], format: "mp4" }; // by the server
+  if (["RIFF", "RF64"].includes(text(0, 4)))
+    return { WAVE: audio("wav"), WEBP: image("webp"), "AVI ": converted }[text(8, 12)] ?? null;
+  if (text(0, 4) === "FORM" && ["AIFF", "AIFC"].includes(text(8, 12))) return audio("wav");
+  if (text(0, 8) === "0&\xb2u\x8ef\xcf\x11") return converted;
+  if (text(0, 4) === "FLV\x01") return converted;
   if (text(0, 4) === "\x89PNG") return image("png");
   if (text(0, 3) === "\xff\xd8\xff") return image("jpg");
   if (text(0, 3) === "ID3") return audio("mp3");

@@ -155,6 +155,7 @@ class MediaType:
     suffix: str
 
 
+VIDEO_ONLY = frozenset({MediaKind.VIDEO})
 VIDEO_OR_AUDIO = frozenset({MediaKind.VIDEO, MediaKind.AUDIO})
 AUDIO_ONLY = frozenset({MediaKind.AUDIO})
 IMAGE_ONLY = frozenset({MediaKind.IMAGE})
@@ -177,13 +178,21 @@ def sniff(head: bytes) -> MediaType | None:
     if head.startswith(b"\x1a\x45\xdf\xa3"):
         return MediaType(VIDEO_OR_AUDIO, "webm" if b"webm" in head[:64] else "mkv")
     if head[:4] in (b"RIFF", b"RF64"):
-        return {b"WAVE": MediaType(AUDIO_ONLY, "wav"), b"WEBP": MediaType(IMAGE_ONLY, "webp")}.get(brand)
+        return {
+            b"WAVE": MediaType(AUDIO_ONLY, "wav"),
+            b"WEBP": MediaType(IMAGE_ONLY, "webp"),
+            b"AVI ": MediaType(VIDEO_ONLY, "avi"),
+        }.get(brand)
+    if head.startswith(b"FORM") and brand in (b"AIFF", b"AIFC"):
+        return MediaType(AUDIO_ONLY, "aiff")
     for magic, media_type in (
         (b"\x89PNG\r\n\x1a\n", MediaType(IMAGE_ONLY, "png")),
         (b"\xff\xd8\xff", MediaType(IMAGE_ONLY, "jpg")),
         (b"ID3", MediaType(AUDIO_ONLY, "mp3")),
         (b"OggS", MediaType(AUDIO_ONLY, "ogg")),
         (b"fLaC", MediaType(AUDIO_ONLY, "flac")),
+        (b"0&\xb2u\x8ef\xcf\x11", MediaType(VIDEO_ONLY, "wmv")),
+        (b"FLV\x01", MediaType(VIDEO_ONLY, "flv")),
     ):
         if head.startswith(magic):
             return media_type

@@ -219,6 +219,9 @@ class WorkerLoop:
 
     def _run_job(self, job: _RunningJob, command: RunJob, pipeline: LipSyncPipeline) -> Event:
         files, output = {name: Path(path) for name, path in command.inputs.items()}, Path(command.output)
+        if Role.VIDEO in files:
+            converted = output.with_name("converted.mp4")
+            files[Role.VIDEO] = media.convert_legacy_video(files[Role.VIDEO], converted)
         for name in files.keys() - {Role.VIDEO, Role.IMAGE, Role.MASK}:
             _require_duration("audio", media.probe_audio(files[name]).duration_s, command.limits[name])
         voices = _voices(command, files)

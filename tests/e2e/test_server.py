@@ -116,6 +116,18 @@ def test_failed_job_reports_the_reason(
     assert "face" in failed["error"]
 
 
+def test_avi_video_and_aiff_audio_are_accepted(
+    server: LiveServer, tmp_path: Path, clip: Path, voice: Path, ffmpeg: Ffmpeg
+) -> None:
+    video, audio = tmp_path / "clip.avi", tmp_path / "voice.aiff"
+    ffmpeg("-i", clip, "-vcodec", "mpeg4", "-q:v", 2, "-t", 0.4, video)
+    ffmpeg("-i", voice, "-t", 0.4, audio)
+    job = server.submit(server.upload(video), server.upload(audio), inference_steps=1)
+    prediction = server.wait_for_job(job)
+    assert prediction["status"] == "completed", prediction
+    assert is_video(server.request("GET", prediction["outputs"][0])[1], tmp_path, 10)
+
+
 def test_vendor_limits_are_enforced(server: LiveServer, uploads: tuple[str, str]) -> None:
     _, response = server.request(
         "POST", "/api/v3/kwaivgi/kling-lipsync/audio-to-video", {"video": uploads[0], "audio": uploads[1]}

@@ -418,7 +418,7 @@ def test_real_media_files_are_recognised(ffmpeg: Callable[..., None], tmp_path: 
     bars = ("-f", "lavfi", "-i", "testsrc2=s=64x64:d=0.2")
     for suffix, source in {
         "mp4": bars, "mov": bars, "mkv": bars, "wav": tone, "m4a": tone, "flac": tone, "mp3": tone,
-        "aac": tone,
+        "aac": tone, "aiff": tone, "avi": bars, "wmv": bars, "flv": bars,
         "ogg": (*tone, "-c:a", "flac"), "png": (*bars, "-frames:v", 1), "jpg": (*bars, "-frames:v", 1),
     }.items():  # fmt: skip
         path = tmp_path / f"a.{suffix}"
