@@ -20,7 +20,7 @@ from lipsync_engine.media.process import (
 )
 
 FORMATS = "avi,asf,flv"
-CODECS = (
+DECODERS = (
     "h264,mpeg4,mpeg2video,mjpeg,msmpeg4v1,msmpeg4v2,msmpeg4,wmv1,wmv2,wmv3,vc1,flv,vp6f,"
     "aac,mp3,mp3float,ac3,pcm_s16le,pcm_u8,adpcm_ms,adpcm_ima_wav,adpcm_swf,wmav1,wmav2,nellymoser"
 )
@@ -56,7 +56,7 @@ def convert_legacy_video(path: Path, output: Path) -> Path:
     with path.open("rb") as file:
         if not is_legacy_video(file.read(16)):
             return path
-    source = untrusted_input(path, FORMATS, codec_whitelist=CODECS)
+    source = untrusted_input(path, FORMATS, decoders=DECODERS)
     even = source["V:0"].filter("crop", "trunc(iw/2)*2", "trunc(ih/2)*2")
     stream = ffmpeg.output(even, source["a:0?"], file_url(output), **QUALITY, **AUDIO, map_metadata=-1)
     message = f"{path.name!r} cannot be decoded ({{reason}}): convert it to mp4."

@@ -156,13 +156,13 @@ def run_query(option: str) -> str:
     return completed.stdout
 
 
-def untrusted_input(path: Path, formats: str, **options: Any) -> Any:
+def untrusted_input(path: Path, formats: str, *, decoders: str = _DECODERS, **options: Any) -> Any:
     """Build an ffmpeg-python input for a file from outside."""
     return ffmpeg.input(
         file_url(path),
         protocol_whitelist="file",
         format_whitelist=formats,
-        codec_whitelist=_DECODERS,
+        codec_whitelist=decoders,
         max_pixels=DEFAULT_LIMITS.max_pixels,
         **options,
     )
