@@ -7,6 +7,7 @@ import signal
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import FrameType
 
@@ -23,6 +24,9 @@ from server.storage.private_files import create_private_files
 from server.store import AlreadyOpenError, DatabaseUnavailableError
 
 NO_DEVICE = ("none",)
+PRINTED_KEY_S = 86400.0
+"""How long a first key is valid that was printed to something else than a terminal."""
+
 NVIDIA_GPUS = Path("/proc/driver/nvidia/gpus")
 
 
@@ -79,6 +83,7 @@ def main(argv: list[str] | None = None) -> int:
         ws="none",
         log_config=None,
         access_log=False,
+        server_header=False,
         proxy_headers=False,  # `ProxyMiddleware` reads them
         timeout_graceful_shutdown=int(settings.drain_s) + 5,
     )
@@ -110,7 +115,13 @@ def _print_banner(server: Server, settings: Settings, port: int) -> None:
     facts = {"url": url, "model": settings.model, "data": str(settings.data_dir)}
     now, text = time.time(), None
     if not server.store.list_keys():
-        text, _ = create_key(server.store, now, name="first", scopes=frozenset(Scope), by="first start")
+        create = partial(
+            create_key, server.store, now, name="first", scopes=frozenset(Scope), by="first start"
+        )
+        if settings.first_key is not None:
+            create(text=settings.first_key)
+        else:  # logs are kept, and read by others
+            text, _ = create(expires_at=None if sys.stdout.isatty() else now + PRINTED_KEY_S)
     if settings.log_format == "json":
         facts |= {} if text is None else {"api_key": text}
         print(format_event(now, "lipsync.server", "server starts", **facts), flush=True)  # noqa: T201
@@ -119,6 +130,7 @@ def _print_banner(server: Server, settings: Settings, port: int) -> None:
     if text is not None:
         lines += [
             f"your API key, shown only once: {text}",
+            *([] if sys.stdout.isatty() else ["it expires in 24 hours: create others with it"]),
             "try it:",
             f"  curl {url}/api/v3/balance -H 'Authorization: Bearer {text}'",
         ]

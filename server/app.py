@@ -155,7 +155,9 @@ class Server:
             label=settings.label,
             watermark=settings.watermark,
         )
-        admission = AdmissionCheck(self.jobs, settings.job_hook, settings.job_hook_timeout_s)
+        admission = AdmissionCheck(
+            self.jobs, settings.job_hook, settings.job_hook_timeout_s, self._hook_headers
+        )
         inputs = InputFetcher(self.transport, self.blobs)
         self.downloader = InputDownloader(
             self.jobs,
@@ -275,6 +277,11 @@ class Server:
     ) -> WebhookPayload:
         body = build_body(self.context, record)
         return WebhookPayload(body, webhook_headers(secret, record.job.id, body, now))
+
+    def _hook_headers(self, job_id: str, body: bytes) -> dict[str, str]:
+        if self.settings.job_hook_secret is None:
+            return {"Content-Type": "application/json"}
+        return webhook_headers(self.settings.job_hook_secret, job_id, body, self.jobs.now())
 
     def _batch_webhook_payload(self, batch: Batch, secret: str, now: float) -> WebhookPayload:
         body = batches.webhook_body(self.context, batch)

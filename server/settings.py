@@ -47,6 +47,7 @@ CREDENTIALS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"
 LogFormat = Literal["text", "json"]
 ContentCheck = Literal["off", "flag", "refuse"]
 Marking = Literal["required", "best_effort", "off"]
+Metrics = Literal["open", "key", "off"]
 PortraitMotion = Literal["still", "natural", "generated"]
 Preset = Literal["default", "fast", "fastest"]
 Hdr = Literal["tonemap", "refuse"]
@@ -82,6 +83,11 @@ class Settings(BaseSettings):
         (),
         description="Origins whose pages may use API and files in a browser, such as "
         "`https://app.example`; `*`: any. The server's own page needs none.",
+    )
+    first_key: str | None = Field(
+        None,
+        description="The first API key, with all scopes: at least 32 letters, digits, - or _. Unset: the "
+        "first start prints one, which expires after a day unless it is printed to a terminal.",
     )
     data_dir: Path = Field(
         default_factory=lambda: Path(platformdirs.user_data_dir("lipsync")),
@@ -250,6 +256,9 @@ class Settings(BaseSettings):
     job_hook: str | None = Field(
         None, description="URL or command that is called before every job and may reject it."
     )
+    job_hook_secret: str | None = Field(
+        None, description="Secret that signs requests to a hook's URL, as webhooks are signed."
+    )
     job_hook_timeout_s: float = Field(
         10, gt=0, description="Time for the hook's answer; without one the job is rejected."
     )
@@ -270,6 +279,10 @@ class Settings(BaseSettings):
         300,
         gt=0,
         description="A cluster worker idle for this long is stopped, down to `cluster_min`.",
+    )
+    metrics: Metrics = Field(
+        "open",
+        description="`/metrics`: `open`, `key` (a key with the scope metrics) or `off`.",
     )
     log_format: LogFormat = Field("text", description="`text` or `json`: one object per line.")
     drain_s: float = Field(30, ge=0, description="How long a stopping server waits for running jobs.")
@@ -314,11 +327,20 @@ class Settings(BaseSettings):
             HostPattern.parse(entry)
         return value
 
-    @field_validator("s3_secret_key")
+    @field_validator("s3_secret_key", "job_hook_secret", "first_key")
     @classmethod
     def _check_secret(cls, value: str | None) -> str | None:
         if value is not None and is_placeholder(value):
-            raise ValueError("it is a placeholder: set the storage's secret")
+            raise ValueError("it is a placeholder: choose a secret")
+        return value
+
+    @field_validator("first_key")
+    @classmethod
+    def _check_key(cls, value: str | None) -> str | None:
+        if value is not None and not re.fullmatch(r"[A-Za-z0-9_-]{32,200}", value):
+            raise ValueError(
+                "it needs 32 to 200 of the characters a-z, A-Z, 0-9, - and _: use openssl rand -hex 32"
+            )
         return value
 
     @model_validator(mode="after")

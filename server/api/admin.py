@@ -81,7 +81,11 @@ def create_router(
         return PlainTextResponse("ready")
 
     @router.get("/metrics")
-    async def get_metrics() -> Response:
+    async def get_metrics(http: HttpRequest) -> Response:
+        if context.settings.metrics == "off":
+            raise ApiError(404, "The metrics of this server are switched off.", "not_found")
+        if context.settings.metrics == "key":
+            context.authenticate(http, Scope.METRICS)
         text = metrics.render(store, supervisor.workers, registry.counts(), jobs.now())
         return Response(text, media_type=TEXT_TYPE)
 

@@ -23,6 +23,8 @@ ADMIN_READ_INTERVAL_S = 600.0
 
 MAX_LAST_READS = 10_000
 
+MAX_ADDRESSES = 100_000
+
 KEY_CACHE_S = 1.0
 """A key is read from the database at most this often, because hundreds of clients poll."""
 
@@ -34,6 +36,7 @@ class Scope(StrEnum):
     RUN = "run"  # submit, upload, cancel, delete
     READ = "read"  # read predictions, models, account
     ADMIN = "admin"  # manage keys and the server
+    METRICS = "metrics"  # read /metrics where it needs a key
 
 
 class AccessDeniedError(Exception):
@@ -145,6 +148,34 @@ def _make_key(template: ApiKey, text: str | None = None) -> tuple[str, ApiKey]:
     return text, replace(template, id=key_id, digest=_hash_key(text))
 
 
+class WrongKeyLimiter:
+    """Counts requests with wrong keys by client address.
+
+    Args:
+        limit: wrong keys in a row after which an address has to wait.
+        wait_s: how long, from its last wrong key.
+    """
+
+    def __init__(self, limit: int = 60, wait_s: float = 60.0) -> None:
+        self._limit, self._wait_s = limit, wait_s
+        self._failures: dict[str, tuple[int, float]] = {}  # by address: (count, time of the last)
+
+    def wait_s(self, address: str, now: float) -> float:
+        """Return how long an address has to wait; 0: it does not."""
+        count, last_at = self._failures.get(address, (0, 0.0))
+        return max(0.0, last_at + self._wait_s - now) if count >= self._limit else 0.0
+
+    def record(self, address: str, now: float, *, is_wrong: bool) -> None:
+        """Count a wrong key; a right one, or a pause, ends the row."""
+        if not is_wrong:
+            self._failures.pop(address, None)
+            return
+        count, last_at = self._failures.get(address, (0, now))
+        if len(self._failures) >= MAX_ADDRESSES:
+            self._failures.clear()
+        self._failures[address] = (1 if now - last_at >= self._wait_s else count + 1, now)
+
+
 class Authenticator:
     """Finds the owner of a key; keeps keys in memory for `KEY_CACHE_S`.
 
@@ -153,6 +184,7 @@ class Authenticator:
 
     def __init__(self, store: Store) -> None:
         self._store = store
+        self.wrong_keys = WrongKeyLimiter()
         self._cache: dict[str, tuple[ApiKey, float]] = {}  # by hash: (key, read at)
         self._last_recorded: dict[str, float] = {}  # by key id
         self._last_reads: dict[tuple[str, str], float] = {}  # by key id and subject

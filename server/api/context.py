@@ -16,7 +16,7 @@ from urllib.parse import quote, unquote, urlsplit
 
 from fastapi import Request as HttpRequest
 
-from server.api.auth import Authenticator, Caller, RateLimiter, Scope
+from server.api.auth import AccessDeniedError, Authenticator, Caller, RateLimiter, Scope
 from server.api.errors import RETRY_AFTER_S, ApiError, BodyTooLargeError, BusyError
 from server.jobs.request import Request
 from server.jobs.service import JobService
@@ -95,10 +95,20 @@ class ApiContext:
 
         Raises:
             AccessDeniedError: 401 or 403.
-            BusyError: the key's rate limit is reached.
+            BusyError: the key's rate limit is reached, or too many wrong keys came from the client's address.
         """
         now = self.jobs.now()
-        caller = self.authenticator.authenticate(http.headers.get("authorization"), now)
+        address, wrong_keys = http.client.host if http.client else "", self.authenticator.wrong_keys
+        if (wait_s := wrong_keys.wait_s(address, now)) > 0:
+            raise BusyError("Too many wrong keys came from this address: retry later.", wait_s)
+        header = http.headers.get("authorization")
+        try:
+            caller = self.authenticator.authenticate(header, now)
+        except AccessDeniedError:
+            if header is not None:
+                wrong_keys.record(address, now, is_wrong=True)
+            raise
+        wrong_keys.record(address, now, is_wrong=False)
         http.state.caller = caller
         if self.authenticator.should_record_use(caller, now):
             self.jobs.write_in_background(partial(self.jobs.store.record_key_use, caller.key_id, now))

@@ -93,7 +93,9 @@ def mount(app: FastAPI, context: ApiContext) -> None:
             "Cache-Control": "private, max-age=3600",
             "ETag": etag,
             "Last-Modified": modified,
+            "Content-Security-Policy": "sandbox; default-src 'none'; frame-ancestors 'none'",
             "X-Content-Type-Options": "nosniff",
+            "X-Frame-Options": "DENY",
         }
         if _is_not_modified(http, etag, info):
             return Response(status_code=304, headers=headers)

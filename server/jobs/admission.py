@@ -15,7 +15,7 @@ import logging
 import os
 import shlex
 import signal
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
@@ -50,10 +50,17 @@ class AdmissionCheck:
         hook: an http(s) URL to POST to, or a command line to run without a shell; None: all jobs are
             admitted.
         timeout_s: after which the hook counts as failed.
+        sign: returns the headers of a request to a URL; (job id, body).
     """
 
-    def __init__(self, jobs: JobService, hook: str | None, timeout_s: float) -> None:
-        self._jobs, self._hook, self._timeout_s = jobs, hook, timeout_s
+    def __init__(
+        self,
+        jobs: JobService,
+        hook: str | None,
+        timeout_s: float,
+        sign: Callable[[str, bytes], dict[str, str]],
+    ) -> None:
+        self._jobs, self._hook, self._timeout_s, self._sign = jobs, hook, timeout_s, sign
 
     async def check(self, record: Record, inputs: Mapping[str, Path]) -> Failure | None:
         """Return why a job must not run; None: it is admitted.
@@ -68,7 +75,9 @@ class AdmissionCheck:
             return None
         try:
             async with asyncio.timeout(self._timeout_s):
-                decision = _parse(await self._call(self._hook, _question(record, inputs, hashes)))
+                decision = _parse(
+                    await self._call(self._hook, record.job.id, _question(record, inputs, hashes))
+                )
         except (_HookError, TimeoutError) as error:
             reason = str(error) or f"no answer within {self._timeout_s:g} s"
             log.error("job %s: admission hook failed: %s", record.job.id, reason, extra=record.tags)
@@ -79,9 +88,9 @@ class AdmissionCheck:
         message = decision.message or "The operator of this server refused this job."
         return Failure(AdmissionCode.JOB_REFUSED, message)
 
-    async def _call(self, hook: str, question: bytes) -> bytes:
+    async def _call(self, hook: str, job_id: str, question: bytes) -> bytes:
         if urlsplit(hook).scheme in ("http", "https"):
-            return await _post(hook, question, self._timeout_s)
+            return await _post(hook, question, self._sign(job_id, question), self._timeout_s)
         return await _run_command(shlex.split(hook), question)
 
 
@@ -121,7 +130,7 @@ def _parse(answer: bytes) -> _Decision:
     return _Decision(allow, message[:MAX_MESSAGE_LENGTH] if isinstance(message, str) else "")
 
 
-async def _post(url: str, question: bytes, timeout_s: float) -> bytes:
+async def _post(url: str, question: bytes, headers: dict[str, str], timeout_s: float) -> bytes:
     # The operator configured this address, which may be private; users' URLs get no such exception.
     parts = urlsplit(url)
     port = parts.port or (443 if parts.scheme == "https" else 80)
@@ -129,7 +138,7 @@ async def _post(url: str, question: bytes, timeout_s: float) -> bytes:
     policy = TransportPolicy(allow=(f"{host}:{port}",), webhook_s=timeout_s)
     try:
         async with Transport(policy) as transport:
-            response = await transport.post_webhook(url, question, {"Content-Type": "application/json"})
+            response = await transport.post_webhook(url, question, headers)
     except TransportError as error:
         raise _HookError(error.message) from error
     if response.status != 200:

@@ -473,3 +473,8 @@ def test_files_of_the_server_are_private(server: LiveServer, uploads: tuple[str,
     paths = [server.data_dir, *server.data_dir.rglob("*")]
     assert {"lipsync.sqlite", "signing.key", "blobs"} <= {path.name for path in paths}
     assert [path for path in paths if path.lstat().st_mode & 0o077] == []
+
+
+def test_answers_do_not_name_the_server_program(server: LiveServer) -> None:
+    with urllib.request.urlopen(f"{server.base}/livez", timeout=10) as response:
+        assert "server" not in response.headers

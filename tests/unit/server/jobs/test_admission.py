@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import hmac
 import json
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
@@ -40,7 +42,7 @@ def inputs(tmp_path: Path) -> dict[str, Path]:
 
 
 def admit(api: Api, hook: str | None, record: Record, inputs: dict[str, Path], timeout_s: float = 20) -> Any:
-    check = AdmissionCheck(api.server.jobs, hook, timeout_s)
+    check = AdmissionCheck(api.server.jobs, hook, timeout_s, api.server._hook_headers)
     assert api.client.portal is not None
     return api.client.portal.call(check.check, record, inputs)
 
@@ -90,9 +92,13 @@ def test_broken_command_hook_rejects_the_job(
 class HookHandler(BaseHTTPRequestHandler):
     answer: tuple[int, bytes] = (200, b'{"allow": true}')
     seen: list[dict[str, Any]] = []
+    body: bytes
+    headers_seen: dict[str, str]
 
     def do_POST(self) -> None:
-        HookHandler.seen.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+        HookHandler.body = self.rfile.read(int(self.headers["Content-Length"]))
+        HookHandler.headers_seen = dict(self.headers.items())
+        HookHandler.seen.append(json.loads(HookHandler.body))
         self.send_response(self.answer[0])
         self.end_headers()
         self.wfile.write(self.answer[1])
@@ -108,6 +114,22 @@ def hook_url() -> Iterator[str]:
     yield f"http://127.0.0.1:{server.server_port}/hook"
     server.shutdown()
     server.server_close()
+
+
+def test_request_to_a_url_hook_is_signed(
+    make_api: Callable[..., Api], inputs: dict[str, Path], hook_url: str
+) -> None:
+    api = make_api(job_hook_secret="4f1c9e0b7a2d8853")
+    api.submit()
+    record = api.begin()
+    files = {source.name: next(iter(inputs.values())) for source in record.request.sources}
+    assert admit(api, hook_url, record, files) is None
+    headers = {name.lower(): value for name, value in HookHandler.headers_seen.items()}
+    assert headers["webhook-id"] == record.job.id
+    message = f"{record.job.id}.{headers['webhook-timestamp']}.".encode() + HookHandler.body
+    mac = hmac.new(b"4f1c9e0b7a2d8853", message, hashlib.sha256).hexdigest()
+    assert headers["webhook-signature"] == f"v3,{mac}"
+    assert headers["user-agent"] == "lipsync-server"
 
 
 def test_url_hook_decides(api: Api, record: Record, inputs: dict[str, Path], hook_url: str) -> None:
