@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import signal
 import sys
 import time
@@ -18,7 +19,7 @@ from server.api.http_limits import ConnectionLimits, ProtocolFactory, raise_file
 from server.app import Server, create_app
 from server.logs import configure_logging, format_event
 from server.settings import Settings, SettingsError, load_settings, settings_table
-from server.start import WorkerCheck, check_hook, format_host, open_listener
+from server.start import WorkerCheck, check_hook, format_host, inherit_listener, open_listener
 from server.storage.blobs import StorageUnavailableError
 from server.storage.private_files import create_private_files
 from server.store import AlreadyOpenError, DatabaseUnavailableError
@@ -26,6 +27,9 @@ from server.store import AlreadyOpenError, DatabaseUnavailableError
 NO_DEVICE = ("none",)
 PRINTED_KEY_S = 86400.0
 """How long a first key is valid that was printed to something else than a terminal."""
+
+MIN_SHUTDOWN_S = 5
+"""After the drain, responses that are being sent have at least so long to end."""
 
 NVIDIA_GPUS = Path("/proc/driver/nvidia/gpus")
 
@@ -51,7 +55,7 @@ def main(argv: list[str] | None = None) -> int:
         create_private_files()
         check_hook(settings.job_hook)
         devices = () if settings.devices == NO_DEVICE else settings.devices or _all_devices()
-        listener = open_listener(settings.host, settings.port)
+        listener = inherit_listener() or open_listener(settings.host, settings.port)
         worker_check = WorkerCheck(settings, devices, with_devices=check_only)
         server = Server(settings, devices)
         server.blobs.check_access()
@@ -71,7 +75,7 @@ def main(argv: list[str] | None = None) -> int:
         listener.close()
         print("settings, address, database, storage, hook, model and signer are valid")  # noqa: T201
         return 0
-    # uvicorn drains on a signal and then raises it again: exit with status 0 here.
+    # uvicorn raises the signal again at its end: exit with status 0 here.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: sys.exit(0))
     _print_banner(server, settings, listener.getsockname()[1])
@@ -85,22 +89,49 @@ def main(argv: list[str] | None = None) -> int:
         access_log=False,
         server_header=False,
         proxy_headers=False,  # `ProxyMiddleware` reads them
-        timeout_graceful_shutdown=int(settings.drain_s) + 5,
     )
     _UvicornServer(config, server).run(sockets=[listener])
     return 0
 
 
 class _UvicornServer(uvicorn.Server):
-    """Ends event streams at the first signal: open streams would delay the shutdown."""
+    """Drains before it stops to listen: clients go on polling and downloading while running jobs end.
 
-    def __init__(self, config: uvicorn.Config, server: Server) -> None:
+    A second Ctrl-C ends it at once.
+
+    Args:
+        linger_s: how long clients have to let go of idle connections before they are closed.
+    """
+
+    def __init__(self, config: uvicorn.Config, server: Server, linger_s: float = 2.0) -> None:
         super().__init__(config)
-        self._jobs = server.jobs
+        self._server, self._linger_s = server, linger_s
+        self._drain: asyncio.Task[None] | None = None
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        self._jobs.is_stopping = True
-        super().handle_exit(sig, frame)
+        if self.started and self._drain is None:
+            loop = asyncio.get_running_loop()
+            self._drain = loop.create_task(self._drain_and_exit(sig, frame))
+            loop.call_soon_threadsafe(lambda: None)  # the loop may be waiting
+        elif self._drain is None:
+            super().handle_exit(sig, frame)
+        elif sig == signal.SIGINT:
+            self.should_exit = self.force_exit = True
+
+    async def _drain_and_exit(self, sig: int, frame: FrameType | None) -> None:
+        deadline = time.monotonic() + self._server.settings.drain_s
+        # A request on a connection that is just being closed would fail: clients shall open new ones.
+        self.config.encoded_headers = [*self.config.encoded_headers, (b"connection", b"close")]
+        try:
+            await self._server.drain()
+            self._server.jobs.end_waits()
+            linger_until = time.monotonic() + self._linger_s
+            while self.server_state.connections and time.monotonic() < linger_until:
+                await asyncio.sleep(0.05)
+        finally:
+            remaining_s = max(MIN_SHUTDOWN_S, deadline - time.monotonic())
+            self.config.timeout_graceful_shutdown = int(remaining_s)
+            super().handle_exit(sig, frame)
 
 
 def _all_devices() -> tuple[str, ...]:

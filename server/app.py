@@ -197,7 +197,7 @@ class Server:
             try:
                 yield
             finally:
-                await self.supervisor.drain()
+                await self.drain()
                 for task in tasks:
                     task.cancel()
                 await asyncio.gather(*tasks, return_exceptions=True)
@@ -206,6 +206,11 @@ class Server:
                     await self.jobs.write(self.seal_audit_log)
                 self.jobs.close()
                 self.store.close()
+
+    async def drain(self) -> None:
+        """Take no new jobs, let running ones end for a while, requeue the rest, and end the workers."""
+        self.jobs.is_draining = True
+        await self.supervisor.drain()
 
     async def delete_expired_data(self) -> None:
         """Delete jobs and files older than the retention, and local files of ended jobs."""

@@ -13,6 +13,9 @@ from urllib.parse import urlsplit
 
 from server.settings import Settings, SettingsError
 
+FIRST_PASSED_FD = 3
+"""SD_LISTEN_FDS_START of systemd's protocol."""
+
 MESSAGES = {
     errno.EADDRINUSE: "another program has this port: stop it, or choose another one with --port",
     errno.EADDRNOTAVAIL: "this machine does not have the address: use 127.0.0.1, ::1, 0.0.0.0 or ::",
@@ -36,6 +39,24 @@ def open_listener(host: str, port: int) -> socket.socket:
     except OSError as error:
         reason = MESSAGES.get(error.errno or 0, str(error))
     raise SettingsError(f"cannot listen on host = {host}, port = {port}: {reason}.")
+
+
+def inherit_listener() -> socket.socket | None:
+    """Take over the socket that systemd or another service manager listens on; None: there is none.
+
+    It stays open in the manager, so no connection is refused while the server restarts.
+
+    Raises:
+        SettingsError: there is not one socket.
+    """
+    pid, count = (os.environ.pop(name, "") for name in ("LISTEN_PID", "LISTEN_FDS"))
+    if pid != str(os.getpid()):
+        return None
+    if count != "1":
+        raise SettingsError(f"the service manager passed {count} sockets: configure exactly one.")
+    listener = socket.socket(fileno=FIRST_PASSED_FD)
+    listener.set_inheritable(False)
+    return listener
 
 
 def format_host(host: str) -> str:

@@ -71,13 +71,15 @@ def create_router(
 
     @router.get("/readyz")
     async def readyz() -> Response:
+        if jobs.is_draining:
+            return PlainTextResponse("the server is about to stop", 503)
         if not supervisor.is_ready:
             return PlainTextResponse("no worker is ready yet", 503)
         if store.is_exclusive and not supervisor.workers:
             return PlainTextResponse(
                 "there can be no worker: set devices, or share a PostgreSQL database", 503
             )
-        context.require_disk_space()
+        context.require_accepting()
         return PlainTextResponse("ready")
 
     @router.get("/metrics")

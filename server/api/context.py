@@ -149,12 +149,16 @@ class ApiContext:
             return str(self.settings.public_url).rstrip("/")
         return f"{http.url.scheme}://{http.url.netloc}{http.state.prefix}"
 
-    def require_disk_space(self) -> None:
-        """Keep enough free disk space to finish the jobs that were accepted.
+    def require_accepting(self) -> None:
+        """Check that the server takes new work: it does not stop, and the disk has room.
 
         Raises:
-            DiskFullError: less is free than `min_free_bytes`.
+            ApiError: 503, the server stops.
+            DiskFullError: less is free than `min_free_bytes`, which the accepted jobs may need.
         """
+        if self.jobs.is_draining:
+            sentence = "This server is about to stop or restart: try again shortly."
+            raise ApiError(503, sentence, "server_stopping", RETRY_AFTER_S)
         self.disk.require()
 
     def require_queue_capacity(self, caller: Caller, count: int = 1) -> None:
@@ -164,12 +168,12 @@ class ApiContext:
             count: number of jobs to submit.
 
         Raises:
+            ApiError, DiskFullError: as `require_accepting`.
             BusyError: the queue, the tenant's share of it or the key's quota has no room.
-            DiskFullError: the disk is.
         """
         with _store_limits_as_busy():
             self.jobs.require_room(caller.key_id, caller.tenant, count)
-        self.require_disk_space()
+        self.require_accepting()
 
     # --- jobs ---
 
@@ -308,7 +312,7 @@ class ApiContext:
         Raises:
             DiskFullError: there is no room for it.
         """
-        self.require_disk_space()
+        self.require_accepting()
         suffix = filename.rpartition(".")[2].lower()
         if suffix not in MEDIA_TYPES:
             guessed = mimetypes.guess_extension(content_type or "") or ".bin"
@@ -335,7 +339,7 @@ class ApiContext:
             ApiError: 400 or 413, the upload has another size, or is empty.
             BodyTooLargeError, DiskFullError: nothing was stored.
         """
-        self.require_disk_space()
+        self.require_accepting()
         try:
             checked = self.disk.guard(_check_size(chunks, size))
             return await self.blobs.write(name, checked, self.settings.max_upload_bytes)

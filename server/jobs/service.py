@@ -57,6 +57,7 @@ class JobService:
         webhook_due: set when a webhook may have become due; the one that delivers clears it.
         on_stop: called with the id of a running job that has to stop.
         on_end: called with the record of a job that a change of this process has ended.
+        is_draining: the server is about to stop: it takes no new jobs, and goes on answering reads.
         is_stopping: the server stops, and event streams have to end.
     """
 
@@ -80,7 +81,7 @@ class JobService:
         self.webhook_due = asyncio.Event()
         self.on_stop: Callable[[str], None] = lambda job_id: None
         self.on_end: Callable[[Record], None] = lambda record: None
-        self.is_stopping = False
+        self.is_draining = self.is_stopping = False
         self._typical_run_s: float | None = None
         self._positions: dict[str, QueuePosition] = {}
         self._positions_at = 0.0
@@ -266,6 +267,11 @@ class JobService:
         for event in self._watchers.get(job_id, ()):
             event.set()
 
+    def end_waits(self) -> None:
+        """End event streams and requests that wait for a job: the server stops."""
+        self.is_stopping = True
+        self._wake_all()
+
     def _wake_all(self) -> None:
         """Wake everybody, because notifications may have been lost."""
         self.wake_workers()
@@ -295,14 +301,18 @@ class JobService:
         return has_changed
 
     async def wait_until_final(self, job_id: str, timeout_s: float) -> Record | None:
-        """Wait until a job has ended or the time is up; returns its record, or None where it was deleted."""
+        """Wait until a job has ended, the time is up or the server stops.
+
+        Returns:
+            The record; None where the job was deleted.
+        """
         with self.watch(job_id) as changed:
             try:
                 async with asyncio.timeout(timeout_s):
                     while True:
                         with contextlib.suppress(DatabaseUnavailableError):
                             record = self.store.get(job_id)
-                            if record is None or record.job.state.is_final:
+                            if record is None or record.job.state.is_final or self.is_stopping:
                                 return record
                         await self.wait_for_change(changed, POLL_INTERVAL_S)
             except TimeoutError:

@@ -370,9 +370,14 @@ class JobRunner:
             cancel: whether to cancel the task otherwise.
         """
         waits = [asyncio.create_task(event.wait()) for event in (self._cancelled, *others)]
-        await asyncio.wait([task, *waits], return_when=asyncio.FIRST_COMPLETED)
-        for wait in waits:
-            wait.cancel()
+        try:
+            await asyncio.wait([task, *waits], return_when=asyncio.FIRST_COMPLETED)
+        except asyncio.CancelledError:
+            task.cancel()  # else nobody would retrieve its exception
+            raise
+        finally:
+            for wait in waits:
+                wait.cancel()
         if task.done():
             return True
         if cancel:

@@ -121,6 +121,9 @@ class Supervisor:
         self._is_draining = True
         for worker in self._workers:
             worker.drain()
+        for worker, task in zip(self._workers, self._tasks, strict=False):  # no tasks: it was not started
+            if not worker.is_ready:
+                task.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=self._drain_s)
         for task in self._tasks:

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -19,6 +20,9 @@ from tests.support.paths import ROOT
 from tests.support.polling import wait_until
 from tests.support.processes import command_line, descendant_pids, pids_naming
 
+PASS_LISTENER = 'exec 3<&"$0"; LISTEN_FDS=1 LISTEN_PID=$$ exec "$@"'
+"""Starts a program with the socket that systemd's protocol expects."""
+
 FINAL = ("completed", "failed", "cancelled")
 
 
@@ -27,6 +31,7 @@ class LiveServer:
 
     Args:
         data_dir: kept over restarts.
+        listener: a listening socket that the server takes over, as from systemd; None: it opens its own.
         settings: values of LIPSYNC_<NAME> variables.
 
     Attributes:
@@ -34,8 +39,8 @@ class LiveServer:
         log: lines of its standard error.
     """
 
-    def __init__(self, data_dir: Path, **settings: object) -> None:
-        self.data_dir, self.settings = data_dir, settings
+    def __init__(self, data_dir: Path, *, listener: socket.socket | None = None, **settings: object) -> None:
+        self.data_dir, self.settings, self._listener = data_dir, settings, listener
         self.key, self.base = "", ""
         self.log: list[str] = []
         self.process: subprocess.Popen[str] | None = None
@@ -43,9 +48,14 @@ class LiveServer:
     def start(self) -> None:
         variables = {f"LIPSYNC_{name.upper()}": str(value) for name, value in self.settings.items()}
         port = self.base.rpartition(":")[2] or "0"
+        command = [sys.executable, "-m", "server", "--port", port, "--data-dir", str(self.data_dir)]
+        passed_fds = [] if self._listener is None else [self._listener.fileno()]
+        for number in passed_fds:
+            command = ["bash", "-c", PASS_LISTENER, str(number), *command]
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "server", "--port", port, "--data-dir", str(self.data_dir)],
+            command,
             env={**os.environ, **variables},
+            pass_fds=passed_fds,
             cwd=ROOT,
             text=True,
             stdout=subprocess.PIPE,

@@ -15,6 +15,20 @@ def _ended_at(job: Job, moment: float) -> Job:
     return dataclasses.replace(job, finished_at=moment)
 
 
+def test_draining_server_refuses_new_work_and_answers_the_rest(api: Api) -> None:
+    job = api.submit()
+    api.server.jobs.is_draining = True
+    answer = api.post_job()
+    assert (answer.status_code, answer.json()["error_code"]) == (503, "server_stopping")
+    assert int(answer.headers["retry-after"]) > 0
+    files = {"file": ("a.mp4", b"x")}
+    upload = api.client.post("/api/v3/media/upload/binary", files=files, headers=api.headers)
+    assert upload.status_code == 503
+    assert api.client.get("/readyz").status_code == 503
+    for path in ("/livez", f"/api/v3/predictions/{job}/result", "/api/native/v1/health", "/api/v3/models"):
+        assert api.client.get(path, headers=api.headers).status_code == 200
+
+
 def test_expired_jobs_and_files_are_deleted(make_api: Callable[..., Api]) -> None:
     api = make_api(retention_s=3600)
     old, fresh = api.submit(), api.submit()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import pytest
 
 from lipsync_engine.errors import ParameterError
 from server.settings import Settings, SettingsError
-from server.start import WorkerCheck, check_hook, format_host, open_listener
+from server.start import WorkerCheck, check_hook, format_host, inherit_listener, open_listener
 from server.store import DatabaseUnavailableError, Store
 from server.workers.check import check_devices
 
@@ -35,6 +36,26 @@ def test_address_that_cannot_be_used_is_named_in_one_sentence(subtests: pytest.S
             with subtests.test(host=host), pytest.raises(SettingsError, match=problem) as error:
                 open_listener(host, number)
             assert "\n" not in str(error.value)
+
+
+def test_passed_sockets_are_one_or_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert inherit_listener() is None
+    for pid, count in [(os.getpid() + 1, "1"), (os.getpid(), "2")]:
+        monkeypatch.setenv("LISTEN_PID", str(pid))
+        monkeypatch.setenv("LISTEN_FDS", count)
+        if count == "1":
+            assert inherit_listener() is None  # meant for another process
+        else:
+            with pytest.raises(SettingsError, match="passed 2 sockets"):
+                inherit_listener()
+        assert "LISTEN_FDS" not in os.environ
+
+
+def test_server_starts_without_heavy_libraries() -> None:
+    program = "import server.__main__, sys; print(*sorted({name.split('.')[0] for name in sys.modules}))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    heavy = {"torch", "numpy", "cv2", "scipy", "onnxruntime", "ray", "c2pa", "av", "PIL", "transformers"}
+    assert not heavy & set(done.stdout.split())
 
 
 def test_job_hook_must_be_url_or_program() -> None:

@@ -1,0 +1,130 @@
+"""Restarts that clients do not notice: the server drains while it answers, and its socket outlives it."""
+
+from __future__ import annotations
+
+import http.client
+import signal
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+
+from tests.support.live_server import LiveServer
+from tests.support.paths import ROOT
+from tests.support.polling import wait_until
+
+LATENTSYNC = "/api/v3/bytedance/latentsync"
+POLLERS = 6
+
+
+@pytest.fixture
+def listener() -> Iterator[socket.socket]:
+    """What systemd holds while servers come and go."""
+    with socket.create_server(("127.0.0.1", 0)) as opened:
+        yield opened
+
+
+@pytest.fixture
+def stand_in_worker(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Workers that render a job in 1.5 seconds, without torch."""
+    monkeypatch.setenv("PYTHONPATH", str(ROOT / "tests" / "support" / "stand_in_worker"))
+    for name, value in (("SEGMENT_S", 1.5), ("BYTES", 1000), ("GAPS", tmp_path / "gaps")):
+        monkeypatch.setenv(f"STAND_IN_{name}", str(value))
+
+
+def submit_waiting_job(server: LiveServer) -> str:
+    links = []
+    for name, head in (("clip.mp4", b"\0\0\0\x18ftypmp42"), ("voice.wav", b"RIFF\0\0\0\0WAVEfmt ")):
+        file = server.data_dir / name
+        file.write_bytes(head.ljust(99))
+        links.append(server.upload(file))
+    return server.submit(*links, inference_steps=1)
+
+
+@contextmanager
+def polling(server: LiveServer, job: str) -> Iterator[list[object]]:
+    """Poll a job with several kept-alive connections; provides what was not 200."""
+    problems: list[object] = []
+    counts, is_over = [0] * POLLERS, threading.Event()
+
+    def poll(number: int) -> None:
+        connection = http.client.HTTPConnection(str(urlsplit(server.base).netloc), timeout=30)
+        headers = {"Authorization": f"Bearer {server.key}"}
+        while not is_over.wait(0.02):
+            try:
+                connection.request("GET", f"/api/v3/predictions/{job}/result", headers=headers)
+                response = connection.getresponse()
+                response.read()
+            except OSError as error:
+                problems.append(error)
+                return
+            if response.status != 200:
+                problems.append(response.status)
+            counts[number] += 1
+
+    threads = [threading.Thread(target=poll, args=(number,)) for number in range(POLLERS)]
+    for thread in threads:
+        thread.start()
+    try:
+        wait_until(lambda: min(counts) > 2, "nobody polls")
+        yield problems
+        before = [*counts]
+        wait_until(
+            lambda: all(a > b for a, b in zip(counts, before, strict=True)) or problems, "nobody polls"
+        )
+    finally:
+        is_over.set()
+        for thread in threads:
+            thread.join()
+
+
+@pytest.mark.usefixtures("stand_in_worker")
+def test_stopping_server_answers_until_its_jobs_have_ended(tmp_path: Path, listener: socket.socket) -> None:
+    server = LiveServer(tmp_path, listener=listener, devices="cpu", drain_s=30)
+    server.start()
+    job = submit_waiting_job(server)
+    server.wait_for_job(job, lambda prediction: prediction["status"] == "processing")
+    with polling(server, job) as problems:
+        assert server.process is not None
+        server.process.send_signal(signal.SIGTERM)
+        wait_until(lambda: server.request("GET", "/readyz")[0] == 503, "it does not drain")
+        refused = [
+            server.request("POST", LATENTSYNC, {"video": "https://a.example/v.mp4", "audio": "x"}),
+            server.request("POST", "/api/v3/media/uploads", {"filename": "a.mp4", "size": 9}),
+        ]
+        assert [(status, body["error_code"]) for status, body in refused] == [(503, "server_stopping")] * 2
+        prediction = server.wait_for_job(job)
+        assert prediction["status"] == "completed"
+        assert server.request("GET", prediction["outputs"][0])[0] == 200
+        assert server.process.wait(20) == 0
+        server.start()
+    assert not problems
+    assert server.prediction(job)["status"] == "completed"
+
+    server.settings["drain_s"] = 0
+    server.restart(signal.SIGTERM)
+    server.wait_for_job(submit_waiting_job(server), lambda prediction: prediction["status"] == "processing")
+    assert server.stop() == 0
+    assert "never retrieved" not in "".join(server.log)
+
+
+def test_rolling_restart_of_two_processes_fails_no_poll(
+    tmp_path: Path, postgres_url: str, listener: socket.socket
+) -> None:
+    shared = {"devices": "none", "database_url": postgres_url, "link_secret": tmp_path / "link.key"}
+    servers = [LiveServer(tmp_path / name, listener=listener, **shared) for name in ("first", "second")]
+    first, second = servers
+    first.start()
+    second.key = first.key
+    second.start()
+    job = submit_waiting_job(first)
+    with polling(first, job) as problems:
+        for server in servers:
+            server.restart(signal.SIGTERM)
+    assert not problems
+    for server in servers:
+        assert server.stop() == 0
