@@ -95,6 +95,7 @@ def _start_head(arguments: argparse.Namespace) -> int:
                 "another program (choose another port below 10000 with --port)."
             )
         command = [*RAY, "start", "--head", f"--port={arguments.port}", *_resource_flags(arguments)]
+        command.append("--include-dashboard=false")  # nothing here uses it, and it holds a gigabyte
         process = subprocess.run(command, capture_output=True, text=True, check=False)
         if process.returncode != 0:
             return _fail(f"error: Ray does not start: {_error_line(process.stderr)}")
@@ -184,7 +185,11 @@ def _drain(arguments: argparse.Namespace) -> int:
 
     ray_pool.connect(arguments.address)
     ray_pool.drain()
-    _print("all workers have stopped; stop Ray itself with `ray stop` on each machine")
+    _print(
+        "all workers have stopped",
+        "start workers with other settings: lipsync cluster up --address auto",
+        "stop Ray itself: ray stop, on each machine",
+    )
     return 0
 
 
