@@ -395,6 +395,13 @@ class Settings(BaseSettings):
         return {f"{PREFIX}{name}": str(value) for name, value in values.items() if value is not None}
 
     @property
+    def trusted_root_files(self) -> list[Path]:
+        """Files from which verification takes its trusted roots; none is a key."""
+        folder = Path(self.signing_environment[f"{PREFIX}CREDENTIALS_DIR"])
+        own = [path for path in (self.signing_chain, self.trust_anchors) if path is not None]
+        return [folder / "root.pem", *own]
+
+    @property
     def effective_database_url(self) -> str:
         return self.database_url or f"sqlite:///{self.data_dir / 'lipsync.sqlite'}"
 

@@ -15,11 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-SYSTEM_PATHS = (
-    "/usr", "/lib", "/lib32", "/lib64", "/bin", "/opt", "/nix/store", "/snap", "/etc/ld.so.cache",
-    "/etc/alternatives", "/sys/devices/system/cpu", "/dev/urandom",
-)  # fmt: skip
-"""Where programs and their libraries lie; no user's files do."""
+from lipsync_engine.media.sandbox_exec import SYSTEM_PATHS
 
 SANDBOX_EXEC = Path(__file__).with_name("sandbox_exec.py")
 

@@ -6,9 +6,10 @@
 Linux the kernel kills it when its parent dies. Only the standard library is used, so that it starts in a few
 milliseconds; nothing of this package is imported.
 
-A limit of 0 means none. A rule is a path after `r` (may be read) or `w` (may be written as well); without
-rules files are not restricted. On Linux the program gains no privileges, opens no sockets (seccomp) and no
-other files (Landlock). What a kernel does not offer is skipped; `sandbox.check_sandbox` reports it.
+A limit of 0 means none. A rule is a path after `r` (may be read) or `w` (may be written as well), or `s` for
+all of `SYSTEM_PATHS`; without rules files are not restricted. On Linux the program gains no privileges,
+opens no sockets (seccomp) and no other files (Landlock). What a kernel does not offer is skipped;
+`sandbox.check_sandbox` reports it.
 """
 
 import ctypes
@@ -19,6 +20,12 @@ import struct
 import sys
 
 EXIT_NOT_STARTED = 127
+
+SYSTEM_PATHS = (
+    "/usr", "/lib", "/lib32", "/lib64", "/bin", "/opt", "/nix/store", "/snap", "/etc/ld.so.cache",
+    "/etc/alternatives", "/sys/devices/system/cpu", "/dev/urandom",
+)  # fmt: skip
+"""Where programs and their libraries lie; no user's files do."""
 
 # linux/prctl.h, linux/seccomp.h, linux/filter.h: names as there.
 PR_SET_PDEATHSIG, PR_SET_SECCOMP, PR_SET_NO_NEW_PRIVS = 1, 22, 38
@@ -106,7 +113,11 @@ def _restrict_files(libc: ctypes.CDLL, rules: list[str]) -> None:
     ruleset = libc.syscall(SYS_LANDLOCK_CREATE_RULESET, attributes, ctypes.c_size_t(len(attributes)), 0)
     if ruleset < 0:
         return
+    for path in SYSTEM_PATHS if "s" in rules else ():
+        _allow_path(libc, ruleset, path, False, rights)
     for rule in rules:
+        if rule == "s":
+            continue
         _allow_path(libc, ruleset, rule[1:], rule[0] == "w", rights)
     libc.syscall(SYS_LANDLOCK_RESTRICT_SELF, ruleset, 0)
     os.close(ruleset)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from lipsync_engine.media.sandbox import SYSTEM_PATHS, sandboxed
+from lipsync_engine.media.sandbox import sandboxed
 
 MAX_BOXES = 10_000
 """Boxes, chunks or segments of a file that are searched and given to c2pa, whose time grows with their
@@ -69,7 +69,7 @@ def find_embedded_manifest(file: Path) -> str | None:
 def is_manifest_readable(file: Path, media_type: str) -> bool:
     """Return whether c2pa reads the credentials in a sandbox: no network, no other files, 10 s, 2 GiB."""
     folders = {sys.prefix, sys.base_prefix, *filter(None, sys.path)}
-    rules = [f"r{path}" for path in (*SYSTEM_PATHS, *sorted(folders), file.resolve())]
+    rules = ["s", *(f"r{path}" for path in (*sorted(folders), file.resolve()))]
     command = [sys.executable, "-c", f"import sys; sys.path[:] = {sys.path!r}\n{READ_MANIFEST}"]
     try:
         completed = subprocess.run(

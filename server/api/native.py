@@ -30,7 +30,7 @@ from server.api.submission import failure_message, format_time
 from server.jobs.state import State
 from server.storage.blobs import StorageUnavailableError, preview_folder, still_blob
 from server.store import DatabaseUnavailableError, Record
-from server.workers.cli_child import CliChild
+from server.workers.cli_child import VERIFICATION_LIMITS, CliChild
 from server.workers.face_reports import NotReportedError, draw_overlay, report_faces
 from server.workers.registry import WorkerRegistry, WorkerStatus
 from server.workers.verification import NotVerifiedError, verify_file
@@ -323,7 +323,11 @@ def create_router(
     """
     router = APIRouter()
     # Each kind of work waits for its own: a long face report must not hold up verification.
-    verifying_child = CliChild(context.settings.signing_environment)
+    verifying_child = CliChild(
+        context.settings.signing_environment,
+        VERIFICATION_LIMITS,
+        readable=context.settings.trusted_root_files,
+    )
     face_child = CliChild({})
 
     @contextlib.asynccontextmanager
@@ -339,9 +343,9 @@ def create_router(
                     await asyncio.to_thread(file.write, chunk)
             yield path
 
-    async def verification_response(file: Path) -> Response:
+    async def verification_response(file: Path, tenant: str) -> Response:
         try:
-            return JSONResponse(await verify_file(verifying_child, file))
+            return JSONResponse(await verify_file(verifying_child, file, tenant))
         except NotVerifiedError:
             sentence = "The file cannot be verified: send a complete video or image."
             raise ApiError(400, sentence, "not_verified") from None
@@ -406,32 +410,34 @@ def create_router(
 
     @router.get("/jobs/{job_id}/credentials")
     async def get_job_credentials(http: HttpRequest, job_id: str) -> Response:
-        record = require_job(http, context.authenticate(http, Scope.READ), job_id)
+        caller = context.authenticate(http, Scope.READ)
+        record = require_job(http, caller, job_id)
         if (output := record.job.output) is None:
             raise ApiError(404, "This job has no result.", "not_found")
         with tempfile.TemporaryDirectory(dir=context.settings.data_dir, prefix=VERIFY_PREFIX) as folder:
             try:
-                return await verification_response(await context.blobs.local(output.blob, Path(folder)))
+                file = await context.blobs.local(output.blob, Path(folder))
+                return await verification_response(file, caller.tenant)
             except FileNotFoundError:
                 raise ApiError(404, "This job has no result.", "not_found") from None
 
     @router.post("/verify", openapi_extra=FILE_BODY)
     async def post_verification(http: HttpRequest) -> Response:
-        context.authenticate(http, Scope.READ)
+        caller = context.authenticate(http, Scope.READ)
         async with received_file(http) as path:
-            return await verification_response(path)
+            return await verification_response(path, caller.tenant)
 
     @router.post("/faces", openapi_extra=FILE_BODY)
     async def post_face_report(
         http: HttpRequest, detector: Literal["yunet", "drawn"] = "yunet", overlay: bool = False
     ) -> Response:
-        context.authenticate(http, Scope.READ)
+        caller = context.authenticate(http, Scope.READ)
         async with received_file(http) as path:
             try:
                 if not overlay:
-                    return JSONResponse(await report_faces(face_child, path, detector))
+                    return JSONResponse(await report_faces(face_child, path, detector, caller.tenant))
                 drawn = path.with_name("overlay.mp4")
-                await draw_overlay(face_child, path, detector, drawn)
+                await draw_overlay(face_child, path, detector, drawn, caller.tenant)
                 return Response(await asyncio.to_thread(drawn.read_bytes), media_type="video/mp4")
             except NotReportedError as error:
                 raise ApiError(400, error.message, error.code) from None

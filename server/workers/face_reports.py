@@ -23,7 +23,7 @@ class NotReportedError(Exception):
         self.code, self.message = code, message
 
 
-async def report_faces(child: CliChild, video: Path, detector: str) -> dict[str, Any]:
+async def report_faces(child: CliChild, video: Path, detector: str, tenant: str) -> dict[str, Any]:
     """Return the object that `lipsync faces --json VIDEO` prints, with thumbnails as data URLs.
 
     Args:
@@ -35,7 +35,7 @@ async def report_faces(child: CliChild, video: Path, detector: str) -> dict[str,
     """
     folder = video.parent / "faces"
     arguments = ("faces", str(video), "--json", "--detector", detector, "--output", str(folder))
-    report: dict[str, Any] = json.loads(await _run(child, *arguments))
+    report: dict[str, Any] = json.loads(await _run(child, video, tenant, *arguments))
     del report["overlay"]
     for track in report["tracks"]:
         if (path := track["thumbnail"]) is not None:
@@ -44,18 +44,20 @@ async def report_faces(child: CliChild, video: Path, detector: str) -> dict[str,
     return report
 
 
-async def draw_overlay(child: CliChild, video: Path, detector: str, overlay: Path) -> None:
+async def draw_overlay(child: CliChild, video: Path, detector: str, overlay: Path, tenant: str) -> None:
     """Write the video with points, crop and mask drawn in.
 
     Raises:
         NotReportedError.
     """
-    await _run(child, "faces", str(video), "--json", "--detector", detector, "--overlay", str(overlay))
+    await _run(
+        child, video, tenant, "faces", str(video), "--json", "--detector", detector, "--overlay", str(overlay)
+    )
 
 
-async def _run(child: CliChild, *arguments: str) -> bytes:
+async def _run(child: CliChild, video: Path, tenant: str, *arguments: str) -> bytes:
     try:
-        return await child.run(*arguments)
+        return await child.run(*arguments, tenant=tenant, file=video)
     except ChildFailedError as error:
         match = re.match(r"error \[(\w+)\]: (.*)", error.stderr)
         if match is None:

@@ -16,14 +16,16 @@ class NotVerifiedError(Exception):
     """The file could not be read."""
 
 
-async def verify_file(child: CliChild, file: Path) -> dict[str, Any]:
+async def verify_file(child: CliChild, file: Path, tenant: str) -> dict[str, Any]:
     """Return the object that `lipsync verify --json FILE` prints.
 
     Raises:
         NotVerifiedError.
     """
     try:
-        output = await child.run("verify", "--json", str(file), statuses=VERDICT_STATUSES)
+        output = await child.run(
+            "verify", "--json", str(file), tenant=tenant, file=file, statuses=VERDICT_STATUSES
+        )
     except ChildFailedError:
         raise NotVerifiedError from None
     verdict: dict[str, Any] = json.loads(output)

@@ -189,7 +189,7 @@ def check_completed(server: LiveServer, job: str, frames: int, folder: Path) -> 
     assert len(list(media.scan_frames(media.probe_video(result), 64))) == frames
     work = server.data_dir / "work"
     wait_until(lambda: not list((work / "jobs").iterdir()), "a working file is left")
-    wait_until(lambda: not list((work / "engine" / "jobs").iterdir()), "unfinished work is left")
+    wait_until(lambda: not list((work / "engine" / "tenants").glob("*/jobs/*")), "unfinished work is left")
 
 
 def test_stored_result_is_not_rendered_again(

@@ -196,15 +196,38 @@ def test_file_rules_contain_the_files_of_a_command(tmp_path: Path) -> None:
     assert not {f"r{listing}", "r/in", "w/out", "w/in/b.mp4", "r/"} & set(own)
 
 
-def test_verification_process_opens_no_sockets() -> None:
-    if not STATUS.blocks_network:
-        pytest.skip(STATUS.describe())
-    from server.workers.cli_child import _limited_command
+VERIFICATION_ESCAPE = """
+import os, socket, sys
+def fails(action):
+    try:
+        action()
+    except OSError as error:
+        return error.errno
+print([
+    fails(lambda: open(sys.argv[1]).close()), fails(lambda: open(sys.argv[2]).close()),
+    fails(lambda: open(f"/proc/{sys.argv[3]}/mem", "r+b").close()), fails(socket.socket),
+    sorted(name for name in os.environ if "SECRET" in name),
+])
+"""
 
+
+@needs_network
+@needs_files
+def test_verification_process_reads_its_file_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from server.workers.cli_child import CliChild, _limited_command, file_rules
+
+    own, other = tmp_path / "own", tmp_path / "signing.key"
+    own.touch()
+    other.touch()
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
     result = subprocess.run(
-        _limited_command("-I", "-c", "import socket; socket.socket()"),
+        _limited_command(
+            "-I", "-c", VERIFICATION_ESCAPE, str(own), str(other), str(os.getpid()), rules=file_rules([own])
+        ),
+        env=CliChild({})._environment,
         capture_output=True,
+        text=True,
         timeout=30,
         check=False,
     )
-    assert b"PermissionError" in result.stderr
+    assert result.stdout.strip() == "[None, 13, 13, 13, []]", result.stderr

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,8 @@ from typing import Any
 import pytest
 
 from lipsync_engine.provenance import ManifestFacts, ManifestSigner, SigningPolicy
+from server.workers.cli_child import VERIFICATION_LIMITS, CliChild
+from server.workers.verification import verify_file
 from tests.support.application import Api
 
 Make = Callable[..., Api]
@@ -58,3 +61,19 @@ def test_verification_needs_a_key_and_has_a_size_limit(make_api: Make, signed: b
     assert post(api, signed).status_code == 413
     assert post(api, signed, Authorization="Bearer nobody").status_code == 401
     assert list(api.server.settings.data_dir.glob(".verify-*")) == []
+
+
+def test_one_tenant_does_not_hold_up_the_verification_of_another(clip: Path) -> None:
+    """Two commands run at once, one of each tenant."""
+    child = CliChild({}, VERIFICATION_LIMITS)
+    ended: list[str] = []
+
+    async def verify(tenant: str) -> None:
+        await verify_file(child, clip, tenant)
+        ended.append(tenant)
+
+    async def run() -> None:
+        await asyncio.gather(verify("mallory"), verify("mallory"), verify("mallory"), verify("bob"))
+
+    asyncio.run(run())
+    assert ended.index("bob") <= 1
