@@ -10,7 +10,11 @@ from typing import Any
 
 from moto.server import ThreadedMotoServer
 
-ENVIRONMENT = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_REGION": "us-east-1"}
+ENVIRONMENT = {
+    "AWS_ACCESS_KEY_ID": "test",
+    "AWS_SECRET_ACCESS_KEY": "4f1c9e0b",
+    "AWS_REGION": "us-east-1",
+}
 BUCKET = "lipsync"
 
 
