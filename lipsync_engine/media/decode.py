@@ -94,13 +94,13 @@ def scan_frames(info: VideoInfo, max_side: int) -> Generator[tuple[float, ImageA
         )
 
 
-def sample_frames(info: VideoInfo, count: int, max_side: int) -> list[ImageArray]:
-    """Decode frames at even distances, uint8 (h, w, 3) RGB.
+def sample_frames(info: VideoInfo, times_s: Sequence[float], max_side: int) -> list[ImageArray]:
+    """Decode the frames at some times, uint8 (h, w, 3) RGB.
 
     Args:
         info: from `probe_video`.
-        count: how many, each by a decoder of its own, so that the cost does not grow with the length. Fewer
-            are returned where the video does not decode that far.
+        times_s: from the start. Each frame has a decoder of its own, so that the cost does not grow with the
+            video's length. Fewer are returned where the video does not decode that far.
         max_side: longest side of the frames, pixels.
 
     Raises:
@@ -108,8 +108,8 @@ def sample_frames(info: VideoInfo, count: int, max_side: int) -> list[ImageArray
     """
     frames = []
     width, height = _scaled_size(info, max_side)
-    for index in range(count):
-        stream = untrusted_input(info.path, VIDEO_FORMATS, ss=info.duration_s * index / count)["V:0"]
+    for time_s in times_s:
+        stream = untrusted_input(info.path, VIDEO_FORMATS, ss=time_s)["V:0"]
         output = ffmpeg.output(
             _to_rgb(stream, info, width, height), "pipe:1", format="rawvideo", **{"frames:v": 1}
         )

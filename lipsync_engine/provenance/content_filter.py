@@ -9,7 +9,9 @@ Only the source is checked, because generated lips do not change the kind of con
 
 from __future__ import annotations
 
+import math
 import os
+import random
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Self
@@ -22,8 +24,10 @@ from lipsync_engine.models.nsfw import NsfwClassifier
 from lipsync_engine.weights import FileState, WeightsStore
 
 CLASSIFIER = "nsfw-image-detection"
-SAMPLE_FRAMES = 8
-"""Number of classified frames, evenly spaced over the video."""
+SAMPLE_INTERVAL_S = 1.0
+MIN_SAMPLES, MAX_SAMPLES = 8, 60
+"""A frame of every second is classified, at a random time in it; of longer videos 60 in all. No stretch of
+two seconds, or of a thirtieth of the length, stays unseen, and which moments are seen cannot be foretold."""
 
 MAX_SIDE = 448
 THRESHOLD = 0.5
@@ -105,7 +109,9 @@ class ContentFilter:
             return ContentResult()
         if self._classifier is None:
             return ContentResult(warning=UNCHECKED_WARNING)
-        scores = self._classifier.classify(media.sample_frames(video, SAMPLE_FRAMES, MAX_SIDE))
+        scores = self._classifier.classify(
+            media.sample_frames(video, _sample_times(video.duration_s), MAX_SIDE)
+        )
         is_nsfw = max(scores) > self._threshold
         if is_nsfw and self._policy is ContentPolicy.REFUSE:
             raise InputError(
@@ -114,3 +120,10 @@ class ContentFilter:
                 "contact the operator of this installation.",
             )
         return ContentResult(is_nsfw)
+
+
+def _sample_times(duration_s: float) -> list[float]:
+    """Return one random time in each of equal intervals."""
+    count = min(max(math.ceil(duration_s / SAMPLE_INTERVAL_S), MIN_SAMPLES), MAX_SAMPLES)
+    draw = random.SystemRandom().random
+    return [(number + draw()) * duration_s / count for number in range(count)]

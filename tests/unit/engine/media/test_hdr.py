@@ -87,7 +87,7 @@ def test_colors_up_to_skin_are_those_of_the_sdr_original(kind: str, tmp_path: Pa
         path = write_hdr(tmp_path / "clip.mp4", kind, ffmpeg, f"color={color}:s=64x64:r=25", n_frames=2)
         info, frames = read_frames(path)
         _, image = next(iter(media.scan_frames(info, 64)))
-        [sample] = media.sample_frames(info, 1, 64)
+        [sample] = media.sample_frames(info, [0.0], 64)
         assert np.abs(region_to_rgb(frames[0], (16, 16, 48, 48)) - rgb).max() < 4, name
         for analysed in (image, sample):  # converted to RGB with less precision, for detectors
             assert np.abs(analysed[16:48, 16:48].astype(int) - rgb).max() < 8, name

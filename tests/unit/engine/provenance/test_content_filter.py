@@ -58,10 +58,14 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def videos(tmp_path: Path) -> dict[str, Path]:
-    """Ten seconds that are safe, and ten seconds of which the last four are not."""
+    """Ten seconds that are safe, and twenty of which two are not."""
     paths = {"safe": tmp_path / "safe.mp4", "unsafe": tmp_path / "unsafe.mp4"}
     presenter.encode([plain(SAFE)[:48, :48]] * 250, None, paths["safe"])
-    presenter.encode([plain(SAFE)[:48, :48]] * 150 + [plain(NOT_SAFE)[:48, :48]] * 100, None, paths["unsafe"])
+    presenter.encode(
+        [plain(SAFE)[:48, :48]] * 65 + [plain(NOT_SAFE)[:48, :48]] * 50 + [plain(SAFE)[:48, :48]] * 385,
+        None,
+        paths["unsafe"],
+    )
     return paths
 
 
@@ -77,7 +81,7 @@ def make_filter(
     return ContentFilter.from_environment(WeightsStore(root), CPU)
 
 
-def test_one_nsfw_frame_is_enough(
+def test_two_seconds_that_are_not_safe_are_seen(
     weights: Path, videos: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     safe, unsafe = (media.probe_video(videos[name]) for name in ("safe", "unsafe"))
