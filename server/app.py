@@ -228,8 +228,7 @@ class Server:
         for blob in await self.blobs.list_older_than(before):
             await self.blobs.delete(blob.name)
         await self.supervisor.delete_orphaned_files()
-        caches = self.settings.data_dir / "work" / "engine"
-        await asyncio.to_thread(delete_expired_caches, caches, self.settings.retention_s)
+        await asyncio.to_thread(delete_expired_caches, self.settings.engine_dir, self.settings.retention_s)
 
     def _on_job_end(self, record: Record) -> None:
         self.metrics.count_job(record)

@@ -406,6 +406,11 @@ class Settings(BaseSettings):
         return self.database_url or f"sqlite:///{self.data_dir / 'lipsync.sqlite'}"
 
     @property
+    def engine_dir(self) -> Path:
+        """Folder of the workers' caches and unfinished work."""
+        return self.data_dir / "work" / "engine"
+
+    @property
     def blob_location(self) -> Path | str:
         return self.blobs or self.data_dir / "blobs"
 

@@ -5,6 +5,7 @@ It names no dialect.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import mimetypes
 import re
@@ -27,6 +28,7 @@ from server.storage.disk import DiskSpace
 from server.storage.links import LinkSigner, LinkState
 from server.storage.transport import Transport
 from server.store import QueueFullError, QuotaError, Record, audit
+from server.workers.caches import delete_face_tracks, tenant_cache_dir
 
 BATCH_PRIORITY = -1
 """Below single jobs, whose clients wait for them: a tenant's batch must not delay his other jobs."""
@@ -243,6 +245,9 @@ class ApiContext:
         deleted = await self.jobs.write(delete)
         for record in deleted:
             await self.delete_files(record)
+        if deleted:
+            caches = tenant_cache_dir(self.settings.engine_dir, caller.tenant)
+            await asyncio.to_thread(delete_face_tracks, caches)
         return len(deleted)
 
     async def delete_files(self, record: Record) -> None:

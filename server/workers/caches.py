@@ -29,6 +29,12 @@ def tenant_cache_dir(folder: Path, tenant: str) -> Path:
     return folder / "tenants" / hashlib.sha256(tenant.encode()).hexdigest()[:16]
 
 
+def delete_face_tracks(cache_dir: Path) -> None:
+    """Delete the face tracks of all clips of a tenant who has deleted a job; others detect faces again."""
+    for file in (cache_dir / "analysis").glob("*"):
+        file.unlink(missing_ok=True)
+
+
 def delete_expired_caches(folder: Path, retention_s: float) -> None:
     """Delete what was not used for an hour, unfinished work for a day, and both after the retention.
 

@@ -55,3 +55,16 @@ def test_face_data_do_not_outlive_the_retention(api: Api) -> None:
     assert api.client.portal is not None
     api.client.portal.call(api.server.delete_expired_data)
     assert not analysis.exists()
+
+
+def test_face_tracks_are_deleted_with_a_job_of_their_tenant(api: Api) -> None:
+    engine = api.server.settings.engine_dir
+    own, other = (
+        add(tenant_cache_dir(engine, tenant) / "analysis" / "a.npz", 0) for tenant in ("studio", "other")
+    )
+    job = api.submit()
+    api.succeed(job)
+    assert own.exists()
+    api.client.delete(f"/api/v3/predictions/{job}", headers=api.headers)
+    assert not own.exists()
+    assert other.exists()
