@@ -384,3 +384,16 @@ def test_pages_use_no_banned_phrases_and_no_semicolon_chains() -> None:
             if sentence.count(";") > 1:
                 violations.append(f"{name}: semicolons in {' '.join(sentence.split())[:80]!r}")
     assert not violations, "\n" + "\n".join(violations)
+
+
+def test_every_wall_names_its_tests() -> None:
+    page = ROOT / "docs" / "threats.md"
+    violations = []
+    for row in re.findall(r"^\| (?!threat \||---)(.*)$", page.read_text(), re.M):
+        links = re.findall(r"\[(test\w*)\]\((\.\./tests/[\w/]+\.py)\)", row)
+        if not links:
+            violations.append(f"no test: {row[:60]}")
+        for name, target in links:
+            if name not in ("test", "tests") and f"def {name}(" not in (page.parent / target).read_text():
+                violations.append(f"{name} is not in {target}")
+    assert not violations, "\n" + "\n".join(violations)
