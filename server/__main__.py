@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import logging
 import signal
 import sys
 import time
@@ -23,6 +24,8 @@ from server.start import WorkerCheck, check_hook, format_host, inherit_listener,
 from server.storage.blobs import StorageUnavailableError
 from server.storage.private_files import create_private_files
 from server.store import AlreadyOpenError, DatabaseUnavailableError
+
+log = logging.getLogger("lipsync.server")
 
 NO_DEVICE = ("none",)
 PRINTED_KEY_S = 86400.0
@@ -59,7 +62,7 @@ def main(argv: list[str] | None = None) -> int:
         worker_check = WorkerCheck(settings, devices, with_devices=check_only)
         server = Server(settings, devices)
         server.blobs.check_access()
-        worker_check.require_success()
+        server.isolation_warning = worker_check.require_success()
     except StorageUnavailableError as error:
         print(f"error: cannot use the storage: {error}", file=sys.stderr)  # noqa: T201
         return 2
@@ -73,8 +76,12 @@ def main(argv: list[str] | None = None) -> int:
         server.jobs.close()
         server.store.close()
         listener.close()
+        if server.isolation_warning:
+            print(f"warning: {server.isolation_warning}", file=sys.stderr)  # noqa: T201
         print("settings, address, database, storage, hook, model and signer are valid")  # noqa: T201
         return 0
+    if server.isolation_warning:
+        log.warning("%s", server.isolation_warning)
     # uvicorn raises the signal again at its end: exit with status 0 here.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: sys.exit(0))

@@ -94,6 +94,9 @@ class Server:
         devices: one worker each; none: this process only serves the API.
         quarantines: see `WorkerSettings`.
         blobs: an open storage; by default the one that the settings name.
+
+    Attributes:
+        isolation_warning: what FFmpeg processes are not kept from; `/readyz` reports it.
     """
 
     def __init__(
@@ -106,6 +109,7 @@ class Server:
     ) -> None:
         make_private(settings.data_dir)
         self.settings = settings
+        self.isolation_warning = ""
         self.store = Store(settings.effective_database_url)
         policy = JobPolicy(
             max_attempts=settings.max_attempts, max_wait_s=settings.max_wait_s, max_run_s=settings.max_run_s
@@ -334,7 +338,9 @@ def create_app(server: Server) -> FastAPI:
     app.include_router(batches.create_router(context), prefix=native.PREFIX)
     playground.mount(app)
     uploads.mount(app, context)
-    app.include_router(admin.create_router(context, server.supervisor, registry, server.metrics))
+    app.include_router(
+        admin.create_router(context, server.supervisor, registry, server.metrics, server.isolation_warning)
+    )
     error_responses = {studio.PREFIX: studio.error_response, native.PREFIX: native.error_response}
     add_exception_handlers(app, error_responses, default=wavespeed.error_response)
     public_url = server.settings.public_url

@@ -249,6 +249,10 @@ class Settings(BaseSettings):
     watermark: bool = Field(
         False, description="Add an invisible watermark to every generated face; `lipsync verify` detects it."
     )
+    require_sandbox: bool = Field(
+        False,
+        description="Do not start where the kernel cannot keep FFmpeg from the network and from other files.",
+    )
     require_consent: bool = Field(
         False,
         description="Reject jobs without `consent`, a reference to the consent of the person shown.",

@@ -95,17 +95,21 @@ class WorkerCheck:
         if devices:
             command = [sys.executable, "-m", "server.workers.check", "--model", settings.model]
             command += ["--devices", ",".join(devices)] if with_devices else []
+            command += ["--require-sandbox"] if settings.require_sandbox else []
             environment = {**os.environ, **settings.worker_environment}
-            self._process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
+            self._process = subprocess.Popen(
+                command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+            )
 
-    def require_success(self) -> None:
-        """Wait for its end.
+    def require_success(self) -> str:
+        """Wait for its end; returns what FFmpeg processes are not kept from, empty where nothing is missing.
 
         Raises:
             SettingsError: workers cannot start.
         """
         if self._process is None:
-            return
-        _, stderr = self._process.communicate()
+            return ""
+        stdout, stderr = self._process.communicate()
         if self._process.returncode:
             raise SettingsError((stderr.strip().splitlines() or ["the check of the workers died"])[-1])
+        return stdout.strip()

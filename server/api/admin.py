@@ -59,7 +59,11 @@ ROTATION_BODY: Final = {
 
 
 def create_router(
-    context: ApiContext, supervisor: Supervisor, registry: WorkerRegistry, metrics: Metrics
+    context: ApiContext,
+    supervisor: Supervisor,
+    registry: WorkerRegistry,
+    metrics: Metrics,
+    isolation_warning: str = "",
 ) -> APIRouter:
     """Create all endpoints, to be mounted without a prefix."""
     router = APIRouter()
@@ -80,7 +84,7 @@ def create_router(
                 "there can be no worker: set devices, or share a PostgreSQL database", 503
             )
         context.require_accepting()
-        return PlainTextResponse("ready")
+        return PlainTextResponse(f"ready. {isolation_warning}" if isolation_warning else "ready")
 
     @router.get("/metrics")
     async def get_metrics(http: HttpRequest) -> Response:

@@ -3,7 +3,7 @@
     python -m server.workers.check --model tiny --devices cuda:0,cuda:1
 
 It loads torch only to check devices, because the start of a server waits for it. The first problem goes to
-standard error.
+standard error, and what FFmpeg processes are not kept from to standard output.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ import os
 import sys
 from pathlib import Path
 
-from lipsync_engine.errors import LipSyncError, ParameterError
+from lipsync_engine.errors import ErrorCode, LipSyncError, ParameterError, ResourceError
+from lipsync_engine.media.sandbox import SandboxStatus, check_sandbox
 from lipsync_engine.provenance.signing import ManifestSigner
 from lipsync_engine.weights import WeightsStore
 
@@ -50,12 +51,30 @@ def check_devices(names: list[str]) -> None:
         choose_fp8(None, choose_device(name, None).device)
 
 
+def check_isolation(status: SandboxStatus, *, is_required: bool) -> str:
+    """Return what FFmpeg processes are not kept from, one sentence; empty where nothing is missing.
+
+    Raises:
+        ResourceError: something is missing and the sandbox is required.
+    """
+    if status.blocks_network and status.blocks_files:
+        return ""
+    if is_required:
+        raise ResourceError(
+            ErrorCode.DEVICE_UNAVAILABLE,
+            f"require_sandbox is on, but {status.describe()}: see docs/hardening.md.",
+        )
+    return status.describe()
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", required=True)
     parser.add_argument("--devices", default="", help="also check these, which loads torch")
+    parser.add_argument("--require-sandbox", action="store_true")
     arguments = parser.parse_args()
     try:
+        print(check_isolation(check_sandbox(), is_required=arguments.require_sandbox))  # noqa: T201
         check_model(WeightsStore(), arguments.model)
         ManifestSigner.from_environment().check_can_sign(Path("result.mp4"))
         if arguments.devices:

@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from lipsync_engine.errors import ParameterError
+from lipsync_engine.errors import ParameterError, ResourceError
+from lipsync_engine.media.sandbox import SandboxStatus
 from server.settings import Settings, SettingsError
 from server.start import WorkerCheck, check_hook, format_host, inherit_listener, open_listener
 from server.store import DatabaseUnavailableError, Store
-from server.workers.check import check_devices
+from server.workers.check import check_devices, check_isolation
 
 
 def test_server_listens_on_ipv6_and_on_both(subtests: pytest.Subtests) -> None:
@@ -116,3 +117,11 @@ def test_serve_stops_with_the_sentence_of_the_check(tmp_path: Path) -> None:
         (line,) = result.stderr.splitlines()
         assert (result.returncode, result.stdout) == (2, "")
         assert line.startswith(f"error: {problem}")
+
+
+def test_missing_sandbox_is_reported_or_refused() -> None:
+    assert check_isolation(SandboxStatus(True, True), is_required=True) == ""
+    without_landlock = SandboxStatus(blocks_network=True, blocks_files=False)
+    assert "OTHER FILES ARE OPEN" in check_isolation(without_landlock, is_required=False)
+    with pytest.raises(ResourceError, match=r"require_sandbox is on, but .* OTHER FILES ARE OPEN"):
+        check_isolation(without_landlock, is_required=True)
