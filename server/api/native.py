@@ -14,7 +14,9 @@ import itertools
 import json
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
@@ -23,9 +25,9 @@ from fastapi import Request as HttpRequest
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from server.api import studio, wavespeed
-from server.api.auth import Caller, Scope
+from server.api.auth import AccessDeniedError, Caller, Scope
 from server.api.context import ApiContext, file_too_large
-from server.api.errors import ApiError
+from server.api.errors import RETRY_AFTER_S, ApiError, BusyError
 from server.api.submission import failure_message, format_time
 from server.jobs.state import State
 from server.storage.blobs import StorageUnavailableError, preview_folder, still_blob
@@ -41,6 +43,9 @@ MAX_TITLE_LENGTH: Final = 200
 
 HEARTBEAT_S: Final = 15.0
 """Proxies close streams that send nothing for a while."""
+
+MAX_STREAMS: Final = 1000
+MAX_STREAMS_PER_KEY: Final = 100
 
 POLL_INTERVAL_S: Final = 1.0
 """A job's position in the queue changes without a change of the job, so streams poll it."""
@@ -259,6 +264,56 @@ async def stream_events(context: ApiContext, job_id: str, base: str, after: int)
                 yield ": heartbeat\n\n"
 
 
+class EventStreams:
+    """Open event streams of this process, limited per key and in total; each polls once a second."""
+
+    def __init__(self) -> None:
+        self._open: Counter[str] = Counter()
+
+    def require_room(self, key_id: str) -> None:
+        """Check that a key may open one more stream.
+
+        Raises:
+            BusyError: 429.
+        """
+        if self._open[key_id] >= MAX_STREAMS_PER_KEY or self._open.total() >= MAX_STREAMS:
+            sentence = "Too many event streams are open: close some, or poll the job instead."
+            raise BusyError(sentence, RETRY_AFTER_S)
+
+    async def limit(
+        self, key_id: str, events: AsyncIterator[str], is_valid: Callable[[], bool]
+    ) -> AsyncIterator[str]:
+        """Count a stream while it is open, and end it when its key is no longer valid."""
+        self._open[key_id] += 1
+        next_event = asyncio.ensure_future(anext(events, None))
+        try:
+            while is_valid():
+                done, _ = await asyncio.wait([next_event], timeout=POLL_INTERVAL_S)
+                if not done:
+                    continue
+                if (event := next_event.result()) is None:
+                    return
+                if not is_valid():
+                    return
+                yield event
+                next_event = asyncio.ensure_future(anext(events, None))
+        finally:
+            next_event.cancel()
+            self._open[key_id] -= 1
+            if not self._open[key_id]:
+                del self._open[key_id]
+
+
+def _is_key_valid(context: ApiContext, authorization: str | None) -> bool:
+    try:
+        context.authenticator.authenticate(authorization, context.jobs.now())
+    except AccessDeniedError:
+        return False
+    except DatabaseUnavailableError:
+        return True
+    return True
+
+
 def _format_event(name: str, data: dict[str, Any], event_id: int | None = None) -> str:
     head = "" if event_id is None else f"id: {event_id}\n"
     return f"{head}event: {name}\ndata: {json.dumps(data)}\n\n"
@@ -323,6 +378,7 @@ def create_router(
     """
     router = APIRouter()
     # Each kind of work waits for its own: a long face report must not hold up verification.
+    streams = EventStreams()
     verifying_child = CliChild(
         context.settings.signing_environment,
         VERIFICATION_LIMITS,
@@ -447,8 +503,12 @@ def create_router(
         record = require_job(http, context.authenticate(http, Scope.READ), job_id)
         last_id = http.headers.get("last-event-id", "")
         after = int(last_id) if last_id.isascii() and last_id.isdigit() and len(last_id) < 10 else -1
+        caller: Caller = http.state.caller
+        streams.require_room(caller.key_id)
+        events = stream_events(context, record.job.id, context.base_url(http), after)
+        is_valid = partial(_is_key_valid, context, http.headers.get("authorization"))
         return StreamingResponse(
-            stream_events(context, record.job.id, context.base_url(http), after),
+            streams.limit(caller.key_id, events, is_valid),
             media_type="text/event-stream",
             headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
         )

@@ -6,7 +6,7 @@ import dataclasses
 import re
 
 from server.jobs.state import Output, State
-from server.metrics import MAX_TENANTS
+from server.metrics import MAX_TENANTS, Metrics
 from server.store import Record
 from tests.support.application import Api
 from tests.support.paths import ROOT
@@ -53,3 +53,12 @@ def test_tenants_after_the_first_ones_share_a_label(api: Api) -> None:
     text = api.client.get("/metrics").text
     assert text.count("lipsync_tenant_device_seconds_total{") == MAX_TENANTS + 1
     assert 'lipsync_tenant_device_seconds_total{tenant="(others)"} 5.0' in text
+
+
+def test_rows_are_counted_at_most_once_a_second(api: Api) -> None:
+    metrics, store = Metrics(), api.server.store
+    api.submit()
+    assert b'lipsync_jobs{state="waiting"} 1.0' in metrics.render(store, [], {}, 100.0)
+    api.submit()
+    assert b'lipsync_jobs{state="waiting"} 1.0' in metrics.render(store, [], {}, 100.9)
+    assert b'lipsync_jobs{state="waiting"} 2.0' in metrics.render(store, [], {}, 101.0)

@@ -6,13 +6,14 @@ import asyncio
 import json
 import re
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from functools import partial
 from typing import Any
 
 import pytest
 
 from server.api import native
+from server.api.errors import BusyError
 from server.jobs import state as job_state
 from server.jobs.state import Output, StageProgress
 from server.storage.blobs import preview_folder, still_blob
@@ -378,3 +379,30 @@ def test_playground_has_no_foreign_urls_and_no_inline_code(api: Api) -> None:
 @pytest.mark.parametrize("name", ["server.playground", "server.api"])
 def test_playground_files_are_packaged(name: str) -> None:
     assert f'"{name}"' in (ROOT / "pyproject.toml").read_text()
+
+
+def test_streams_are_limited_and_end_with_their_key() -> None:
+    async def scene() -> None:
+        streams, is_valid = native.EventStreams(), [True]
+        never = asyncio.Event()
+
+        async def events() -> AsyncIterator[str]:
+            yield "first"
+            await never.wait()
+
+        stream = streams.limit("key", events(), lambda: is_valid[0])
+        assert await anext(stream) == "first"
+        others = [streams.limit("key", events(), lambda: True) for _ in range(native.MAX_STREAMS_PER_KEY - 1)]
+        for other in others:
+            await anext(other)
+        with pytest.raises(BusyError):
+            streams.require_room("key")
+        streams.require_room("other")
+        is_valid[0] = False
+        async with asyncio.timeout(2):
+            assert [event async for event in stream] == [], "its key was revoked"
+        streams.require_room("key")
+        for other in others:
+            await other.aclose()  # type: ignore[attr-defined]
+
+    asyncio.run(scene())
