@@ -207,7 +207,7 @@ class Server:
                 await asyncio.gather(*tasks, return_exceptions=True)
                 await self.registry.deregister()
                 with contextlib.suppress(DatabaseUnavailableError, OSError):
-                    await self.jobs.write(self.seal_audit_log)
+                    await asyncio.to_thread(self.seal_audit_log)
                 self.jobs.close()
                 self.store.close()
 
