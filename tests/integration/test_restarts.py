@@ -121,7 +121,7 @@ def test_rolling_restart_of_two_processes_fails_no_poll(
     first.start()
     second.key = first.key
     second.start()
-    job = submit_waiting_job(first)
+    job = first.submit("https://media.example/talk.mp4", "https://media.example/voice.wav")
     with polling(first, job) as problems:
         for server in servers:
             server.restart(signal.SIGTERM)
