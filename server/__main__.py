@@ -132,13 +132,21 @@ class _UvicornServer(uvicorn.Server):
         try:
             await self._server.drain()
             self._server.jobs.end_waits()
-            linger_until = time.monotonic() + self._linger_s
-            while self.server_state.connections and time.monotonic() < linger_until:
-                await asyncio.sleep(0.05)
+            await self._wait_for_connections(self._linger_s)
+            for listener in self.servers:
+                listener.close()
+            await asyncio.sleep(0.1)  # a connection that was just accepted has sent nothing yet
+            await self._wait_for_connections(self._linger_s)
         finally:
             remaining_s = max(MIN_SHUTDOWN_S, deadline - time.monotonic())
             self.config.timeout_graceful_shutdown = int(remaining_s)
             super().handle_exit(sig, frame)
+
+    async def _wait_for_connections(self, timeout_s: float) -> None:
+        """Wait until no connection is open, or the time is up."""
+        end = time.monotonic() + timeout_s
+        while self.server_state.connections and time.monotonic() < end:
+            await asyncio.sleep(0.05)
 
 
 def _all_devices() -> tuple[str, ...]:
