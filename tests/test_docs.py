@@ -73,6 +73,7 @@ def test_every_error_code_has_its_line() -> None:
         job_state.STORAGE_UNAVAILABLE,
         job_state.WAIT_TIMEOUT,
         job_state.RUN_TIMEOUT,
+        job_state.UNREADABLE,
     )
     own = {failure.code for failure in kinds}
     codes = {

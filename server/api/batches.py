@@ -221,7 +221,7 @@ async def _build_batch(
 
 def batch_object(batch: Batch, jobs: BatchCounts, now: float) -> dict[str, Any]:
     """Build the object of a batch: its state, counts and progress."""
-    dialect_state = json.loads(batch.dialect_state)
+    dialect_state = _read_dialect_state(batch)
     counts = {state.value: jobs.counts[state] for state in State}
     has_started = jobs.counts.total() > jobs.counts[State.WAITING]
     state = "ended" if batch.finished_at is not None else "running" if has_started else "waiting"
@@ -239,6 +239,15 @@ def batch_object(batch: Batch, jobs: BatchCounts, now: float) -> dict[str, Any]:
         "counts": counts | {"deleted": batch.total - jobs.counts.total()},
         "progress": _progress_object(batch, jobs, now),
     }
+
+
+def _read_dialect_state(batch: Batch) -> dict[str, Any]:
+    """Return what was stored for answers about a batch; what an unreadable row lacks has a default."""
+    defaults: dict[str, Any] = {"title": "", "base": ""}
+    try:
+        return {**defaults, **json.loads(batch.dialect_state)}
+    except (ValueError, TypeError):
+        return defaults
 
 
 def _progress_object(batch: Batch, jobs: BatchCounts, now: float) -> dict[str, Any]:
@@ -303,7 +312,7 @@ def create_router(context: ApiContext) -> APIRouter:
             submission = await asyncio.to_thread(read_submission, context, body)
             context.require_queue_capacity(caller, len(submission.rows))
             batch = await submit_batch(context, caller, http, submission, digest)
-        require_same_request(json.loads(batch.dialect_state).get("digest"), digest)
+        require_same_request(_read_dialect_state(batch).get("digest"), digest)
         records, _ = context.jobs.store.page(None, offset=0, limit=batch.total, batch_id=batch.id)
         jobs = [row_object(context, record, context.base_url(http)) for record in records]
         return JSONResponse(batch_objects([batch])[0] | {"jobs": jobs})

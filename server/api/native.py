@@ -28,7 +28,7 @@ from server.api import studio, wavespeed
 from server.api.auth import AccessDeniedError, Caller, Scope
 from server.api.context import ApiContext, file_too_large
 from server.api.errors import RETRY_AFTER_S, ApiError, BusyError
-from server.api.submission import failure_message, format_time
+from server.api.submission import failure_message, format_time, read_dialect_state
 from server.jobs.state import State
 from server.storage.blobs import StorageUnavailableError, preview_folder, still_blob
 from server.store import DatabaseUnavailableError, Record
@@ -89,7 +89,7 @@ def tenant_filter(caller: Caller, tenant: str | None) -> str | None:
 
 async def job_object(context: ApiContext, record: Record, base: str) -> dict[str, Any]:
     """Build the complete object of a job; fields without a value are null."""
-    job, dialect_state = record.job, json.loads(record.request.dialect_state)
+    job, dialect_state = record.job, read_dialect_state(record.request)
     echoed_input = dialect_state["input"]
     title = echoed_input.get("title")
     return {

@@ -34,6 +34,7 @@ from server.api.schemas import (
 )
 from server.api.submission import (
     failure_message,
+    read_dialect_state,
     request_digest,
     require_job,
     require_queue_capacity,
@@ -138,7 +139,7 @@ def _is_webhook_allowed(webhook: object, http_hosts: tuple[str, ...]) -> bool:
 
 def job_object(context: ApiContext, record: Record) -> dict[str, Any]:
     """Build the job object of answers and webhooks; fields without a value are null in this dialect."""
-    job, dialect_state = record.job, json.loads(record.request.dialect_state)
+    job, dialect_state = record.job, read_dialect_state(record.request)
     is_done = job.state is State.SUCCEEDED and job.output is not None
     fields: dict[str, Any] = {
         "id": str(uuid.UUID(job.id)),

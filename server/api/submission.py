@@ -253,6 +253,12 @@ def require_job(context: ApiContext, caller: Caller, job_id: str) -> Record:
     return record
 
 
+def read_dialect_state(request: Request) -> dict[str, Any]:
+    """Return what the dialect stored for its answers; what an unreadable row lacks has a default."""
+    defaults = {"model": request.endpoint, "input": {}, "base64": False, "base": ""}
+    return {**defaults, **json.loads(request.dialect_state)}
+
+
 def failure_message(failure: Failure) -> str:
     """Return the message of a failure without "HTTP 5…": the vendors' clients retry on that text."""
     return re.sub(r"\bHTTP (\d)", r"status \1", failure.message)

@@ -36,6 +36,7 @@ from server.api.schemas import (
 from server.api.submission import (
     failure_message,
     format_time,
+    read_dialect_state,
     request_digest,
     require_job,
     require_queue_capacity,
@@ -165,7 +166,7 @@ def _read_flag(fields: dict[str, Any], name: str) -> bool:
 
 def prediction_object(context: ApiContext, record: Record) -> dict[str, Any]:
     """Build the prediction object; it is complete in every state and has no nulls."""
-    job, dialect_state = record.job, json.loads(record.request.dialect_state)
+    job, dialect_state = record.job, read_dialect_state(record.request)
     base = dialect_state["base"]
     is_done = job.state is State.SUCCEEDED and job.output is not None
     outputs = [context.file_url(base, job.output.blob, job.created_at)] if is_done and job.output else []
@@ -418,7 +419,7 @@ async def _content_response(context: ApiContext, record: Record) -> Response:
     The content is read and encoded in pieces as the client takes them: it is never in memory as a whole.
     """
     prediction = prediction_object(context, record)
-    output, is_base64 = record.job.output, json.loads(record.request.dialect_state)["base64"]
+    output, is_base64 = record.job.output, read_dialect_state(record.request)["base64"]
     if not is_base64 or not prediction["outputs"] or output is None:
         return success_response(prediction)
     info = await context.blobs.info(output.blob)

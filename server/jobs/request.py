@@ -2,14 +2,18 @@
 
 Frozen values without behaviour. An API file translates a body into a `Request`; the store keeps it as JSON.
 No field has a vendor's name. Aliases keep the keys of stored JSON.
+
+Stored JSON has a version. A change that makes older JSON unreadable raises `VERSION` and extends `_upgrade`.
+A new field with a default does not.
 """
 
 from __future__ import annotations
 
 import functools
+import json
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field, TypeAdapter
 
@@ -26,6 +30,13 @@ class Role(StrEnum):
 
 
 MIB = 2**20
+
+VERSION = 1
+"""Version of stored JSON. 0: without a version, as commits before 0.3.0 wrote it."""
+
+
+class UnreadableError(Exception):
+    """Stored JSON is damaged, or a newer version wrote it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,12 +157,16 @@ class Request:
 
     def to_json(self) -> str:
         """Encode for the store; `from_json` reads it."""
-        return _REQUEST.dump_json(self, by_alias=True).decode()
+        return f'{{"version":{VERSION},' + _REQUEST.dump_json(self, by_alias=True).decode()[1:]
 
     @staticmethod
     def from_json(text: str) -> Request:
-        """Decode what `to_json` of this or an earlier version has written."""
-        return _decode_cached(text) if len(text) <= MAX_CACHED_LENGTH else _REQUEST.validate_json(text)
+        """Decode what `to_json` of this or an earlier version has written.
+
+        Raises:
+            UnreadableError.
+        """
+        return _decode_cached(text) if len(text) <= MAX_CACHED_LENGTH else _decode(text)
 
 
 MAX_CACHED_LENGTH = 8192
@@ -160,7 +175,37 @@ MAX_CACHED_LENGTH = 8192
 
 @functools.lru_cache(maxsize=4096)
 def _decode_cached(text: str) -> Request:
-    return _REQUEST.validate_json(text)
+    return _decode(text)
+
+
+def _decode(text: str) -> Request:
+    try:
+        return _REQUEST.validate_python(_upgrade(load_versioned(text)))
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise UnreadableError(str(error)) from error
+
+
+def _upgrade(values: dict[str, Any]) -> dict[str, Any]:
+    """Bring the request of an older version up to `VERSION`."""
+    if values.pop("version") < 1:  # an input had no name but its role
+        sources = [{"name": source["role"], **source} for source in values["sources"]]
+        values["sources"] = sources
+    return values
+
+
+def load_versioned(text: str) -> dict[str, Any]:
+    """Decode a stored JSON object; its `version` is always set.
+
+    Raises:
+        UnreadableError.
+    """
+    try:
+        values = {"version": 0, **json.loads(text)}
+    except (ValueError, TypeError) as error:
+        raise UnreadableError(str(error)) from error
+    if not isinstance(values["version"], int) or values["version"] > VERSION:
+        raise UnreadableError(f"version {values['version']!r} of stored JSON is newer than {VERSION}")
+    return values
 
 
 _REQUEST: TypeAdapter[Request] = TypeAdapter(Request)

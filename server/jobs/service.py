@@ -207,6 +207,9 @@ class JobService:
         Where no other process can have the database open, no job can be running. Elsewhere another server may
         run it; an interrupted job returns when its lease has expired.
         """
+        for change in await self.write(lambda: self.store.end_unreadable(self.store.now())):
+            log.error("job %s: failed: its row cannot be read", change.record.job.id)
+            self._after_change(change)
         if not self.store.is_exclusive:
             return
         await self.write(self.store.release_all_segments)

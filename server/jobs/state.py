@@ -70,6 +70,12 @@ STORAGE_UNAVAILABLE = Failure(
 )
 
 
+UNREADABLE = Failure(
+    "job_unreadable",
+    "The stored job is damaged, or another version of this server wrote it; submit it again.",
+)
+
+
 @dataclass(frozen=True, slots=True)
 class StageProgress:
     """Progress of a running job: name of the stage, steps done, steps in total, steps per second."""
@@ -227,6 +233,11 @@ def reject_inputs(job: Job, now: float, failure: Failure) -> Job:
     if job.state is not State.WAITING or job.inputs_ready:
         raise NotAllowedError(f"a {job.state} job needs no downloads")
     return _end(job, State.FAILED, now, failure=failure)
+
+
+def end_unreadable(job: Job, now: float) -> Job:
+    """End a job whose row cannot be read."""
+    return job if job.state.is_final else _end(job, State.FAILED, now, failure=UNREADABLE)
 
 
 def claim(job: Job, now: float, policy: JobPolicy) -> Job:

@@ -144,7 +144,7 @@ class Webhooks:
         )
 
     def _build_payload(self, entry: OutboxEntry) -> tuple[WebhookPayload, dict[str, str]] | None:
-        """Build the payload and the tags of log lines; None: the job or batch was deleted."""
+        """Build the payload and the tags of log lines; None: its subject was deleted or is unreadable."""
         store, now = self._jobs.store, self._jobs.now()
         subject = store.get(entry.job_id) if entry.job_id else store.get_batch(entry.batch_id or "")
         if subject is None:
@@ -156,7 +156,8 @@ class Webhooks:
             tags = {"tenant": subject.tenant, "request_id": subject.request_id}
             payload = self._batch_payload_builder(subject, key.webhook_secret, now)
         else:
-            tags = subject.tags
-            payload = self._payload_builders[subject.request.dialect](subject, key.webhook_secret, now)
+            if (build := self._payload_builders.get(subject.request.dialect)) is None:
+                return None
+            tags, payload = subject.tags, build(subject, key.webhook_secret, now)
         headers = payload.headers | {"X-Request-Id": request.request_id}
         return WebhookPayload(payload.body, headers), tags

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -13,7 +12,7 @@ from sqlalchemy.engine import Connection
 from server.jobs.request import Request
 from server.jobs.state import Batch, Job, StageProgress, State
 from server.store import audit
-from server.store.jobs import UNLIMITED, JobStore, QueueLimits
+from server.store.jobs import UNLIMITED, JobStore, QueueLimits, read_progress
 from server.store.outbox import read_batch
 from server.store.tables import BATCHES, JOBS
 
@@ -109,7 +108,8 @@ class BatchStore(JobStore):
                 starts = [at for at in (batch.started_at, first_start) if at is not None]
                 batch.started_at = min(starts, default=None)
             for row in connection.execute(running.where(JOBS.c.progress.is_not(None))):
-                batches[row.batch_id].running.append(StageProgress(**json.loads(row.progress)))
+                if (progress := read_progress(row.progress)) is not None:
+                    batches[row.batch_id].running.append(progress)
         return batches
 
     def unfinished_job_ids(self, batch_id: str) -> list[str]:

@@ -14,6 +14,8 @@ from typing import Any, TypeVar
 import sqlalchemy as sa
 from alembic import command
 from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from filelock import FileLock, Timeout
 from sqlalchemy.engine import URL, Connection, Engine, make_url
 
@@ -208,7 +210,14 @@ class Database:
                 connection.exec_driver_sql("SET LOCAL statement_timeout = 0")
                 connection.execute(sa.select(sa.func.pg_advisory_xact_lock(MIGRATION_LOCK)))
             config.attributes["connection"] = connection
-            command.upgrade(config, "head")
+            known = [script.revision for script in ScriptDirectory.from_config(config).walk_revisions()]
+            if (revision := MigrationContext.configure(connection).get_current_revision()) in (None, *known):
+                command.upgrade(config, "head")
+            else:
+                raise DatabaseUnavailableError(
+                    f"a newer version of this program wrote it (schema {revision}, and this one knows "
+                    f"{known[0]}): install that version again, or restore the backup from before the upgrade"
+                )
 
 
 def _parse_url(url: str) -> URL:

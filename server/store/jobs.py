@@ -14,8 +14,9 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from server.jobs import state as job_state
-from server.jobs.request import Request
+from server.jobs.request import VERSION, Request, UnreadableError, load_versioned
 from server.jobs.state import Effect, Failure, Job, JobPolicy, Output, StageProgress, State, SyncConfidence
+from server.storage.blobs import result_blob
 from server.store import audit
 from server.store.database import Database
 from server.store.notifications import notify
@@ -60,10 +61,15 @@ class QuotaError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """A job and its request."""
+    """A job and its request.
+
+    Attributes:
+        is_readable: else the job has the failure `UNREADABLE`, and the request only what could be read of it.
+    """
 
     job: Job
     request: Request
+    is_readable: bool = True
 
     @property
     def tags(self) -> dict[str, str]:
@@ -277,11 +283,29 @@ class JobStore(Database):
             if row is None:
                 return None
             record = _read_record(row)
-            if not accept(record.job):
+            if not record.is_readable:  # it was changed after the start
+                after = job_state.end_unreadable(record.job, now)
+            elif not accept(record.job):
                 return None
-            change = self._write(connection, record, job_state.claim(record.job, now, policy), now)
+            else:
+                after = job_state.claim(record.job, now, policy)
+            change = self._write(connection, record, after, now)
         self._invalidate([change.record])
-        return change.record
+        return change.record if record.is_readable else None
+
+    def end_unreadable(self, now: float) -> list[JobChange]:
+        """End the unfinished jobs whose rows cannot be read, but those that another process may run."""
+        states = [State.WAITING, State.RUNNING] if self.is_exclusive else [State.WAITING]
+        with self.transaction() as connection:
+            query = sa.select(JOBS).where(JOBS.c.state.in_(states)).with_for_update(skip_locked=True)
+            records = [_read_record(row) for row in connection.execute(query)]
+            changes = [
+                self._write(connection, record, job_state.end_unreadable(record.job, now), now)
+                for record in records
+                if not record.is_readable
+            ]
+        self._invalidate([change.record for change in changes])
+        return changes
 
     def claim_downloads(
         self, now: float, limit: int, hold_s: float, ahead: int, busy_tenants: Collection[str] = ()
@@ -475,7 +499,7 @@ class JobStore(Database):
             audit.job_ended(connection, after, record.request, now)
             insert_usage(connection, after, record.request.endpoint, now)
             insert_webhooks(connection, after, record.request.webhook_url, now)
-        return JobChange(record.job, Record(after, record.request), effects)
+        return JobChange(record.job, dataclasses.replace(record, job=after), effects)
 
     def _invalidate(self, records: list[Record]) -> list[Record]:
         """Drop records from the cache after the commit that changed or deleted them."""
@@ -520,13 +544,18 @@ def _columns(job: Job) -> dict[str, Any]:
         "finished_at": job.finished_at,
         "cancel_requested": job.cancel_requested,
         "inputs_ready": job.inputs_ready,
-        "progress": None if job.progress is None else json.dumps(dataclasses.asdict(job.progress)),
+        "progress": None if job.progress is None else _versioned(dataclasses.asdict(job.progress)),
         "output": None if job.output is None else _output_to_json(job.output),
         "failure": None if failure is None else _failure_to_json(failure),
     }
 
 
+def _versioned(values: dict[str, Any]) -> str:
+    return json.dumps({"version": VERSION, **values})
+
+
 def _read_record(row: sa.Row[Any]) -> Record:
+    """Read a row of `JOBS`; one that cannot be read affects no other."""
     job = Job(
         id=row.id,
         tenant=row.tenant,
@@ -539,24 +568,63 @@ def _read_record(row: sa.Row[Any]) -> Record:
         started_at=row.started_at,
         finished_at=row.finished_at,
         cancel_requested=row._mapping[JOBS.c.cancel_requested],
-        progress=StageProgress(**json.loads(row.progress)) if row.progress else None,
-        output=_output_from_json(row.output) if row.output else None,
-        failure=_failure_from_json(row.failure) if row.failure else None,
         batch_id=row.batch_id,
         batch_row=row.batch_row,
         inputs_ready=row.inputs_ready,
     )
-    return Record(job, Request.from_json(row.request))
+    try:
+        job = dataclasses.replace(
+            job,
+            progress=read_progress(row.progress),
+            output=_output_from_json(row.output) if row.output else None,
+            failure=_failure_from_json(row.failure) if row.failure else None,
+        )
+        return Record(job, Request.from_json(row.request))
+    except (UnreadableError, ValueError, TypeError, KeyError, AttributeError):
+        state = State.FAILED if job.state.is_final else job.state
+        output = Output(result_blob(job.id), 0.0) if row.output else None  # it is deleted with the job
+        job = dataclasses.replace(job, state=state, output=output, failure=job_state.UNREADABLE)
+        return Record(job, _read_remains(row), is_readable=False)
+
+
+def _read_remains(row: sa.Row[Any]) -> Request:
+    """Read what answers and webhooks need from a request that cannot be read as a whole."""
+    try:
+        values = {name: text for name, text in json.loads(row.request).items() if isinstance(text, str)}
+        state_text = values["said"]
+        if not isinstance(json.loads(state_text), dict):
+            raise ValueError(state_text)
+    except (ValueError, TypeError, KeyError, AttributeError):
+        values, state_text = {}, "{}"
+    return Request(
+        dialect=values.get("dialect", ""),
+        dialect_state=state_text,
+        endpoint=row._mapping[JOBS.c.endpoint],
+        sources=(),
+        key_id=row.key_id,
+        webhook_url=values.get("webhook_url"),
+        request_id=values.get("request_id", "-"),
+    )
+
+
+def read_progress(text: str | None) -> StageProgress | None:
+    """Decode stored progress; None where there is none, or where it cannot be read: it is replaced soon."""
+    try:
+        values = load_versioned(text) if text else {}
+        return StageProgress(**{name: values[name] for name in StageProgress.__dataclass_fields__})
+    except (UnreadableError, KeyError):
+        return None
 
 
 def _output_to_json(output: Output) -> str:
     values = dataclasses.asdict(output)
     values["is_marked"] = values.pop("is_signed")
-    return json.dumps(values)
+    return _versioned(values)
 
 
 def _output_from_json(text: str) -> Output:
-    values = json.loads(text)
+    values = load_versioned(text)
+    del values["version"]
     values["is_signed"] = values.pop("is_marked", None)
     values["warnings"] = tuple(values.get("warnings", ()))
     if (sync := values.get("sync")) is not None:
@@ -567,9 +635,9 @@ def _output_from_json(text: str) -> Output:
 
 
 def _failure_to_json(failure: Failure) -> str:
-    return json.dumps({"code": failure.code, "message": failure.message, "again": failure.retryable})
+    return _versioned({"code": failure.code, "message": failure.message, "again": failure.retryable})
 
 
 def _failure_from_json(text: str) -> Failure:
-    values = json.loads(text)
+    values = load_versioned(text)
     return Failure(values["code"], values["message"], values.get("again", False))

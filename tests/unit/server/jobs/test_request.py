@@ -16,8 +16,8 @@ def test_stored_request_keeps_its_keys() -> None:
     stored = json.loads(REQUEST.to_json())
     assert (stored["said"], stored["label"]) == (REQUEST.dialect_state, REQUEST.endpoint)
     assert set(stored) == {
-        "dialect", "said", "label", "sources", "key_id", "segments", "options", "webhook_url", "request_id",
-        "consent", "body_digest",
+        "version", "dialect", "said", "label", "sources", "key_id", "segments", "options", "webhook_url",
+        "request_id", "consent", "body_digest",
     }  # fmt: skip
 
 
