@@ -44,8 +44,16 @@ MAX_PASTES_PENDING = 32
 """Frames that may wait for pasting or for the encoder."""
 
 
+LatentCache = dict[tuple[int, int], torch.Tensor]
+"""Latents of the windows at a segment's end by (speaker, window index), for the segment that follows in the
+same process: its first windows blend with them."""
+
+CACHED_WINDOWS = 2
+"""Per speaker. With the usual overlap a segment needs one window of the segment before."""
+
+
 def render_segment(
-    plan: Plan, segment: Segment, model: LipSyncModel, path: Path
+    plan: Plan, segment: Segment, model: LipSyncModel, path: Path, latents: LatentCache | None = None
 ) -> Generator[int, None, None]:
     """Render one segment into a file.
 
@@ -54,6 +62,8 @@ def render_segment(
         segment: one of `plan.segments`.
         model: the one that the plan was made for.
         path: of the finished file; it appears only when complete.
+        latents: of the job's segments that this process has rendered; updated. The pixels are the same
+            without.
 
     Yields:
         Number of frames of this segment that are finished.
@@ -73,7 +83,7 @@ def render_segment(
             codec=params.video_codec,
             max_short_side=params.max_short_side,
         ) as writer,
-        closing(render_frames(plan, segment, model)) as frames,
+        closing(render_frames(plan, segment, model, {} if latents is None else latents)) as frames,
     ):
         for done, frame in enumerate(frames, start=1):
             writer.write(frame)
@@ -85,22 +95,28 @@ def render_frames(
     plan: Plan,
     segment: Segment,
     model: LipSyncModel,
+    latents: LatentCache | None = None,
     copy_to_host: Callable[[torch.Tensor], HostCopy] = TensorCopy,
 ) -> Generator[Frame, None, None]:
     """Yield the segment's finished frames in output order, before encoding.
 
     Args:
+        latents: see `render_segment`.
         copy_to_host: starts the copy of a window's faces from the device.
     """
     compositor = compositor_for(plan.header.params, model.keep_mask, plan.header.video)
     add_label = _label_function(plan)
     denoisers = [
-        _WindowDenoiser(plan, segment, model, speaker, copy_to_host) for speaker in range(len(plan.windows))
+        _WindowDenoiser(plan, segment, model, speaker, {} if latents is None else latents, copy_to_host)
+        for speaker in range(len(plan.windows))
     ]
+    in_windows = [denoiser.missing_frames() for denoiser in denoisers]
     checks = [OutputCheck(model.keep_mask) for _ in denoisers]
     with (
         closing(_FrameCompositor(plan, compositor, checks)) as frame_compositor,
-        closing(_prefetch_items(_read_source_frames(plan, segment, compositor), MAX_CROPS_AHEAD)) as sources,
+        closing(
+            _prefetch_items(_read_source_frames(plan, segment, compositor, in_windows), MAX_CROPS_AHEAD)
+        ) as sources,
     ):
         for source in sources:
             if segment.start <= source.number < segment.stop:
@@ -139,14 +155,10 @@ class _SourceFrame:
 
 
 def _read_source_frames(
-    plan: Plan, segment: Segment, compositor: Compositor
+    plan: Plan, segment: Segment, compositor: Compositor, in_windows: Sequence[set[int]]
 ) -> Generator[_SourceFrame, None, None]:
-    """Yield in order every frame that the segment outputs or that its windows contain."""
+    """Yield in order every frame that the segment outputs or that is in one of `in_windows`, by speaker."""
     arrays, video = plan.arrays, plan.header.video
-    in_windows = [
-        {number for k in (*of_segment.context_windows, *of_segment.windows) for number in windows[k].frames}
-        for of_segment, windows in zip(segment.speaker_windows, plan.windows, strict=True)
-    ]
     numbers = sorted({*range(segment.start, segment.stop), *itertools.chain.from_iterable(in_windows)})
     order = arrays.order[numbers]
     with (
@@ -218,6 +230,7 @@ class _WindowDenoiser:
         segment: Segment,
         model: LipSyncModel,
         speaker: int,
+        latents: LatentCache,
         copy_to_host: Callable[[torch.Tensor], HostCopy],
     ) -> None:
         self._plan, self._model, self._segment, self._speaker = plan, model, segment, speaker
@@ -225,12 +238,22 @@ class _WindowDenoiser:
         self._windows, of_segment = plan.windows[speaker], segment.speaker_windows[speaker]
         self._output_windows = set(of_segment.windows)
         order = sorted((*of_segment.context_windows, *of_segment.windows))
-        self._pending = deque(self._windows[k] for k in order)
+        self._latents = {
+            k: latents[speaker, k] for k in order if (speaker, k) in latents and k not in self._output_windows
+        }
+        self._pending = deque(self._windows[k] for k in order if k not in self._latents)
+        self._last_windows = set(order[-CACHED_WINDOWS:])
+        self._cache = latents
+        for key in [key for key in latents if key[0] == speaker]:
+            del latents[key]
         self._crops: dict[int, FloatArray] = {}
-        self._latents: dict[int, torch.Tensor] = {}
         self._features = plan.open_audio_features(speaker)
         self._noise = model.initial_noise(plan.header.params.seed)
         self._in_flight: tuple[Window, HostCopy] | None = None
+
+    def missing_frames(self) -> set[int]:
+        """Return the numbers of the frames whose crops are needed."""
+        return {number for window in self._pending for number in window.frames}
 
     def add_frame(self, source: _SourceFrame) -> Iterator[tuple[int, FloatArray]]:
         """Take the next frame and yield (number, float32 (R, R, 3) 0..255) of faces that are complete."""
@@ -239,6 +262,8 @@ class _WindowDenoiser:
         while self._pending and self._pending[0].frames[-1] <= source.number:
             window = self._pending.popleft()
             self._latents[window.index] = self._denoise_window(window)
+            if window.index in self._last_windows:
+                self._cache[self._speaker, window.index] = self._latents[window.index]
             if window.index in self._output_windows:
                 in_flight = window, self._copy_to_host(self._decode_window(window))
                 yield from self.flush()

@@ -19,7 +19,7 @@ from lipsync_engine.models import LipSyncModel
 from lipsync_engine.planning.plan import Plan
 from lipsync_engine.planning.timeline import Segment
 from lipsync_engine.progress import Progress, RenderedSegment, Stage
-from lipsync_engine.rendering.render import render_segment
+from lipsync_engine.rendering.render import LatentCache, render_segment
 
 MIN_SHARED_SEGMENTS = 2
 """With fewer segments left to render, sharing costs more than it gains."""
@@ -85,6 +85,7 @@ class SegmentRenderer:
         self.files: list[Path] = []
         self.n_resumed = 0
         self.elapsed_s = 0.0
+        self._latents: LatentCache = {}
         self._finished_frames: dict[int, int] = {}  # by segment
         self._n_frames_resumed = 0
 
@@ -133,7 +134,9 @@ class SegmentRenderer:
     def _render_one(self, plan: Plan, segment: Segment) -> Generator[Progress, None, None]:
         start_s, before_s = time.monotonic(), self.elapsed_s
         yield self._report_progress(plan, 0)  # report the stage first, because the first window can take long
-        with closing(render_segment(plan, segment, self._model, self._segment_file(segment))) as frames:
+        with closing(
+            render_segment(plan, segment, self._model, self._segment_file(segment), self._latents)
+        ) as frames:
             for count in frames:
                 self.elapsed_s = before_s + time.monotonic() - start_s
                 yield self._report_progress(plan, count)

@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 
 from lipsync_engine import LipSyncPipeline, LoopMode, Stage, SyncParams, Tail, faces, media
+from lipsync_engine.models import LipSyncModel
 from lipsync_engine.planning import timeline
 from lipsync_engine.planning.plan import Plan
 from lipsync_engine.planning.planner import plan_job
@@ -218,6 +219,34 @@ def test_segments_do_not_depend_on_order_or_process(
             for plane in (frame.y, frame.u, frame.v):
                 digest.update(plane.tobytes())
         assert digest.hexdigest() == digests[str(segment.index)]
+
+
+class CountingModel:
+    """A model that counts the windows it denoises."""
+
+    def __init__(self, model: LipSyncModel) -> None:
+        self._model, self.windows = model, 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+    def denoise(self, *arguments: Any, **options: Any) -> Any:
+        self.windows += 1
+        return self._model.denoise(*arguments, **options)
+
+
+def test_no_window_is_computed_twice_in_one_process(planned: Plan, pipeline: LipSyncPipeline) -> None:
+    """A segment blends its first frames with a window of the segment before."""
+    first, second = planned.segments
+    model, latents = CountingModel(pipeline.model), {}
+    for _ in render_frames(planned, first, model, latents):
+        pass
+    together = list(render_frames(planned, second, model, latents))
+    assert model.windows == len(planned.windows[0])
+    alone = list(render_frames(planned, second, model))
+    assert model.windows > len(planned.windows[0]) + len(second.speaker_windows[0].windows)
+    for one, other in zip(together, alone, strict=True):
+        np.testing.assert_array_equal(one.y, other.y)
 
 
 def steps_and_borders(plan: Plan, clip: Path, pipeline: LipSyncPipeline) -> tuple[np.ndarray, set[int]]:
