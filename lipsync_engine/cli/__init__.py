@@ -17,13 +17,14 @@ from __future__ import annotations
 import logging
 import signal
 import sys
+from importlib.metadata import version
 from types import FrameType
-from typing import NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 
 from lipsync_engine.cli import batch, doctor, faces, multi, portrait, probe, score, server, sync, verify
-from lipsync_engine.cli.terminal import print_error
+from lipsync_engine.cli.terminal import out, print_error
 from lipsync_engine.cli.weights import weights_app
 from lipsync_engine.errors import EXIT_STATUS, Cancelled, ErrorCode, LipSyncError
 
@@ -34,6 +35,23 @@ app = typer.Typer(
     rich_markup_mode=None,  # markup would swallow the [defaults] in help texts
     help="Lip-sync a video to a voice, on your own machine.",
 )
+
+
+def _print_version(is_requested: bool) -> None:
+    if is_requested:
+        out.print(f"lipsync {version('lipsync-engine')}", highlight=False)
+        raise typer.Exit
+
+
+@app.callback()
+def handle_options(
+    version_option: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Lip-sync a video to a voice, on your own machine."""
+
+
 app.command("sync")(sync.sync_video)
 app.command("multi")(multi.sync_speakers)
 app.command("portrait")(portrait.animate_portrait)

@@ -252,9 +252,8 @@ def _read_dialect_state(batch: Batch) -> dict[str, Any]:
 
 def _progress_object(batch: Batch, jobs: BatchCounts, now: float) -> dict[str, Any]:
     """Build the number of ended jobs, the finished share, and the seconds left at the speed so far."""
-    rendered = (run.done / run.total for run in jobs.running if run.stage == "render" and run.total > 0)
-    ended = batch.total - batch.unfinished
-    share = min(1.0, (ended + sum(rendered)) / batch.total)
+    ended = batch.total - jobs.counts[State.WAITING] - jobs.counts[State.RUNNING]
+    share = min(1.0, (ended + sum(run.rendered_share for run in jobs.running)) / batch.total)
     remaining_s = None
     if batch.finished_at is None and share > 0 and jobs.started_at is not None:
         remaining_s = round((now - jobs.started_at) * (1 - share) / share, 1)

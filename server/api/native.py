@@ -17,6 +17,7 @@ import tempfile
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
@@ -340,9 +341,16 @@ def health_object(
     workers, usual_run_s = list_workers(), context.jobs.typical_run_s
     return {
         "ready": not workers or any(worker.ready for worker in workers),
+        "version": version("lipsync-engine"),
         "model": settings.model,
         "devices": [
-            {"name": worker.device, "ready": worker.ready, "starts": worker.starts, "jobs": worker.busy}
+            {
+                "name": worker.device,
+                "ready": worker.ready,
+                "starts": worker.starts,
+                "jobs": worker.busy,
+                "problem": worker.problem,
+            }
             for worker in workers
         ],
         "workers": registry.counts(),

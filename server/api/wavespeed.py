@@ -44,7 +44,7 @@ from server.api.submission import (
 )
 from server.api.usage import usage_by_day, usage_by_model
 from server.api.wavespeed_models import MODELS, Model, catalogue_entry, require_model
-from server.jobs.state import Failure, State
+from server.jobs.state import Failure, Job, State
 from server.store import Record
 
 NAME: Final = "wavespeed"
@@ -180,7 +180,7 @@ def prediction_object(context: ApiContext, record: Record) -> dict[str, Any]:
         "outputs": outputs,
         "urls": {"get": f"{base}/api/v3/predictions/{job.id}/result"},
         "has_nsfw_contents": [bool(job.output and job.output.is_nsfw)] * len(outputs),
-        "status": STATUS[job.state],
+        "status": _status(job),
         "created_at": format_time(job.created_at),
         "error": "",
         "executionTime": round(total_s * 1000),
@@ -205,6 +205,11 @@ def prediction_object(context: ApiContext, record: Record) -> dict[str, Any]:
     if job.failure is not None:
         prediction["error"], prediction["code"] = failure_message(job.failure), _error_code(job.failure)
     return prediction
+
+
+def _status(job: Job) -> str:
+    """Return the status; a job that is started again after its worker died is still being processed."""
+    return STATUS[State.RUNNING if job.state is State.WAITING and job.fence else job.state]
 
 
 def _error_code(failure: Failure) -> int:

@@ -85,6 +85,7 @@ class JobService:
         self._typical_run_s: float | None = None
         self._positions: dict[str, QueuePosition] = {}
         self._positions_at = 0.0
+        self._free_slots = 0
         self._connected_at = float("-inf")
 
     @staticmethod
@@ -328,8 +329,10 @@ class JobService:
         if self.now() - self._positions_at > POSITIONS_MAX_AGE_S or job_id not in self._positions:
             self._positions = job_state.queue_positions(self.store.waiting_jobs())
             self._positions_at = self.now()
+            running = self.store.count_in_state(State.RUNNING)
             if self.store.is_shared:  # while jobs wait, as many run as there are slots in all processes
-                self._slots = max(self._own_slots, self.store.count_in_state(State.RUNNING))
+                self._slots = max(self._own_slots, running)
+            self._free_slots = max(0, self._slots - running)
         return self._positions.get(job_id)
 
     @property
@@ -341,7 +344,9 @@ class JobService:
         """Estimate how long a job will still wait; None until a job has succeeded."""
         if self._typical_run_s is None:
             return None
-        return self._typical_run_s * (position.ahead + 0.5) / self._slots
+        if position.ahead < self._free_slots:
+            return 0.0
+        return self._typical_run_s * (position.ahead - self._free_slots + 0.5) / self._slots
 
     def _record_run_time(self, run_s: float) -> None:
         typical_s = run_s if self._typical_run_s is None else self._typical_run_s

@@ -85,6 +85,13 @@ class StageProgress:
     total: int
     per_s: float
 
+    @property
+    def rendered_share(self) -> float:
+        """Share of the frames that are rendered."""
+        if self.stage == "assemble":
+            return 1.0
+        return min(1.0, self.done / self.total) if self.stage == "render" and self.total > 0 else 0.0
+
 
 @dataclass(frozen=True, slots=True)
 class SyncConfidence:
@@ -251,7 +258,6 @@ def claim(job: Job, now: float, policy: JobPolicy) -> Job:
         attempts=job.attempts + 1,
         lease_until=now + policy.lease_s,
         started_at=now,
-        progress=None,
     )
 
 
@@ -260,7 +266,8 @@ def renew_lease(
 ) -> Job:
     """Extend the lease of a claim whose worker is alive."""
     _require_claim(job, fence)
-    return dataclasses.replace(job, lease_until=now + policy.lease_s, progress=progress or job.progress)
+    furthest = _furthest(job.progress, progress)
+    return dataclasses.replace(job, lease_until=now + policy.lease_s, progress=furthest)
 
 
 def succeed(job: Job, fence: int, now: float, output: Output) -> Job:
@@ -339,8 +346,19 @@ def _fail_attempt(job: Job, now: float, failure: Failure, policy: JobPolicy) -> 
     return _end(job, State.FAILED, now, failure=failure)
 
 
+def _furthest(before: StageProgress | None, after: StageProgress | None) -> StageProgress | None:
+    """Return the progress to show: another attempt does not set the rendered share back."""
+    if before is None or after is None:
+        return after or before
+    return after if _rank(after) >= _rank(before) else before
+
+
+def _rank(progress: StageProgress) -> float:
+    return 2.0 if progress.stage == "assemble" else progress.rendered_share
+
+
 def _wait_again(job: Job) -> Job:
-    return dataclasses.replace(job, state=State.WAITING, lease_until=None, progress=None)
+    return dataclasses.replace(job, state=State.WAITING, lease_until=None)
 
 
 def _end(

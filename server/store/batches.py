@@ -25,7 +25,7 @@ class BatchCounts:
         counts: jobs per state.
         cancelling: running jobs that were requested to stop.
         started_at: first start of a job, in seconds since 1970; None: none has started.
-        running: progress of the running jobs that have reported it.
+        running: progress of the unfinished jobs that have reported it.
     """
 
     counts: Counter[State] = field(default_factory=Counter)
@@ -95,21 +95,20 @@ class BatchStore(JobStore):
     def count_batch_jobs(self, batch_ids: Sequence[str]) -> dict[str, BatchCounts]:
         """Count the jobs of each of these batches."""
         batches = {batch_id: BatchCounts() for batch_id in batch_ids}
-        groups = JOBS.c.batch_id, JOBS.c.state, JOBS.c.cancel_requested
-        condition = JOBS.c.batch_id.in_(batch_ids)
+        is_unfinished = JOBS.c.state.in_([State.WAITING, State.RUNNING])
+        progress = sa.case((is_unfinished, JOBS.c.progress))  # few have any
+        groups = JOBS.c.batch_id, JOBS.c.state, JOBS.c.cancel_requested, progress
         counts = sa.select(*groups, sa.func.count(), sa.func.min(JOBS.c.started_at))
-        running = sa.select(JOBS.c.batch_id, JOBS.c.progress).where(condition, JOBS.c.state == State.RUNNING)
-        with self.read_only() as connection:
-            for row in connection.execute(counts.where(condition).group_by(*groups)):
-                batch_id, state, cancel_requested, jobs, first_start = row
+        query = counts.where(JOBS.c.batch_id.in_(batch_ids)).group_by(*groups)
+        with self.read_only() as connection:  # one statement: a job is counted in one state
+            for batch_id, state, cancel_requested, text, jobs, first_start in connection.execute(query):
                 batch = batches[batch_id]
                 batch.counts[State(state)] += jobs
                 batch.cancelling += jobs if state == State.RUNNING and cancel_requested else 0
                 starts = [at for at in (batch.started_at, first_start) if at is not None]
                 batch.started_at = min(starts, default=None)
-            for row in connection.execute(running.where(JOBS.c.progress.is_not(None))):
-                if (progress := read_progress(row.progress)) is not None:
-                    batches[row.batch_id].running.append(progress)
+                if (latest := read_progress(text)) is not None:
+                    batch.running += [latest] * jobs
         return batches
 
     def unfinished_job_ids(self, batch_id: str) -> list[str]:

@@ -103,6 +103,7 @@ WORKERS = sa.Table(
     sa.Column("condition", sa.String(16), key="state", nullable=False),
     sa.Column("starts", sa.Integer, nullable=False),
     sa.Column("seen_at", sa.Float, key="reported_at", nullable=False),
+    sa.Column("problem", sa.Text),
 )
 
 KEYS = sa.Table(

@@ -26,6 +26,7 @@ class WorkerRecord:
         state: a `cluster.autoscaling.WorkerState`.
         starts: worker processes started for its device.
         reported_at: by the database's clock.
+        problem: why it does not start; None: it does.
     """
 
     process: str
@@ -36,6 +37,7 @@ class WorkerRecord:
     state: str
     starts: int
     reported_at: float
+    problem: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields under the names that the API documents."""

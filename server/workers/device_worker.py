@@ -26,7 +26,9 @@ from server.workers.segment_sharing import HEARTBEAT_INTERVAL_S, SegmentHelper
 log = logging.getLogger("lipsync.supervisor")
 
 RESTART_DELAY_S = 2.0
-"""Between a worker's death and its successor, so that one that cannot start does not spin."""
+"""Between a worker's death and its successor. It doubles with every start that fails."""
+
+MAX_RESTART_DELAY_S = 120.0
 
 YIELD_S = 0.1
 """A device with a job waits so long before it claims another: an idle device of another process is faster."""
@@ -35,6 +37,11 @@ MAX_DEATHS = 3
 """Workers that died in a row, without any finished work between, after which the device is quarantined."""
 
 QUARANTINE_S = 600.0
+
+
+def restart_delay_s(failed_starts: int) -> float:
+    """Compute the pause before the next start of a worker after so many failed ones in a row."""
+    return min(MAX_RESTART_DELAY_S, RESTART_DELAY_S * 2.0 ** min(failed_starts, 16))
 
 
 class DeviceWorker:
@@ -48,6 +55,7 @@ class DeviceWorker:
     Attributes:
         is_ready: the worker process has its model loaded.
         starts: worker processes started so far.
+        problem: why the last start failed; None: it did not.
     """
 
     def __init__(
@@ -66,7 +74,8 @@ class DeviceWorker:
         self.device = device
         self.is_ready = False
         self.is_quarantined = False
-        self.starts = self._deaths = 0
+        self.problem: str | None = None
+        self.starts = self._deaths = self._failed_starts = 0
         self._peers, self._jobs, self._settings = peers, jobs, settings
         self._threads, self._shareable = threads, shareable
         self._helper = SegmentHelper(jobs, blobs, settings.folder / "help" / f"{uuid.uuid4().hex}-{number}")
@@ -103,15 +112,17 @@ class DeviceWorker:
             self.starts += 1
             try:
                 async with start_worker(self.device, self._settings, self._threads) as worker:
-                    self.is_ready = True
+                    self.is_ready, self.problem, self._failed_starts = True, None, 0
                     await self._run_slots(worker)
             except WorkerDiedError as error:
                 log.warning("worker %s: %s", self.device, error)
                 self._deaths += 1
+                if not self.is_ready:
+                    self.problem, self._failed_starts = str(error), self._failed_starts + 1
                 if self._settings.quarantines and self._deaths >= MAX_DEATHS:
                     await self._quarantine()
                 else:
-                    await self._pause()
+                    await self._pause(restart_delay_s(self._failed_starts))
             except Exception:  # a full disk, an unavailable database: the device worker must go on
                 log.exception("worker %s: failed, restart in %g s", self.device, RESTART_DELAY_S)
                 await self._pause()

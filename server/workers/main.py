@@ -64,6 +64,7 @@ from server.workers.messages import (
     RunJob,
     SegmentAssigned,
     SegmentRendered,
+    WorkerFailed,
     WorkerReady,
     decode_command,
     encode_event,
@@ -449,6 +450,22 @@ def _load_detector(model: str) -> FaceDetector:
     return load_detector(store.entry(model).detector, store)
 
 
+def _load_pipelines(arguments: argparse.Namespace) -> list[LipSyncPipeline]:
+    """Load the model, once for every job that runs at the same time."""
+    pipeline = LipSyncPipeline.from_pretrained(
+        arguments.model,
+        device=arguments.device,
+        cache_dir=arguments.work_dir,
+        sync_score=not arguments.no_sync_score,
+    )
+    try:
+        pipeline.signer.check_can_sign(Path("out.mp4"))
+    except LipSyncError as error:
+        log.error("content credentials cannot be signed; all jobs will fail: %s", error)
+    detectors = (_load_detector(arguments.model) for _ in range(1, arguments.jobs))
+    return [pipeline, *(pipeline.clone_for_thread(detector) for detector in detectors)]
+
+
 def main() -> None:
     _die_with_parent()
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -467,18 +484,12 @@ def main() -> None:
     events = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
 
-    pipeline = LipSyncPipeline.from_pretrained(
-        arguments.model,
-        device=arguments.device,
-        cache_dir=arguments.work_dir,
-        sync_score=not arguments.no_sync_score,
-    )
     try:
-        pipeline.signer.check_can_sign(Path("out.mp4"))
+        pipelines = _load_pipelines(arguments)
     except LipSyncError as error:
-        log.error("content credentials cannot be signed; all jobs will fail: %s", error)
-    detectors = (_load_detector(arguments.model) for _ in range(1, arguments.jobs))
-    pipelines = [pipeline, *(pipeline.clone_for_thread(detector) for detector in detectors)]
+        events.write(encode_event(WorkerFailed(error.message)))
+        events.flush()
+        sys.exit(1)
     loop = WorkerLoop(pipelines, events, label=arguments.label, watermark=arguments.watermark)
     reader = threading.Thread(
         target=loop.read_commands, args=(sys.stdin.buffer,), name="commands", daemon=True

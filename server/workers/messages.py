@@ -97,6 +97,14 @@ class WorkerReady:
 
 
 @dataclass(frozen=True, slots=True)
+class WorkerFailed:
+    """The worker cannot start, and ends; the sentence is for the operator."""
+
+    message: str
+    kind: Literal["worker_failed"] = "worker_failed"
+
+
+@dataclass(frozen=True, slots=True)
 class JobProgress:
     """Progress of a job or segment: name of the stage, steps done, in total and per second."""
 
@@ -229,7 +237,7 @@ JobEvent = (
     | JobCancelled
     | JobDuplicate
 )
-Event = WorkerReady | JobEvent
+Event = WorkerReady | WorkerFailed | JobEvent
 
 _COMMAND: TypeAdapter[Command] = TypeAdapter(Annotated[Command, Field(discriminator="kind")])
 _EVENT: TypeAdapter[Event] = TypeAdapter(Annotated[Event, Field(discriminator="kind")])

@@ -18,7 +18,15 @@ from pathlib import Path
 
 import psutil
 
-from server.workers.messages import Command, Event, JobEvent, WorkerReady, decode_event, encode_command
+from server.workers.messages import (
+    Command,
+    Event,
+    JobEvent,
+    WorkerFailed,
+    WorkerReady,
+    decode_event,
+    encode_command,
+)
 
 log = logging.getLogger("lipsync.supervisor")
 
@@ -96,6 +104,8 @@ class WorkerProcess:
             first = await asyncio.wait_for(self._read_event(), timeout_s)
         except TimeoutError:
             raise WorkerDiedError(f"no message for {timeout_s:g} s") from None
+        if isinstance(first, WorkerFailed):
+            raise WorkerDiedError(first.message)
         if not isinstance(first, WorkerReady):
             raise WorkerDiedError("the first message was not WorkerReady")
         return first
@@ -103,10 +113,10 @@ class WorkerProcess:
     async def dispatch_events(self) -> None:
         """Put each event into the channel of its job, until the worker dies."""
         try:
-            while not isinstance(event := await self._read_event(), WorkerReady):
+            while not isinstance(event := await self._read_event(), WorkerReady | WorkerFailed):
                 if (channel := self._channels.get(event.job_id)) is not None:
                     channel.put_nowait(event)
-            self.abandon(WorkerDiedError("sent WorkerReady twice"))
+            self.abandon(WorkerDiedError("sent an event of the start again"))
         except WorkerDiedError as error:
             self.abandon(error)
 

@@ -31,6 +31,7 @@ class WorkerStatus:
         ready: whether the model is loaded.
         starts: worker processes started for the device since the server started.
         busy: jobs and shared segments that run on it now.
+        problem: why it does not start; None: it does.
     """
 
     device: str
@@ -38,6 +39,7 @@ class WorkerStatus:
     ready: bool
     starts: int
     busy: int
+    problem: str | None = None
 
 
 class WorkerRegistry:
@@ -91,6 +93,7 @@ class WorkerRegistry:
                 state=worker.state,
                 starts=worker.starts,
                 reported_at=now,
+                problem=worker.problem,
             )
             for number, worker in enumerate(self._own_workers())
         ]

@@ -82,7 +82,14 @@ class Supervisor:
     def workers(self) -> list[WorkerStatus]:
         """State of the worker of each device."""
         return [
-            WorkerStatus(worker.device, self._state(worker), worker.is_ready, worker.starts, worker.busy)
+            WorkerStatus(
+                worker.device,
+                self._state(worker),
+                worker.is_ready,
+                worker.starts,
+                worker.busy,
+                worker.problem,
+            )
             for worker in self._workers
         ]
 

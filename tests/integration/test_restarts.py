@@ -29,11 +29,13 @@ def listener() -> Iterator[socket.socket]:
 
 
 @pytest.fixture
-def stand_in_worker(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Workers that render a job in 1.5 seconds, without torch."""
+def release(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """Workers without torch, which end no job before this file exists."""
     monkeypatch.setenv("PYTHONPATH", str(ROOT / "tests" / "support" / "stand_in_worker"))
-    for name, value in (("SEGMENT_S", 1.5), ("BYTES", 1000), ("GAPS", tmp_path / "gaps")):
+    values = {"SEGMENT_S": 0.1, "BYTES": 1000, "GAPS": tmp_path / "gaps", "RELEASE": tmp_path / "release"}
+    for name, value in values.items():
         monkeypatch.setenv(f"STAND_IN_{name}", str(value))
+    return tmp_path / "release"
 
 
 def submit_waiting_job(server: LiveServer) -> str:
@@ -82,8 +84,9 @@ def polling(server: LiveServer, job: str) -> Iterator[list[object]]:
             thread.join()
 
 
-@pytest.mark.usefixtures("stand_in_worker")
-def test_stopping_server_answers_until_its_jobs_have_ended(tmp_path: Path, listener: socket.socket) -> None:
+def test_stopping_server_answers_until_its_jobs_have_ended(
+    tmp_path: Path, listener: socket.socket, release: Path
+) -> None:
     server = LiveServer(tmp_path, listener=listener, devices="cpu", drain_s=30)
     server.start()
     job = submit_waiting_job(server)
@@ -97,14 +100,18 @@ def test_stopping_server_answers_until_its_jobs_have_ended(tmp_path: Path, liste
             server.request("POST", "/api/v3/media/uploads", {"filename": "a.mp4", "size": 9}),
         ]
         assert [(status, body["error_code"]) for status, body in refused] == [(503, "server_stopping")] * 2
+        assert server.prediction(job)["status"] == "processing"
+        release.touch()
+        restart = threading.Thread(target=lambda: (server.process.wait(60), server.start()))
+        restart.start()
         prediction = server.wait_for_job(job)
         assert prediction["status"] == "completed"
         assert server.request("GET", prediction["outputs"][0])[0] == 200
-        assert server.process.wait(20) == 0
-        server.start()
+        restart.join()
     assert not problems
     assert server.prediction(job)["status"] == "completed"
 
+    release.unlink()
     server.settings["drain_s"] = 0
     server.restart(signal.SIGTERM)
     server.wait_for_job(submit_waiting_job(server), lambda prediction: prediction["status"] == "processing")
@@ -128,3 +135,20 @@ def test_rolling_restart_of_two_processes_fails_no_poll(
     assert not problems
     for server in servers:
         assert server.stop() == 0
+
+
+@pytest.mark.usefixtures("release")
+def test_reason_of_a_worker_that_does_not_start_is_shown(
+    tmp_path: Path, postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STAND_IN_PROBLEM", "The weights are damaged.")
+    server = LiveServer(tmp_path, devices="cpu", database_url=postgres_url)
+    server.start()
+
+    def problems() -> set[str | None]:
+        (device,) = server.request("GET", "/api/native/v1/health")[1]["devices"]
+        (worker,) = server.request("GET", "/admin/workers")[1]
+        return {device["problem"], worker["problem"]}
+
+    wait_until(lambda: problems() == {"The weights are damaged."}, "no reason is shown", 20)
+    assert server.stop() == 0

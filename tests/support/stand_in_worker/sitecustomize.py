@@ -5,6 +5,8 @@ loads no model, makes no pictures: a job has as many segments as `num_inference_
 STAND_IN_SEGMENT_S seconds of sleep, up to a part STAND_IN_SPREAD of it more or less, and its file says which
 one it is, filled up to STAND_IN_BYTES. The result is all of them, one after the other. How long it waited for
 the next segment of a film after it had finished one is written to STAND_IN_GAPS, a line each, in seconds.
+With STAND_IN_PROBLEM it does not start, for that reason. With STAND_IN_RELEASE no segment ends before that
+file exists.
 """
 
 import os
@@ -19,6 +21,7 @@ if "server.workers.main" in sys.orig_argv[1:4]:
     SEGMENT_S, SPREAD = float(os.environ["STAND_IN_SEGMENT_S"]), float(os.environ.get("STAND_IN_SPREAD", 0))
     BYTES = int(os.environ["STAND_IN_BYTES"])
     GAPS = Path(os.environ["STAND_IN_GAPS"])
+    RELEASE = Path(os.environ.get("STAND_IN_RELEASE", "/"))
     FRAMES, REPORT_INTERVAL_S = 150, 0.25
     SPEED = FRAMES / SEGMENT_S
     work = Path(sys.orig_argv[sys.orig_argv.index("--work-dir") + 1])
@@ -36,7 +39,8 @@ if "server.workers.main" in sys.orig_argv[1:4]:
     def segment(job, number, file, done, total):
         """Sleep, say how far it is, write the file."""
         end = time.monotonic() + SEGMENT_S * random.uniform(1 - SPREAD, 1 + SPREAD)
-        while (left := end - time.monotonic()) > 0:
+        while (left := end - time.monotonic()) > 0 or not RELEASE.exists():
+            left = max(left, 0.01)
             part = max(0, int(FRAMES * (1 - left / SEGMENT_S)))
             send(
                 "job_progress",
@@ -76,6 +80,9 @@ if "server.workers.main" in sys.orig_argv[1:4]:
         with GAPS.open("a") as log:
             log.write(f"{time.monotonic() - since:.5f}\n")
 
+    if problem := os.environ.get("STAND_IN_PROBLEM"):
+        send("worker_failed", message=problem)
+        sys.exit(1)
     send("worker_ready", device="cpu", model="stand-in", compatibility_key="stand-in")
     ended = None
     while True:

@@ -241,9 +241,16 @@ def test_batch_from_submission_to_end(api: Api) -> None:
     assert (batch["progress"]["done"], batch["progress"]["share"]) == (2, 0.8333)
     assert 0 <= batch["progress"]["left_s"] < 5
 
+    lost = job_state.WORKER_LOST
+    api.server.store.change(ids[2], now, lambda job: job_state.fail(job, 1, now, lost, POLICY))
+    assert get(api, f"/batches/{output['id']}")["progress"]["share"] == 0.8333  # it does not go back
+    prediction = api.client.get(f"/api/v3/predictions/{ids[2]}", headers=api.headers).json()["data"]
+    assert prediction["status"] == "processing"
+    assert api.begin().job.fence == 2
+
     api.server.store.change(ids[2], now, lambda job: job_state.cancel(job, now))
     assert get(api, f"/batches/{output['id']}")["is_stopping"] is True
-    api.server.store.change(ids[2], now, lambda job: job_state.confirm_cancel(job, 1, now))
+    api.server.store.change(ids[2], now, lambda job: job_state.confirm_cancel(job, 2, now))
     batch = get(api, f"/batches/{output['id']}")
     assert (batch["state"], batch["is_stopping"]) == ("ended", False)
     assert batch["counts"] == {

@@ -321,6 +321,7 @@ def test_event_stream_over_http(api: Api) -> None:
 def test_health_reports_devices_and_queue(make_api: Callable[..., Api]) -> None:
     api = make_api(max_waiting=9)
     told = get(api, "/health", api.other_key)
+    assert re.fullmatch(r"\d+\.\d+\.\d+", told["version"])
     assert (told["ready"], told["devices"], told["speed"]["media_s_per_device_s"]) == (True, [], None)
     assert told["disk"]["total_bytes"] >= told["disk"]["free_bytes"] > 0
     for seconds in (4.0, 8.0):

@@ -185,3 +185,15 @@ class Machine(RuleBasedStateMachine):
 
 
 TestAnyOrder = Machine.TestCase
+
+
+def test_progress_never_goes_back() -> None:
+    reports = [("audio", 3, 3), ("faces", 1, 9), ("render", 6, 9), ("faces", 2, 9), ("render", 2, 9)]
+    job, shown = running(), []
+    for stage, done, total in reports:
+        job = job_state.renew_lease(job, 1, 120.0, POLICY, job_state.StageProgress(stage, done, total, 1.0))
+        shown.append(job.progress and (job.progress.stage, job.progress.done))
+    assert shown == [("audio", 3), ("faces", 1), ("render", 6), ("render", 6), ("render", 6)]
+    lost = job_state.fail(job, 1, 130.0, job_state.WORKER_LOST, POLICY)
+    again = job_state.claim(lost, 140.0, POLICY)
+    assert lost.progress == again.progress == job.progress

@@ -66,7 +66,8 @@ def test_database_of_an_earlier_commit_is_carried_on(subtests: pytest.Subtests, 
             key = ids.pop("key")
             with started(tmp_path / dump.stem, key) as api:
                 assert get_statuses(api, ids) == {
-                    "succeeded": "completed", "failed": "failed", "running": "created", "waiting": "created",
+                    "succeeded": "completed", "failed": "failed",
+                    "running": "processing", "waiting": "created",
                 }  # fmt: skip
                 claimed = {record.job.id: record for record in (api.begin(), api.begin())}
             interrupted = claimed[ids["running"]]

@@ -6,6 +6,7 @@ import asyncio
 
 import pytest
 
+from server.workers.device_worker import restart_delay_s
 from server.workers.process import WorkerDiedError, WorkerProcess
 
 
@@ -18,3 +19,7 @@ def test_invalid_message_of_a_worker_ends_it(subtests: pytest.Subtests) -> None:
     for line in [b'{"kind":"boast"}\n', b"\xff\n", b"x" * 200, b'{"kind":"worker_ready"}\n']:
         with subtests.test(line=line), pytest.raises(WorkerDiedError, match="invalid message"):
             asyncio.run(read_first_message(line))
+
+
+def test_restarts_of_a_worker_that_cannot_start_become_rare() -> None:
+    assert [restart_delay_s(failures) for failures in (0, 1, 3, 6, 10**6)] == [2, 4, 16, 120, 120]
