@@ -23,6 +23,11 @@ square, to 2 s for this many. A fragmented video of an hour has 7,200."""
 CHILD_MEMORY_BYTES = 2 << 30
 CHILD_CPU_S = 10
 
+CONTAINERS = frozenset(
+    (b"moov", b"trak", b"mdia", b"minf", b"dinf", b"stbl", b"udta", b"moof", b"traf", b"edts")
+)
+"""Boxes that consist of boxes."""
+
 C2PA_UUID = bytes.fromhex("d8fec3d61b0e483c92975828877ec481")
 
 READ_MANIFEST = """
@@ -91,17 +96,17 @@ def is_manifest_readable(file: Path, media_type: str) -> bool:
 
 
 def _iso_boxes(content: BinaryIO) -> Iterator[Part]:
-    """Yield the top-level boxes of an ISO base media file (ISO/IEC 14496-12, 4.2)."""
+    """Yield the boxes of an ISO base media file (ISO/IEC 14496-12, 4.2), those in `CONTAINERS` too."""
     while len(header := content.read(8)) == 8:
         size, kind = struct.unpack(">I4s", header)
-        header_bytes = 8
+        begin, header_bytes = content.tell() - 8, 8
         if size == 1:
             size, header_bytes = int.from_bytes(content.read(8), "big"), 16
-        start = content.read(16)
-        yield kind, start
+        position = content.tell()
+        yield kind, content.read(16)
         if size < header_bytes:  # 0: to the end of the file; smaller: damaged
             return
-        content.seek(size - header_bytes - len(start), 1)
+        content.seek(position if kind in CONTAINERS else begin + size)
 
 
 def _png_chunks(content: BinaryIO) -> Iterator[Part]:

@@ -209,7 +209,7 @@ class JobChannel:
         try:
             event = await asyncio.wait_for(self._events.get(), timeout_s)
         except TimeoutError:
-            raise WorkerDiedError(f"no message for {timeout_s:g} s") from None
+            raise WorkerDiedError(f"no message for {timeout_s:g} s", self.job_id) from None
         if isinstance(event, WorkerDiedError):
             raise WorkerDiedError(str(event), event.job_id) from event
         return event
