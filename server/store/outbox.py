@@ -92,7 +92,10 @@ class OutboxStore(Database):
         condition = (OUTBOX.c.due_at <= now) & OUTBOX.c.tenant.not_in(busy_tenants)
         turns = sa.select(OUTBOX.c.id, OUTBOX.c.due_at, turn.label("turn")).where(condition).subquery()
         next_ids = sa.select(turns.c.id).where(turns.c.turn == 1).order_by(turns.c.due_at).limit(limit)
-        due = sa.select(OUTBOX.c.id).where(OUTBOX.c.id.in_(next_ids.scalar_subquery()))
+        # PostgreSQL checks only this condition again after another process has claimed the row meanwhile.
+        due = sa.select(OUTBOX.c.id).where(
+            OUTBOX.c.id.in_(next_ids.scalar_subquery()), OUTBOX.c.due_at <= now
+        )
         first_due = OUTBOX.c.id.in_(due.with_for_update(skip_locked=True).scalar_subquery())
         claim = sa.update(OUTBOX).where(first_due).values(due_at=now + hold_s).returning(OUTBOX)
         with self.transaction() as connection:

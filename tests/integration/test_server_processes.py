@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 
 from server.cluster.autoscaling import WorkerState
 from server.jobs import state as job_state
@@ -18,6 +19,7 @@ from server.jobs.request import Request
 from server.jobs.service import POLL_INTERVAL_S, JobService
 from server.jobs.state import Job, JobPolicy, State
 from server.store import QueueLimits, Store
+from server.store.tables import OUTBOX
 from server.workers.registry import WorkerRegistry, WorkerStatus
 from tests.support.application import BASE, Api
 from tests.support.live_server import LiveServer
@@ -97,6 +99,26 @@ def test_webhook_is_delivered_by_exactly_one_process(two: tuple[Api, Api], recei
     wait_until(lambda: here.server.store.count_webhooks() == (0, 0), "not all were delivered", 20)
     assert sorted(receiver.ids()) == sorted(output)
     assert there.server.store.count_webhooks() == (0, 0)
+
+
+def test_concurrent_claims_of_webhooks_are_disjoint(postgres_url: str) -> None:
+    stores, count = [Store(postgres_url) for _ in range(4)], 400
+    entry = {"url": "x", "created_at": 0.0, "due_at": 1.0, "tries": 0}
+    rows = [{"id": str(n), "job_id": str(n), "tenant": f"t{n % 5}", **entry} for n in range(count)]
+    with stores[0].transaction() as connection:
+        connection.execute(sa.insert(OUTBOX), rows)
+
+    def claim_all(store: Store) -> list[str]:
+        ids = list[str]()
+        while (store.next_webhook_at() or 0.0) < 100:
+            ids += [claimed.id for claimed in store.claim_webhooks(100.0, 3, 1000.0)]
+        return ids
+
+    with ThreadPoolExecutor(len(stores)) as processes:
+        claims = [name for ids in processes.map(claim_all, stores) for name in ids]
+    for store in stores:
+        store.close()
+    assert sorted(claims) == sorted(row["id"] for row in rows)
 
 
 def test_keys_and_links_are_valid_in_all_processes(two: tuple[Api, Api]) -> None:
