@@ -1,4 +1,4 @@
-"""`lipsync serve`, `keys`, `cluster`, `audit`: commands of the server.
+"""`lipsync serve`, `keys`, `cluster`, `audit`, `backup`, `restore`, `db`: commands of the server.
 
 The server is another package, which this one never imports: its module replaces this process.
 """
@@ -32,6 +32,21 @@ def manage_cluster(context: typer.Context) -> None:
 def export_audit(context: typer.Context) -> None:
     """Export the server's audit log."""
     _exec_module("server.cli.audit_export", context.args)
+
+
+def back_up(context: typer.Context) -> None:
+    """Copy the server's database, files and keys into a folder, also while it runs."""
+    _exec_module("server.cli.backup", ["backup", *context.args])
+
+
+def restore_backup(context: typer.Context) -> None:
+    """Copy a backup into the server's data folder."""
+    _exec_module("server.cli.backup", ["restore", *context.args])
+
+
+def copy_database(context: typer.Context) -> None:
+    """`db copy --to postgresql://…`: copy the server's SQLite database to PostgreSQL."""
+    _exec_module("server.cli.backup", ["db", *context.args])
 
 
 def _exec_module(module: str, arguments: list[str]) -> NoReturn:

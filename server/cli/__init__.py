@@ -1,1 +1,1 @@
-"""Command lines of the server besides `lipsync serve`: keys, audit export, cluster."""
+"""Command lines of the server besides `lipsync serve`: keys, audit export, backup, cluster."""
