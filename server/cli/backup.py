@@ -144,7 +144,7 @@ def _files(settings: Settings) -> list[tuple[Path, str]]:
 def _require_sqlite(settings: Settings, remedy: str) -> Path:
     path = sqlite_file(settings.effective_database_url)
     if path is None:
-        raise BackupError(f"the database is PostgreSQL: {remedy}, and copy data_dir (see docs/operations.md)")
+        raise BackupError(f"the database is PostgreSQL: {remedy}, and copy data_dir (see docs/deploy.md)")
     return path
 
 

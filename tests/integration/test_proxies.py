@@ -1,4 +1,4 @@
-"""Links behind nginx and Caddy: with docs/operations.md's configurations, and with nginx' own Host header."""
+"""Links behind nginx and Caddy: with docs/deploy.md's configurations, and with nginx' own Host header."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ FORWARDS = "X-Forwarded-Proto $scheme; X-Forwarded-Host $host; X-Forwarded-Port 
 
 
 def sample(language: str, number: int = 0) -> str:
-    """A configuration in docs/operations.md."""
-    page = (ROOT / "docs" / "operations.md").read_text()
+    """A configuration in docs/deploy.md."""
+    page = (ROOT / "docs" / "deploy.md").read_text()
     return re.findall(rf"```{language}\n(.*?)```", page, re.DOTALL)[number]
 
 

@@ -92,7 +92,9 @@ def postgres() -> Iterator[PrivatePostgres]:
     database.close()
 
 
-def test_sqlite_is_copied_to_postgresql(tmp_path: Path, postgres: PrivatePostgres) -> None:
+def test_sqlite_is_copied_to_postgresql(
+    tmp_path: Path, postgres: PrivatePostgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
     data_dir = tmp_path / "data"
     shutil.copytree(FOLDER, data_dir)
     url = postgres.url.replace("+psycopg", "")
@@ -113,4 +115,5 @@ def test_sqlite_is_copied_to_postgresql(tmp_path: Path, postgres: PrivatePostgre
     with target.read_only() as connection:
         assert connection.execute(sa.select(sa.func.max(AUDIT.c.id))).scalar_one() > entries[-1].id
     target.close()
-    assert "rows already" in lipsync(data_dir, "db", "copy", "--to", url).stderr
+    monkeypatch.setenv("LIPSYNC_DATABASE_URL", postgres.url)
+    assert "rows already" in lipsync(data_dir, "db", "copy").stderr
