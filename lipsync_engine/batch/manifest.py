@@ -54,6 +54,7 @@ SUFFIXES = (
 )
 """Role of a file in a folder by its suffix."""
 
+URL_STARTS = ("http://", "https://")
 MAX_MANIFEST_BYTES = 64 << 20
 MAX_NAME_BYTES = 200
 """Limit for one part of an output path. File systems allow 255, and the temporary file's name is longer."""
@@ -241,7 +242,10 @@ def _read_entries(source: Path) -> Iterator[Cells | _RowError]:
 
 
 def _read_csv(text: str) -> Iterator[Cells | _RowError]:
-    lines = csv.reader(text.splitlines(keepends=True), strict=True)
+    first_line = text.partition("\n")[0]
+    # Spreadsheets write semicolons where the comma is the decimal sign. No column has one in its name.
+    delimiter = ";" if ";" in first_line and "," not in first_line else ","
+    lines = csv.reader(text.splitlines(keepends=True), strict=True, delimiter=delimiter)
     header = [name.strip().lower() for name in next(lines, [])]
     if unknown := [name for name in header if name not in COLUMNS]:
         raise ParameterError(
@@ -255,7 +259,9 @@ def _read_csv(text: str) -> Iterator[Cells | _RowError]:
             continue
         if len(cells) > len(header):
             yield _RowError.from_problem(
-                "", f"The row has {len(cells)} cells, the first line {len(header)}: quote cells with commas."
+                "",
+                f"The row has {len(cells)} cells, the first line {len(header)}: quote cells that contain "
+                f"{delimiter!r}.",
             )
         else:
             yield dict(zip(header, cells, strict=False))
@@ -338,6 +344,8 @@ def _parse_row(
             )
     if problems:
         return _RowError(tuple(problems))
+    for name in [str(role) for role in InputRole if values.get(role, "").lower().startswith(URL_STARTS)]:
+        add_problem(name, "The cell is a URL: download the file first, and name the file.")
     is_portrait = InputRole.IMAGE in values
     if (InputRole.VIDEO in values) == is_portrait:
         add_problem(InputRole.VIDEO, "The row needs either a video or an image: name one of them.")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from lipsync_engine import SyncParams
-from lipsync_engine.batch.manifest import read_manifest
+from lipsync_engine.batch.manifest import InputRole, read_manifest
 from lipsync_engine.errors import ErrorCode, InputError
 
 INVALID_FIELDS = {
@@ -33,6 +33,8 @@ INVALID_FIELDS = {
     "an object": ("face", '"face": {"x": 1}'),
     "motion of a video": ("motion", '"motion": "still"'),
     "two pictures": ("video", '"image": "face.png"'),
+    "a video's URL": ("video", '"video": "https://media.example/talk.mp4"'),
+    "an audio's URL": ("output_audio", '"output_audio": "HTTP://media.example/a.wav"'),
     "an unknown key": ("speed", '"speed": 1'),
 }
 
@@ -48,6 +50,18 @@ def test_invalid_field_is_reported_with_row_and_column(subtests: pytest.Subtests
             (problem,) = manifest_rows.problems
             assert (problem.row, problem.column, problem.code) == (1, column, ErrorCode.PARAMETER_INVALID)
             assert problem.message.encode()
+
+
+def test_semicolons_separate_cells_where_the_first_line_has_them(tmp_path: Path) -> None:
+    manifest = tmp_path / "list.csv"
+    manifest.write_text('video;audio;output\r\na.mp4;"b;c.wav";x.mp4\r\nd.mp4;e,f.wav;\r\ng.mp4;h.wav;;\r\n')
+    manifest_rows = read_manifest(manifest, SyncParams(), tmp_path / "out")
+    assert [(row.inputs[InputRole.AUDIO].name, row.output) for row in manifest_rows.rows] == [
+        ("b;c.wav", "x.mp4"),
+        ("e,f.wav", "d-e,f.mp4"),
+    ]
+    (problem,) = manifest_rows.problems
+    assert "';'" in problem.message
 
 
 def test_invalid_json_line_is_reported_and_skipped(subtests: pytest.Subtests, tmp_path: Path) -> None:
