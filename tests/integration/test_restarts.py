@@ -6,9 +6,10 @@ import http.client
 import signal
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
@@ -36,6 +37,20 @@ def release(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     for name, value in values.items():
         monkeypatch.setenv(f"STAND_IN_{name}", str(value))
     return tmp_path / "release"
+
+
+@pytest.fixture
+def make_server(tmp_path: Path) -> Iterator[Callable[..., LiveServer]]:
+    """`make_server("name", listener=…)`: not started; killed in the end."""
+    servers: list[LiveServer] = []
+
+    def make(name: str, **settings: Any) -> LiveServer:
+        servers.append(LiveServer(tmp_path / name, **settings))
+        return servers[-1]
+
+    yield make
+    for server in servers:
+        server.kill_if_running()
 
 
 def submit_waiting_job(server: LiveServer) -> str:
@@ -85,9 +100,9 @@ def polling(server: LiveServer, job: str) -> Iterator[list[object]]:
 
 
 def test_stopping_server_answers_until_its_jobs_have_ended(
-    tmp_path: Path, listener: socket.socket, release: Path
+    make_server: Callable[..., LiveServer], listener: socket.socket, release: Path
 ) -> None:
-    server = LiveServer(tmp_path, listener=listener, devices="cpu", drain_s=30)
+    server = make_server("data", listener=listener, devices="cpu", drain_s=30)
     server.start()
     job = submit_waiting_job(server)
     server.wait_for_job(job, lambda prediction: prediction["status"] == "processing")
@@ -120,10 +135,10 @@ def test_stopping_server_answers_until_its_jobs_have_ended(
 
 
 def test_rolling_restart_of_two_processes_fails_no_poll(
-    tmp_path: Path, postgres_url: str, listener: socket.socket
+    make_server: Callable[..., LiveServer], tmp_path: Path, postgres_url: str, listener: socket.socket
 ) -> None:
     shared = {"devices": "none", "database_url": postgres_url, "link_secret": tmp_path / "link.key"}
-    servers = [LiveServer(tmp_path / name, listener=listener, **shared) for name in ("first", "second")]
+    servers = [make_server(name, listener=listener, **shared) for name in ("first", "second")]
     first, second = servers
     first.start()
     second.key = first.key
@@ -139,10 +154,10 @@ def test_rolling_restart_of_two_processes_fails_no_poll(
 
 @pytest.mark.usefixtures("release")
 def test_reason_of_a_worker_that_does_not_start_is_shown(
-    tmp_path: Path, postgres_url: str, monkeypatch: pytest.MonkeyPatch
+    make_server: Callable[..., LiveServer], postgres_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("STAND_IN_PROBLEM", "The weights are damaged.")
-    server = LiveServer(tmp_path, devices="cpu", database_url=postgres_url)
+    server = make_server("data", devices="cpu", database_url=postgres_url)
     server.start()
 
     def problems() -> set[str | None]:
