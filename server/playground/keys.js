@@ -4,7 +4,8 @@ import * as api from "./api.js";
 import { button, emptyState, h, icon, replaceChildren, showNotice } from "./dom.js";
 import { errorText, formatTime, joinList, t } from "./texts.js";
 
-const SCOPES = ["run", "read", "admin"];
+const SCOPES = ["run", "read", "metrics", "admin"];
+const USUAL_SCOPES = ["run", "read"];
 const TENANT_PATTERN = /^[A-Za-z0-9_-]{1,64}$/;
 
 /** @returns {Promise<{title, view, close}>} */
@@ -30,7 +31,7 @@ class KeyList {
   createForm() {
     this.name = h("input", { id: "key-name", maxlength: 100, autocomplete: "off", placeholder: t("optional") });
     this.tenant = h("input", { id: "key-tenant", maxlength: 64, autocomplete: "off", set: { value: api.session.me.tenant } });
-    this.scopes = SCOPES.map((scope) => h("input", { type: "checkbox", value: scope, set: { checked: scope !== "admin" } }));
+    this.scopes = SCOPES.map((scope) => h("input", { type: "checkbox", value: scope, set: { checked: USUAL_SCOPES.includes(scope) } }));
     this.problem = h("p", { class: "problem", role: "alert" });
     const createField = (input, label) => h("div", { class: "field" }, h("label", { for: input.id }, label), input);
     const scopes = h("fieldset", { class: "field" }, h("legend", {}, t("keys.scopes")), h("div", { class: "row" }, this.scopes.map((input) => h("label", { class: "check" }, input, h("span", {}, t(`keys.${input.value}`))))));

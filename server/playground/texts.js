@@ -230,6 +230,7 @@ const TEXTS = {
   "keys.scopes": ["Scopes", "权限"],
   "keys.run": ["Create and delete jobs", "创建和删除任务"],
   "keys.read": ["View jobs", "查看任务"],
+  "keys.metrics": ["Read metrics", "读取指标"],
   "keys.admin": ["Manage keys", "管理密钥"],
   "keys.create": ["Create key", "创建密钥"],
   "keys.once": ["Copy the key now. It is not shown again.", "请立即复制密钥，之后将不再显示。"],

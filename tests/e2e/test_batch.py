@@ -78,7 +78,7 @@ def test_failed_clip_does_not_stop_the_batch(inputs: Path, tmp_path: Path, lipsy
     result = lipsync("batch", manifest, "-o", out, "--skip-bad", *QUICK)
     assert result.returncode == EXIT_STATUS[ErrorCode.BATCH_INCOMPLETE], result.stderr[-2000:]
     assert "2 of 4 clips are done" in result.stdout
-    assert "row 2 failed: No face" in result.stderr
+    assert "row 2 failed: The video shows no face" in result.stderr
     assert set(films(out)) == {"monday/<script>alert(1)&.mp4", "face.mp4"}
 
     values = {line["row"]: line for line in lines(out)}

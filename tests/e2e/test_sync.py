@@ -374,5 +374,5 @@ def test_probe_and_doctor_print_their_reports(clip: Path, voice: Path, lipsync: 
         assert re.search(rf"^\s*{re.escape(word)}", health.stdout, re.MULTILINE), word
     assert "off (LIPSYNC_COMPILE)" in health.stdout
     assert "off (LIPSYNC_FP8)" in health.stdout
-    plan = "batched guidance, VAE batch 8: 6.0 of 7.5 GB"
+    plan = "batched guidance, VAE batch 4: 5.5 of 7.5 GB"
     assert re.search(rf"plan latentsync-1.6 +{re.escape(plan)}", health.stdout)

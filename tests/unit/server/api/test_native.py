@@ -193,7 +193,7 @@ def test_every_route_needs_a_key_with_its_scope(api: Api) -> None:
 
 def test_me_describes_the_key(api: Api) -> None:
     told = get(api, "/me")
-    assert (told["tenant"], told["scopes"]) == ("studio", ["admin", "read", "run"])
+    assert (told["tenant"], told["scopes"]) == ("studio", ["admin", "metrics", "read", "run"])
     assert told["limits"]["max_upload_bytes"] == api.server.settings.max_upload_bytes
 
 
