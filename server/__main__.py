@@ -128,7 +128,9 @@ class _UvicornServer(uvicorn.Server):
     async def _drain_and_exit(self, sig: int, frame: FrameType | None) -> None:
         deadline = time.monotonic() + self._server.settings.drain_s
         # A request on a connection that is just being closed would fail: clients shall open new ones.
-        self.config.encoded_headers = [*self.config.encoded_headers, (b"connection", b"close")]
+        close = (b"connection", b"close")  # uvicorn reads its configuration once a second, so set both
+        self.config.encoded_headers = [*self.config.encoded_headers, close]
+        self.server_state.default_headers = [*self.server_state.default_headers, close]
         try:
             await self._server.drain()
             self._server.jobs.end_waits()
