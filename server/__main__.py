@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import logging
+import os
 import signal
 import sys
 import time
@@ -20,7 +21,14 @@ from server.api.http_limits import ConnectionLimits, ProtocolFactory, raise_file
 from server.app import Server, create_app
 from server.logs import configure_logging, format_event
 from server.settings import Settings, SettingsError, load_settings, settings_table
-from server.start import WorkerCheck, check_hook, format_host, inherit_listener, open_listener
+from server.start import (
+    WorkerCheck,
+    check_hook,
+    format_host,
+    inherit_listener,
+    list_devices,
+    open_listener,
+)
 from server.storage.blobs import StorageUnavailableError
 from server.storage.private_files import create_private_files
 from server.store import AlreadyOpenError, DatabaseUnavailableError
@@ -33,8 +41,6 @@ PRINTED_KEY_S = 86400.0
 
 MIN_SHUTDOWN_S = 5
 """After the drain, responses that are being sent have at least so long to end."""
-
-NVIDIA_GPUS = Path("/proc/driver/nvidia/gpus")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -57,7 +63,8 @@ def main(argv: list[str] | None = None) -> int:
         configure_logging(settings.log_format)
         create_private_files()
         check_hook(settings.job_hook)
-        devices = () if settings.devices == NO_DEVICE else settings.devices or _all_devices()
+        all_devices = list_devices(Path("/dev"), os.environ.get("CUDA_VISIBLE_DEVICES"))
+        devices = () if settings.devices == NO_DEVICE else settings.devices or all_devices
         listener = inherit_listener() or open_listener(settings.host, settings.port)
         worker_check = WorkerCheck(settings, devices, with_devices=check_only)
         server = Server(settings, devices)
@@ -149,12 +156,6 @@ class _UvicornServer(uvicorn.Server):
         end = time.monotonic() + timeout_s
         while self.server_state.connections and time.monotonic() < end:
             await asyncio.sleep(0.05)
-
-
-def _all_devices() -> tuple[str, ...]:
-    """Return every CUDA device, else the CPU, from the driver's files: torch is not loaded here."""
-    count = len(list(NVIDIA_GPUS.glob("*")))
-    return tuple(f"cuda:{number}" for number in range(count)) or ("cpu",)
 
 
 def _print_banner(server: Server, settings: Settings, port: int) -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import os
+import re
 import shlex
 import shutil
 import socket
 import subprocess
 import sys
+from pathlib import Path
 from urllib.parse import urlsplit
 
 from server.settings import Settings, SettingsError
@@ -62,6 +65,31 @@ def inherit_listener() -> socket.socket | None:
 def format_host(host: str) -> str:
     """Write a host as URLs have it."""
     return f"[{host}]" if ":" in host else host
+
+
+def list_devices(folder: Path, visible: str | None) -> tuple[str, ...]:
+    """Return every CUDA device that this process may use, else the CPU.
+
+    torch, which takes seconds, is not loaded. A container has a node for each GPU that it was given, while
+    /proc lists all of the host's. Under WSL 2 there is one node for all GPUs, of which the first is used.
+
+    Args:
+        folder: /dev.
+        visible: value of CUDA_VISIBLE_DEVICES: indices or UUIDs, of GPUs or their MIG parts. CUDA stops at
+            the first that is invalid, such as -1.
+    """
+    nodes = sum(1 for node in folder.glob("nvidia*") if re.fullmatch(r"nvidia\d+", node.name))
+    count = nodes or int((folder / "dxg").exists())
+    if visible is not None:
+        names = list(itertools.takewhile(_is_device_name, (name.strip() for name in visible.split(","))))
+        count = (
+            len(names) if nodes and any(name.startswith("MIG-") for name in names) else min(count, len(names))
+        )
+    return tuple(f"cuda:{number}" for number in range(count)) or ("cpu",)
+
+
+def _is_device_name(name: str) -> bool:
+    return re.fullmatch(r"\d+|(GPU|MIG)-[\w/-]+", name) is not None
 
 
 def check_hook(hook: str | None) -> None:

@@ -13,7 +13,14 @@ import pytest
 from lipsync_engine.errors import ParameterError, ResourceError
 from lipsync_engine.media.sandbox import SandboxStatus
 from server.settings import Settings, SettingsError
-from server.start import WorkerCheck, check_hook, format_host, inherit_listener, open_listener
+from server.start import (
+    WorkerCheck,
+    check_hook,
+    format_host,
+    inherit_listener,
+    list_devices,
+    open_listener,
+)
 from server.store import DatabaseUnavailableError, Store
 from server.workers.check import check_devices, check_isolation
 
@@ -125,3 +132,31 @@ def test_missing_sandbox_is_reported_or_refused() -> None:
     assert "OTHER FILES ARE OPEN" in check_isolation(without_landlock, is_required=False)
     with pytest.raises(ResourceError, match=r"require_sandbox is on, but .* OTHER FILES ARE OPEN"):
         check_isolation(without_landlock, is_required=True)
+
+
+def test_devices_are_those_that_cuda_may_use(tmp_path: Path, subtests: pytest.Subtests) -> None:
+    eight, one, windows, none = (tmp_path / name for name in ("eight", "one", "windows", "none"))
+    for folder, names in (
+        (eight, [*(f"nvidia{number}" for number in range(8)), "nvidiactl", "nvidia-uvm"]),
+        (one, ["nvidia3", "nvidiactl"]),  # a container that was given the host's fourth GPU
+        (windows, ["dxg"]),
+        (none, ["null"]),
+    ):
+        folder.mkdir()
+        for name in names:
+            (folder / name).touch()
+    for folder, visible, count in [
+        (eight, None, 8),
+        (eight, "2", 1),
+        (eight, "2, 5,-1,6", 2),
+        (eight, "", 0),
+        (eight, "-1", 0),
+        (eight, "GPU-8932f937-d72c-4106-c12f-20bd9faed9f6", 1),
+        (one, None, 1),
+        (one, "MIG-1a2b, MIG-3c4d", 2),
+        (windows, None, 1),
+        (none, "0", 0),
+    ]:
+        with subtests.test(folder=folder.name, visible=visible):
+            expected = tuple(f"cuda:{number}" for number in range(count)) or ("cpu",)
+            assert list_devices(folder, visible) == expected
