@@ -16,7 +16,6 @@ import shutil
 import time
 from collections.abc import Generator, Sequence
 from contextlib import closing
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Self
 
@@ -45,7 +44,7 @@ from lipsync_engine.rendering.work_dir import (
 )
 from lipsync_engine.result import JobWarning, StageSeconds, SyncResult, WarningCode
 from lipsync_engine.sync_score import SyncScore, SyncScorer, find_installed_scorer, score_job
-from lipsync_engine.utils import default_cache_dir, drain
+from lipsync_engine.utils import default_cache_dir, drain, package_version
 from lipsync_engine.weights import WeightsStore
 
 log = logging.getLogger(__name__)
@@ -520,7 +519,7 @@ class LipSyncPipeline:
             f"{self.model.device.type} {self.model.precision}",
             self.detector.name,
             GATE_VERSION if params.voice_gate else "",
-            version("lipsync-engine"),
+            package_version(),
         ):
             digest.update(part.encode() + b"\0")
         return digest.hexdigest()[:32]

@@ -8,6 +8,7 @@ import itertools
 import os
 from collections.abc import Callable, Generator
 from contextlib import closing
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TypeVar
 
@@ -24,6 +25,14 @@ IntArray = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]
 ImageArray = npt.NDArray[np.uint8]
 """Pixels 0..255; a whole image is (H, W, 3) RGB."""
+
+
+def package_version() -> str:
+    """Return this package's version; "0+checkout" where only a checkout is on the path."""
+    try:
+        return version("lipsync-engine")
+    except PackageNotFoundError:
+        return "0+checkout"
 
 
 def drain(

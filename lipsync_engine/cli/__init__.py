@@ -17,7 +17,6 @@ from __future__ import annotations
 import logging
 import signal
 import sys
-from importlib.metadata import version
 from types import FrameType
 from typing import Annotated, NoReturn
 
@@ -39,7 +38,9 @@ app = typer.Typer(
 
 def _print_version(is_requested: bool) -> None:
     if is_requested:
-        out.print(f"lipsync {version('lipsync-engine')}", highlight=False)
+        from lipsync_engine.utils import package_version
+
+        out.print(f"lipsync {package_version()}", highlight=False)
         raise typer.Exit
 
 

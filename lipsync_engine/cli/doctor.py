@@ -31,11 +31,11 @@ def show_environment(
     from lipsync_engine.cli.memory import describe_memory_plans
     from lipsync_engine.device import choose_compile, choose_device, choose_fp8
     from lipsync_engine.provenance import ManifestSigner
-    from lipsync_engine.utils import default_cache_dir
+    from lipsync_engine.utils import default_cache_dir, package_version
     from lipsync_engine.weights import WeightsStore
 
     table = create_facts_table()
-    table.add_row("lipsync", f"{version('lipsync-engine')}, Python {platform.python_version()}")
+    table.add_row("lipsync", f"{package_version()}, Python {platform.python_version()}")
     for library in ("torch", "diffusers", "openai-whisper", "opencv-python-headless"):
         table.add_row(library, version(library))
     target = choose_device(None, None)

@@ -12,7 +12,6 @@ import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Self, TypeGuard
 
@@ -24,6 +23,7 @@ from lipsync_engine.provenance.source_manifest import (
     find_embedded_manifest,
     is_manifest_readable,
 )
+from lipsync_engine.utils import package_version
 
 if TYPE_CHECKING:  # signing imports them where it needs them, so that a machine without them can render
     import c2pa
@@ -354,7 +354,7 @@ def _build_manifest(facts: ManifestFacts) -> dict[str, Any]:
     ]
     return {
         "title": "lip-sync",
-        "claim_generator_info": [{"name": "lipsync-engine", "version": version("lipsync-engine")}],
+        "claim_generator_info": [{"name": "lipsync-engine", "version": package_version()}],
         "assertions": [
             {"label": "c2pa.actions.v2", "data": {"actions": actions}},
             {"label": OWN_ASSERTION, "data": facts.to_assertion()},
