@@ -95,8 +95,11 @@ def restore_backup(settings: Settings, folder: Path) -> str:
             f"{folder} has no {MANIFEST}: it is no backup, or one that was cut off. Name another"
         )
     database = _require_sqlite(settings, "restore it with pg_restore")
-    if database.exists():
-        raise BackupError(f"{database} exists: name another data folder in LIPSYNC_DATA_DIR, or move it away")
+    for suffix in ("", "-wal", "-shm"):  # SQLite would apply a log that lies beside the restored file
+        if (file := database.with_name(database.name + suffix)).exists():
+            raise BackupError(
+                f"{file} exists: name another data folder in LIPSYNC_DATA_DIR, or move the whole folder away"
+            )
     make_private(settings.data_dir)
     for target, name in _files(settings):
         if (folder / name).is_dir():

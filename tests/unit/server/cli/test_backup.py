@@ -85,6 +85,18 @@ def test_backup_that_was_cut_off_is_not_restored(tmp_path: Path) -> None:
     assert not (tmp_path / "restored").exists()
 
 
+def test_backup_is_not_restored_beside_a_log_of_another_database(tmp_path: Path) -> None:
+    """SQLite would apply it: the newer rows would come back, or a mixture of both."""
+    backup, target = tmp_path / "backup", tmp_path / "target"
+    assert lipsync(FOLDER, "backup", backup).returncode == 0
+    target.mkdir()
+    (target / "lipsync.sqlite-wal").write_bytes(b"what a crash left")
+    refused = lipsync(target, "restore", backup)
+    assert refused.returncode == 2
+    assert "move the whole folder away" in refused.stderr
+    assert [path.name for path in target.iterdir()] == ["lipsync.sqlite-wal"]
+
+
 @pytest.fixture
 def postgres() -> Iterator[PrivatePostgres]:
     database = PrivatePostgres()
