@@ -27,14 +27,15 @@ def test_restarts_of_a_worker_that_cannot_start_become_rare() -> None:
 
 def test_silent_job_is_blamed_alone() -> None:
     """Its neighbour in the same worker loses no attempt."""
-    worker = WorkerProcess(0, asyncio.StreamReader(), None)  # type: ignore[arg-type]  (nothing is sent)
 
-    async def receive(job_id: str, timeout_s: float) -> None:
+    async def receive(worker: WorkerProcess, job_id: str, timeout_s: float) -> None:
         async with worker.open_channel(job_id) as channel:
             await channel.receive(timeout_s)
 
     async def run() -> list[BaseException | None]:
-        return await asyncio.gather(receive("silent", 0.05), receive("neighbour", 30), return_exceptions=True)
+        worker = WorkerProcess(0, asyncio.StreamReader(), None)  # type: ignore[arg-type]  (nothing is sent)
+        receivers = receive(worker, "silent", 0.05), receive(worker, "neighbour", 30)
+        return await asyncio.gather(*receivers, return_exceptions=True)
 
     errors = asyncio.run(run())
     assert [error.job_id for error in errors if isinstance(error, WorkerDiedError)] == ["silent", "silent"]
