@@ -316,7 +316,7 @@ class AuditLog:
                 number = row.number
                 if row.id is not None:
                     columns = {column.name: row._mapping[column] for column in AUDIT.c}
-                    entry = AuditEntry(**columns | {"facts": json.loads(row.facts)})
+                    entry = AuditEntry(**columns | {"facts": _read_facts(row.facts)})
                     if entry.chain_hash(previous) != row.hash:
                         return ChainReport(intact, previous, f"entry {row.entry_id} was changed")
                 elif row.sealed_at >= expired_before:
@@ -327,8 +327,18 @@ class AuditLog:
         query = sa.select(AUDIT.c.facts).where(AUDIT.c.event == AUDIT_EXPIRED)
         with self._database.read_only() as connection:
             facts = connection.execute(query.order_by(AUDIT.c.id.desc()).limit(1)).scalar_one_or_none()
-        return float("-inf") if facts is None else float(json.loads(facts)["before"])
+        before = None if facts is None else _read_facts(facts).get("before")
+        return float(before) if isinstance(before, int | float) else float("-inf")
 
 
 def _read_entry(row: sa.Row[Any]) -> AuditEntry:
-    return AuditEntry(**dict(row._mapping) | {"facts": json.loads(row.facts)})
+    return AuditEntry(**dict(row._mapping) | {"facts": _read_facts(row.facts)})
+
+
+def _read_facts(text: str) -> dict[str, Any]:
+    """Read an entry's facts; those of a damaged entry are shown as they are, and its hash does not fit."""
+    try:
+        facts = json.loads(text)
+    except ValueError:
+        facts = None
+    return facts if isinstance(facts, dict) else {"unreadable": text}

@@ -176,6 +176,10 @@ def test_audit_chain_shows_changes_made_around_the_triggers(store: Store) -> Non
         connection.execute(sa.text("UPDATE audit SET tenant = 'other' WHERE at = 4"))
     assert store.audit.verify().problem == "entry 5 was changed"
     with store._writer.begin() as connection:
+        connection.execute(sa.text("UPDATE audit SET facts = 'no JSON' WHERE at = 4"))
+    assert store.audit.verify().problem == "entry 5 was changed"
+    assert {"unreadable": "no JSON"} in [entry.facts for entry in store.audit.page()]
+    with store._writer.begin() as connection:
         connection.execute(sa.text("DELETE FROM audit WHERE at = 3"))
     assert (store.audit.verify().intact, store.audit.verify().problem) == (3, "entry 4 was deleted")
 
