@@ -15,8 +15,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from lipsync_engine.media.sandbox_exec import SYSTEM_PATHS
-
 SANDBOX_EXEC = Path(__file__).with_name("sandbox_exec.py")
 
 CHECK_SCRIPT = """
@@ -48,12 +46,12 @@ def sandboxed(command: list[str], rules: list[str], *, memory_bytes: int = 0, cp
 
 
 def file_rules(command: list[str]) -> list[str]:
-    """List what an FFmpeg command may open: `r` + path to read, `w` + path to write as well.
+    """List what an FFmpeg command may open, as rules of `sandbox_exec`.
 
     Inputs are read and outputs written, all by name. The list of a join (`-f concat`) may read what lies
     beside it or is linked there.
     """
-    rules = [f"r{path}" for path in (*SYSTEM_PATHS, *_library_dirs(Path(command[0])))] + ["w/dev/null"]
+    rules = ["s", *(f"r{path}" for path in _library_dirs(Path(command[0]))), "w/dev/null"]
     options: list[str] = []
     for word, following in zip(command, [*command[1:], ""], strict=True):
         options.append(word)
@@ -114,7 +112,7 @@ def check_sandbox() -> SandboxStatus:
         inside.touch()
         outside.touch()
         python = Path(sys.executable)
-        rules = [f"r{path}" for path in (*SYSTEM_PATHS, *_library_dirs(python), sys.base_prefix, inside)]
+        rules = ["s", *(f"r{path}" for path in (*_library_dirs(python), sys.base_prefix, inside))]
         command = [str(python), "-I", "-S", "-c", CHECK_SCRIPT, str(inside), str(outside)]
         completed = subprocess.run(
             sandboxed(command, rules), capture_output=True, text=True, timeout=30, check=False

@@ -19,6 +19,7 @@ import platformdirs
 
 from lipsync_engine.errors import ErrorCode, InputError, ParameterError, ResourceError
 from lipsync_engine.provenance.source_manifest import (
+    OFFLINE,
     TooManyBoxesError,
     find_embedded_manifest,
     is_manifest_readable,
@@ -39,9 +40,6 @@ OWN_ASSERTION = "org.lipsync-engine.generation"
 COMMAND_TIMEOUT_S = 30.0
 UNKNOWN_MEDIA_TYPE = "application/octet-stream"
 """For this type c2pa does not search for credentials."""
-
-OFFLINE = {"ocsp_fetch": False, "remote_manifest_fetch": False}
-"""c2pa's settings against network access: a source's author would choose the address."""
 
 PROBE_PNG = binascii.a2b_base64(
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNgAAAAAgABSK+kcQAAAABJRU5ErkJggg=="

@@ -30,13 +30,16 @@ CONTAINERS = frozenset(
 
 C2PA_UUID = bytes.fromhex("d8fec3d61b0e483c92975828877ec481")
 
-READ_MANIFEST = """
+OFFLINE = {"ocsp_fetch": False, "remote_manifest_fetch": False}
+"""c2pa's settings against network access: a source's author would choose the address."""
+
+CHILD_SETTINGS = {"verify": {"verify_trust": False, **OFFLINE}}
+READ_MANIFEST = f"""
 import sys
 import c2pa
-settings = {"verify": {"verify_trust": False, "ocsp_fetch": False, "remote_manifest_fetch": False}}
 with (
     open(sys.argv[2], "rb") as content,
-    c2pa.Context.from_dict(settings) as context,
+    c2pa.Context.from_dict({CHILD_SETTINGS!r}) as context,
     c2pa.Reader(sys.argv[1], content, context=context) as reader,
 ):
     reader.json()

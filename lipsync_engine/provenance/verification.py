@@ -11,8 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from lipsync_engine.errors import ErrorCode, InputError
-from lipsync_engine.provenance.signing import OFFLINE, OWN_ASSERTION
-from lipsync_engine.provenance.source_manifest import MAX_BOXES, TooManyBoxesError, find_embedded_manifest
+from lipsync_engine.provenance.signing import OWN_ASSERTION
+from lipsync_engine.provenance.source_manifest import (
+    MAX_BOXES,
+    OFFLINE,
+    TooManyBoxesError,
+    find_embedded_manifest,
+)
 
 
 class Verdict(StrEnum):

@@ -83,7 +83,7 @@ def render_segment(
             codec=params.video_codec,
             max_short_side=params.max_short_side,
         ) as writer,
-        closing(render_frames(plan, segment, model, {} if latents is None else latents)) as frames,
+        closing(render_frames(plan, segment, model, latents)) as frames,
     ):
         for done, frame in enumerate(frames, start=1):
             writer.write(frame)

@@ -16,7 +16,8 @@ import pytest
 
 from lipsync_engine import media
 from lipsync_engine.media import process
-from lipsync_engine.media.sandbox import SYSTEM_PATHS, file_rules, sandboxed
+from lipsync_engine.media.sandbox import file_rules, sandboxed
+from lipsync_engine.media.sandbox_exec import SYSTEM_PATHS
 
 Ffmpeg = Callable[..., None]
 
